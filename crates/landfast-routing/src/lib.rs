@@ -1,0 +1,6 @@
+//! Decides where a request goes: match a route, pick a group by weight, pick a backend, judge health, allow a
+//! retry. Pure: it owns no socket, file, clock or random source, so the HTTP engine around it can be replaced.
+//!
+//! It never changes the table it was given; whoever holds a newer table swaps the whole.
+
+pub mod snapshot;

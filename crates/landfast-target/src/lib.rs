@@ -1,0 +1,176 @@
+//! What a target must do: start, stop and observe instances, and keep them while the server is away.
+//!
+//! The rollout engine sees groups and weights; a target sees single instances. It never decides when
+//! something starts, whether it is healthy or whether it gets traffic. One conformance suite holds for every
+//! target, the fake included.
+
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
+
+use async_trait::async_trait;
+use landfast_types::{Bytes, Cpu, Digest, Fence, InstanceId, Scope, Secret, Timestamp};
+use serde::{Deserialize, Serialize};
+
+/// An instance on this host: its environment and its id in it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct InstanceRef {
+    pub scope: Scope,
+    pub instance: InstanceId,
+}
+
+/// Everything a target needs to start one instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceSpec {
+    pub id: InstanceRef,
+    /// The content that is run; the working folder is its root.
+    pub artifact: Digest,
+    /// argv. The first word, when it starts with `./`, is inside the artifact; otherwise it is looked up in PATH.
+    pub command: Vec<String>,
+    /// The whole environment but `PORT` and `HOST`, which the target adds.
+    pub env: BTreeMap<String, Secret<String>>,
+    /// Whether it listens. The target chooses the real port and names it `PORT`.
+    pub listens: bool,
+    pub resources: Resources,
+    /// Folders outside releases, by name; the instance finds each path in `VOLUME_<NAME>`.
+    pub volumes: BTreeMap<String, PathBuf>,
+    /// Where its standard output and error are kept, in rotated segments.
+    pub log_folder: PathBuf,
+    /// True for a job: it is expected to end by itself, and its exit status is its answer.
+    pub is_job: bool,
+}
+
+/// What an instance may use. `None` is unlimited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Resources {
+    pub cpu: Option<Cpu>,
+    pub memory: Option<Bytes>,
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum Exit {
+    Code { code: i32 },
+    Signal { signal: i32, core_dumped: bool },
+    /// It could not be started at all.
+    NotStarted { reason: String },
+    /// Its parent died or the host restarted: nobody saw how it ended.
+    Unknown,
+}
+
+impl std::fmt::Display for Exit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Code { code } => write!(f, "exited with code {code}"),
+            Self::Signal { signal, .. } => write!(f, "was killed by signal {signal}"),
+            Self::NotStarted { reason } => write!(f, "could not be started: {reason}"),
+            Self::Unknown => f.write_str("ended unseen"),
+        }
+    }
+}
+
+/// What a target knows of an instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Observed {
+    pub id: InstanceRef,
+    pub state: ObservedState,
+    /// Where it listens, when it does.
+    pub address: Option<SocketAddr>,
+    /// Its process id, for people only: nothing is signalled by it.
+    pub pid: Option<u32>,
+    pub started_at: Timestamp,
+    pub is_job: bool,
+}
+
+/// Whether an instance runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum ObservedState {
+    Running,
+    Exited { exit: Exit, at: Timestamp },
+}
+
+/// Why an instance could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("artifact {0:?} is not in the store")]
+    ArtifactMissing(Digest),
+    #[error("`{command}` is not in the artifact or in PATH")]
+    CommandMissing { command: String },
+    #[error("no free port was found in {from}–{to}")]
+    NoPort { from: u16, to: u16 },
+    #[error("order refused: {0}")]
+    Stale(#[from] landfast_types::StaleFence),
+    #[error("failed to {doing}")]
+    Io { doing: String, source: std::io::Error },
+}
+
+impl StartError {
+    /// Whether the same call may succeed later without anybody changing anything.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::NoPort { .. } | Self::Io { .. } => true,
+            Self::ArtifactMissing(_) | Self::CommandMissing { .. } | Self::Stale(_) => false,
+        }
+    }
+}
+
+/// Why an instance could not be stopped, observed or entered.
+#[derive(Debug, thiserror::Error)]
+pub enum TargetError {
+    #[error("order refused: {0}")]
+    Stale(#[from] landfast_types::StaleFence),
+    #[error("instance `{0}` is not here")]
+    NoSuchInstance(InstanceId),
+    #[error("`{command}` is not in the artifact or in PATH")]
+    CommandMissing { command: String },
+    #[error("failed to {doing}")]
+    Io { doing: String, source: std::io::Error },
+}
+
+/// One piece of output of a command run beside an instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ExecOutput {
+    Stdout(Vec<u8>),
+    Stderr(Vec<u8>),
+    Exited(Exit),
+}
+
+/// A place where groups run.
+///
+/// Every call is idempotent: a driver that crashed after calling simply calls again. Orders carry a
+/// [`Fence`]; one from a server that has been replaced is refused.
+#[async_trait]
+pub trait Target: Send + Sync + 'static {
+    /// Starts an instance and returns once it runs (not once it is ready). An instance of this id that already
+    /// runs, or already ended, is returned as it is: an id is started once, ever.
+    async fn start(&self, order: Fence, spec: &InstanceSpec) -> Result<Observed, StartError>;
+
+    /// Ends an instance and everything it started: SIGTERM, at most `grace`, SIGKILL. Returns how it ended. One
+    /// that is not known has ended unseen: that is no error.
+    async fn stop(
+        &self,
+        order: Fence,
+        id: &InstanceRef,
+        grace: Duration,
+    ) -> Result<Exit, TargetError>;
+
+    /// Drops what is kept of an ended instance, but not its logs. Unknown or running ones are left alone.
+    async fn forget(&self, id: &InstanceRef) -> Result<(), TargetError>;
+
+    /// Everything this target runs or remembers, whoever started it, in order of id. A server that starts
+    /// calls this first and adopts what it finds.
+    async fn list(&self) -> Result<Vec<Observed>, TargetError>;
+
+    /// Waits until an instance ends, and says how. Returns at once for one that ended; [`Exit::Unknown`] for one
+    /// that is not known.
+    async fn wait(&self, id: &InstanceRef) -> Result<Exit, TargetError>;
+
+    /// Runs a command beside a running instance, in its folder and with its environment. Output comes in pieces;
+    /// the last is [`ExecOutput::Exited`]. Dropping the receiver ends the command.
+    async fn exec(
+        &self,
+        id: &InstanceRef,
+        command: Vec<String>,
+        stdin: Vec<u8>,
+    ) -> Result<tokio::sync::mpsc::Receiver<ExecOutput>, TargetError>;
+}

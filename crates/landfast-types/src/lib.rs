@@ -1,0 +1,27 @@
+//! The words every crate shares: names, ids, instants, sizes, digests and secrets.
+//!
+//! This crate knows no clock, file, socket or random source. It never decides anything: it only makes
+//! sure that a name is a name, a duration has a unit and a secret does not print.
+
+mod digest;
+mod generation;
+mod histogram;
+mod name;
+mod secret;
+mod time;
+mod units;
+
+pub use crate::{
+    digest::{Digest, DigestError, Hasher},
+    generation::{Fence, FenceGuard, Generation, StaleFence},
+    histogram::Histogram,
+    name::{
+        AppName, EnvironmentName, InstanceId, JobName, Name, NameError, ReleaseId, RolloutId,
+        RouteName, Scope, ServiceKey, ServiceName, StoreName,
+    },
+    secret::Secret,
+    time::Timestamp,
+    units::{
+        Bytes, Cpu, Percent, UnitError, format_duration, parse_bytes, parse_cpu, parse_duration,
+    },
+};
