@@ -1,0 +1,620 @@
+//! The OpenAPI 3.1 document, made from one table of endpoints. The server's own test walks the same table, so a
+//! path cannot be described and not served.
+
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{
+        ComponentsBuilder, ContentBuilder, HttpMethod, InfoBuilder, LicenseBuilder, ObjectBuilder,
+        OpenApiBuilder, Ref, RefOr, Required, ResponseBuilder, Schema, Type,
+        path::{OperationBuilder, ParameterBuilder, ParameterIn, PathItem},
+        request_body::RequestBodyBuilder,
+    },
+};
+
+use crate::*;
+
+/// One method of one path.
+#[derive(Debug, Clone)]
+pub struct Endpoint {
+    pub method: Method,
+    pub path: &'static str,
+    /// The operation's id, which is also the client's method.
+    pub id: &'static str,
+    pub summary: &'static str,
+    body: Body,
+    answers: Vec<(u16, &'static str, Body)>,
+    /// Query parameters: name, whether it is a number, what it means.
+    query: &'static [(&'static str, QueryKind, &'static str)],
+    /// Whether it takes an `Idempotency-Key`.
+    pub idempotency_key: bool,
+}
+
+/// The methods the API uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    Get,
+    Post,
+    Put,
+    Patch,
+    Delete,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum QueryKind {
+    Text,
+    Number,
+    Flag,
+}
+
+/// What a request or an answer carries.
+#[derive(Debug, Clone)]
+enum Body {
+    None,
+    Json(String),
+    /// A JSON value per line.
+    Lines(String),
+    /// Events whose `data` is this.
+    Events(String),
+    Text(&'static str),
+    Bytes,
+}
+
+fn json<T: ToSchema>() -> Body {
+    Body::Json(T::name().into_owned())
+}
+
+/// Every endpoint.
+pub fn endpoints() -> Vec<Endpoint> {
+    use Method::{Delete, Get, Patch, Post, Put};
+    use QueryKind::{Flag, Number, Text};
+
+    let get = |path, id, summary, answer| Endpoint {
+        method: Get,
+        path,
+        id,
+        summary,
+        body: Body::None,
+        answers: vec![(200, "", answer)],
+        query: &[],
+        idempotency_key: false,
+    };
+    let post = |path, id, summary, body, answer| Endpoint {
+        method: Post,
+        body,
+        answers: vec![(200, "", answer)],
+        ..get(path, id, summary, Body::None)
+    };
+    let begins = |path, id, summary, body| Endpoint {
+        answers: vec![(202, "A rollout began", json::<Rollout>())],
+        idempotency_key: true,
+        ..post(path, id, summary, body, Body::None)
+    };
+
+    vec![
+        get(
+            paths::HEALTH,
+            "health",
+            "Whether the server answers",
+            json::<Health>(),
+        ),
+        get(
+            paths::OPENAPI,
+            "openapi",
+            "This document",
+            Body::Text("application/json"),
+        ),
+        get(
+            paths::HOST,
+            "host",
+            "Versions, listeners, folders and resources",
+            json::<Host>(),
+        ),
+        get(
+            paths::APPS,
+            "apps",
+            "Every environment of this host in a line",
+            json::<AppList>(),
+        ),
+        get(
+            paths::ROUTES,
+            "routes",
+            "All routes in the order they match",
+            json::<RouteList>(),
+        ),
+        get(
+            paths::EVENTS,
+            "events",
+            "What happens on this host; `Last-Event-ID` goes on after a sequence, and without it the stream begins now",
+            Body::Events(Event::name().into_owned()),
+        ),
+        get(
+            paths::METRICS,
+            "metrics",
+            "Prometheus metrics of the server",
+            Body::Text("text/plain; version=0.0.4"),
+        ),
+        post(
+            paths::BLOBS_MISSING,
+            "missing_blobs",
+            "Which blobs the store lacks, and where to go on with them",
+            json::<MissingBlobsRequest>(),
+            json::<MissingBlobs>(),
+        ),
+        Endpoint {
+            method: Patch,
+            query: &[
+                ("offset", Number, "Where this piece begins, in bytes"),
+                (
+                    "last",
+                    Flag,
+                    "Whether the blob ends with this piece: its digest is then checked",
+                ),
+            ],
+            ..post(
+                paths::BLOB,
+                "upload",
+                "Adds a piece to a blob",
+                Body::Bytes,
+                json::<BlobSize>(),
+            )
+        },
+        post(
+            paths::ARTIFACTS,
+            "create_artifact",
+            "Joins uploaded blobs to an artifact; creating it again changes nothing",
+            json::<ArtifactListing>(),
+            json::<ArtifactCreated>(),
+        ),
+        get(
+            paths::ENVIRONMENT,
+            "status",
+            "An environment as it is",
+            json::<EnvironmentStatus>(),
+        ),
+        get(
+            paths::HISTORY,
+            "history",
+            "Releases and rollouts, newest first",
+            json::<History>(),
+        ),
+        get(
+            paths::ENVIRONMENT_EVENTS,
+            "environment_events",
+            "What happens in this environment, as `/v1/events`",
+            Body::Events(Event::name().into_owned()),
+        ),
+        Endpoint {
+            query: &[
+                ("service", Text, "Of a service or job"),
+                ("instance", Text, "Of an instance or run"),
+                (
+                    "tail",
+                    Number,
+                    "Lines of the past over all chosen instances; 100 without it",
+                ),
+                ("follow", Flag, "Go on as lines come"),
+            ],
+            ..get(
+                paths::LOGS,
+                "logs",
+                "What instances wrote, one JSON value per line",
+                Body::Lines(LogLine::name().into_owned()),
+            )
+        },
+        post(
+            paths::PLAN,
+            "plan",
+            "What a deploy would do; changes nothing",
+            json::<PlanRequest>(),
+            json::<Plan>(),
+        ),
+        Endpoint {
+            answers: vec![
+                (202, "A rollout began", json::<DeployAnswer>()),
+                (
+                    200,
+                    "Nothing differs: no release was made",
+                    json::<DeployAnswer>(),
+                ),
+            ],
+            idempotency_key: true,
+            ..post(
+                paths::ROLLOUTS,
+                "deploy",
+                "Makes a release and moves the environment to it",
+                json::<DeployRequest>(),
+                Body::None,
+            )
+        },
+        Endpoint {
+            query: &[
+                ("limit", Number, "At most this many; 20 without it"),
+                ("before", Number, "Only rollouts with a smaller number"),
+            ],
+            ..get(
+                paths::ROLLOUTS,
+                "rollouts",
+                "Rollouts, newest first",
+                json::<RolloutList>(),
+            )
+        },
+        get(
+            paths::ROLLOUT,
+            "rollout",
+            "One rollout as it is",
+            json::<Rollout>(),
+        ),
+        post(
+            paths::PROMOTE,
+            "promote",
+            "Passes the manual gate, or takes up a parked rollout",
+            json::<ReasonRequest>(),
+            json::<Rollout>(),
+        ),
+        post(
+            paths::ABORT,
+            "abort",
+            "Takes the rollout back",
+            json::<ReasonRequest>(),
+            json::<Rollout>(),
+        ),
+        post(
+            paths::SEAL,
+            "seal",
+            "Lets the old release go now, instead of after `standby`",
+            json::<ReasonRequest>(),
+            json::<Rollout>(),
+        ),
+        begins(
+            paths::ROLLBACK,
+            "rollback",
+            "Goes back to an earlier release",
+            json::<RollbackRequest>(),
+        ),
+        post(
+            paths::SCALE,
+            "scale",
+            "Runs more or fewer instances until the manifest's `replicas` changes",
+            json::<ScaleRequest>(),
+            json::<ScaleAnswer>(),
+        ),
+        begins(
+            paths::RESTART,
+            "restart",
+            "Rolls the same release once more",
+            json::<ReasonRequest>(),
+        ),
+        post(
+            paths::STOP,
+            "stop",
+            "Shows the maintenance page and stops the instances",
+            json::<ReasonRequest>(),
+            json::<EnvironmentStatus>(),
+        ),
+        post(
+            paths::START,
+            "start",
+            "Starts what `stop` stopped",
+            json::<ReasonRequest>(),
+            json::<EnvironmentStatus>(),
+        ),
+        Endpoint {
+            answers: vec![(202, "It runs", json::<JobRun>())],
+            idempotency_key: true,
+            ..post(
+                paths::JOB_RUNS,
+                "run_job",
+                "Runs a job now",
+                Body::None,
+                Body::None,
+            )
+        },
+        get(
+            paths::JOB_RUN,
+            "job_run",
+            "One run of a job",
+            json::<JobRun>(),
+        ),
+        post(
+            paths::EXEC,
+            "exec",
+            "Runs a command beside an instance; output comes as one JSON value per line",
+            json::<ExecRequest>(),
+            Body::Lines(ExecFrame::name().into_owned()),
+        ),
+        get(
+            paths::SECRETS,
+            "secrets",
+            "Names and versions, never values",
+            json::<SecretList>(),
+        ),
+        get(
+            paths::SECRET,
+            "secret",
+            "One secret's versions, never its value",
+            json::<Secret>(),
+        ),
+        Endpoint {
+            method: Put,
+            ..post(
+                paths::SECRET,
+                "set_secret",
+                "Sets a secret: the body is the value itself, byte for byte",
+                Body::Bytes,
+                json::<Secret>(),
+            )
+        },
+        Endpoint {
+            method: Delete,
+            answers: vec![(204, "It is gone", Body::None)],
+            ..get(
+                paths::SECRET,
+                "remove_secret",
+                "Removes a secret and its versions",
+                Body::None,
+            )
+        },
+    ]
+}
+
+/// The schemas of every type a body names, and of what those are made of.
+fn schemas() -> Vec<(String, RefOr<Schema>)> {
+    fn add<T: ToSchema>(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        schemas.push((T::name().into_owned(), T::schema()));
+        T::schemas(schemas);
+    }
+    let mut schemas = Vec::new();
+    add::<AppList>(&mut schemas);
+    add::<ArtifactCreated>(&mut schemas);
+    add::<ArtifactListing>(&mut schemas);
+    add::<BlobSize>(&mut schemas);
+    add::<DeployAnswer>(&mut schemas);
+    add::<DeployRequest>(&mut schemas);
+    add::<EnvironmentStatus>(&mut schemas);
+    add::<Event>(&mut schemas);
+    add::<ExecFrame>(&mut schemas);
+    add::<ExecRequest>(&mut schemas);
+    add::<Health>(&mut schemas);
+    add::<History>(&mut schemas);
+    add::<Host>(&mut schemas);
+    add::<JobRun>(&mut schemas);
+    add::<LogLine>(&mut schemas);
+    add::<MissingBlobs>(&mut schemas);
+    add::<MissingBlobsRequest>(&mut schemas);
+    add::<Plan>(&mut schemas);
+    add::<PlanRequest>(&mut schemas);
+    add::<Problem>(&mut schemas);
+    add::<ReasonRequest>(&mut schemas);
+    add::<RollbackRequest>(&mut schemas);
+    add::<Rollout>(&mut schemas);
+    add::<RolloutList>(&mut schemas);
+    add::<RouteList>(&mut schemas);
+    add::<ScaleAnswer>(&mut schemas);
+    add::<ScaleRequest>(&mut schemas);
+    add::<Secret>(&mut schemas);
+    add::<SecretList>(&mut schemas);
+    schemas.sort_by(|(left, _), (right, _)| left.cmp(right));
+    schemas
+}
+
+/// The document.
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    let info = InfoBuilder::new()
+        .title("Landfast")
+        .version("v1")
+        .description(Some(
+            "The API of `landfast server`, over its Unix socket or TCP on loopback. Problems are RFC 9457 \
+             with the type `urn:landfast:problem:<code>`.",
+        ))
+        .license(Some(
+            LicenseBuilder::new().name("Apache-2.0").identifier(Some("Apache-2.0")).build(),
+        ))
+        .build();
+    let components = ComponentsBuilder::new()
+        .schemas_from_iter(schemas())
+        .build();
+    let mut document = OpenApiBuilder::new()
+        .info(info)
+        .components(Some(components))
+        .build();
+    for endpoint in endpoints() {
+        let method = match endpoint.method {
+            Method::Get => HttpMethod::Get,
+            Method::Post => HttpMethod::Post,
+            Method::Put => HttpMethod::Put,
+            Method::Patch => HttpMethod::Patch,
+            Method::Delete => HttpMethod::Delete,
+        };
+        let item = PathItem::new(method, operation(&endpoint));
+        match document.paths.paths.get_mut(endpoint.path) {
+            Some(known) => known.merge_operations(item),
+            None => {
+                document.paths.paths.insert(endpoint.path.to_owned(), item);
+            }
+        }
+    }
+    document
+}
+
+/// The document as it is committed and served: indented, with a line end.
+pub fn openapi_json() -> String {
+    let text = openapi()
+        .to_pretty_json()
+        .expect("the document is plain data");
+    text + "\n"
+}
+
+fn operation(endpoint: &Endpoint) -> utoipa::openapi::path::Operation {
+    let mut operation = OperationBuilder::new()
+        .operation_id(Some(endpoint.id))
+        .summary(Some(endpoint.summary))
+        .tag(tag(endpoint.path));
+    for part in endpoint.path.split(['{', '}']).skip(1).step_by(2) {
+        let kind = if part == "id" {
+            Type::Integer
+        } else {
+            Type::String
+        };
+        operation = operation.parameter(
+            ParameterBuilder::new()
+                .name(part)
+                .parameter_in(ParameterIn::Path)
+                .required(Required::True)
+                .schema(Some(plain(kind))),
+        );
+    }
+    for (name, kind, description) in endpoint.query {
+        let kind = match kind {
+            QueryKind::Text => Type::String,
+            QueryKind::Number => Type::Integer,
+            QueryKind::Flag => Type::Boolean,
+        };
+        operation = operation.parameter(
+            ParameterBuilder::new()
+                .name(*name)
+                .parameter_in(ParameterIn::Query)
+                .required(if *name == "offset" {
+                    Required::True
+                } else {
+                    Required::False
+                })
+                .description(Some(*description))
+                .schema(Some(plain(kind))),
+        );
+    }
+    let header = |name: &str, description: &str| {
+        ParameterBuilder::new()
+            .name(name)
+            .parameter_in(ParameterIn::Header)
+            .required(Required::False)
+            .description(Some(description))
+            .schema(Some(plain(Type::String)))
+    };
+    if endpoint.idempotency_key {
+        let description = "The same key and body answer with the first answer for a day";
+        operation = operation.parameter(header("Idempotency-Key", description));
+    }
+    if matches!(endpoint.answers.first(), Some((_, _, Body::Events(_)))) {
+        let description = "The sequence of the last event seen";
+        operation = operation.parameter(header("Last-Event-ID", description));
+    }
+    if let Some((media, content)) = content(&endpoint.body) {
+        let body = RequestBodyBuilder::new()
+            .content(media, content)
+            .required(Some(Required::True));
+        operation = operation.request_body(Some(body.build()));
+    }
+    for (status, description, body) in &endpoint.answers {
+        let description = if description.is_empty() {
+            "It worked"
+        } else {
+            description
+        };
+        let mut response = ResponseBuilder::new().description(description);
+        if let Some((media, content)) = content(body) {
+            response = response.content(media, content);
+        }
+        operation = operation.response(status.to_string(), response.build());
+    }
+    let problem = ContentBuilder::new()
+        .schema(Some(Ref::from_schema_name(Problem::name())))
+        .build();
+    let response = ResponseBuilder::new()
+        .description("What went wrong")
+        .content(PROBLEM_JSON, problem);
+    operation.response("default", response.build()).build()
+}
+
+fn plain(kind: Type) -> RefOr<Schema> {
+    ObjectBuilder::new().schema_type(kind).into()
+}
+
+fn content(body: &Body) -> Option<(&'static str, utoipa::openapi::Content)> {
+    let named = |name: &str| {
+        ContentBuilder::new()
+            .schema(Some(Ref::from_schema_name(name)))
+            .build()
+    };
+    Some(match body {
+        Body::None => return None,
+        Body::Json(name) => ("application/json", named(name)),
+        Body::Lines(name) => (NDJSON, named(name)),
+        Body::Events(name) => (EVENT_STREAM, named(name)),
+        Body::Text(media) => (
+            media,
+            ContentBuilder::new()
+                .schema(Some(<String as PartialSchema>::schema()))
+                .build(),
+        ),
+        Body::Bytes => ("application/octet-stream", ContentBuilder::new().build()),
+    })
+}
+
+/// Groups the operations for readers.
+fn tag(path: &str) -> &'static str {
+    if path.starts_with("/v1/blobs") || path.starts_with("/v1/artifacts") {
+        "artifacts"
+    } else if path.contains("/secrets") {
+        "secrets"
+    } else if path.contains("/rollouts") || path.ends_with("/plan") || path.ends_with("/rollback") {
+        "rollouts"
+    } else if path.starts_with(paths::ENVIRONMENT) {
+        "environments"
+    } else {
+        "host"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_reference_of_the_document_leads_somewhere() {
+        let text = openapi_json();
+        let document: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        assert_eq!(document["openapi"], "3.1.0");
+        let schemas = document["components"]["schemas"]
+            .as_object()
+            .expect("schemas");
+        for reference in text.split("\"#/components/schemas/").skip(1) {
+            let name = reference.split('"').next().expect("a closing quote");
+            assert!(schemas.contains_key(name), "no schema {name}");
+        }
+    }
+
+    #[test]
+    fn every_endpoint_has_an_id_of_its_own() {
+        let endpoints = endpoints();
+        let ids = endpoints
+            .iter()
+            .map(|endpoint| endpoint.id)
+            .collect::<BTreeSet<_>>();
+        assert_eq!(ids.len(), endpoints.len());
+        assert!(
+            endpoints
+                .iter()
+                .all(|endpoint| endpoint.path.starts_with("/v1/"))
+        );
+    }
+
+    /// The committed document is what readers see in the repository. `cargo xtask docs` writes it, and so does
+    /// this test where `UPDATE_DOCS` is set.
+    #[test]
+    fn the_committed_document_is_this_one() {
+        let committed = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../../docs/reference/openapi.json"
+        );
+        if std::env::var_os("UPDATE_DOCS").is_some() {
+            std::fs::write(committed, openapi_json()).expect("the folder is there");
+        }
+        let text = std::fs::read_to_string(committed).expect("it is committed");
+        assert!(
+            text == openapi_json(),
+            "docs/reference/openapi.json is old: run `cargo xtask docs`"
+        );
+    }
+}

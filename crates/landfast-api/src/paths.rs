@@ -1,0 +1,83 @@
+//! Every path of the API, once. The braces are those of OpenAPI and of axum alike.
+
+pub const HEALTH: &str = "/v1/health";
+pub const OPENAPI: &str = "/v1/openapi.json";
+pub const HOST: &str = "/v1/host";
+pub const APPS: &str = "/v1/apps";
+pub const ROUTES: &str = "/v1/routes";
+pub const EVENTS: &str = "/v1/events";
+pub const METRICS: &str = "/v1/metrics";
+
+pub const BLOBS_MISSING: &str = "/v1/blobs/missing";
+pub const BLOB: &str = "/v1/blobs/{digest}";
+pub const ARTIFACTS: &str = "/v1/artifacts";
+
+pub const ENVIRONMENT: &str = "/v1/apps/{app}/environments/{environment}";
+pub const HISTORY: &str = "/v1/apps/{app}/environments/{environment}/history";
+pub const ENVIRONMENT_EVENTS: &str = "/v1/apps/{app}/environments/{environment}/events";
+pub const LOGS: &str = "/v1/apps/{app}/environments/{environment}/logs";
+pub const PLAN: &str = "/v1/apps/{app}/environments/{environment}/plan";
+pub const ROLLOUTS: &str = "/v1/apps/{app}/environments/{environment}/rollouts";
+pub const ROLLOUT: &str = "/v1/apps/{app}/environments/{environment}/rollouts/{id}";
+pub const PROMOTE: &str = "/v1/apps/{app}/environments/{environment}/rollouts/{id}/promote";
+pub const ABORT: &str = "/v1/apps/{app}/environments/{environment}/rollouts/{id}/abort";
+pub const SEAL: &str = "/v1/apps/{app}/environments/{environment}/rollouts/{id}/seal";
+pub const ROLLBACK: &str = "/v1/apps/{app}/environments/{environment}/rollback";
+pub const SCALE: &str = "/v1/apps/{app}/environments/{environment}/scale";
+pub const RESTART: &str = "/v1/apps/{app}/environments/{environment}/restart";
+pub const STOP: &str = "/v1/apps/{app}/environments/{environment}/stop";
+pub const START: &str = "/v1/apps/{app}/environments/{environment}/start";
+pub const JOB_RUNS: &str = "/v1/apps/{app}/environments/{environment}/jobs/{job}/runs";
+pub const JOB_RUN: &str = "/v1/apps/{app}/environments/{environment}/jobs/{job}/runs/{run}";
+pub const EXEC: &str = "/v1/apps/{app}/environments/{environment}/exec";
+pub const SECRETS: &str = "/v1/apps/{app}/environments/{environment}/secrets";
+pub const SECRET: &str = "/v1/apps/{app}/environments/{environment}/secrets/{name}";
+
+/// Puts values in place of the braces, in order, percent-encoded (RFC 3986, 2.1).
+///
+/// # Panics
+/// When there are fewer values than braces: that is a slip in the calling code.
+pub fn fill(template: &str, values: &[&str]) -> String {
+    let mut path = String::with_capacity(template.len());
+    let mut values = values.iter();
+    let mut rest = template;
+    while let Some((before, after)) = rest.split_once('{') {
+        let (_, after) = after
+            .split_once('}')
+            .expect("every brace of a path is closed");
+        path.push_str(before);
+        path.push_str(&encode(
+            values.next().expect("a value for every brace of the path"),
+        ));
+        rest = after;
+    }
+    path.push_str(rest);
+    path
+}
+
+/// Percent-encodes everything but the unreserved characters.
+pub fn encode(value: &str) -> String {
+    let mut text = String::with_capacity(value.len());
+    for byte in value.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            text.push(char::from(byte));
+        } else {
+            text.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_cannot_leave_its_place_in_the_path() {
+        assert_eq!(
+            fill(SECRET, &["shop", "production", "../a b?"]),
+            "/v1/apps/shop/environments/production/secrets/..%2Fa%20b%3F"
+        );
+        assert_eq!(fill(HEALTH, &[]), HEALTH);
+    }
+}
