@@ -3,4 +3,13 @@
 //!
 //! It never changes the table it was given; whoever holds a newer table swaps the whole.
 
+pub mod balance;
+pub mod eject;
+pub mod headers;
+pub mod health;
+pub mod retry;
+pub mod schedule;
 pub mod snapshot;
+pub mod sse;
+pub mod table;
+pub mod websocket;

@@ -86,9 +86,16 @@ pub enum Mode {
     /// Routes it.
     Serve,
     /// Holds it in a bounded queue until the mode changes; over a bound it is answered 503 with Retry-After.
-    Pause { requests_max: u32, bytes_max: u64, wait_max_ms: u64 },
+    Pause {
+        requests_max: u32,
+        bytes_max: u64,
+        wait_max_ms: u64,
+    },
     /// Answers 503 with the maintenance page and Retry-After.
-    Maintenance { retry_after_s: u32, page: Option<String> },
+    Maintenance {
+        retry_after_s: u32,
+        page: Option<String>,
+    },
 }
 
 /// The instances of one release that take part in traffic.
@@ -98,6 +105,8 @@ pub struct Group {
     /// This group's share of new requests, as parts of the sum of all weights. Zero: no new requests but those
     /// of the preview listener.
     pub weight: u32,
+    /// A backend that is absent from the newest snapshot gets no new request, and what is in flight to it is
+    /// left alone (it may only be resting while its probes fail); only `Draining` ends streams.
     pub backends: Vec<Backend>,
 }
 
@@ -118,7 +127,10 @@ pub enum BackendState {
     /// Gets no new request. Requests in flight may take `requests_ms`, then they are cut; WebSockets end with
     /// Close 1012 at instants spread over `streams_ms` with jitter, SSE ends between two events. Both count from
     /// the moment the proxy first saw the backend draining.
-    Draining { requests_ms: u64, streams_ms: u64 },
+    Draining {
+        requests_ms: u64,
+        streams_ms: u64,
+    },
 }
 
 /// An active HTTP (or, without a path, TCP) check.

@@ -1,0 +1,410 @@
+//! What happens to headers on the way through: hop-by-hop fields end here (RFC 9110, 7.6.1), forwarding fields
+//! are ours alone and never taken from the client, and a request that leaves room for two readings of its
+//! host or its framing is refused.
+
+use std::net::IpAddr;
+
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Version,
+    header::{
+        CONNECTION, CONTENT_LENGTH, EXPECT, FORWARDED, HOST, PROXY_AUTHENTICATE,
+        PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
+    },
+    uri::Uri,
+};
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+/// Fields of the same family that upstreams believe; a client must not be able to set them through us.
+const FOREIGN_FORWARDING: [HeaderName; 4] = [
+    HeaderName::from_static("x-forwarded-port"),
+    HeaderName::from_static("x-forwarded-prefix"),
+    HeaderName::from_static("x-forwarded-server"),
+    HeaderName::from_static("x-real-ip"),
+];
+/// Names the request in every log on its way.
+pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The longest request id taken from a client.
+const REQUEST_ID_LEN_MAX: usize = 128;
+
+/// Why a request is refused with 400.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum BadRequest {
+    #[error("the request names no host")]
+    HostMissing,
+    #[error("the request names its host twice")]
+    HostTwice,
+    #[error("the host is not a valid one")]
+    HostInvalid,
+    #[error("the request target and the Host header name different hosts")]
+    HostMismatch,
+    #[error("the transfer encoding is not `chunked` alone")]
+    TransferEncoding,
+    #[error("the body length is given in two ways")]
+    Framing,
+}
+
+/// Removes what is meant for one connection only: the well-known fields and those `Connection` lists.
+pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(CONNECTION) {
+        let listed: Vec<HeaderName> = headers
+            .get_all(CONNECTION)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
+            // A client must not be able to take away what we or the framing need.
+            .filter(|name| *name != HOST && *name != CONTENT_LENGTH)
+            .collect();
+        for name in listed {
+            headers.remove(name);
+        }
+        headers.remove(CONNECTION);
+    }
+    for name in [
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
+        PROXY_AUTHENTICATE,
+        PROXY_AUTHORIZATION,
+        TE,
+        TRANSFER_ENCODING,
+        UPGRADE,
+        HTTP2_SETTINGS,
+    ] {
+        headers.remove(name);
+    }
+}
+
+/// Where a request came from, as we saw it.
+#[derive(Debug, Clone, Copy)]
+pub struct Arrival<'a> {
+    pub client: IpAddr,
+    pub is_https: bool,
+    /// The host with its port, as the client wrote it.
+    pub authority: &'a str,
+}
+
+/// Replaces every forwarding field by what we saw ourselves, and drops `Expect`, which was answered here.
+pub fn set_forwarded(headers: &mut HeaderMap, arrival: Arrival<'_>) {
+    for name in FOREIGN_FORWARDING {
+        headers.remove(name);
+    }
+    headers.remove(EXPECT);
+    let client = arrival.client.to_canonical();
+    let proto = if arrival.is_https { "https" } else { "http" };
+    let node = match client {
+        IpAddr::V4(address) => address.to_string(),
+        IpAddr::V6(address) => format!("\"[{address}]\""),
+    };
+    let forwarded = format!("for={node};host=\"{}\";proto={proto}", arrival.authority);
+    let fields = [
+        (X_FORWARDED_FOR, HeaderValue::from_str(&client.to_string())),
+        (X_FORWARDED_HOST, HeaderValue::from_str(arrival.authority)),
+        (X_FORWARDED_PROTO, Ok(HeaderValue::from_static(proto))),
+        (FORWARDED, HeaderValue::from_str(&forwarded)),
+    ];
+    for (name, value) in fields {
+        match value {
+            Ok(value) => drop(headers.insert(name, value)),
+            Err(_) => drop(headers.remove(name)),
+        }
+    }
+}
+
+/// The client's request id, if it is one that can stand in a log line.
+pub fn valid_request_id(headers: &HeaderMap) -> Option<HeaderValue> {
+    let mut values = headers.get_all(X_REQUEST_ID).iter();
+    let (Some(value), None) = (values.next(), values.next()) else {
+        return None;
+    };
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.:/+=@".contains(byte);
+    let bytes = value.as_bytes();
+    let fits = !bytes.is_empty() && bytes.len() <= REQUEST_ID_LEN_MAX;
+    (fits && bytes.iter().all(plain)).then(|| value.clone())
+}
+
+/// The authority (host with its port, as written) a request is for.
+///
+/// # Errors
+/// When it names none, two, an invalid one, or different ones in target and `Host`.
+pub fn authority<'a>(
+    version: Version,
+    uri: &'a Uri,
+    headers: &'a HeaderMap,
+) -> Result<&'a str, BadRequest> {
+    let mut hosts = headers.get_all(HOST).iter();
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return Err(BadRequest::HostTwice);
+    }
+    let host = match host {
+        Some(host) => Some(host.to_str().map_err(|_| BadRequest::HostInvalid)?.trim()),
+        None => None,
+    };
+    let target = uri.authority().map(http::uri::Authority::as_str);
+    let found = match (target, host) {
+        (Some(target), Some(host)) => {
+            if !target.eq_ignore_ascii_case(host) {
+                return Err(BadRequest::HostMismatch);
+            }
+            target
+        }
+        // HTTP/2 carries the host in its target alone; HTTP/1.1 must send the header as well.
+        (Some(target), None) if version != Version::HTTP_11 => target,
+        (None, Some(host)) => host,
+        (Some(_) | None, None) => return Err(BadRequest::HostMissing),
+    };
+    if found.is_empty() || host_name(found).is_empty() || !found.bytes().all(is_host_byte) {
+        return Err(BadRequest::HostInvalid);
+    }
+    Ok(found)
+}
+
+fn is_host_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-_.:[]~%!$&'()*+,;=".contains(&byte)
+}
+
+/// The host of an authority without port and final dot. Case is kept.
+pub fn host_name(authority: &str) -> &str {
+    let host = if authority.starts_with('[') {
+        authority
+            .find(']')
+            .map_or(authority, |end| &authority[..=end])
+    } else {
+        authority
+            .split_once(':')
+            .map_or(authority, |(host, _)| host)
+    };
+    host.strip_suffix('.').unwrap_or(host)
+}
+
+/// Refuses framing with two readings: any transfer encoding but `chunked` alone, or one beside a length.
+///
+/// # Errors
+/// What is ambiguous.
+pub fn check_framing(headers: &HeaderMap) -> Result<(), BadRequest> {
+    let mut encodings = headers.get_all(TRANSFER_ENCODING).iter();
+    let encoding = encodings.next();
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    let length = lengths.next();
+    if let Some(encoding) = encoding {
+        let is_chunked = encoding
+            .as_bytes()
+            .trim_ascii()
+            .eq_ignore_ascii_case(b"chunked");
+        if !is_chunked || encodings.next().is_some() {
+            return Err(BadRequest::TransferEncoding);
+        }
+        if length.is_some() {
+            return Err(BadRequest::Framing);
+        }
+    }
+    if lengths.next().is_some() || length.is_some_and(|length| length.as_bytes().contains(&b',')) {
+        return Err(BadRequest::Framing);
+    }
+    Ok(())
+}
+
+/// Whether a request asks for a WebSocket.
+pub fn is_websocket_upgrade(headers: &HeaderMap) -> bool {
+    let token = |name: HeaderName, wanted: &str| {
+        headers
+            .get_all(name)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .any(|part| part.trim().eq_ignore_ascii_case(wanted))
+    };
+    token(UPGRADE, "websocket") && token(CONNECTION, "upgrade")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(fields: &[(&str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            let name = HeaderName::from_bytes(name.as_bytes()).expect("a name");
+            headers.append(name, HeaderValue::from_str(value).expect("a value"));
+        }
+        headers
+    }
+
+    #[test]
+    fn what_is_for_one_connection_ends_here() {
+        let mut headers = map(&[
+            ("connection", "close, X-Secret-Hop"),
+            ("connection", "host, content-length"),
+            ("x-secret-hop", "1"),
+            ("keep-alive", "timeout=5"),
+            ("te", "trailers"),
+            ("transfer-encoding", "chunked"),
+            ("upgrade", "h2c"),
+            ("proxy-connection", "keep-alive"),
+            ("host", "a.example"),
+            ("content-length", "3"),
+            ("x-stays", "1"),
+        ]);
+        strip_hop_by_hop(&mut headers);
+        let mut names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["content-length", "host", "x-stays"]);
+    }
+
+    #[test]
+    fn forwarding_fields_are_ours_alone() {
+        let mut headers = map(&[
+            ("x-forwarded-for", "6.6.6.6"),
+            ("x-forwarded-for", "7.7.7.7"),
+            ("forwarded", "for=6.6.6.6"),
+            ("x-real-ip", "6.6.6.6"),
+            ("x-forwarded-port", "1"),
+            ("x-forwarded-proto", "https"),
+            ("expect", "100-continue"),
+        ]);
+        let client = "::ffff:192.0.2.7".parse().expect("an address");
+        set_forwarded(
+            &mut headers,
+            Arrival {
+                client,
+                is_https: false,
+                authority: "a.example:81",
+            },
+        );
+        let expected = map(&[
+            ("x-forwarded-for", "192.0.2.7"),
+            ("x-forwarded-proto", "http"),
+            ("x-forwarded-host", "a.example:81"),
+            (
+                "forwarded",
+                "for=192.0.2.7;host=\"a.example:81\";proto=http",
+            ),
+        ]);
+        assert_eq!(headers, expected);
+    }
+
+    #[test]
+    fn a_request_has_exactly_one_host() {
+        let cases: [(Version, &str, &[(&str, &str)], Result<&str, BadRequest>); 10] = [
+            (
+                Version::HTTP_11,
+                "/",
+                &[("host", "a.example:8080")],
+                Ok("a.example:8080"),
+            ),
+            (Version::HTTP_11, "/", &[], Err(BadRequest::HostMissing)),
+            (
+                Version::HTTP_11,
+                "/",
+                &[("host", "")],
+                Err(BadRequest::HostInvalid),
+            ),
+            (
+                Version::HTTP_11,
+                "/",
+                &[("host", "a"), ("host", "a")],
+                Err(BadRequest::HostTwice),
+            ),
+            (Version::HTTP_11, "http://a/x", &[("host", "A")], Ok("a")),
+            (
+                Version::HTTP_11,
+                "http://a/x",
+                &[("host", "b")],
+                Err(BadRequest::HostMismatch),
+            ),
+            (
+                Version::HTTP_11,
+                "http://a/x",
+                &[],
+                Err(BadRequest::HostMissing),
+            ),
+            (Version::HTTP_2, "https://a/x", &[], Ok("a")),
+            (
+                Version::HTTP_2,
+                "https://a/x",
+                &[("host", "b")],
+                Err(BadRequest::HostMismatch),
+            ),
+            (
+                Version::HTTP_11,
+                "/",
+                &[("host", "a/b\"")],
+                Err(BadRequest::HostInvalid),
+            ),
+        ];
+        for (version, uri, fields, expected) in cases {
+            let uri: Uri = uri.parse().expect("a target");
+            assert_eq!(
+                authority(version, &uri, &map(fields)),
+                expected,
+                "{uri} {fields:?}"
+            );
+        }
+        assert_eq!(host_name("A.example.:80"), "A.example");
+        assert_eq!(host_name("[::1]:80"), "[::1]");
+    }
+
+    #[test]
+    fn framing_has_one_reading() {
+        let cases: [(&[(&str, &str)], Result<(), BadRequest>); 7] = [
+            (&[], Ok(())),
+            (&[("content-length", "3")], Ok(())),
+            (&[("transfer-encoding", "Chunked")], Ok(())),
+            (
+                &[("transfer-encoding", "gzip, chunked")],
+                Err(BadRequest::TransferEncoding),
+            ),
+            (
+                &[
+                    ("transfer-encoding", "identity"),
+                    ("transfer-encoding", "chunked"),
+                ],
+                Err(BadRequest::TransferEncoding),
+            ),
+            (
+                &[("transfer-encoding", "chunked"), ("content-length", "3")],
+                Err(BadRequest::Framing),
+            ),
+            (&[("content-length", "5, 5")], Err(BadRequest::Framing)),
+        ];
+        for (fields, expected) in cases {
+            assert_eq!(check_framing(&map(fields)), expected, "{fields:?}");
+        }
+    }
+
+    #[test]
+    fn only_a_plain_request_id_is_kept() {
+        assert!(valid_request_id(&map(&[("x-request-id", "abc-1_2.3")])).is_some());
+        for fields in [
+            &[("x-request-id", "a b")][..],
+            &[("x-request-id", "")],
+            &[("x-request-id", "a\"b")],
+            &[("x-request-id", "a"), ("x-request-id", "b")],
+            &[],
+        ] {
+            assert!(valid_request_id(&map(fields)).is_none(), "{fields:?}");
+        }
+        let long = "a".repeat(129);
+        assert!(valid_request_id(&map(&[("x-request-id", &long)])).is_none());
+    }
+
+    #[test]
+    fn sees_a_websocket_in_any_case_and_place() {
+        let yes = map(&[
+            ("connection", "keep-alive, Upgrade"),
+            ("upgrade", "WebSocket"),
+        ]);
+        assert!(is_websocket_upgrade(&yes));
+        assert!(!is_websocket_upgrade(&map(&[("upgrade", "websocket")])));
+        assert!(!is_websocket_upgrade(&map(&[
+            ("connection", "upgrade"),
+            ("upgrade", "h2c")
+        ])));
+    }
+}
