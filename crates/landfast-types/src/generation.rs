@@ -65,7 +65,10 @@ impl FenceGuard {
     /// [`StaleFence`] when a newer order was taken before.
     pub fn take(&mut self, order: Fence) -> Result<(), StaleFence> {
         if order < self.seen {
-            return Err(StaleFence { refused: order, seen: self.seen });
+            return Err(StaleFence {
+                refused: order,
+                seen: self.seen,
+            });
         }
         self.seen = order;
         Ok(())
@@ -78,12 +81,17 @@ mod tests {
 
     #[test]
     fn refuses_what_an_older_server_says_late() {
-        let fence = |generation, revision| Fence { generation: Generation(generation), revision };
+        let fence = |generation, revision| Fence {
+            generation: Generation(generation),
+            revision,
+        };
         let mut guard = FenceGuard::default();
         assert!(guard.take(fence(1, 9)).is_ok());
         assert!(guard.take(fence(2, 1)).is_ok());
         assert!(guard.take(fence(2, 1)).is_ok());
-        let stale = guard.take(fence(1, 10)).expect_err("generation 1 was replaced");
+        let stale = guard
+            .take(fence(1, 10))
+            .expect_err("generation 1 was replaced");
         assert_eq!(stale.seen, fence(2, 1));
         assert_eq!(guard.seen(), fence(2, 1));
     }

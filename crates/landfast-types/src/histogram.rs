@@ -85,8 +85,14 @@ impl Histogram {
     /// process behind it was replaced), the bucket counts as zero.
     pub fn since(&self, earlier: &Self) -> Self {
         let before = |index: usize| earlier.counts.get(index).copied().unwrap_or(0);
-        let delta = self.counts.iter().enumerate().map(|(i, n)| n.saturating_sub(before(i)));
-        Self { counts: delta.collect() }
+        let delta = self
+            .counts
+            .iter()
+            .enumerate()
+            .map(|(i, n)| n.saturating_sub(before(i)));
+        Self {
+            counts: delta.collect(),
+        }
     }
 
     /// The bucket in which the given quantile (0 to 1) lies; `None` when nothing was counted.
@@ -119,7 +125,10 @@ mod tests {
         }
         for (quantile, truth) in [(0.5, 500.0), (0.95, 950.0), (0.99, 990.0)] {
             let found = histogram.quantile(quantile).expect("counted").as_secs_f64() * 1e3;
-            assert!(found >= truth * 0.999 && found <= truth * 1.19, "{quantile}: {found}");
+            assert!(
+                found >= truth * 0.999 && found <= truth * 1.19,
+                "{quantile}: {found}"
+            );
         }
         assert_eq!(Histogram::default().quantile(0.5), None);
     }
@@ -131,7 +140,10 @@ mod tests {
             assert_eq!(Histogram::bucket(bound.mul_f64(0.999)), index);
             assert_eq!(Histogram::bucket(bound.mul_f64(1.001)), index + 1);
         }
-        assert_eq!(Histogram::bucket(Duration::from_secs(1 << 20)), Histogram::buckets() - 1);
+        assert_eq!(
+            Histogram::bucket(Duration::from_secs(1 << 20)),
+            Histogram::buckets() - 1
+        );
     }
 
     #[test]
@@ -141,6 +153,9 @@ mod tests {
         let before = histogram.clone();
         histogram.record(Duration::from_secs(3));
         assert_eq!(histogram.since(&before).count(), 1);
-        assert_eq!(histogram.since(&before).quantile(0.5), histogram.quantile(0.99));
+        assert_eq!(
+            histogram.since(&before).quantile(0.5),
+            histogram.quantile(0.99)
+        );
     }
 }

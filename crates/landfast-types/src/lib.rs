@@ -16,8 +16,9 @@ pub use crate::{
     generation::{Fence, FenceGuard, Generation, StaleFence},
     histogram::Histogram,
     name::{
-        AppName, EnvironmentName, InstanceId, JobName, Name, NameError, ReleaseId, RolloutId,
-        RouteName, Scope, ServiceKey, ServiceName, StoreName,
+        AppName, EnvironmentName, InstanceId, InstanceIdError, JobName, NAME_LEN_MAX, Name,
+        NameError, ReleaseId, RolloutId, RouteName, Scope, ServiceKey, ServiceKeyError,
+        ServiceName, StoreName,
     },
     secret::Secret,
     time::Timestamp,

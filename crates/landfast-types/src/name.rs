@@ -40,7 +40,10 @@ impl Name {
         }
         let foreign = |c: &char| !(c.is_ascii_lowercase() || c.is_ascii_digit() || *c == '-');
         if let Some(found) = text.chars().find(foreign) {
-            return Err(NameError::Character { name: text.to_owned(), found });
+            return Err(NameError::Character {
+                name: text.to_owned(),
+                found,
+            });
         }
         if !first.is_ascii_lowercase() {
             return Err(NameError::Start(text.to_owned()));
@@ -244,7 +247,10 @@ pub struct ServiceKey {
 impl ServiceKey {
     /// Joins a scope and a service.
     pub fn new(scope: &Scope, service: &ServiceName) -> Self {
-        Self { scope: scope.clone(), service: service.clone() }
+        Self {
+            scope: scope.clone(),
+            service: service.clone(),
+        }
     }
 }
 
@@ -272,9 +278,14 @@ impl FromStr for ServiceKey {
         else {
             return Err(ServiceKeyError::Shape(text.to_owned()));
         };
-        let scope =
-            Scope { app: AppName::new(app)?, environment: EnvironmentName::new(environment)? };
-        Ok(Self { scope, service: ServiceName::new(service)? })
+        let scope = Scope {
+            app: AppName::new(app)?,
+            environment: EnvironmentName::new(environment)?,
+        };
+        Ok(Self {
+            scope,
+            service: ServiceName::new(service)?,
+        })
     }
 }
 
@@ -307,10 +318,28 @@ mod tests {
         for (name, error) in [
             ("", NameError::Empty),
             ("1a", NameError::Start("1a".into())),
-            ("a/b", NameError::Character { name: "a/b".into(), found: '/' }),
-            ("A", NameError::Character { name: "A".into(), found: 'A' }),
+            (
+                "a/b",
+                NameError::Character {
+                    name: "a/b".into(),
+                    found: '/',
+                },
+            ),
+            (
+                "A",
+                NameError::Character {
+                    name: "A".into(),
+                    found: 'A',
+                },
+            ),
             ("a-", NameError::End("a-".into())),
-            ("..", NameError::Character { name: "..".into(), found: '.' }),
+            (
+                "..",
+                NameError::Character {
+                    name: "..".into(),
+                    found: '.',
+                },
+            ),
         ] {
             assert_eq!(Name::new(name), Err(error));
         }

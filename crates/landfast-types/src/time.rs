@@ -79,6 +79,9 @@ mod tests {
 
     #[test]
     fn prints_utc_with_milliseconds() {
-        assert_eq!(Timestamp::from_millis(1_500).to_string(), "1970-01-01T00:00:01.500Z");
+        assert_eq!(
+            Timestamp::from_millis(1_500).to_string(),
+            "1970-01-01T00:00:01.500Z"
+        );
     }
 }

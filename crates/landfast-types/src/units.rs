@@ -7,11 +7,15 @@ use serde::{Deserialize, Serialize};
 /// Why a text is not a value with a unit.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UnitError {
-    #[error("`{0}` is not a duration; write a number and a unit, such as `500ms`, `30s`, `5m` or `1h 30m`")]
+    #[error(
+        "`{0}` is not a duration; write a number and a unit, such as `500ms`, `30s`, `5m` or `1h 30m`"
+    )]
     Duration(String),
     #[error("`{0}` is not a size; write a number and a unit, such as `64KiB`, `512MiB` or `2GB`")]
     Bytes(String),
-    #[error("`{0}` is not a share of CPU; write cores such as `2` or `0.5`, or thousandths such as `500m`")]
+    #[error(
+        "`{0}` is not a share of CPU; write cores such as `2` or `0.5`, or thousandths such as `500m`"
+    )]
     Cpu(String),
     #[error("`{0}` is too large")]
     TooLarge(String),
@@ -33,7 +37,9 @@ pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
     let mut total = Duration::ZERO;
     while !rest.is_empty() {
         let (number, after) = split_number(rest).ok_or_else(error)?;
-        let unit_len = after.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(after.len());
+        let unit_len = after
+            .find(|c: char| !c.is_ascii_alphabetic())
+            .unwrap_or(after.len());
         let (unit, after) = after.split_at(unit_len);
         let seconds = match unit {
             "us" => 1e-6,
@@ -46,7 +52,9 @@ pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
         };
         let part = Duration::try_from_secs_f64(number * seconds)
             .map_err(|_| UnitError::TooLarge(text.to_owned()))?;
-        total = total.checked_add(part).ok_or_else(|| UnitError::TooLarge(text.to_owned()))?;
+        total = total
+            .checked_add(part)
+            .ok_or_else(|| UnitError::TooLarge(text.to_owned()))?;
         rest = after.trim_start();
     }
     if total > DURATION_MAX {
@@ -62,10 +70,20 @@ const DURATION_MAX: Duration = Duration::from_secs(3_650 * 86_400);
 /// down to the millisecond.
 pub fn format_duration(duration: Duration) -> String {
     if duration < Duration::from_millis(1) {
-        return if duration.is_zero() { "0s".into() } else { format!("{}us", duration.as_micros()) };
+        return if duration.is_zero() {
+            "0s".into()
+        } else {
+            format!("{}us", duration.as_micros())
+        };
     }
     let millis = duration.as_millis();
-    let units = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
+    let units = [
+        ("d", 86_400_000),
+        ("h", 3_600_000),
+        ("m", 60_000),
+        ("s", 1_000),
+        ("ms", 1),
+    ];
     let mut rest = millis;
     let mut parts = Vec::new();
     for (unit, size) in units {
@@ -84,8 +102,13 @@ pub fn format_duration(duration: Duration) -> String {
 #[serde(transparent)]
 pub struct Bytes(pub u64);
 
-const BYTE_UNITS: [(&str, u64); 5] =
-    [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
+const BYTE_UNITS: [(&str, u64); 5] = [
+    ("TiB", 1 << 40),
+    ("GiB", 1 << 30),
+    ("MiB", 1 << 20),
+    ("KiB", 1 << 10),
+    ("B", 1),
+];
 
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -153,10 +176,12 @@ pub fn parse_cpu(text: &str) -> Result<Cpu, UnitError> {
         "m" => number,
         _ => return Err(error()),
     };
-    if millicores < 1.0 || millicores > 1e7 {
+    if !(1.0..=1e7).contains(&millicores) {
         return Err(error());
     }
-    Ok(Cpu { millicores: millicores.round() as u64 })
+    Ok(Cpu {
+        millicores: millicores.round() as u64,
+    })
 }
 
 /// A share in whole percent, 0 to 100.
@@ -172,7 +197,11 @@ impl Percent {
 
     /// A percentage; `None` above 100.
     pub const fn new(percent: u8) -> Option<Self> {
-        if percent <= 100 { Some(Self(percent)) } else { None }
+        if percent <= 100 {
+            Some(Self(percent))
+        } else {
+            None
+        }
     }
 
     /// The number, 0 to 100.
@@ -199,7 +228,9 @@ impl fmt::Display for Percent {
 
 /// Splits `1.5GiB` into the number and what follows it.
 fn split_number(text: &str) -> Option<(f64, &str)> {
-    let end = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
+    let end = text
+        .find(|c: char| !(c.is_ascii_digit() || c == '.'))
+        .unwrap_or(text.len());
     let (number, rest) = text.split_at(end);
     let number = number.parse::<f64>().ok()?;
     Some((number, rest))
@@ -213,9 +244,19 @@ mod tests {
 
     #[test]
     fn reads_durations_with_units() {
-        let cases = [("30s", 30_000), ("1h 30m", 5_400_000), ("250ms", 250), ("1.5m", 90_000), ("0", 0)];
+        let cases = [
+            ("30s", 30_000),
+            ("1h 30m", 5_400_000),
+            ("250ms", 250),
+            ("1.5m", 90_000),
+            ("0", 0),
+        ];
         for (text, millis) in cases {
-            assert_eq!(parse_duration(text), Ok(Duration::from_millis(millis)), "{text}");
+            assert_eq!(
+                parse_duration(text),
+                Ok(Duration::from_millis(millis)),
+                "{text}"
+            );
         }
         for text in ["", "30", "s", "5 minutes", "-3s", "1e9h", "9999999d"] {
             assert!(parse_duration(text).is_err(), "{text}");
