@@ -108,12 +108,14 @@ pub struct Diagnostic {
     pub line: u32,
     /// In characters, from 1; 0 where the whole line is meant.
     pub column: u32,
-    /// How many characters are meant.
+    /// The place in bytes from the start of the file, for editors.
     #[serde(default)]
-    pub length: u32,
-    /// Where in the manifest: `services.api.port`.
+    pub start: u64,
+    #[serde(default)]
+    pub end: u64,
+    /// What is written beside the marked place.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub path: Option<String>,
+    pub label: Option<String>,
     /// Why, or what to write instead.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub help: Option<String>,
@@ -125,6 +127,8 @@ pub struct Diagnostic {
 pub enum DiagnosticSeverity {
     Error,
     Warning,
+    /// Worth knowing.
+    Notice,
     #[serde(other)]
     Unknown,
 }
