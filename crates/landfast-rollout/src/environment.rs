@@ -1,0 +1,747 @@
+//! One environment: its releases, its instances, its table and the one rollout that may move it.
+//!
+//! States: idle (nothing deployed, or `serving` a release), or moving (`rollout`). Guarantees: see
+//! [`invariant`](crate::Violation). Assumptions: inputs are told in the order the driver saw them; each may come
+//! late, twice or never. A crash leaves behind whatever was recorded; the driver replays it, says what really
+//! runs ([`Input::Adopted`]), and asks [`Environment::pending`] what is owed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use landfast_types::{InstanceId, ReleaseId, RolloutId, Scope, ServiceName, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    analysis::{Analysis, AnalysisSettings, Observation},
+    event::{Action, Change, Event, Input, Rejected},
+    instance::{Instance, InstanceState},
+    ledger::{Ledger, Reading},
+    plan::{Gate, RolloutPlan, Topology},
+    rollout::{GateState, Kind, Outcome, Phase, Rollout, Weights},
+    rules,
+    traffic::Traffic,
+};
+
+/// How many ended rollouts are remembered in the state; the journal has them all.
+const HISTORY_MAX: usize = 50;
+
+/// The state of one environment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Environment {
+    pub scope: Scope,
+    /// How many events made this state.
+    pub sequence: u64,
+    /// The release every request falls back to. During a rollout this is the one it comes from.
+    pub serving: Option<ReleaseId>,
+    pub releases: BTreeMap<ReleaseId, ReleaseRecord>,
+    pub instances: BTreeMap<InstanceId, Instance>,
+    pub rollout: Option<Rollout>,
+    pub queued: Option<Queued>,
+    pub scale: BTreeMap<ServiceName, ScaleOverride>,
+    /// The table the proxy should have.
+    pub traffic: Traffic,
+    /// The newest revision every new request uses.
+    pub traffic_confirmed: u64,
+    pub stopped: bool,
+    /// Started again, and no instance serves yet.
+    pub resuming: bool,
+    pub history: Vec<RolloutRecord>,
+    pub(crate) backoff: BTreeMap<ServiceName, BTreeMap<ReleaseId, Backoff>>,
+    pub(crate) notify: BTreeSet<RolloutId>,
+    pub(crate) last_reading: Option<Reading>,
+    pub(crate) next_instance: u64,
+    pub(crate) next_rollout: u64,
+    pub(crate) next_release: u64,
+    #[cfg(feature = "planted")]
+    #[serde(skip)]
+    pub planted: Option<PlantedBug>,
+}
+
+/// A known bug the simulator can switch on, to prove that its invariants see it.
+#[cfg(feature = "planted")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PlantedBug {
+    /// A draining instance is stopped although the proxy has not confirmed.
+    WeightBeforeDrain,
+    /// A flapping instance restarts the progress deadline.
+    FlapRestartsDeadline,
+    /// Traffic returns before the old release has its capacity back.
+    RollbackBeforeCapacity,
+    /// A rollout is sealed although it is being taken back.
+    SealWhileReverting,
+    /// `min_ready` goes on counting over a failed probe.
+    MinReadySurvives,
+}
+
+/// A release as the engine remembers it. Its whole content is kept by the driver.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReleaseRecord {
+    pub topology: Topology,
+    pub plan: RolloutPlan,
+    pub created_at: Timestamp,
+    /// When a rollout to it was sealed for the first time.
+    pub sealed_at: Option<Timestamp>,
+}
+
+/// A rollout that has ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RolloutRecord {
+    pub id: RolloutId,
+    pub kind: Kind,
+    pub from: Option<ReleaseId>,
+    pub to: ReleaseId,
+    pub strategy: String,
+    pub by: String,
+    pub started_at: Timestamp,
+    pub ended_at: Timestamp,
+    pub outcome: Outcome,
+    pub ledger: Ledger,
+}
+
+/// A rollout that waits for the one before it to end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Queued {
+    pub kind: Kind,
+    pub to: ReleaseId,
+    pub plan: RolloutPlan,
+    pub by: String,
+}
+
+/// Replicas set by hand. It holds until the manifest's own number changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScaleOverride {
+    pub replicas: u32,
+    /// What the manifest said when it was set.
+    pub manifest: u32,
+}
+
+/// How often instances of a group ended in a row without having served for a while.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Backoff {
+    failures: u32,
+    pub(crate) until: Timestamp,
+}
+
+/// A number for each side of a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Sides {
+    pub old: u32,
+    pub new: u32,
+}
+
+/// Which side of a rollout an instance is on. Without a rollout everything is old.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Side {
+    Old,
+    New,
+}
+
+impl Environment {
+    /// An environment in which nothing was deployed yet.
+    pub fn new(scope: Scope) -> Self {
+        Self {
+            scope,
+            sequence: 0,
+            serving: None,
+            releases: BTreeMap::new(),
+            instances: BTreeMap::new(),
+            rollout: None,
+            queued: None,
+            scale: BTreeMap::new(),
+            traffic: Traffic::default(),
+            traffic_confirmed: 0,
+            stopped: false,
+            resuming: false,
+            history: Vec::new(),
+            backoff: BTreeMap::new(),
+            notify: BTreeSet::new(),
+            last_reading: None,
+            next_instance: 1,
+            next_rollout: 1,
+            next_release: 1,
+            #[cfg(feature = "planted")]
+            planted: None,
+        }
+    }
+
+    /// The number the next release gets.
+    pub fn next_release(&self) -> ReleaseId {
+        ReleaseId(self.next_release)
+    }
+
+    /// Decides what has happened. Equal state, time and input give equal events.
+    ///
+    /// # Errors
+    /// [`Rejected`] when a person asks for what is not possible now. Inputs of drivers are never rejected: one
+    /// that comes late or twice changes nothing.
+    pub fn decide(&self, now: Timestamp, input: Input) -> Result<Vec<Event>, Rejected> {
+        rules::decide(self, now, input)
+    }
+
+    /// Folds one recorded event into the state. Replay uses this and nothing else.
+    pub fn apply(&mut self, event: &Event) {
+        self.sequence += 1;
+        let at = event.at;
+        match &event.change {
+            Change::ReleaseCreated {
+                release,
+                topology,
+                plan,
+            } => {
+                self.next_release = self.next_release.max(release.0 + 1);
+                let record = ReleaseRecord {
+                    topology: topology.clone(),
+                    plan: plan.clone(),
+                    created_at: at,
+                    sealed_at: None,
+                };
+                self.releases.insert(*release, record);
+            }
+            Change::ReleasesCollected { releases } => {
+                self.releases
+                    .retain(|release, _| !releases.contains(release));
+            }
+            Change::RolloutQueued { kind, to, plan, by } => {
+                let queued = Queued {
+                    kind: *kind,
+                    to: *to,
+                    plan: plan.clone(),
+                    by: by.clone(),
+                };
+                self.queued = Some(queued);
+            }
+            Change::RolloutStarted {
+                rollout,
+                kind,
+                from,
+                to,
+                plan,
+                by,
+            } => {
+                self.start_rollout(at, *rollout, *kind, *from, *to, plan, by);
+            }
+            Change::Scaled {
+                service,
+                replicas: Some(replicas),
+            } => {
+                let manifest = self.manifest_replicas(service).unwrap_or(*replicas);
+                let over = ScaleOverride {
+                    replicas: *replicas,
+                    manifest,
+                };
+                self.scale.insert(service.clone(), over);
+            }
+            Change::Scaled {
+                service,
+                replicas: None,
+            } => {
+                self.scale.remove(service);
+            }
+            Change::Stopped => self.stopped = true,
+            Change::Resumed => {
+                self.stopped = false;
+                self.resuming = true;
+            }
+            Change::TrafficChanged { traffic } => self.traffic = traffic.clone(),
+            Change::TrafficConfirmed { revision } => {
+                self.traffic_confirmed = self.traffic_confirmed.max(*revision);
+            }
+            Change::Notified { rollout } => {
+                self.notify.remove(rollout);
+            }
+            Change::Measured { reading } => {
+                self.last_reading = Some(reading.clone());
+                if let Some(rollout) = &mut self.rollout {
+                    rollout.ledger.add(reading);
+                }
+            }
+            Change::RolloutEnded { outcome } => self.end_rollout(at, outcome),
+            Change::PhaseEntered { .. }
+            | Change::GateOpened { .. }
+            | Change::Promoted { .. }
+            | Change::Progressed { .. }
+            | Change::Failed { .. }
+            | Change::AnalysisObserved { .. }
+            | Change::HoldExtended { .. } => {
+                if let Some(rollout) = &mut self.rollout {
+                    rollout.apply(at, &event.change);
+                }
+            }
+            Change::InstancePlanned { .. }
+            | Change::InstanceStarted { .. }
+            | Change::InstancePassing { .. }
+            | Change::InstanceServing { .. }
+            | Change::InstanceFailing { .. }
+            | Change::InstanceDraining { .. }
+            | Change::InstanceStopping { .. }
+            | Change::InstanceEnded { .. } => self.apply_to_instance(at, &event.change),
+        }
+    }
+
+    /// Lists the actions still owed. After a crash the driver simply asks again.
+    pub fn pending(&self) -> Vec<Action> {
+        let mut actions = Vec::new();
+        if self.traffic.revision > self.traffic_confirmed {
+            actions.push(Action::Publish {
+                revision: self.traffic.revision,
+            });
+        }
+        for instance in self.instances.values() {
+            let id = instance.id.clone();
+            match instance.state {
+                InstanceState::Planned => actions.push(Action::StartInstance {
+                    instance: id,
+                    service: instance.service.clone(),
+                    release: instance.release,
+                }),
+                InstanceState::Draining { revision, .. } => {
+                    actions.push(Action::AwaitDrain {
+                        instance: id,
+                        revision,
+                    });
+                }
+                InstanceState::Stopping { .. } => {
+                    let grace = self.shape(instance.release, &instance.service);
+                    let grace = grace.map_or(Duration::from_secs(10), |shape| shape.grace);
+                    actions.push(Action::StopInstance {
+                        instance: id,
+                        grace,
+                    });
+                }
+                InstanceState::Starting { .. }
+                | InstanceState::Passing { .. }
+                | InstanceState::Serving { .. }
+                | InstanceState::Failing { .. } => {}
+            }
+        }
+        if let Some(rollout) = &self.rollout {
+            let gate = match rollout.phase {
+                Phase::Preflight => Some(Gate::Preflight),
+                Phase::Gating { gate: Gate::Smoke } => Some(Gate::Smoke),
+                _ => None,
+            };
+            let judge = |gate| Action::JudgeGate {
+                rollout: rollout.id,
+                gate,
+                release: rollout.to,
+            };
+            let failed = rollout.failure.is_some();
+            actions.extend(gate.filter(|_| !failed).map(judge));
+        }
+        actions.extend(
+            self.notify
+                .iter()
+                .map(|rollout| Action::Notify { rollout: *rollout }),
+        );
+        actions
+    }
+
+    /// Names the next instant worth waking for, and who wants it.
+    pub fn deadline(&self) -> Option<(Timestamp, &'static str)> {
+        rules::deadline(self)
+    }
+
+    /// What of a release's shape the engine knows about a service.
+    pub fn shape(
+        &self,
+        release: ReleaseId,
+        service: &ServiceName,
+    ) -> Option<&crate::plan::ServiceShape> {
+        self.releases.get(&release)?.topology.services.get(service)
+    }
+
+    /// How many instances of a service a release should have: the manifest's number, or the one set by hand.
+    pub fn replicas(&self, release: Option<ReleaseId>, service: &ServiceName) -> u32 {
+        let Some(shape) = release.and_then(|release| self.shape(release, service)) else {
+            return 0;
+        };
+        match self.scale.get(service) {
+            Some(over) if over.manifest == shape.replicas => over.replicas,
+            Some(_) | None => shape.replicas,
+        }
+    }
+
+    /// The last sealed release before the current one, for a rollback without a number.
+    pub fn rollback_target(&self) -> Option<ReleaseId> {
+        let current = self.serving?;
+        let earlier = self.releases.range(..current).rev();
+        earlier
+            .filter(|(_, record)| record.sealed_at.is_some())
+            .map(|(id, _)| *id)
+            .next()
+    }
+
+    /// The services of either release that a route leads to.
+    pub(crate) fn routed_services(&self) -> BTreeSet<ServiceName> {
+        let rollout = self.rollout.as_ref();
+        let releases = [
+            self.serving,
+            rollout.and_then(|r| r.from),
+            rollout.map(|r| r.to),
+        ];
+        let records = releases
+            .into_iter()
+            .flatten()
+            .filter_map(|id| self.releases.get(&id));
+        let shapes = records.flat_map(|record| &record.topology.services);
+        shapes
+            .filter(|(_, shape)| shape.routed)
+            .map(|(name, _)| name.clone())
+            .collect()
+    }
+
+    pub(crate) fn side_of(&self, instance: &Instance) -> Side {
+        match &self.rollout {
+            Some(rollout)
+                if instance.release == rollout.to && instance.number >= rollout.first_instance =>
+            {
+                Side::New
+            }
+            Some(_) | None => Side::Old,
+        }
+    }
+
+    /// The instances of a service on one side.
+    pub(crate) fn group(
+        &self,
+        service: &ServiceName,
+        side: Side,
+    ) -> impl Iterator<Item = &Instance> {
+        let of_service = self
+            .instances
+            .values()
+            .filter(move |instance| instance.service == *service);
+        of_service.filter(move |instance| self.side_of(instance) == side)
+    }
+
+    /// How many instances of a service are kept on each side.
+    pub(crate) fn kept(&self, service: &ServiceName) -> Sides {
+        let count = |side| self.group(service, side).filter(|i| i.is_kept()).count() as u32;
+        Sides {
+            old: count(Side::Old),
+            new: count(Side::New),
+        }
+    }
+
+    /// How many instances of a service count as ready on each side.
+    pub fn ready(&self, service: &ServiceName) -> Sides {
+        let count = |side| self.group(service, side).filter(|i| i.is_serving()).count() as u32;
+        Sides {
+            old: count(Side::Old),
+            new: count(Side::New),
+        }
+    }
+
+    fn manifest_replicas(&self, service: &ServiceName) -> Option<u32> {
+        let release = self
+            .rollout
+            .as_ref()
+            .map(|rollout| rollout.to)
+            .or(self.serving)?;
+        Some(self.shape(release, service)?.replicas)
+    }
+
+    fn start_rollout(
+        &mut self,
+        at: Timestamp,
+        id: RolloutId,
+        kind: Kind,
+        from: Option<ReleaseId>,
+        to: ReleaseId,
+        plan: &RolloutPlan,
+        by: &str,
+    ) {
+        self.next_rollout = self.next_rollout.max(id.0 + 1);
+        self.queued = None;
+        let topology = self.releases.get(&to).map(|record| record.topology.clone());
+        let shapes = topology.unwrap_or_default().services;
+        self.scale.retain(|service, over| {
+            shapes
+                .get(service)
+                .is_some_and(|shape| shape.replicas == over.manifest)
+        });
+        let weights = if kind == Kind::Restart {
+            Weights::ByCount
+        } else {
+            Weights::OldOnly
+        };
+        self.rollout = Some(Rollout {
+            id,
+            kind,
+            from,
+            to,
+            plan: plan.clone(),
+            by: by.to_owned(),
+            started_at: at,
+            first_instance: self.next_instance,
+            phase: Phase::Preflight,
+            phase_since: at,
+            weights,
+            gates: BTreeMap::new(),
+            high_water: BTreeMap::new(),
+            progressed_at: at,
+            failure: None,
+            crashes: 0,
+            analyses: BTreeMap::new(),
+            hold_extended: false,
+            ledger: Ledger::open(self.last_reading.clone()),
+        });
+    }
+
+    fn end_rollout(&mut self, at: Timestamp, outcome: &Outcome) {
+        let Some(rollout) = self.rollout.take() else {
+            return;
+        };
+        self.last_reading = rollout.ledger.last().cloned().or(self.last_reading.take());
+        self.notify.insert(rollout.id);
+        match outcome {
+            Outcome::Sealed => {
+                self.serving = Some(rollout.to);
+                if let Some(record) = self.releases.get_mut(&rollout.to) {
+                    record.sealed_at.get_or_insert(at);
+                }
+            }
+            Outcome::RolledBack { .. } => self.serving = rollout.from,
+        }
+        self.history.push(RolloutRecord {
+            id: rollout.id,
+            kind: rollout.kind,
+            from: rollout.from,
+            to: rollout.to,
+            strategy: rollout.plan.strategy.name().to_owned(),
+            by: rollout.by,
+            started_at: rollout.started_at,
+            ended_at: at,
+            outcome: outcome.clone(),
+            ledger: rollout.ledger,
+        });
+        let excess = self.history.len().saturating_sub(HISTORY_MAX);
+        self.history.drain(..excess);
+        let serving = self.serving;
+        for groups in self.backoff.values_mut() {
+            groups.retain(|release, _| Some(*release) == serving);
+        }
+    }
+
+    fn apply_to_instance(&mut self, at: Timestamp, change: &Change) {
+        if let Change::InstancePlanned {
+            instance,
+            service,
+            release,
+        } = change
+        {
+            let number = self.next_instance;
+            self.next_instance += 1;
+            let planned = Instance {
+                id: instance.clone(),
+                number,
+                service: service.clone(),
+                release: *release,
+                planned_at: at,
+                state: InstanceState::Planned,
+                address: None,
+                first_served_at: None,
+            };
+            self.instances.insert(instance.clone(), planned);
+            return;
+        }
+        if let Change::InstanceEnded {
+            instance, unseen, ..
+        } = change
+        {
+            if !unseen {
+                self.note_death(at, instance);
+            }
+            self.instances.remove(instance);
+            return;
+        }
+        if let Change::InstanceDraining {
+            instance,
+            hasty: true,
+            ..
+        } = change
+        {
+            self.note_death(at, instance);
+        }
+        let next_revision = self.traffic.revision;
+        #[cfg(feature = "planted")]
+        let min_ready_survives = self.planted == Some(PlantedBug::MinReadySurvives);
+        #[cfg(not(feature = "planted"))]
+        let min_ready_survives = false;
+        let mut update = |id: &InstanceId, state: InstanceState| {
+            if let Some(instance) = self.instances.get_mut(id) {
+                instance.state = state;
+            }
+        };
+        match change {
+            Change::InstanceStarted { instance, address } => {
+                update(instance, InstanceState::Starting { since: at });
+                if let Some(instance) = self.instances.get_mut(instance) {
+                    instance.address = *address;
+                }
+            }
+            Change::InstancePassing { instance } => {
+                let planned = self.instances.get(instance).map_or(at, |i| i.planned_at);
+                let since = if min_ready_survives { planned } else { at };
+                if let Some(instance) = self.instances.get_mut(instance) {
+                    instance.state = InstanceState::Passing { since };
+                }
+            }
+            Change::InstanceServing { instance } => {
+                if let Some(instance) = self.instances.get_mut(instance) {
+                    instance.first_served_at.get_or_insert(at);
+                    instance.state = InstanceState::Serving { since: at };
+                    self.resuming = false;
+                }
+            }
+            Change::InstanceFailing { instance } => {
+                update(instance, InstanceState::Failing { since: at });
+            }
+            Change::InstanceDraining {
+                instance, hasty, ..
+            } => {
+                let state = InstanceState::Draining {
+                    since: at,
+                    revision: next_revision + 1,
+                    hasty: *hasty,
+                };
+                update(instance, state);
+                // Where the table does not change because it never held the instance, the one in force will do.
+                self.relax_drain(instance);
+            }
+            Change::InstanceStopping { instance } => {
+                update(instance, InstanceState::Stopping { since: at });
+            }
+            _ => {}
+        }
+    }
+
+    /// An instance that the table does not hold needs no newer table to be left alone.
+    fn relax_drain(&mut self, id: &InstanceId) {
+        let held = self.traffic.services.values().any(|service| {
+            service
+                .groups
+                .values()
+                .any(|group| group.members.contains_key(id))
+        });
+        let in_force = self.traffic.revision;
+        if held {
+            return;
+        }
+        if let Some(Instance {
+            state: InstanceState::Draining { revision, .. },
+            ..
+        }) = self.instances.get_mut(id)
+        {
+            *revision = in_force;
+        }
+    }
+
+    /// Remembers that an instance which should have run did not: for the back-off, and against the rollout.
+    fn note_death(&mut self, at: Timestamp, id: &InstanceId) {
+        let Some(instance) = self.instances.get(id).filter(|instance| instance.is_kept()) else {
+            return;
+        };
+        let instance = instance.clone();
+        let groups = self.backoff.entry(instance.service.clone()).or_default();
+        let backoff = groups.entry(instance.release).or_insert(Backoff {
+            failures: 0,
+            until: Timestamp::EPOCH,
+        });
+        *backoff = backoff.after_end(at, &instance);
+        let new = self.side_of(&instance) == Side::New;
+        if let Some(rollout) = self.rollout.as_mut().filter(|_| new) {
+            rollout.crashes += 1;
+        }
+    }
+}
+
+impl Rollout {
+    fn apply(&mut self, at: Timestamp, change: &Change) {
+        match change {
+            Change::PhaseEntered { phase } => self.enter(at, phase),
+            Change::GateOpened {
+                gate,
+                passed,
+                detail,
+            } => {
+                let state = GateState {
+                    passed: *passed,
+                    detail: detail.clone(),
+                    at,
+                };
+                self.gates.insert(*gate, state);
+            }
+            Change::Promoted { .. } => {
+                self.hold_extended = false;
+                self.failure = None;
+                self.crashes = 0;
+            }
+            Change::Progressed { service, ready } => {
+                self.high_water.insert(service.clone(), *ready);
+                self.progressed_at = at;
+            }
+            Change::Failed { reason } => {
+                self.failure.get_or_insert_with(|| reason.clone());
+            }
+            Change::AnalysisObserved { observations } => self.observe(observations),
+            Change::HoldExtended { .. } => self.hold_extended = true,
+            _ => {}
+        }
+    }
+
+    fn observe(&mut self, observations: &BTreeMap<ServiceName, Observation>) {
+        let Some(from) = self.from else {
+            return;
+        };
+        let settings = AnalysisSettings::default().shared_among(observations.len());
+        for (service, observation) in observations {
+            let analysis = self
+                .analyses
+                .entry(service.clone())
+                .or_insert_with(|| Analysis::new(&settings, from, self.to));
+            analysis.observe(observation);
+        }
+    }
+}
+
+/// The first restart waits this long, each further one twice as long.
+const BACKOFF_FIRST: Duration = Duration::from_secs(1);
+const BACKOFF_MAX: Duration = Duration::from_secs(60);
+/// Who served this long is not in a crash loop.
+const SERVED_WELL: Duration = Duration::from_secs(30);
+
+impl Backoff {
+    /// The wait after an instance ended by itself. One that had served well is replaced at once.
+    fn after_end(self, at: Timestamp, instance: &Instance) -> Self {
+        let served = instance
+            .first_served_at
+            .is_some_and(|since| at.since(since) >= SERVED_WELL);
+        if served {
+            return Self {
+                failures: 0,
+                until: at,
+            };
+        }
+        let failures = self.failures.saturating_add(1);
+        let doublings = (failures - 1).min(6);
+        let wait = (BACKOFF_FIRST * 2_u32.pow(doublings)).min(BACKOFF_MAX);
+        // A spread of ±20 % that needs no random source: instances of one host must not restart in step.
+        let spread = splitmix(instance.number) % 401;
+        let wait = wait * (800 + spread as u32) / 1_000;
+        Self {
+            failures,
+            until: at + wait,
+        }
+    }
+}
+
+/// A fixed scramble of a number (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
+fn splitmix(number: u64) -> u64 {
+    let mut z = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}

@@ -1,0 +1,301 @@
+//! One move of an environment from a release to another.
+//!
+//! ```text
+//! rolling      Preflight ▸ Warming ▸ Gating ▸ Moving ▸ Standby ▸ Sealing ▸ sealed
+//! blue-green   Preflight ▸ Warming ▸ Gating ▸ Shifting ▸ Promoting ▸ Standby ▸ Sealing ▸ sealed
+//! canary       Preflight ▸ Warming ▸ Gating ▸ (Stepping ▸ Shifting ▸ Holding)* ▸ Promoting ▸ Standby ▸ …
+//! recreate     Preflight ▸ Pausing ▸ Clearing ▸ Warming ▸ Gating ▸ Shifting ▸ Standby ▸ Sealing ▸ sealed
+//! any phase    ▸ Reverting(…) ▸ rolled back,  or ▸ Parked ▸ (a person) promote | abort
+//! ```
+//!
+//! Nothing is sent to the new release before `Moving` or `Shifting`. The old release is not let go before
+//! `Sealing`. Taking back restores the old capacity first, then switches, then ends the new release.
+
+use std::collections::BTreeMap;
+
+use landfast_types::{ReleaseId, RolloutId, ServiceName, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    analysis::Analysis,
+    ledger::Ledger,
+    plan::{Gate, RolloutPlan, Strategy},
+};
+
+/// Why the environment moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    Deploy,
+    Rollback,
+    Restart,
+}
+
+/// The state of a rollout.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Rollout {
+    pub id: RolloutId,
+    pub kind: Kind,
+    pub from: Option<ReleaseId>,
+    pub to: ReleaseId,
+    pub plan: RolloutPlan,
+    pub by: String,
+    pub started_at: Timestamp,
+    /// Instances of `to` with this number or a higher one belong to the new side.
+    pub first_instance: u64,
+    pub phase: Phase,
+    pub phase_since: Timestamp,
+    pub weights: Weights,
+    pub gates: BTreeMap<Gate, GateState>,
+    /// The most instances of each service that ever were ready together, and when that last grew.
+    pub high_water: BTreeMap<ServiceName, u32>,
+    pub progressed_at: Timestamp,
+    /// The first thing that went wrong, until it was answered.
+    pub failure: Option<String>,
+    /// How often an instance of the new release ended after it had served.
+    pub crashes: u32,
+    /// One for each routed service that both releases have.
+    pub analyses: BTreeMap<ServiceName, Analysis>,
+    pub hold_extended: bool,
+    pub ledger: Ledger,
+}
+
+/// How a gate stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GateState {
+    pub passed: bool,
+    pub detail: String,
+    pub at: Timestamp,
+}
+
+/// Where a rollout is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum Phase {
+    /// The host is checked.
+    Preflight,
+    /// Requests are held while one release makes room for the other.
+    Pausing,
+    /// The old release ends, because two cannot run side by side.
+    Clearing,
+    /// Capacity of the new release is started. Nobody is sent to it.
+    Warming { level: usize },
+    /// The new release is ready; a gate stands before its first request.
+    Gating { gate: Gate },
+    /// Rolling: instance by instance, service by service.
+    Moving { service: usize },
+    /// Canary: the capacity for a step is started.
+    Stepping { step: usize },
+    /// The proxy is given the new weights.
+    Shifting { step: usize },
+    /// Canary: a step is watched.
+    Holding { step: usize },
+    /// All traffic is on the new release; services without a route move.
+    Promoting { service: usize },
+    /// The new release serves; the old can be returned to.
+    Standby,
+    /// The old release is let go.
+    Sealing,
+    /// The old release gets its place back.
+    Reverting { reason: String, stage: Reverting },
+    /// It waits for a person, weights frozen.
+    Parked {
+        reason: ParkReason,
+        resume: Box<Self>,
+    },
+}
+
+/// How far taking back has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reverting {
+    /// Only where two releases cannot run side by side: requests are held.
+    Pausing,
+    /// … and the new release ends first.
+    Clearing,
+    /// The old release is brought to full capacity.
+    Restoring,
+    /// Traffic returns to it.
+    Switching,
+    /// The new release ends.
+    Retiring,
+}
+
+/// Why a rollout waits for a person.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", content = "detail", rename_all = "kebab-case")]
+pub enum ParkReason {
+    /// The analysis could not tell. Never taken for a pass.
+    Inconclusive(String),
+    /// It failed, and the manifest says `rollback = false`.
+    RollbackOff(String),
+    /// The old release did not come back.
+    CannotRestore(String),
+    /// The engine found one of its own invariants broken and stopped itself.
+    Invariant(String),
+}
+
+impl ParkReason {
+    /// The reason as a sentence fragment.
+    pub fn sentence(&self) -> String {
+        match self {
+            Self::Inconclusive(detail) => format!("the analysis is inconclusive: {detail}"),
+            Self::RollbackOff(detail) => format!("{detail}; automatic rollback is off"),
+            Self::CannotRestore(detail) => {
+                format!("the old release did not come back: {detail}")
+            }
+            Self::Invariant(detail) => format!("an invariant of the engine is broken: {detail}"),
+        }
+    }
+}
+
+/// How a rollout ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum Outcome {
+    Sealed,
+    RolledBack { reason: String },
+}
+
+/// How traffic is split between the old and the new side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Weights {
+    OldOnly,
+    /// Every serving instance gets an equal share.
+    ByCount,
+    /// The new side gets this many percent.
+    Split {
+        new: u8,
+    },
+    NewOnly,
+}
+
+impl Rollout {
+    /// The canary's share at a step, in percent; other strategies know one step of 100.
+    pub fn step_percent(&self, step: usize) -> u8 {
+        match &self.plan.strategy {
+            Strategy::Canary { steps } => steps.get(step).map_or(100, |percent| percent.get()),
+            Strategy::Rolling { .. } | Strategy::BlueGreen | Strategy::Recreate => 100,
+        }
+    }
+
+    /// The index of the step that carries everything.
+    pub(crate) fn last_step(&self) -> usize {
+        match &self.plan.strategy {
+            Strategy::Canary { steps } => steps.len().saturating_sub(1),
+            Strategy::Rolling { .. } | Strategy::BlueGreen | Strategy::Recreate => 0,
+        }
+    }
+
+    /// The first gate before traffic that has not passed yet.
+    pub(crate) fn closed_gate(&self) -> Option<Gate> {
+        let closed = |gate: &Gate| {
+            let passed = self.gates.get(gate).is_some_and(|state| state.passed);
+            self.plan.gates.contains(gate) && !passed
+        };
+        Gate::BEFORE_TRAFFIC.into_iter().find(closed)
+    }
+
+    /// Whether it waits for somebody rather than moves: a newer rollout may take its place.
+    pub fn is_waiting(&self) -> bool {
+        match &self.phase {
+            Phase::Gating { gate } => *gate == Gate::Approval,
+            Phase::Parked { reason, .. } => matches!(
+                reason,
+                ParkReason::Inconclusive(_) | ParkReason::RollbackOff(_)
+            ),
+            Phase::Preflight
+            | Phase::Pausing
+            | Phase::Clearing
+            | Phase::Warming { .. }
+            | Phase::Moving { .. }
+            | Phase::Stepping { .. }
+            | Phase::Shifting { .. }
+            | Phase::Holding { .. }
+            | Phase::Promoting { .. }
+            | Phase::Standby
+            | Phase::Sealing
+            | Phase::Reverting { .. } => false,
+        }
+    }
+
+    /// Whether both sides may not run at once.
+    pub(crate) fn is_recreate(&self) -> bool {
+        self.plan.strategy == Strategy::Recreate
+    }
+
+    /// The phase in words.
+    pub fn phase_words(&self) -> String {
+        self.phase.words(self)
+    }
+}
+
+impl Phase {
+    /// The phase in words, for people.
+    fn words(&self, rollout: &Rollout) -> String {
+        match self {
+            Self::Preflight => "checking the host".into(),
+            Self::Pausing => "holding requests".into(),
+            Self::Clearing => "ending the old release".into(),
+            Self::Warming { .. } => "starting the new release".into(),
+            Self::Gating { gate } => format!("waiting for the {gate} gate"),
+            Self::Moving { .. } => "replacing instances".into(),
+            Self::Stepping { step } => {
+                format!("starting capacity for {} %", rollout.step_percent(*step))
+            }
+            Self::Shifting { step } => {
+                format!("moving {} % of traffic", rollout.step_percent(*step))
+            }
+            Self::Holding { step } => {
+                format!("watching the canary at {} %", rollout.step_percent(*step))
+            }
+            Self::Promoting { .. } => "moving services without a route".into(),
+            Self::Standby => "serving; the old release stands by".into(),
+            Self::Sealing => "letting the old release go".into(),
+            Self::Reverting { stage, .. } => match stage {
+                Reverting::Pausing => "taking back: holding requests".into(),
+                Reverting::Clearing => "taking back: ending the new release".into(),
+                Reverting::Restoring => "taking back: restoring the old release".into(),
+                Reverting::Switching => "taking back: returning traffic".into(),
+                Reverting::Retiring => "taking back: ending the new release".into(),
+            },
+            Self::Parked { reason, .. } => format!("parked: {}", reason.sentence()),
+        }
+    }
+
+    /// Whether the phase must make progress within the progress deadline.
+    pub(crate) fn is_timed(&self) -> bool {
+        match self {
+            Self::Preflight
+            | Self::Pausing
+            | Self::Clearing
+            | Self::Warming { .. }
+            | Self::Moving { .. }
+            | Self::Stepping { .. }
+            | Self::Shifting { .. }
+            | Self::Promoting { .. }
+            | Self::Reverting { .. } => true,
+            Self::Gating { gate } => *gate == Gate::Smoke,
+            Self::Holding { .. } | Self::Standby | Self::Sealing | Self::Parked { .. } => false,
+        }
+    }
+
+    /// Whether the rollout goes forward and nobody serves from the new release for good yet.
+    pub(crate) fn is_forward(&self) -> bool {
+        match self {
+            Self::Preflight
+            | Self::Pausing
+            | Self::Clearing
+            | Self::Warming { .. }
+            | Self::Gating { .. }
+            | Self::Moving { .. }
+            | Self::Stepping { .. }
+            | Self::Shifting { .. }
+            | Self::Holding { .. }
+            | Self::Promoting { .. }
+            | Self::Standby => true,
+            Self::Sealing | Self::Reverting { .. } | Self::Parked { .. } => false,
+        }
+    }
+}
