@@ -1,0 +1,149 @@
+# Everything a person or CI runs. A line `target: ## text` is what `make help` prints.
+#
+# The tool that does the work is cargo; chores with logic in them live in xtask/, in Rust.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+CARGO ?= cargo
+PROOF = $(CARGO) build --locked --release --workspace --bins && $(CARGO) xtask proof
+
+.PHONY: help
+help: ## list the targets
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+## -- build and test ---------------------------------------------------------------------------
+
+.PHONY: setup
+setup: ## install what the tests need and is missing (Debian packages), saying what
+	@sh .ci/setup
+
+.PHONY: build
+build: ## the release binary: target/release/landfast
+	$(CARGO) build --locked --release -p landfast
+
+.PHONY: test
+test: setup check-format check-lints check-tests check-documents ## everything that gates a change
+	@echo "make test: passed"
+
+.PHONY: check-format
+check-format: ## stock rustfmt
+	$(CARGO) fmt --all --check
+
+.PHONY: check-lints
+check-lints: ## clippy, every warning an error
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+.PHONY: check-tests
+check-tests: ## all tests
+	$(CARGO) test --locked --workspace
+
+.PHONY: check-documents
+check-documents: ## generated documents are committed as the code makes them; rustdoc without a warning
+	$(CARGO) xtask docs --check
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --quiet
+
+.PHONY: docs
+docs: ## write the generated documents (reference page, schema, OpenAPI) anew
+	$(CARGO) xtask docs
+
+.PHONY: audit
+audit: ## cargo-deny: bans, licences and sources of every dependency
+	@command -v cargo-deny >/dev/null || { echo "installing cargo-deny"; $(CARGO) install --locked cargo-deny; }
+	$(CARGO) deny --locked check bans licenses sources
+
+.PHONY: clean-run
+clean-run: ## what CI does: .ci/run in a fresh clone of the last commit, cold, timed
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT \
+	&& git clone --quiet . "$$folder/landfast" && cd "$$folder/landfast" \
+	&& begun=$$(date +%s) && ./.ci/run && echo "clean-run: passed in $$(( $$(date +%s) - begun )) s"
+
+## -- show it ----------------------------------------------------------------------------------
+
+.PHONY: demo
+demo: ## a real app, five releases, under load: nothing may be lost
+	$(CARGO) build --locked --release -p landfast -p landfast-judge -p flextime
+	$(CARGO) xtask demo
+
+.PHONY: bench
+bench: ## the proxy's cost per request beside its peers
+	$(CARGO) xtask bench
+
+# One target per figure of docs/proof.md. SHORT=1 takes the short form that fits into CI.
+
+.PHONY: proof
+proof: ## every figure of docs/proof.md, one after the other (hours)
+	$(PROOF) all
+
+.PHONY: proof-deploys
+proof-deploys: ## 100 deploys, rollbacks and aborts at 1,000 requests/s: 0 lost, 0 streams cut
+	$(PROOF) deploys
+
+.PHONY: proof-controls
+proof-controls: ## the same with drain confirmation off, then with the health gate off: the judge must see loss
+	$(PROOF) controls
+
+.PHONY: proof-source
+proof-source: ## the source folder rebuilt differently between deploy and rollback: the old digest answers
+	$(PROOF) source
+
+.PHONY: proof-server-kill
+proof-server-kill: ## kill -9 of the server at 50 random moments of rollouts: 0 lost, nothing stuck
+	$(PROOF) server-kill
+
+.PHONY: proof-crash
+proof-crash: ## the server dies at every record of every strategy's scenario: the same ending each time
+	$(PROOF) crash
+
+.PHONY: proof-proxy-kill
+proof-proxy-kill: ## kill -9 of the proxy, 20 times, server stopped: 0 refused, next answer < 1 s
+	$(PROOF) proxy-kill
+
+.PHONY: proof-instance-kill
+proof-instance-kill: ## kill -9 of one instance of three, 20 times: 0 idempotent requests lost
+	$(PROOF) instance-kill
+
+.PHONY: proof-host-loss
+proof-host-loss: ## every process killed, run folder emptied, the server started alone: all serve again
+	$(PROOF) host-loss
+
+.PHONY: proof-rollback
+proof-rollback: ## blue-green standby: last request routed to the bad release <= 1 s after the command
+	$(PROOF) rollback
+
+.PHONY: proof-canary
+proof-canary: ## a release that fails half is aborted <= 10 s into its 5 % step, in >= 98 of 100 seeds and once live
+	$(PROOF) canary
+
+.PHONY: proof-false-aborts
+proof-false-aborts: ## equal releases aborted: <= 1 % of 1,000 in each setting
+	$(PROOF) false-aborts
+
+.PHONY: proof-power
+proof-power: ## errors 0.5 -> 3 % or P99 doubled: caught within the hold in >= 90 % of 1,000
+	$(PROOF) power
+
+.PHONY: proof-exit
+proof-exit: ## an instance that exits at start: its step fails < 2 s after the exit
+	$(PROOF) exit
+
+.PHONY: proof-planted
+proof-planted: ## seven planted bugs, each found by the simulator within 500 seeds
+	$(PROOF) planted
+
+.PHONY: proof-scopes
+proof-scopes: ## two apps and two environments on one host; a second claim of a route is refused
+	$(PROOF) scopes
+
+.PHONY: proof-idle
+proof-idle: ## memory and processor of server, proxy and three shims at rest
+	$(PROOF) idle
+
+.PHONY: proof-plan
+proof-plan: ## plan for 200 services in < 200 ms
+	$(PROOF) plan
+
+.PHONY: proof-demo
+proof-demo: ## make demo, after the build, in < 120 s
+	$(PROOF) demo
