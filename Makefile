@@ -41,6 +41,7 @@ check-tests: ## all tests
 
 .PHONY: check-documents
 check-documents: ## generated documents are committed as the code makes them; rustdoc without a warning
+	@sh .ci/check-requirements
 	$(CARGO) xtask docs --check
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --quiet
 
