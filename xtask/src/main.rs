@@ -1,1 +1,18 @@
-fn main() {}
+//! Chores, written in Rust: `cargo xtask CHORE …`.
+
+mod flextime;
+
+use anyhow::bail;
+
+fn main() -> anyhow::Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    let chore = arguments.next().unwrap_or_default();
+    let rest: Vec<String> = arguments.collect();
+    match chore.as_str() {
+        "flextime" => flextime::run(&rest),
+        _ => bail!(
+            "there is no chore `{chore}`; there is:\n  {}",
+            flextime::USAGE
+        ),
+    }
+}
