@@ -1,0 +1,417 @@
+//! Every key of the manifest as data. The decoder looks keys up here, the JSON Schema and the reference page
+//! are printed from here: what is not in this table does not exist.
+
+use std::{collections::BTreeMap, sync::LazyLock};
+
+use crate::{
+    defaults::{self, Setting},
+    spec::{Gate, Strategy},
+};
+
+/// One key of the manifest.
+#[derive(Debug)]
+pub struct Key {
+    /// Where it stands; `*` is a name a person chooses: `services.*.health.ready`.
+    pub path: &'static str,
+    pub kind: Kind,
+    pub required: bool,
+    pub default: Option<&'static Setting>,
+    /// Reserved for a part that does not exist yet; says what to do until then.
+    pub later: Option<&'static str>,
+    /// The version it appeared in.
+    pub since: &'static str,
+    pub doc: &'static str,
+    /// A value as it is written in TOML.
+    pub example: &'static str,
+    /// What people write who come from somewhere else.
+    pub aliases: &'static [&'static str],
+}
+
+impl Key {
+    /// The last part of the path.
+    pub fn name(&self) -> &'static str {
+        self.path
+            .rsplit_once('.')
+            .map_or(self.path, |(_, name)| name)
+    }
+
+    /// The path of the table it stands in; empty at the top.
+    pub fn parent(&self) -> &'static str {
+        self.path.rsplit_once('.').map_or("", |(parent, _)| parent)
+    }
+
+    const fn required(mut self) -> Self {
+        self.required = true;
+        self
+    }
+
+    const fn default(mut self, setting: &'static Setting) -> Self {
+        self.default = Some(setting);
+        self
+    }
+
+    const fn aliases(mut self, aliases: &'static [&'static str]) -> Self {
+        self.aliases = aliases;
+        self
+    }
+}
+
+/// What a key's value is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Kind {
+    /// A checked name.
+    Name,
+    /// The name of a service.
+    ServiceName,
+    /// Names of services.
+    ServiceNames,
+    /// A path from the manifest's folder.
+    ArtifactPath,
+    /// An absolute path on the server's host.
+    HostPath,
+    /// argv.
+    Argv,
+    Port,
+    Count {
+        min: u32,
+        max: u32,
+    },
+    Flag,
+    Duration {
+        min_ms: u64,
+        max_ms: u64,
+    },
+    Size {
+        min: u64,
+    },
+    Cpu,
+    /// A count, or a percentage as text.
+    Share,
+    /// Percentages that ascend to 100.
+    Steps,
+    /// One of a few words.
+    Word(&'static [&'static str]),
+    /// Words, each at most once; the second list is known but does not exist yet.
+    Gates,
+    When,
+    Probe,
+    Host,
+    /// A path prefix of a route.
+    RoutePath,
+    /// A path that is asked, perhaps with a query.
+    RequestPath,
+    Url,
+    /// `5/s`.
+    Rate,
+    /// Text that is served as it is.
+    Page,
+    /// Text, number or switch: the value of a variable.
+    Scalar,
+    /// Fixed keys.
+    Table,
+    /// Tables with names a person chooses.
+    Tables,
+    /// Variables of an environment.
+    Variables,
+    /// Names to paths.
+    Volumes,
+    /// Overlays by environment.
+    Overlays,
+}
+
+impl Kind {
+    /// Whether it has keys of its own.
+    pub fn is_table(self) -> bool {
+        matches!(
+            self,
+            Self::Table | Self::Tables | Self::Variables | Self::Volumes | Self::Overlays
+        )
+    }
+}
+
+/// Gates that are named in the design but do not exist yet.
+pub const GATES_LATER: &[&str] = &[
+    "approval-by",
+    "backup",
+    "backup-fresh",
+    "window",
+    "freeze",
+    "rehearsal",
+    "lint",
+    "budget",
+];
+
+const SECOND: u64 = 1_000;
+const MINUTE: u64 = 60 * SECOND;
+const HOUR: u64 = 60 * MINUTE;
+const DAY: u64 = 24 * HOUR;
+
+const fn key(path: &'static str, kind: Kind, doc: &'static str, example: &'static str) -> Key {
+    let (required, default, later, aliases) = (false, None, None, [].as_slice());
+    Key {
+        path,
+        kind,
+        required,
+        default,
+        later,
+        since: "0.1",
+        doc,
+        example,
+        aliases,
+    }
+}
+
+const fn later(path: &'static str, doc: &'static str, until_then: &'static str) -> Key {
+    let mut key = key(path, Kind::Table, doc, "");
+    key.later = Some(until_then);
+    key
+}
+
+const fn duration(min_ms: u64, max_ms: u64) -> Kind {
+    Kind::Duration { min_ms, max_ms }
+}
+
+const STORES_LATER: &str =
+    "until then keep the connection in a secret: `landfast secret set DATABASE_URL`";
+const IMAGE_LATER: &str = "until then build before the deploy and name the result in `artifact`";
+const BACKUP_LATER: &str = "until then run your backup as a job with a cron line in `when`";
+
+/// Every key, in the order of the reference page.
+pub static CATALOGUE: &[Key] = &[
+    key("app", Kind::Name, "The name of the app. It becomes part of paths, ids and metrics, so it is not changed later.", "\"flextime\"")
+        .required().aliases(&["name", "project", "application"]),
+
+    key("services", Kind::Tables, "Long-running process types of the app, one table each.", "")
+        .aliases(&["processes", "service", "apps"]),
+    key("services.*.artifact", Kind::ArtifactPath, "The file or folder that is deployed, from the folder of this file. It is copied by its content; instances run only from the copy.", "\"target/release/flextime\"")
+        .required().aliases(&["binary", "path", "source", "bin"]),
+    key("services.*.command", Kind::Argv, "The program and its arguments, run inside the artifact. Never a shell: `./` is the artifact, other programs are looked up in PATH.", "[\"./flextime\", \"serve\"]")
+        .required().aliases(&["cmd", "run", "exec", "entrypoint", "args", "start"]),
+    key("services.*.port", Kind::Port, "Says that the service listens. The target chooses the real port of each instance and passes it as `PORT`.", "3000")
+        .aliases(&["ports", "listen", "internal_port"]),
+    key("services.*.replicas", Kind::Count { min: 1, max: 500 }, "How many instances run.", "3")
+        .default(&defaults::REPLICAS).aliases(&["instances", "scale", "count"]),
+    key("services.*.resources", Kind::Table, "What one instance may use. Without it nothing is limited, and preflight cannot count it.", "{ cpu = \"500m\", memory = \"512MiB\" }")
+        .aliases(&["limits", "resource"]),
+    key("services.*.resources.cpu", Kind::Cpu, "Share of CPU: cores, or thousandths with `m`.", "\"500m\"").aliases(&["cpus"]),
+    key("services.*.resources.memory", Kind::Size { min: 1 << 20 }, "Memory.", "\"512MiB\"").aliases(&["mem", "ram"]),
+    key("services.*.volumes", Kind::Volumes, "Folders outside releases, by name: never cleaned, shared by all releases. An absolute path on the host, or `\"managed\"` for a folder kept by Landfast. An instance finds each in `VOLUME_<NAME>`.", "{ uploads = \"/data/uploads\" }")
+        .aliases(&["mounts", "disks"]),
+    key("services.*.env", Kind::Variables, "Variables of the environment: a value, or a table with `type`, `default`, `value` and `required`.", "{ LOG_LEVEL = \"info\", API_BASE = { required = true } }")
+        .aliases(&["environment", "envs", "variables", "vars"]),
+    key("services.*.env.*.type", Kind::Word(ENV_TYPES), "What the value must look like.", "\"duration\"").aliases(&["kind"]),
+    key("services.*.env.*.default", Kind::Scalar, "The value where no overlay gives another.", "\"1h\""),
+    key("services.*.env.*.value", Kind::Scalar, "The value; it wins over `default`.", "\"2h\""),
+    key("services.*.env.*.required", Kind::Flag, "A rollout is refused while nothing gives it a value, be it an overlay or a secret.", "true"),
+    key("services.*.health", Kind::Table, "How an instance is asked whether it is well.", "{ ready = \"http:/ready\", live = \"http:/health\" }")
+        .aliases(&["healthcheck", "health_check", "checks", "probes"]),
+    key("services.*.health.ready", Kind::Probe, "Whether it may get traffic: `\"http:/path\"`, `\"tcp\"` or `\"none\"`.", "\"http:/ready\"")
+        .default(&defaults::PROBE_READY).aliases(&["readiness", "path", "startup"]),
+    key("services.*.health.live", Kind::Probe, "Whether it is restarted: `\"http:/path\"`, `\"tcp\"` or `\"none\"`.", "\"http:/health\"")
+        .default(&defaults::PROBE_LIVE).aliases(&["liveness"]),
+    key("services.*.health.interval", duration(100, 5 * MINUTE), "Time between two checks.", "\"2s\"")
+        .default(&defaults::PROBE_INTERVAL).aliases(&["period", "every"]),
+    key("services.*.health.timeout", duration(10, 5 * MINUTE), "How long one check may take.", "\"2s\"").default(&defaults::PROBE_TIMEOUT),
+    key("services.*.health.unhealthy_after", Kind::Count { min: 1, max: 100 }, "Failed checks in a row after which it is unhealthy.", "3")
+        .default(&defaults::UNHEALTHY_AFTER).aliases(&["retries", "failure_threshold"]),
+    key("services.*.health.healthy_after", Kind::Count { min: 1, max: 100 }, "Passed checks in a row after which it is healthy again.", "1")
+        .default(&defaults::HEALTHY_AFTER).aliases(&["success_threshold"]),
+    key("services.*.drain", duration(0, HOUR), "How long requests in flight may take once the instance left rotation.", "\"30s\"")
+        .default(&defaults::DRAIN).aliases(&["drain_timeout"]),
+    key("services.*.stream_drain", duration(0, DAY), "Over how long open WebSockets and SSE streams are ended once the instance left rotation.", "\"60s\"").default(&defaults::STREAM_DRAIN),
+    key("services.*.grace", duration(0, HOUR), "Time between SIGTERM and SIGKILL.", "\"10s\"")
+        .default(&defaults::GRACE).aliases(&["stop_timeout", "kill_timeout", "stop_grace_period"]),
+    key("services.*.after", Kind::ServiceNames, "Services that move before this one within a rollout.", "[\"api\"]")
+        .aliases(&["depends_on", "requires", "needs"]),
+    key("services.*.exclusive", Kind::Flag, "Two instances of it must never run at once (one writer only): it moves by pause, stop, start, resume.", "true")
+        .default(&defaults::EXCLUSIVE).aliases(&["singleton"]),
+    later("services.*.uses", "Stores the service may reach.", STORES_LATER),
+    later("services.*.image", "A container image.", IMAGE_LATER),
+    later("services.*.build", "A folder to build a container image from.", IMAGE_LATER),
+
+    key("jobs", Kind::Tables, "Processes that end: smoke tests, scheduled tasks, chores run by hand.", "")
+        .aliases(&["job", "tasks", "cron", "hooks"]),
+    key("jobs.*.artifact", Kind::ArtifactPath, "As for services.", "\"target/release/flextime\"").required().aliases(&["binary", "path", "source", "bin"]),
+    key("jobs.*.command", Kind::Argv, "As for services. Exit code 0 is success.", "[\"./flextime\", \"smoke\"]").required().aliases(&["cmd", "run", "exec"]),
+    key("jobs.*.when", Kind::When, "What starts it: `\"gate:smoke\"`, a cron line with a time zone, or `\"hand\"` (`landfast run JOB`).", "\"0 3 * * * Europe/Berlin\"")
+        .default(&defaults::JOB_WHEN).aliases(&["schedule", "cron", "trigger"]),
+    key("jobs.*.timeout", duration(SECOND, 7 * DAY), "How long it may take before it is stopped and counts as failed.", "\"10m\"").default(&defaults::JOB_TIMEOUT),
+    key("jobs.*.resources", Kind::Table, "As for services.", "{ memory = \"256MiB\" }"),
+    key("jobs.*.resources.cpu", Kind::Cpu, "As for services.", "\"500m\""),
+    key("jobs.*.resources.memory", Kind::Size { min: 1 << 20 }, "As for services.", "\"256MiB\""),
+    key("jobs.*.volumes", Kind::Volumes, "As for services.", "{ uploads = \"/data/uploads\" }"),
+    key("jobs.*.env", Kind::Variables, "As for services.", "{ LOG_LEVEL = \"info\" }").aliases(&["environment", "variables", "vars"]),
+    key("jobs.*.env.*.type", Kind::Word(ENV_TYPES), "As for services.", "\"duration\""),
+    key("jobs.*.env.*.default", Kind::Scalar, "As for services.", "\"1h\""),
+    key("jobs.*.env.*.value", Kind::Scalar, "As for services.", "\"2h\""),
+    key("jobs.*.env.*.required", Kind::Flag, "As for services.", "true"),
+    later("jobs.*.uses", "Stores the job may reach.", STORES_LATER),
+    later("jobs.*.image", "A container image.", IMAGE_LATER),
+    later("jobs.*.build", "A folder to build a container image from.", IMAGE_LATER),
+
+    later("stores", "Databases, caches and buckets.", STORES_LATER),
+
+    key("routes", Kind::Tables, "Hosts and paths that lead to services.", "").aliases(&["route", "ingress", "domains", "http"]),
+    key("routes.*.host", Kind::Host, "The host: `api.example.com`, `*.example.com` (exactly one more label) or `*` for any.", "\"api.flextime.example\"")
+        .required().aliases(&["domain", "hostname", "hosts"]),
+    key("routes.*.path", Kind::RoutePath, "A path prefix that ends at a segment: `/api` is for `/api` and `/api/x`, not for `/apix`. The longest one wins.", "\"/\"")
+        .default(&defaults::ROUTE_PATH).aliases(&["prefix"]),
+    key("routes.*.service", Kind::ServiceName, "The service that answers.", "\"api\"").required().aliases(&["to", "backend", "target", "upstream"]),
+    key("routes.*.websocket", Kind::Flag, "Whether WebSocket upgrades are passed on; refused with 403 otherwise.", "true")
+        .default(&defaults::WEBSOCKET).aliases(&["websockets", "ws"]),
+    key("routes.*.tls", Kind::Table, "The certificate of the host, from files.", "{ certificate = \"/etc/tls/api.pem\", key = \"/etc/tls/api.key\" }").aliases(&["ssl", "https"]),
+    key("routes.*.tls.certificate", Kind::HostPath, "The certificate with its chain: an absolute path of a PEM file on the server's host.", "\"/etc/tls/api.pem\"").required().aliases(&["cert", "chain"]),
+    key("routes.*.tls.key", Kind::HostPath, "Its private key: an absolute path of a PEM file on the server's host.", "\"/etc/tls/api.key\"").required().aliases(&["private_key"]),
+    key("routes.*.https_only", Kind::Flag, "Answer plain HTTP with a redirect to HTTPS. On where the route has `tls`, off otherwise.", "true").aliases(&["redirect", "force_https", "https_redirect"]),
+    key("routes.*.limits", Kind::Table, "What a request may weigh.", "{ body = \"100MiB\" }").aliases(&["limit"]),
+    key("routes.*.limits.body", Kind::Size { min: 0 }, "The largest request body.", "\"100MiB\"").default(&defaults::BODY_MAX).aliases(&["max_body_size", "size"]),
+    later("routes.*.limits.rate", "Requests per client and second.", "until then limit in the service itself"),
+    key("routes.*.timeouts", Kind::Table, "How long each part of an exchange may take.", "{ first_byte = \"60s\" }").aliases(&["timeout"]),
+    key("routes.*.timeouts.connect", duration(10, 10 * MINUTE), "Connecting to an instance.", "\"5s\"").default(&defaults::UPSTREAM_CONNECT),
+    key("routes.*.timeouts.first_byte", duration(10, DAY), "From the request to the first byte of its answer.", "\"60s\"").default(&defaults::UPSTREAM_FIRST_BYTE).aliases(&["response", "read"]),
+    key("routes.*.timeouts.idle", duration(100, DAY), "Silence within a body.", "\"75s\"").default(&defaults::IDLE),
+    key("routes.*.maintenance", Kind::Page, "The page (HTML, not a path) that is served with 503 while the app is stopped.", "\"<h1>Back at noon</h1>\"").aliases(&["maintenance_page"]),
+
+    key("deploy", Kind::Table, "How the environment moves from one release to the next.", "").aliases(&["deployment", "rollout", "update"]),
+    key("deploy.strategy", Kind::Word(Strategy::WORDS), "How a release takes over.", "\"canary\"").default(&defaults::STRATEGY),
+    key("deploy.steps", Kind::Steps, "Shares of the requests a canary gets, in percent, ascending, the last 100.", "[5, 25, 100]").default(&defaults::STEPS).aliases(&["weights"]),
+    key("deploy.hold", duration(0, 7 * DAY), "How long each step of a canary is watched.", "\"5m\"").default(&defaults::HOLD).aliases(&["pause"]),
+    key("deploy.min_ready", duration(0, HOUR), "How long an instance must pass its checks without a break before it counts.", "\"10s\"").default(&defaults::MIN_READY),
+    key("deploy.standby", duration(0, 30 * DAY), "How long the old release stays at hand before the rollout is sealed.", "\"10m\"").default(&defaults::STANDBY),
+    key("deploy.gates", Kind::Gates, "What a rollout waits for. Under `strategy = \"canary\"` the default has `analysis` too.", "[\"preflight\", \"smoke\", \"analysis\"]").default(&defaults::GATES),
+    key("deploy.healthy_deadline", duration(SECOND, DAY), "How long one instance may take to become ready.", "\"5m\"").default(&defaults::HEALTHY_DEADLINE),
+    key("deploy.progress_deadline", duration(SECOND, 7 * DAY), "How long a rollout may go on without a newly ready instance before it is taken back.", "\"10m\"").default(&defaults::PROGRESS_DEADLINE),
+    key("deploy.max_surge", Kind::Share, "Instances above `replicas` in a rolling rollout: a count, or a percentage, rounded up.", "\"25%\"").default(&defaults::MAX_SURGE),
+    key("deploy.max_unavailable", Kind::Share, "Instances missing below `replicas` in a rolling rollout: a count, or a percentage, rounded down.", "0").default(&defaults::MAX_UNAVAILABLE),
+    key("deploy.rollback", Kind::Flag, "Whether a failed rollout is taken back without asking.", "true").default(&defaults::ROLLBACK).aliases(&["auto_rollback"]),
+    key("deploy.probe", Kind::Table, "Synthetic requests that give the analysis something to measure where traffic is thin.", "{ path = \"/ready\", rate = \"5/s\" }"),
+    key("deploy.probe.path", Kind::RequestPath, "What is asked, with GET.", "\"/ready\"").required(),
+    key("deploy.probe.rate", Kind::Rate, "How often, for each release.", "\"5/s\"").default(&defaults::PROBE_RATE),
+    key("deploy.webhook", Kind::Url, "Gets one POST with the ledger for each rollout that ended.", "\"https://chat.example.com/hooks/deploys\"").aliases(&["notify", "webhooks", "hook"]),
+    later("deploy.window", "Maintenance windows and freezes.", "until then use the gate `approval`"),
+    later("deploy.backup", "A fresh backup before each rollout.", BACKUP_LATER),
+
+    later("backup", "Backups of stores and volumes.", BACKUP_LATER),
+
+    key("environments", Kind::Overlays, "Places the app runs. Each holds keys that replace those above for that place, most easily as dotted keys: `services.api.replicas = 6`. A file without any has one, `production`.", "")
+        .aliases(&["environment", "env", "envs"]),
+];
+
+/// Words for the type of a variable.
+pub const ENV_TYPES: &[&str] = &[
+    "string", "integer", "number", "boolean", "duration", "size", "url",
+];
+
+type Children = BTreeMap<&'static str, BTreeMap<&'static str, &'static Key>>;
+
+static CHILDREN: LazyLock<Children> = LazyLock::new(|| {
+    let mut children = Children::new();
+    for key in CATALOGUE {
+        children
+            .entry(key.parent())
+            .or_default()
+            .insert(key.name(), key);
+    }
+    children
+});
+
+/// The key `name` of the table at `parent`, when there is one.
+pub(crate) fn child(parent: &str, name: &str) -> Option<&'static Key> {
+    CHILDREN.get(parent)?.get(name).copied()
+}
+
+/// All keys of the table at `parent`, in order of name.
+pub(crate) fn children(parent: &str) -> impl Iterator<Item = &'static Key> {
+    CHILDREN
+        .get(parent)
+        .into_iter()
+        .flat_map(|keys| keys.values().copied())
+}
+
+/// What to write for a key that does not exist.
+pub(crate) fn suggestion(parent: &str, unknown: &str) -> Option<String> {
+    let folded = unknown.to_lowercase().replace('-', "_");
+    let alias = children(parent).find(|key| key.aliases.contains(&folded.as_str()));
+    let usable = || children(parent).filter(|key| key.later.is_none());
+    if let Some(key) = alias.or_else(|| usable().find(|key| key.name() == folded)) {
+        return Some(format!("did you mean `{}`?", key.name()));
+    }
+    if let Some(name) = closest(&folded, usable().map(Key::name)) {
+        return Some(format!("did you mean `{name}`?"));
+    }
+    // Known, but somewhere else.
+    let elsewhere = CATALOGUE
+        .iter()
+        .find(|key| key.name() == folded && key.later.is_none() && !key.path.contains(".env."));
+    elsewhere.map(|key| match key.parent() {
+        "" => format!("`{folded}` stands at the top of the file, before the first table"),
+        parent => format!("`{folded}` is a key of `[{}]`", parent.replace('*', "NAME")),
+    })
+}
+
+/// The word a person most likely meant.
+pub(crate) fn closest<'w>(word: &str, known: impl Iterator<Item = &'w str>) -> Option<&'w str> {
+    let scored = known.map(|one| (strsim::damerau_levenshtein(word, one), one));
+    let (distance, best) = scored.min_by_key(|(distance, _)| *distance)?;
+    // A third of the letters may be wrong: more, and the guess is noise.
+    let allowed = (word.chars().count().max(best.chars().count()) / 3).max(1);
+    (distance <= allowed).then_some(best)
+}
+
+/// Whether a gate is one that exists now.
+pub(crate) fn gate(word: &str) -> Option<Gate> {
+    Gate::from_word(word)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::EnvType;
+
+    #[test]
+    fn every_table_but_the_open_ones_has_keys_and_every_key_a_table() {
+        for key in CATALOGUE {
+            if key.kind == Kind::Table && key.later.is_none() {
+                assert!(children(key.path).count() > 0, "{}", key.path);
+            }
+            let parent = key.parent().trim_end_matches(".*");
+            let exists = parent.is_empty() || CATALOGUE.iter().any(|other| other.path == parent);
+            assert!(exists, "{} has no table", key.path);
+            assert!(key.doc.ends_with('.'), "{}", key.path);
+        }
+    }
+
+    #[test]
+    fn defaults_of_keys_are_named_after_them() {
+        for key in CATALOGUE {
+            assert!(
+                key.default.is_none_or(|setting| setting.name == key.path),
+                "{}",
+                key.path
+            );
+        }
+    }
+
+    #[test]
+    fn words_of_types_are_those_of_the_types() {
+        assert_eq!(ENV_TYPES, EnvType::ALL.map(EnvType::word));
+    }
+
+    #[test]
+    fn guesses_only_what_is_near() {
+        assert_eq!(
+            suggestion("services.*", "replcas").as_deref(),
+            Some("did you mean `replicas`?")
+        );
+        assert_eq!(
+            suggestion("services.*", "cmd").as_deref(),
+            Some("did you mean `command`?")
+        );
+        let elsewhere = suggestion("deploy", "drain");
+        assert_eq!(
+            elsewhere.as_deref(),
+            Some("`drain` is a key of `[services.NAME]`")
+        );
+        assert_eq!(suggestion("deploy", "quux"), None);
+    }
+}

@@ -1,0 +1,432 @@
+//! From the merged tree to the typed spec. Looks at values that stand together; what reaches across tables is
+//! in `check`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use landfast_types::{AppName, EnvironmentName, JobName, Percent, RouteName, ServiceName};
+
+use crate::{
+    code::Code,
+    cursor::Cursor,
+    diagnostic::Problem,
+    leaf::{Leaf, Scalar},
+    spec::{
+        AppSpec, DeploySpec, EnvType, EnvVar, Gate, HealthSpec, JobSpec, Probe, ResourcesSpec,
+        RouteLimitsSpec, RouteSpec, RouteTimeoutsSpec, ServiceSpec, Strategy, SyntheticProbe,
+        TlsSpec, Volume, When,
+    },
+    tree::Entry,
+};
+
+/// What is known about secrets: their names, or nothing at all.
+pub(crate) type Secrets<'a> = Option<&'a BTreeSet<String>>;
+
+/// Reads the whole spec. `None` when something that has no default is missing or wrong.
+pub(crate) fn app(
+    root: &Cursor<'_>,
+    environment: &EnvironmentName,
+    secrets: Secrets<'_>,
+) -> Option<AppSpec> {
+    let app = root.text("app").and_then(|name| AppName::new(&name).ok());
+    let services = root.tables("services");
+    let jobs = root.tables("jobs");
+    let routes = root.tables("routes");
+    // Each is read to its end before the first missing one ends this function, so that all are reported.
+    let services = collect(services, |name, at| {
+        Some((ServiceName::new(name).ok()?, service(name, at, secrets)?))
+    });
+    let jobs = collect(jobs, |name, at| {
+        Some((JobName::new(name).ok()?, job(at, secrets)?))
+    });
+    let routes = collect(routes, |name, at| {
+        Some((RouteName::new(name).ok()?, route(at)?))
+    });
+    let deploy = deploy(&root.table("deploy"));
+    Some(AppSpec {
+        app: app?,
+        environment: environment.clone(),
+        services: services?,
+        jobs: jobs?,
+        routes: routes?,
+        deploy: deploy?,
+    })
+}
+
+fn collect<'a, K: Ord, V>(
+    tables: Vec<(&'a str, Cursor<'a>)>,
+    read: impl Fn(&str, &Cursor<'a>) -> Option<(K, V)>,
+) -> Option<BTreeMap<K, V>> {
+    let read = tables
+        .iter()
+        .map(|(name, at)| read(name, at))
+        .collect::<Vec<_>>();
+    read.into_iter().collect()
+}
+
+fn service(name: &str, at: &Cursor<'_>, secrets: Secrets<'_>) -> Option<ServiceSpec> {
+    let artifact = at.text("artifact");
+    let command = at.texts("command");
+    let port = at
+        .optional_count("port")
+        .and_then(|port| u16::try_from(port).ok());
+    let replicas = at.count("replicas");
+    let exclusive = at.flag("exclusive");
+    if exclusive && replicas > 1 {
+        let message = format!("`{name}` is exclusive but has {replicas} replicas");
+        let problem = Problem::new(Code::ExclusiveReplicas, at.span("replicas"), message);
+        at.report(problem.help("write replicas = 1, or remove `exclusive`"));
+    }
+    let after = at.texts("after").unwrap_or_default();
+    let after = after
+        .iter()
+        .filter_map(|name| ServiceName::new(name).ok())
+        .collect();
+    let (resources, volumes) = (resources(at), volumes(at));
+    let env = variables(at, secrets);
+    let health = health(name, at, at.has("port"));
+    Some(ServiceSpec {
+        artifact: artifact?,
+        command: command?,
+        port,
+        replicas,
+        resources,
+        volumes,
+        env,
+        health,
+        drain: at.duration("drain"),
+        stream_drain: at.duration("stream_drain"),
+        grace: at.duration("grace"),
+        after,
+        exclusive,
+    })
+}
+
+fn job(at: &Cursor<'_>, secrets: Secrets<'_>) -> Option<JobSpec> {
+    let artifact = at.text("artifact");
+    let command = at.texts("command");
+    let when = match at.leaf("when") {
+        Some(Leaf::When(when)) => when,
+        _ => When::Hand,
+    };
+    let timeout = at.duration("timeout");
+    let (resources, volumes) = (resources(at), volumes(at));
+    let env = variables(at, secrets);
+    Some(JobSpec {
+        artifact: artifact?,
+        command: command?,
+        when,
+        timeout,
+        resources,
+        volumes,
+        env,
+    })
+}
+
+fn resources(at: &Cursor<'_>) -> ResourcesSpec {
+    let at = at.table("resources");
+    ResourcesSpec {
+        cpu: at.cpu("cpu"),
+        memory: at.bytes("memory"),
+    }
+}
+
+fn volumes(at: &Cursor<'_>) -> BTreeMap<String, Volume> {
+    let at = at.table("volumes");
+    let each = at.entries().filter_map(|(name, entry)| {
+        let volume = match entry.node.value.as_text()? {
+            "managed" => Volume::Managed,
+            path => Volume::Path {
+                path: path.to_owned(),
+            },
+        };
+        Some((name.to_owned(), volume))
+    });
+    each.collect()
+}
+
+fn variables(at: &Cursor<'_>, secrets: Secrets<'_>) -> BTreeMap<String, EnvVar> {
+    let at = at.table("env");
+    let each = at.entries().map(|(name, entry)| {
+        let inner = at.variable(entry);
+        let (variable, span) = if entry.node.value.as_table().is_some() {
+            let key = if inner.has("value") {
+                "value"
+            } else {
+                "default"
+            };
+            (table_variable(name, &inner), inner.key_span(key))
+        } else {
+            (bare_variable(name, &inner, entry), entry.key_span.clone())
+        };
+        let in_secrets = secrets.is_some_and(|names| names.contains(name));
+        if variable.value.is_some() && in_secrets {
+            let message = format!("`{name}` has a value here and is a secret too");
+            let problem = Problem::new(Code::EnvAndSecret, span.clone(), message);
+            at.report(problem.help(format!("remove the value, or `landfast secret rm {name}`")));
+        }
+        if variable.required && variable.value.is_none() && secrets.is_some() && !in_secrets {
+            let message = format!("`{name}` is required and has no value");
+            let problem = Problem::new(Code::EnvMissing, entry.key_span.clone(), message);
+            at.report(problem.help(format!(
+                "give it a value here, or `landfast secret set {name}`"
+            )));
+        }
+        if variable
+            .value
+            .as_ref()
+            .is_some_and(|value| looks_secret(name, value))
+        {
+            let message = format!("`{name}` looks like a secret, and its value is in the file");
+            let problem = Problem::new(Code::LikelySecret, span, message);
+            at.report(problem.help(format!("`landfast secret set {name}` and remove it here")));
+        }
+        (name.to_owned(), variable)
+    });
+    each.collect()
+}
+
+fn bare_variable(name: &str, at: &Cursor<'_>, entry: &Entry) -> EnvVar {
+    let Some(Leaf::Scalar(Scalar { text, kind })) = at.bare(name, entry) else {
+        return EnvVar {
+            value: None,
+            kind: EnvType::String,
+            required: false,
+        };
+    };
+    EnvVar {
+        value: Some(text),
+        kind,
+        required: false,
+    }
+}
+
+fn table_variable(name: &str, at: &Cursor<'_>) -> EnvVar {
+    let kind = at.text("type");
+    let kind = kind.and_then(|word| EnvType::ALL.into_iter().find(|kind| kind.word() == word));
+    let required = at.flag_or("required", || false);
+    let mut inferred = EnvType::String;
+    let mut scalars = BTreeMap::new();
+    for key in ["default", "value"] {
+        let Some(Leaf::Scalar(scalar)) = at.leaf(key) else {
+            continue;
+        };
+        inferred = scalar.kind;
+        if let Some(kind) = kind.filter(|kind| !kind.accepts(&scalar.text)) {
+            let message = format!("`{name}` is not of its type, {}", kind.word());
+            let problem = Problem::new(Code::EnvValue, at.span(key), message);
+            at.report(problem.help(example_of(kind)));
+        }
+        scalars.insert(key, scalar.text);
+    }
+    let value = scalars
+        .remove("value")
+        .or_else(|| scalars.remove("default"));
+    EnvVar {
+        value,
+        kind: kind.unwrap_or(inferred),
+        required,
+    }
+}
+
+fn example_of(kind: EnvType) -> &'static str {
+    match kind {
+        EnvType::String => "any text without NUL",
+        EnvType::Integer => "for example 42",
+        EnvType::Number => "for example 0.5",
+        EnvType::Boolean => "true or false",
+        EnvType::Duration => "for example \"30s\"",
+        EnvType::Size => "for example \"512MiB\"",
+        EnvType::Url => "for example \"https://api.example.com\"",
+    }
+}
+
+/// Names that nearly always hold secrets, and values that are not obviously harmless.
+fn looks_secret(name: &str, value: &str) -> bool {
+    const ENDS: [&str; 8] = [
+        "PASSWORD",
+        "PASSWD",
+        "SECRET",
+        "TOKEN",
+        "API_KEY",
+        "PRIVATE_KEY",
+        "SECRET_KEY",
+        "ACCESS_KEY",
+    ];
+    let name = name.to_uppercase();
+    ENDS.iter().any(|end| name.ends_with(end)) && value.len() >= 4 && !value.starts_with('/')
+}
+
+fn health(name: &str, service: &Cursor<'_>, listens: bool) -> HealthSpec {
+    let at = service.table("health");
+    let given = |key: &str| match at.leaf(key) {
+        Some(Leaf::Probe(probe)) => Some(probe),
+        _ => None,
+    };
+    let (ready, live) = (given("ready"), given("live"));
+    for (key, probe) in [("ready", &ready), ("live", &live)] {
+        if !listens && matches!(probe, Some(Probe::Http { .. } | Probe::Tcp)) {
+            let message = format!("`{name}` has no port to probe");
+            let problem = Problem::new(Code::NoPort, at.span(key), message);
+            at.report(problem.help("add `port`, or write \"none\""));
+        }
+    }
+    if listens && !at.has("ready") {
+        let message = format!("`{name}` names no `health.ready`: ready means TCP connect only");
+        let problem = Problem::new(Code::NoHealth, service.key_span("health"), message);
+        at.report(problem.help("health = { ready = \"http:/ready\" }"));
+    }
+    let default = |key: &str| match at.default_text(key) {
+        "tcp" if listens => Probe::Tcp,
+        _ => Probe::None,
+    };
+    HealthSpec {
+        ready: ready.unwrap_or_else(|| default("ready")),
+        live: live.unwrap_or_else(|| default("live")),
+        interval: at.duration("interval"),
+        timeout: at.duration("timeout"),
+        unhealthy_after: at.count("unhealthy_after"),
+        healthy_after: at.count("healthy_after"),
+    }
+}
+
+fn route(at: &Cursor<'_>) -> Option<RouteSpec> {
+    let host = at.text("host");
+    let path = at
+        .text("path")
+        .unwrap_or_else(|| at.default_text("path").to_owned());
+    let service = at
+        .text("service")
+        .and_then(|name| ServiceName::new(&name).ok());
+    let tls = at.has("tls").then(|| {
+        let at = at.table("tls");
+        let (certificate, key) = (at.text("certificate"), at.text("key"));
+        Some(TlsSpec {
+            certificate: certificate?,
+            key: key?,
+        })
+    });
+    let limits = at.table("limits");
+    let timeouts = at.table("timeouts");
+    let route = RouteSpec {
+        host: host?,
+        path,
+        service: service?,
+        websocket: at.flag("websocket"),
+        https_only: at.flag_or("https_only", || tls.is_some()),
+        tls: match tls {
+            Some(tls) => Some(tls?),
+            None => None,
+        },
+        limits: RouteLimitsSpec {
+            body: limits.bytes_or_default("body"),
+        },
+        timeouts: RouteTimeoutsSpec {
+            connect: timeouts.duration("connect"),
+            first_byte: timeouts.duration("first_byte"),
+            idle: timeouts.duration("idle"),
+        },
+        maintenance: at.text("maintenance"),
+    };
+    Some(route)
+}
+
+fn deploy(at: &Cursor<'_>) -> Option<DeploySpec> {
+    let strategy = at.text("strategy");
+    let strategy = strategy.unwrap_or_else(|| at.default_text("strategy").to_owned());
+    let strategy = Strategy::from_word(&strategy).unwrap_or(Strategy::Rolling);
+    let steps = match at.leaf("steps") {
+        Some(Leaf::Steps(steps)) => steps,
+        _ => crate::defaults::STEPS
+            .steps()
+            .iter()
+            .copied()
+            .filter_map(Percent::new)
+            .collect(),
+    };
+    let gates = match at.leaf("gates") {
+        Some(Leaf::Gates(gates)) => gates,
+        _ => default_gates(strategy),
+    };
+    let (min_ready, healthy) = (at.duration("min_ready"), at.duration("healthy_deadline"));
+    let progress = at.duration("progress_deadline");
+    deadlines(at, min_ready, healthy, progress);
+    let probe = at.has("probe").then(|| {
+        let at = at.table("probe");
+        let default = || {
+            let rate = at.default_text("rate").trim_end_matches("/s");
+            rate.parse().expect("the default is a number per second")
+        };
+        let requests_per_second = at.optional_count("rate").unwrap_or_else(default);
+        Some(SyntheticProbe {
+            path: at.text("path")?,
+            requests_per_second,
+        })
+    });
+    Some(DeploySpec {
+        strategy,
+        steps,
+        hold: at.duration("hold"),
+        min_ready,
+        standby: at.duration("standby"),
+        gates,
+        healthy_deadline: healthy,
+        progress_deadline: progress,
+        max_surge: at.share("max_surge"),
+        max_unavailable: at.share("max_unavailable"),
+        rollback: at.flag("rollback"),
+        probe: match probe {
+            Some(probe) => Some(probe?),
+            None => None,
+        },
+        webhook: at.text("webhook"),
+    })
+}
+
+pub(crate) fn default_gates(strategy: Strategy) -> Vec<Gate> {
+    let words = crate::defaults::GATES.words().iter();
+    let mut gates = words
+        .filter_map(|word| Gate::from_word(word))
+        .collect::<Vec<_>>();
+    // A canary that nobody judges is only a slow rollout.
+    if strategy == Strategy::Canary {
+        gates.push(Gate::Analysis);
+    }
+    gates
+}
+
+fn deadlines(
+    at: &Cursor<'_>,
+    min_ready: std::time::Duration,
+    healthy: std::time::Duration,
+    progress: std::time::Duration,
+) {
+    let print = landfast_types::format_duration;
+    let blame = |keys: [&str; 2]| {
+        let written = keys.into_iter().find(|key| at.has(key));
+        written.map_or_else(|| at.at(), |key| at.span(key))
+    };
+    if healthy >= progress {
+        let message = format!(
+            "`healthy_deadline` ({}) must be shorter than `progress_deadline` ({})",
+            print(healthy),
+            print(progress)
+        );
+        let span = blame(["healthy_deadline", "progress_deadline"]);
+        at.report(
+            Problem::new(Code::Deadlines, span, message)
+                .help("one instance gets less time than the whole rollout without progress"),
+        );
+    }
+    if min_ready >= healthy {
+        let message = format!(
+            "`min_ready` ({}) must be shorter than `healthy_deadline` ({})",
+            print(min_ready),
+            print(healthy)
+        );
+        let span = blame(["min_ready", "healthy_deadline"]);
+        at.report(
+            Problem::new(Code::Deadlines, span, message)
+                .help("otherwise no instance could become ready in time"),
+        );
+    }
+}

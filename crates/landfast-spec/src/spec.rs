@@ -1,0 +1,567 @@
+//! The checked result: one app in one environment, every default filled in and every overlay applied.
+//!
+//! An [`AppSpec`] is stored inside a release, so it is read back by later versions of Landfast: fields may be
+//! added with `#[serde(default)]`, none changes its meaning.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    time::Duration,
+};
+
+use landfast_types::{
+    AppName, Bytes, Cpu, Digest, EnvironmentName, JobName, Percent, RouteName, Scope, ServiceName,
+    parse_bytes, parse_duration,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::schedule::CronLine;
+
+/// One app, resolved for one environment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppSpec {
+    pub app: AppName,
+    pub environment: EnvironmentName,
+    pub services: BTreeMap<ServiceName, ServiceSpec>,
+    #[serde(default)]
+    pub jobs: BTreeMap<JobName, JobSpec>,
+    #[serde(default)]
+    pub routes: BTreeMap<RouteName, RouteSpec>,
+    pub deploy: DeploySpec,
+}
+
+impl AppSpec {
+    /// The environment this spec is for.
+    pub fn scope(&self) -> Scope {
+        Scope {
+            app: self.app.clone(),
+            environment: self.environment.clone(),
+        }
+    }
+
+    /// The digest of the canonical JSON of the whole spec: equal exactly when nothing a person could have
+    /// changed differs.
+    pub fn fingerprint(&self) -> Digest {
+        fingerprint(self)
+    }
+
+    /// Services in waves: each wave needs only those before it (`after`), and is in order of name.
+    pub fn waves(&self) -> Vec<Vec<ServiceName>> {
+        let mut placed = BTreeSet::new();
+        let mut waves = Vec::new();
+        while placed.len() < self.services.len() {
+            let mut wave = Vec::new();
+            for (name, service) in &self.services {
+                let ready = |other: &ServiceName| {
+                    placed.contains(other) || !self.services.contains_key(other)
+                };
+                if !placed.contains(name) && service.after.iter().all(ready) {
+                    wave.push(name.clone());
+                }
+            }
+            // A spec read from elsewhere could hold a cycle; what is in it then goes last, together.
+            if wave.is_empty() {
+                let rest = self.services.keys().filter(|name| !placed.contains(*name));
+                wave = rest.cloned().collect();
+            }
+            placed.extend(wave.iter().cloned());
+            waves.push(wave);
+        }
+        waves
+    }
+
+    /// The routes that lead to a service.
+    pub fn routes_of<'a>(
+        &'a self,
+        service: &'a ServiceName,
+    ) -> impl Iterator<Item = (&'a RouteName, &'a RouteSpec)> {
+        self.routes
+            .iter()
+            .filter(move |(_, route)| route.service == *service)
+    }
+
+    /// The jobs a gate runs.
+    pub fn jobs_of(&self, gate: Gate) -> impl Iterator<Item = (&JobName, &JobSpec)> {
+        self.jobs
+            .iter()
+            .filter(move |(_, job)| job.when == When::Gate { gate })
+    }
+}
+
+/// A long-running process type.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceSpec {
+    /// The file or folder that is copied into the store, as it is written in the manifest.
+    pub artifact: String,
+    /// argv, never a shell.
+    pub command: Vec<String>,
+    /// The port a person wrote. The target chooses the real one and names it `PORT`; `None`: it does not listen.
+    pub port: Option<u16>,
+    pub replicas: u32,
+    #[serde(default)]
+    pub resources: ResourcesSpec,
+    #[serde(default)]
+    pub volumes: BTreeMap<String, Volume>,
+    #[serde(default)]
+    pub env: BTreeMap<String, EnvVar>,
+    pub health: HealthSpec,
+    /// How long requests in flight may take once the instance left rotation.
+    #[serde(with = "millis")]
+    pub drain: Duration,
+    /// The same for WebSockets and SSE streams.
+    #[serde(with = "millis")]
+    pub stream_drain: Duration,
+    /// Between SIGTERM and SIGKILL.
+    #[serde(with = "millis")]
+    pub grace: Duration,
+    /// Services that move before this one within a rollout.
+    #[serde(default)]
+    pub after: BTreeSet<ServiceName>,
+    /// Two releases of it must never run at once: it moves by pause, stop, start, resume.
+    #[serde(default)]
+    pub exclusive: bool,
+}
+
+impl ServiceSpec {
+    /// The digest of what an instance is started with: when it is equal, a running instance need not be
+    /// replaced. Health, drain and replicas are not part of it, since they do not reach the process.
+    pub fn process_fingerprint(&self) -> Digest {
+        fingerprint(&(
+            &self.artifact,
+            &self.command,
+            self.port,
+            &self.resources,
+            &self.volumes,
+            &self.env,
+        ))
+    }
+}
+
+/// A process that ends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobSpec {
+    pub artifact: String,
+    pub command: Vec<String>,
+    pub when: When,
+    #[serde(with = "millis")]
+    pub timeout: Duration,
+    #[serde(default)]
+    pub resources: ResourcesSpec,
+    #[serde(default)]
+    pub volumes: BTreeMap<String, Volume>,
+    #[serde(default)]
+    pub env: BTreeMap<String, EnvVar>,
+}
+
+/// What starts a job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum When {
+    /// A gate of each rollout.
+    Gate { gate: Gate },
+    /// The clock.
+    Cron { line: CronLine },
+    /// A person: `landfast run JOB`.
+    Hand,
+}
+
+/// What an instance may use; `None` is unlimited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ResourcesSpec {
+    pub cpu: Option<Cpu>,
+    pub memory: Option<Bytes>,
+}
+
+/// A folder outside releases.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum Volume {
+    /// Kept under the server's state folder.
+    Managed,
+    /// An absolute path on the host.
+    Path { path: String },
+}
+
+/// One variable of a process's environment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnvVar {
+    /// `None`: a secret may give it.
+    pub value: Option<String>,
+    #[serde(rename = "type")]
+    pub kind: EnvType,
+    /// A rollout is refused while nothing gives it a value.
+    #[serde(default)]
+    pub required: bool,
+}
+
+/// What a variable's value must look like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EnvType {
+    #[default]
+    String,
+    Integer,
+    Number,
+    Boolean,
+    Duration,
+    Size,
+    Url,
+}
+
+impl EnvType {
+    /// Every type, in the order of the documentation.
+    pub const ALL: [Self; 7] = [
+        Self::String,
+        Self::Integer,
+        Self::Number,
+        Self::Boolean,
+        Self::Duration,
+        Self::Size,
+        Self::Url,
+    ];
+
+    /// The word in the manifest.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::String => "string",
+            Self::Integer => "integer",
+            Self::Number => "number",
+            Self::Boolean => "boolean",
+            Self::Duration => "duration",
+            Self::Size => "size",
+            Self::Url => "url",
+        }
+    }
+
+    /// Whether a value is of this type. Also for secrets, whose values only the server sees.
+    pub fn accepts(self, value: &str) -> bool {
+        match self {
+            Self::String => !value.contains('\0'),
+            Self::Integer => value.parse::<i64>().is_ok(),
+            Self::Number => value.parse::<f64>().is_ok_and(f64::is_finite),
+            Self::Boolean => matches!(value, "true" | "false"),
+            Self::Duration => parse_duration(value).is_ok(),
+            Self::Size => parse_bytes(value).is_ok(),
+            Self::Url => is_url(value),
+        }
+    }
+}
+
+/// A scheme, `://`, and something behind it, without blanks. More is the business of whoever opens it.
+pub(crate) fn is_url(text: &str) -> bool {
+    let Some((scheme, rest)) = text.split_once("://") else {
+        return false;
+    };
+    let scheme_char = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.');
+    scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+        && scheme.chars().all(scheme_char)
+        && !rest.is_empty()
+        && (scheme == "file" || !rest.starts_with('/'))
+        && !rest.contains(|c: char| c.is_whitespace() || c.is_control())
+}
+
+/// How an instance is asked whether it is well.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthSpec {
+    /// Whether it may get traffic.
+    pub ready: Probe,
+    /// Whether it is restarted.
+    pub live: Probe,
+    #[serde(with = "millis")]
+    pub interval: Duration,
+    #[serde(with = "millis")]
+    pub timeout: Duration,
+    /// Failures in a row after which it is not ready (or, for `live`, is restarted).
+    pub unhealthy_after: u32,
+    /// Passes in a row after which it is ready again.
+    pub healthy_after: u32,
+}
+
+/// One question to an instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum Probe {
+    /// GET of this path (and query) must answer 2xx or 3xx.
+    Http { path: String },
+    /// The port must accept a connection.
+    Tcp,
+    /// Nothing is asked: an instance that runs is well.
+    None,
+}
+
+/// A host and a path that lead to a service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteSpec {
+    /// `api.example.com`, `*.example.com` or `*`; lower case, no port.
+    pub host: String,
+    /// A prefix that ends at a segment; `/` or without a slash at its end.
+    pub path: String,
+    pub service: ServiceName,
+    #[serde(default)]
+    pub websocket: bool,
+    #[serde(default)]
+    pub tls: Option<TlsSpec>,
+    /// Plain HTTP is answered with a redirect to HTTPS.
+    #[serde(default)]
+    pub https_only: bool,
+    pub limits: RouteLimitsSpec,
+    pub timeouts: RouteTimeoutsSpec,
+    /// The page (HTML, not a path) that is served with 503 while the app is stopped.
+    #[serde(default)]
+    pub maintenance: Option<String>,
+}
+
+/// A certificate chain and its key: absolute paths of PEM files on the server's host.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct TlsSpec {
+    pub certificate: String,
+    pub key: String,
+}
+
+/// What a request may weigh.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteLimitsSpec {
+    pub body: Bytes,
+}
+
+/// How long each part of an exchange may take.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteTimeoutsSpec {
+    #[serde(with = "millis")]
+    pub connect: Duration,
+    #[serde(with = "millis")]
+    pub first_byte: Duration,
+    #[serde(with = "millis")]
+    pub idle: Duration,
+}
+
+/// How the environment moves from one release to the next.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeploySpec {
+    pub strategy: Strategy,
+    /// Shares of the canary, ascending, the last 100.
+    pub steps: Vec<Percent>,
+    #[serde(with = "millis")]
+    pub hold: Duration,
+    #[serde(with = "millis")]
+    pub min_ready: Duration,
+    #[serde(with = "millis")]
+    pub standby: Duration,
+    pub gates: Vec<Gate>,
+    #[serde(with = "millis")]
+    pub healthy_deadline: Duration,
+    #[serde(with = "millis")]
+    pub progress_deadline: Duration,
+    pub max_surge: Share,
+    pub max_unavailable: Share,
+    /// A failed rollout is taken back without asking.
+    pub rollback: bool,
+    /// Synthetic requests that give the canary's analysis something to measure where traffic is thin.
+    #[serde(default)]
+    pub probe: Option<SyntheticProbe>,
+    /// Gets one POST for each rollout that ended.
+    #[serde(default)]
+    pub webhook: Option<String>,
+}
+
+impl DeploySpec {
+    /// Whether a rollout waits for this gate.
+    pub fn has_gate(&self, gate: Gate) -> bool {
+        self.gates.contains(&gate)
+    }
+}
+
+/// A path that is asked at a steady rate during a canary.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyntheticProbe {
+    pub path: String,
+    pub requests_per_second: u32,
+}
+
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        pub enum $name {
+            $($(#[$variant_doc])* #[serde(rename = $word)] $variant,)*
+        }
+
+        impl $name {
+            /// Every one, in the order of the documentation.
+            pub const ALL: &[Self] = &[$(Self::$variant,)*];
+
+            /// The words in the manifest, in the same order.
+            pub const WORDS: &[&str] = &[$($word,)*];
+
+            /// The word in the manifest.
+            pub const fn word(self) -> &'static str {
+                match self { $(Self::$variant => $word,)* }
+            }
+
+            /// Reads the word.
+            pub fn from_word(word: &str) -> Option<Self> {
+                Self::ALL.iter().copied().find(|one| one.word() == word)
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(self.word())
+            }
+        }
+    };
+}
+
+words! {
+    /// How a release takes over from the one before.
+    Strategy {
+        /// Instance by instance.
+        Rolling = "rolling",
+        /// A complete new group beside the old one, then one switch.
+        BlueGreen = "blue-green",
+        /// A growing share of the requests, judged at each step.
+        Canary = "canary",
+        /// Pause, stop, start, resume.
+        Recreate = "recreate",
+    }
+}
+
+words! {
+    /// A condition a rollout waits for.
+    Gate {
+        /// The host has room for it, ports and files are there.
+        Preflight = "preflight",
+        /// The jobs with `when = "gate:smoke"` pass against the new release.
+        Smoke = "smoke",
+        /// `hold` has passed.
+        Hold = "hold",
+        /// A person says go.
+        Approval = "approval",
+        /// The canary's figures are no worse than the old release's.
+        Analysis = "analysis",
+    }
+}
+
+/// A count, or a share of the replicas.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "ShareText", try_from = "ShareText")]
+pub enum Share {
+    Count(u32),
+    Percent(Percent),
+}
+
+impl Share {
+    /// The share as a count, rounded up: what `max_surge` means.
+    pub fn of_ceil(self, replicas: u32) -> u32 {
+        match self {
+            Self::Count(count) => count,
+            Self::Percent(percent) => percent.of_ceil(replicas),
+        }
+    }
+
+    /// The share as a count, rounded down: what `max_unavailable` means.
+    pub fn of_floor(self, replicas: u32) -> u32 {
+        match self {
+            Self::Count(count) => count,
+            Self::Percent(percent) => percent.of_floor(replicas),
+        }
+    }
+
+    /// Reads `25%`.
+    pub(crate) fn from_percent_text(text: &str) -> Option<Self> {
+        let number = text.strip_suffix('%')?.trim_end().parse::<u8>().ok()?;
+        Percent::new(number).map(Self::Percent)
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum ShareText {
+    Count(u32),
+    Text(String),
+}
+
+impl From<Share> for ShareText {
+    fn from(share: Share) -> Self {
+        match share {
+            Share::Count(count) => Self::Count(count),
+            Share::Percent(percent) => Self::Text(percent.to_string()),
+        }
+    }
+}
+
+/// A stored text that is no share.
+#[derive(Debug, thiserror::Error)]
+#[error("`{0}` is not a percentage such as `25%`")]
+struct ShareError(String);
+
+impl TryFrom<ShareText> for Share {
+    type Error = ShareError;
+    fn try_from(text: ShareText) -> Result<Self, ShareError> {
+        match text {
+            ShareText::Count(count) => Ok(Self::Count(count)),
+            ShareText::Text(text) => Self::from_percent_text(&text).ok_or(ShareError(text)),
+        }
+    }
+}
+
+/// Hashes the JSON of a value with every object's keys sorted, so that the order of fields in our code does
+/// not matter.
+fn fingerprint<T: Serialize>(value: &T) -> Digest {
+    let json = serde_json::to_value(value).expect("these types have text keys and finite numbers");
+    let mut text = String::new();
+    write_canonical(&json, &mut text);
+    Digest::of(text.as_bytes())
+}
+
+fn write_canonical(value: &serde_json::Value, text: &mut String) {
+    use serde_json::Value;
+    match value {
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {
+            text.push_str(&value.to_string());
+        }
+        Value::Array(items) => {
+            text.push('[');
+            for (index, item) in items.iter().enumerate() {
+                if index > 0 {
+                    text.push(',');
+                }
+                write_canonical(item, text);
+            }
+            text.push(']');
+        }
+        Value::Object(fields) => {
+            text.push('{');
+            let sorted = fields.iter().collect::<BTreeMap<_, _>>();
+            for (index, (name, field)) in sorted.into_iter().enumerate() {
+                if index > 0 {
+                    text.push(',');
+                }
+                text.push_str(&Value::from(name.as_str()).to_string());
+                text.push(':');
+                write_canonical(field, text);
+            }
+            text.push('}');
+        }
+    }
+}
+
+/// Durations are whole milliseconds in JSON.
+mod millis {
+    use std::time::Duration;
+
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(
+        duration: &Duration,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Duration, D::Error> {
+        u64::deserialize(deserializer).map(Duration::from_millis)
+    }
+}
