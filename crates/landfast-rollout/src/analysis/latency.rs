@@ -13,16 +13,14 @@ use super::{
 };
 
 /// Each percentile gets 6.7 % of the false-abort budget in the first step, half as much in each further one.
-const LATENCY_BUDGET: Budget = Budget {
+pub(super) const LATENCY_BUDGET: Budget = Budget {
     first: 0.067,
     further: 0.5,
 };
 
 const QUANTILES: [(Metric, f64); 2] = [(Metric::LatencyP95, 0.95), (Metric::LatencyP99, 0.99)];
 
-/// The new side's answers count as slow one bucket (19 %) later than the old side's, and may be slow half again
-/// as often: so much difference is still equal.
-const MARK_BUCKETS: usize = 1;
+/// The new side's answers may be slow half again as often: so much difference is still equal.
 const TOLERATED: f64 = 1.5;
 /// Against the old side of before: twice as slow, twice as often.
 const BEFORE_BUCKETS: usize = 4;
@@ -30,8 +28,9 @@ const BEFORE_TOLERATED: f64 = 2.0;
 /// A percentile must have risen by so many buckets to matter: two are a factor of at least 1.19, 1.41 between
 /// equal places in them.
 const EFFECT_BUCKETS: usize = 2;
-/// One instance alone cannot tell a slow release from a slow machine; a factor of 4 is beyond machines.
-const EFFECT_BUCKETS_SINGLE: usize = 8;
+/// One instance alone cannot tell a slow release from a slow machine. Against it count only answers slower than
+/// the old release's by these buckets more, a factor of 4: that is beyond machines.
+const GROSS_BUCKETS: usize = 8;
 /// What one second may add per instance: a pause of a second or two convicts nobody.
 const NATS_MAX: f64 = 1.2;
 /// One second of one instance is never more than so many answers.
@@ -64,6 +63,8 @@ struct Witness {
     answers: u64,
     /// For the 95th and the 99th percentile.
     evidence: [Evidence; 2],
+    /// That it is slower by a factor of 4.
+    gross: [Evidence; 2],
 }
 
 /// A percentile that rose.
@@ -86,6 +87,7 @@ impl Latencies {
         for witness in self.instances.values_mut() {
             witness.answers = 0;
             witness.evidence = Default::default();
+            witness.gross = Default::default();
         }
     }
 
@@ -134,24 +136,33 @@ impl Latencies {
         warm: &[&InstanceObservation],
         references: [&Reference; 2],
     ) {
-        let mut increments = vec![[[0.0; COMPONENTS]; 2]; warm.len()];
-        for (stratum, reference) in Stratum::ALL.into_iter().zip(references) {
-            for (place, (_, quantile)) in QUANTILES.into_iter().enumerate() {
+        for (place, (_, quantile)) in QUANTILES.into_iter().enumerate() {
+            let mut plain = vec![[0.0; COMPONENTS]; warm.len()];
+            let mut gross = plain.clone();
+            for (stratum, reference) in Stratum::ALL.into_iter().zip(references) {
                 let Some(mark) = reference.mark(quantile) else {
                     continue;
                 };
-                let added = interval(observation, warm, stratum, mark, quantile);
-                for (sums, added) in increments.iter_mut().zip(added) {
-                    sums[place] = sum(sums[place], added);
+                let interval = Interval {
+                    observation,
+                    warm,
+                    stratum,
+                    mark,
+                    quantile,
+                };
+                interval.weigh(0, &mut plain);
+                interval.weigh(GROSS_BUCKETS, &mut gross);
+            }
+            for ((seen, plain), gross) in warm.iter().zip(plain).zip(gross) {
+                if let Some(witness) = self.instances.get_mut(&seen.instance) {
+                    witness.evidence[place].add(cap(plain, NATS_MAX));
+                    witness.gross[place].add(cap(gross, NATS_MAX));
                 }
             }
         }
-        for (seen, increments) in warm.iter().zip(increments) {
+        for seen in warm {
             if let Some(witness) = self.instances.get_mut(&seen.instance) {
                 witness.answers += seen.live.latency.count() + seen.probes.latency.count();
-                for (evidence, increments) in witness.evidence.iter_mut().zip(increments) {
-                    evidence.add(cap(increments, NATS_MAX));
-                }
             }
         }
     }
@@ -200,7 +211,11 @@ impl Latencies {
             let Some(mut slower) = self.rise(metric, quantile, before, instances) else {
                 continue;
             };
-            slower.convicts &= nats >= needed;
+            slower.convicts = if instances > 1 {
+                nats >= needed
+            } else {
+                judged().all(|witness| witness.gross[place].nats(&LATENCY) >= needed)
+            };
             if strongest.as_ref().is_none_or(|(most, _)| nats > *most) {
                 strongest = Some((nats, slower));
             }
@@ -220,9 +235,8 @@ impl Latencies {
         let new = &self.new[usize::from(!live)];
         let same = &self.old[usize::from(!live)];
         let alone = same.count().saturating_mul(OLD_SHARE_MIN) < new.count();
-        let earlier = before.latency();
         let (old, when) = if live && alone {
-            (&earlier, "before")
+            (before.latency(), "before")
         } else {
             (same, "in the same seconds")
         };
@@ -240,59 +254,69 @@ impl Latencies {
             when,
             answers: new.count(),
             instances,
-            convicts: instances > 1 || new_bucket >= old_bucket + EFFECT_BUCKETS_SINGLE,
+            convicts: false,
         })
     }
 }
 
-/// What one interval says of each warm instance, by one kind of requests and one percentile.
-fn interval(
-    observation: &Observation,
-    warm: &[&InstanceObservation],
+/// One interval, one kind of requests and one percentile.
+struct Interval<'a> {
+    observation: &'a Observation,
+    warm: &'a [&'a InstanceObservation],
     stratum: Stratum,
     mark: usize,
     quantile: f64,
-) -> Vec<[f64; COMPONENTS]> {
-    let new_answers: u64 = warm
-        .iter()
-        .map(|seen| stratum.of(seen).latency.count())
-        .sum();
-    if new_answers == 0 {
-        return vec![[0.0; COMPONENTS]; warm.len()];
-    }
-    let old = || observation.old.iter().map(|seen| &stratum.of(seen).latency);
-    let old_answers: u64 = old().map(Histogram::count).sum();
-    if old_answers.saturating_mul(OLD_SHARE_MIN) < new_answers {
-        let rate = (1.0 - quantile) * BEFORE_TOLERATED;
-        let judge = |seen: &&InstanceObservation| {
-            let latency = &stratum.of(seen).latency;
-            let (events, exposure) = (latency.count_above(mark + BEFORE_BUCKETS), latency.count());
-            temper(
-                Against {
-                    events,
-                    exposure,
-                    rate,
-                }
-                .increments(&LATENCY),
-                exposure,
-                ANSWERS_MAX,
-            )
+}
+
+impl Interval<'_> {
+    /// Adds what it says against each warm instance, if that may be so many buckets slower than the old side.
+    fn weigh(&self, buckets: usize, increments: &mut [[f64; COMPONENTS]]) {
+        let new = || self.warm.iter().map(|seen| &self.stratum.of(seen).latency);
+        let old = || {
+            self.observation
+                .old
+                .iter()
+                .map(|seen| &self.stratum.of(seen).latency)
         };
-        return warm.iter().map(judge).collect();
+        let new_answers: u64 = new().map(Histogram::count).sum();
+        if new_answers == 0 {
+            return;
+        }
+        let old_answers: u64 = old().map(Histogram::count).sum();
+        let alone = old_answers.saturating_mul(OLD_SHARE_MIN) < new_answers;
+        let share = Share {
+            new_events: 0,
+            old_events: old().map(|latency| latency.count_above(self.mark)).sum(),
+            new_exposure: new_answers,
+            old_exposure: old_answers,
+            tolerated: TOLERATED,
+        };
+        for (latency, sums) in new().zip(increments) {
+            let exposure = latency.count();
+            let added = if alone {
+                let events = latency.count_above(self.mark + BEFORE_BUCKETS + buckets);
+                let rate = (1.0 - self.quantile) * BEFORE_TOLERATED;
+                temper(
+                    Against {
+                        events,
+                        exposure,
+                        rate,
+                    }
+                    .increments(&LATENCY),
+                    exposure,
+                    ANSWERS_MAX,
+                )
+            } else {
+                let events = latency.count_above(self.mark + buckets);
+                let portion = exposure as f64 / new_answers as f64;
+                let answers_max = ANSWERS_MAX * self.warm.len() as u64;
+                temper(
+                    share.apportioned(&LATENCY, events, portion),
+                    new_answers,
+                    answers_max,
+                )
+            };
+            *sums = sum(*sums, added);
+        }
     }
-    let share = Share {
-        new_events: 0,
-        old_events: old().map(|latency| latency.count_above(mark)).sum(),
-        new_exposure: new_answers,
-        old_exposure: old_answers,
-        tolerated: TOLERATED,
-    };
-    let judge = |seen: &&InstanceObservation| {
-        let latency = &stratum.of(seen).latency;
-        let portion = latency.count() as f64 / new_answers as f64;
-        let events = latency.count_above(mark + MARK_BUCKETS);
-        let increments = share.apportioned(&LATENCY, events, portion);
-        temper(increments, new_answers, ANSWERS_MAX * warm.len() as u64)
-    };
-    warm.iter().map(judge).collect()
 }

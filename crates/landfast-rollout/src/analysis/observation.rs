@@ -83,8 +83,15 @@ impl Tally {
 
     pub(super) fn plus(self, other: Self) -> Self {
         Self {
-            requests: self.requests + other.requests,
-            errors: self.errors + other.errors,
+            requests: self.requests.saturating_add(other.requests),
+            errors: self.errors.saturating_add(other.errors),
+        }
+    }
+
+    pub(super) fn minus(self, other: Self) -> Self {
+        Self {
+            requests: self.requests.saturating_sub(other.requests),
+            errors: self.errors.saturating_sub(other.errors),
         }
     }
 

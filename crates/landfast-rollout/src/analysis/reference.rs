@@ -12,8 +12,10 @@ const BLOCK_INTERVALS: u32 = 60;
 /// The old side's last one to two minutes *with traffic*: it stands still while there is none.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(super) struct Reference {
+    /// The full block before the current one.
     previous: Block,
-    current: Block,
+    /// That one and the current one together.
+    all: Block,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -23,36 +25,46 @@ struct Block {
     latency: Histogram,
 }
 
+impl Block {
+    /// What came after `earlier`, which is a part of this block.
+    fn since(&self, earlier: &Self) -> Self {
+        Self {
+            intervals: self.intervals.saturating_sub(earlier.intervals),
+            tally: self.tally.minus(earlier.tally),
+            latency: self.latency.since(&earlier.latency),
+        }
+    }
+}
+
 impl Reference {
     pub(super) fn observe(&mut self, old: &[InstanceObservation], stratum: Stratum) {
         let tally = Tally::of(old, stratum);
         if tally.requests == 0 {
             return;
         }
-        if self.current.intervals >= BLOCK_INTERVALS {
-            self.previous = std::mem::take(&mut self.current);
+        if self.all.intervals >= self.previous.intervals.saturating_add(BLOCK_INTERVALS) {
+            self.previous = self.all.since(&self.previous);
+            self.all = self.previous.clone();
         }
-        self.current.intervals += 1;
-        self.current.tally = self.current.tally.plus(tally);
+        self.all.intervals = self.all.intervals.saturating_add(1);
+        self.all.tally = self.all.tally.plus(tally);
         for instance in old {
-            self.current.latency.merge(&stratum.of(instance).latency);
+            self.all.latency.merge(&stratum.of(instance).latency);
         }
     }
 
     pub(super) fn tally(&self) -> Tally {
-        self.previous.tally.plus(self.current.tally)
+        self.all.tally
     }
 
-    pub(super) fn latency(&self) -> Histogram {
-        let mut latency = self.previous.latency.clone();
-        latency.merge(&self.current.latency);
-        latency
+    pub(super) fn latency(&self) -> &Histogram {
+        &self.all.latency
     }
 
     /// The bucket after which an answer counts as slow, once there is enough to say so.
     pub(super) fn mark(&self, quantile: f64) -> Option<usize> {
-        let latency = self.latency();
         let enough = (4.0 / (1.0 - quantile)) as u64;
+        let latency = &self.all.latency;
         if latency.count() < enough {
             None
         } else {
