@@ -4,6 +4,8 @@
 //! something starts, whether it is healthy or whether it gets traffic. One conformance suite holds for every
 //! target, the fake included.
 
+pub mod conformance;
+
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
 use async_trait::async_trait;
@@ -49,10 +51,17 @@ pub struct Resources {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Exit {
-    Code { code: i32 },
-    Signal { signal: i32, core_dumped: bool },
+    Code {
+        code: i32,
+    },
+    Signal {
+        signal: i32,
+        core_dumped: bool,
+    },
     /// It could not be started at all.
-    NotStarted { reason: String },
+    NotStarted {
+        reason: String,
+    },
     /// Its parent died or the host restarted: nobody saw how it ended.
     Unknown,
 }
@@ -101,7 +110,10 @@ pub enum StartError {
     #[error("order refused: {0}")]
     Stale(#[from] landfast_types::StaleFence),
     #[error("failed to {doing}")]
-    Io { doing: String, source: std::io::Error },
+    Io {
+        doing: String,
+        source: std::io::Error,
+    },
 }
 
 impl StartError {
@@ -124,7 +136,10 @@ pub enum TargetError {
     #[error("`{command}` is not in the artifact or in PATH")]
     CommandMissing { command: String },
     #[error("failed to {doing}")]
-    Io { doing: String, source: std::io::Error },
+    Io {
+        doing: String,
+        source: std::io::Error,
+    },
 }
 
 /// One piece of output of a command run beside an instance.

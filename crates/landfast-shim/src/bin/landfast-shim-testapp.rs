@@ -1,0 +1,163 @@
+//! An app for tests that does on purpose what apps do by mistake. Each word of its arguments is done in turn:
+//!
+//! | word | what it does |
+//! | --- | --- |
+//! | `serve` | runs until it is killed |
+//! | `sleep=MS` | waits |
+//! | `exit=CODE` | ends |
+//! | `abort` | kills itself by SIGABRT |
+//! | `ignore-term` | from here on, SIGTERM does nothing |
+//! | `on-term=CODE,MS` | from here on, SIGTERM ends it with that code after so long |
+//! | `child` | starts a grandchild of the shim that ignores SIGTERM, in the same group |
+//! | `daemon` | the same in a session of its own, whose parent ends at once |
+//! | `orphans=N` | starts N processes that end at once and whose parent ended before |
+//! | `flood=BYTES` | writes so much to standard output, in lines of 100 bytes |
+//! | `out=TEXT`, `err=TEXT` | writes a line |
+//! | `env=NAME` | writes the value of a variable |
+//! | `cwd` | writes the working folder |
+//! | `cat` | copies standard input to standard output |
+//! | `listen` | accepts on `HOST:PORT` in a thread, answering each connection with its process id |
+
+use std::{
+    io::{self, Read as _, Write as _},
+    net::TcpListener,
+    os::unix::process::CommandExt as _,
+    process::{Command, ExitCode, Stdio},
+    sync::atomic::{AtomicI32, Ordering},
+    time::Duration,
+};
+
+static TERM_CODE: AtomicI32 = AtomicI32::new(0);
+static TERM_MILLIS: AtomicI32 = AtomicI32::new(0);
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    for word in &words {
+        let (name, value) = word.split_once('=').unwrap_or((word, ""));
+        match name {
+            "serve" => loop {
+                sleep(1_000);
+            },
+            "sleep" => sleep(number(value)),
+            "exit" => return ExitCode::from(u8::try_from(number(value)).unwrap_or(255)),
+            "abort" => std::process::abort(),
+            "ignore-term" => on_term(libc::SIG_IGN),
+            "on-term" => {
+                let (code, millis) = value.split_once(',').unwrap_or((value, "0"));
+                TERM_CODE.store(i32::try_from(number(code)).unwrap_or(1), Ordering::Relaxed);
+                TERM_MILLIS.store(
+                    i32::try_from(number(millis)).unwrap_or(0),
+                    Ordering::Relaxed,
+                );
+                on_term(leave as *const () as libc::sighandler_t);
+            }
+            "child" => again(&["ignore-term", "serve"], false),
+            "daemon" => again(&["daemonise"], true),
+            "daemonise" => {
+                again(&["ignore-term", "serve"], true);
+                return ExitCode::SUCCESS;
+            }
+            "orphans" => {
+                for _ in 0..number(value) {
+                    again(&["orphan"], false);
+                }
+            }
+            "orphan" => {
+                again(&["sleep=20", "exit=0"], false);
+                return ExitCode::SUCCESS;
+            }
+            "flood" => flood(number(value)),
+            "out" => say(value),
+            "err" => drop(writeln!(io::stderr(), "{value}")),
+            "env" => say(&std::env::var(value).unwrap_or_else(|_| "(unset)".to_owned())),
+            "cwd" => say(&std::env::current_dir().expect("a folder").to_string_lossy()),
+            "cat" => drop(io::copy(&mut io::stdin(), &mut io::stdout())),
+            "listen" => listen(),
+            unknown => {
+                drop(writeln!(io::stderr(), "unknown word {unknown}"));
+                return ExitCode::from(64);
+            }
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+fn number(text: &str) -> u64 {
+    text.parse().expect("a number")
+}
+
+fn sleep(millis: u64) {
+    std::thread::sleep(Duration::from_millis(millis));
+}
+
+fn say(text: &str) {
+    drop(writeln!(io::stdout(), "{text}"));
+}
+
+fn flood(bytes: u64) {
+    let line = [b'x'; 99];
+    let mut stdout = io::BufWriter::new(io::stdout().lock());
+    for _ in 0..bytes / 100 {
+        stdout.write_all(&line).expect("the shim reads");
+        stdout.write_all(b"\n").expect("the shim reads");
+    }
+}
+
+fn listen() {
+    let variable = |name| std::env::var(name).expect("the target sets it");
+    let address = format!("{}:{}", variable("HOST"), variable("PORT"));
+    let listener = TcpListener::bind(&address).expect("the port is free");
+    say(&format!("listening on {address}"));
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut one = [0];
+            drop(stream.read(&mut one));
+            drop(write!(stream, "{}", std::process::id()));
+        }
+    });
+}
+
+/// Starts this program again and waits for it only when it is to end at once.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a test app that starts processes is the point"
+)]
+#[expect(
+    clippy::zombie_processes,
+    reason = "that it leaves orphans is the point"
+)]
+fn again(words: &[&str], in_new_session: bool) {
+    let mut command = Command::new(std::env::current_exe().expect("it exists"));
+    command.args(words).stdin(Stdio::null());
+    if in_new_session {
+        let detach = || rustix::process::setsid().map(drop).map_err(io::Error::from);
+        #[expect(unsafe_code, reason = "setsid in the child is what daemons do")]
+        // SAFETY: setsid is async-signal-safe and nothing else is done.
+        unsafe {
+            command.pre_exec(detach);
+        }
+    }
+    let mut child = command.spawn().expect("it starts");
+    if matches!(words, ["daemonise" | "orphan"]) {
+        child.wait().expect("it is ours");
+    }
+}
+
+#[expect(unsafe_code, reason = "signal handlers have no safe wrapper here")]
+fn on_term(handler: libc::sighandler_t) {
+    // SAFETY: the handler is SIG_IGN or `leave`, which only sleeps and exits.
+    unsafe { libc::signal(libc::SIGTERM, handler) };
+}
+
+#[expect(
+    unsafe_code,
+    reason = "a signal handler may only make async-signal-safe calls"
+)]
+extern "C" fn leave(_signal: libc::c_int) {
+    let millis = u32::try_from(TERM_MILLIS.load(Ordering::Relaxed)).unwrap_or(0);
+    // SAFETY: both calls are async-signal-safe.
+    unsafe {
+        libc::usleep(millis * 1_000);
+        libc::_exit(TERM_CODE.load(Ordering::Relaxed));
+    }
+}

@@ -1,0 +1,240 @@
+//! The few system calls that no safe wrapper offers, and the start of a process. All unsafe code is here.
+
+use std::{
+    collections::BTreeMap,
+    ffi::{CString, OsStr, c_char},
+    io,
+    os::{
+        fd::{FromRawFd as _, OwnedFd},
+        unix::{ffi::OsStrExt as _, process::CommandExt as _},
+    },
+    path::Path,
+    process::{Child, Command, Stdio},
+};
+
+use landfast_types::Secret;
+use rustix::process::{Pid, Resource, Rlimit, Signal};
+use zeroize::Zeroize as _;
+
+pub(crate) enum Fork {
+    Parent,
+    Child,
+}
+
+/// Forks a process that has one thread.
+#[expect(unsafe_code, reason = "no safe wrapper of fork exists")]
+pub(crate) fn fork() -> io::Result<Fork> {
+    // SAFETY: the shim runs before its binary starts any thread, so the child's memory is consistent.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Fork::Child),
+        _ => Ok(Fork::Parent),
+    }
+}
+
+/// Closes whatever a careless caller left open: a listening socket kept alive by a shim would outlive the server.
+#[expect(unsafe_code, reason = "no safe wrapper of close_range exists")]
+pub(crate) fn close_inherited() {
+    // SAFETY: the shim has opened nothing yet, so no owner of these descriptors exists in this process.
+    // A kernel without the call (before 5.9) leaves them open; that is no reason not to start.
+    unsafe { libc::close_range(3, libc::c_uint::MAX, 0) };
+}
+
+/// Blocks the signals the shim answers to and gives a descriptor to read them from. SIGHUP, SIGINT and SIGQUIT are
+/// read and ignored: they are meant for whoever started the server.
+#[expect(unsafe_code, reason = "no safe wrapper of signalfd exists")]
+pub(crate) fn take_signals() -> io::Result<OwnedFd> {
+    // SAFETY: the set is initialised by sigemptyset before anything reads it; the descriptor is new and ours.
+    unsafe {
+        let mut set = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigemptyset(&raw mut set);
+        for signal in [
+            libc::SIGCHLD,
+            libc::SIGTERM,
+            libc::SIGHUP,
+            libc::SIGINT,
+            libc::SIGQUIT,
+        ] {
+            libc::sigaddset(&raw mut set, signal);
+        }
+        let error = libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+        if error != 0 {
+            return Err(io::Error::from_raw_os_error(error));
+        }
+        match libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) {
+            -1 => Err(io::Error::last_os_error()),
+            descriptor => Ok(OwnedFd::from_raw_fd(descriptor)),
+        }
+    }
+}
+
+/// Reads the waiting signals; true when one of them was SIGTERM.
+pub(crate) fn read_signals(signals: &OwnedFd) -> bool {
+    const INFO_LEN: usize = size_of::<libc::signalfd_siginfo>();
+    let mut bytes = [0_u8; INFO_LEN * 8];
+    let mut terminate = false;
+    while let Ok(count) = rustix::io::read(signals, &mut bytes) {
+        // `ssi_signo` is the first field, a u32 in the byte order of the host.
+        terminate |= bytes[..count].chunks_exact(INFO_LEN).any(|info| {
+            let number = [info[0], info[1], info[2], info[3]];
+            u32::from_ne_bytes(number).cast_signed() == libc::SIGTERM
+        });
+        if count < bytes.len() {
+            break;
+        }
+    }
+    terminate
+}
+
+/// A core dump of the shim would hold the environment of the instance. Returns the limit the instance gets back.
+pub(crate) fn no_core_dumps() -> Rlimit {
+    let before = rustix::process::getrlimit(Resource::Core);
+    let none = Rlimit {
+        current: Some(0),
+        maximum: before.maximum,
+    };
+    // Lowering one's own soft limit cannot fail; were it to, the dump would go to a place of the operator's choosing.
+    rustix::process::setrlimit(Resource::Core, none).unwrap_or_default();
+    before
+}
+
+/// Signals the group of a child that was not reaped yet, so that its number is still its own. That nothing is left
+/// in the group is what the sender wants anyway.
+pub(crate) fn signal_group(leader: Pid, signal: Signal) {
+    rustix::process::kill_process_group(leader, signal).unwrap_or_default();
+}
+
+/// What is started, by argv.
+pub(crate) struct Program<'a> {
+    pub(crate) file: &'a Path,
+    pub(crate) argv: &'a [String],
+    pub(crate) env: &'a BTreeMap<String, Secret<String>>,
+    pub(crate) cwd: &'a Path,
+    pub(crate) core_limit: Rlimit,
+}
+
+/// Starts a program in a session of its own, with stdout and stderr as pipes and nothing else inherited, so that
+/// it dies when the shim dies.
+#[expect(
+    unsafe_code,
+    reason = "what a child does between fork and exec is unsafe by nature"
+)]
+pub(crate) fn spawn(program: Program<'_>, stdin: Stdio) -> io::Result<Child> {
+    let image = Image::new(&program)?;
+    let mut command = command(program.file.as_os_str());
+    command
+        .current_dir(program.cwd)
+        .stdin(stdin)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let shim = rustix::process::getpid();
+    let core_limit = program.core_limit;
+    // SAFETY: `in_child` and `exec` make only async-signal-safe system calls and allocate nothing.
+    unsafe { command.pre_exec(move || in_child(shim, core_limit).and_then(|()| image.exec())) };
+    command.spawn()
+}
+
+/// What the child becomes, made ready before the fork. It calls execve(2) itself: the standard library's execvp hands
+/// a file of no known format to `/bin/sh`, and no shell is ever put between a value and a process.
+struct Image {
+    file: CString,
+    /// Null-terminated; each points into `strings`.
+    argv: Vec<*const c_char>,
+    env: Vec<*const c_char>,
+    /// Wiped when dropped: they hold the environment.
+    strings: Vec<Vec<u8>>,
+}
+
+#[expect(unsafe_code, reason = "the pointers are into memory this value owns")]
+// SAFETY: the pointers are only read, and what they point to is owned by the value and never moved or changed.
+unsafe impl Send for Image {}
+#[expect(unsafe_code, reason = "the pointers are into memory this value owns")]
+// SAFETY: as above.
+unsafe impl Sync for Image {}
+
+impl Image {
+    fn new(program: &Program<'_>) -> io::Result<Self> {
+        if program.argv.is_empty() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "the command is empty",
+            ));
+        }
+        let file = CString::new(program.file.as_os_str().as_bytes())?;
+        let mut image = Self {
+            file,
+            argv: Vec::new(),
+            env: Vec::new(),
+            strings: Vec::new(),
+        };
+        for word in program.argv {
+            let pointer = image.keep(&[word.as_bytes()])?;
+            image.argv.push(pointer);
+        }
+        for (name, value) in program.env {
+            let pointer = image.keep(&[name.as_bytes(), b"=", value.reveal().as_bytes()])?;
+            image.env.push(pointer);
+        }
+        image.argv.push(std::ptr::null());
+        image.env.push(std::ptr::null());
+        Ok(image)
+    }
+
+    fn keep(&mut self, pieces: &[&[u8]]) -> io::Result<*const c_char> {
+        if pieces.iter().any(|piece| piece.contains(&0)) {
+            let reason = "an argument or a variable holds a null byte";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+        }
+        let len = pieces.iter().map(|piece| piece.len()).sum::<usize>();
+        let mut string = Vec::with_capacity(len + 1);
+        pieces
+            .iter()
+            .for_each(|piece| string.extend_from_slice(piece));
+        string.push(0);
+        let pointer = string.as_ptr().cast();
+        // The bytes stay where they are when the vector of vectors grows.
+        self.strings.push(string);
+        Ok(pointer)
+    }
+
+    /// Returns only when it failed.
+    #[expect(unsafe_code, reason = "no safe wrapper of execve exists")]
+    fn exec(&self) -> io::Result<()> {
+        // SAFETY: all three are null-terminated and live until the call replaces the process or fails.
+        unsafe { libc::execve(self.file.as_ptr(), self.argv.as_ptr(), self.env.as_ptr()) };
+        Err(io::Error::last_os_error())
+    }
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        self.strings.zeroize();
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the shim is where instances are started"
+)]
+fn command(file: &OsStr) -> Command {
+    Command::new(file)
+}
+
+#[expect(unsafe_code, reason = "the signal mask of a child has no safe wrapper")]
+fn in_child(shim: Pid, core_limit: Rlimit) -> io::Result<()> {
+    rustix::process::setsid()?;
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    // The shim may have died before the line above.
+    if rustix::process::getppid() != Some(shim) {
+        return Err(io::Error::from_raw_os_error(libc::ESRCH));
+    }
+    rustix::process::umask(rustix::fs::Mode::WGRP | rustix::fs::Mode::WOTH);
+    rustix::process::setrlimit(Resource::Core, core_limit)?;
+    // SAFETY: the set is initialised by sigemptyset, and both calls are async-signal-safe.
+    unsafe {
+        let mut none = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigemptyset(&raw mut none);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+    }
+    Ok(())
+}
