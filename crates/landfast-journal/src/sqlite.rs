@@ -135,16 +135,25 @@ impl SqliteJournal {
     }
 
     /// The last number of a stream, counted in two ways that damage would have to change alike.
-    fn last_of(&self, connection: &Connection, stream: &str) -> Result<u64, ReadError> {
+    fn last_of(&self, connection: &Connection, stream: &str) -> Result<u64, CountError> {
+        let damaged = |sequence| CountError::Damaged {
+            stream: stream.to_owned(),
+            sequence,
+        };
         let query = "SELECT (SELECT last FROM stream WHERE name = ?1), \
                      (SELECT max(sequence) FROM record WHERE stream = ?1)";
         let columns = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?));
-        let counted = connection.query_row(query, [stream], columns);
-        let (named, found): (Option<i64>, Option<i64>) =
-            counted.map_err(|error| self.damage(error, || damaged(stream, 0)))?;
+        let (named, found): (Option<i64>, Option<i64>) = connection
+            .query_row(query, [stream], columns)
+            .map_err(|error| {
+                if rows::misshapen(&error) {
+                    damaged(0)
+                } else {
+                    self.fault(error).into()
+                }
+            })?;
         if named != found {
-            let sequence = rows::unsigned(named.max(found).unwrap_or(0));
-            return Err(damaged(stream, sequence));
+            return Err(damaged(rows::unsigned(named.max(found).unwrap_or(0))));
         }
         Ok(rows::unsigned(named.unwrap_or(0)))
     }
@@ -293,19 +302,7 @@ impl Journal for SqliteJournal {
         changes: &[Change],
     ) -> Result<u64, AppendError> {
         self.write(|transaction| {
-            let found = self
-                .last_of(transaction, stream)
-                .map_err(|error| match error {
-                    ReadError::Storage(fault) => AppendError::Storage(fault),
-                    ReadError::Damaged { stream, sequence } => {
-                        AppendError::Damaged { stream, sequence }
-                    }
-                    ReadError::DamagedSnapshot { .. }
-                    | ReadError::DamagedDocument { .. }
-                    | ReadError::Compacted { .. } => {
-                        unreachable!("counting a stream reads neither")
-                    }
-                })?;
+            let found = self.last_of(transaction, stream)?;
             if found != expected {
                 return Err(AppendError::Conflict {
                     stream: stream.to_owned(),
@@ -395,7 +392,7 @@ impl Journal for SqliteJournal {
     }
 
     fn last(&self, stream: &str) -> Result<u64, ReadError> {
-        self.view(|view| self.last_of(view, stream))
+        self.view(|view| Ok(self.last_of(view, stream)?))
     }
 
     fn last_position(&self) -> Result<u64, ReadError> {
@@ -421,7 +418,7 @@ impl Journal for SqliteJournal {
 
     fn save_snapshot(&self, snapshot: &Snapshot) -> Result<(), SnapshotError> {
         self.write(|transaction| {
-            let last = self.last_of(transaction, &snapshot.stream)?;
+            let last = self.last_of(transaction, &snapshot.stream).map_err(ReadError::from)?;
             if snapshot.sequence > last {
                 let (stream, sequence) = (snapshot.stream.clone(), snapshot.sequence);
                 return Err(SnapshotError::Ahead { stream, sequence, last });
@@ -455,7 +452,7 @@ impl Journal for SqliteJournal {
                     upto,
                 });
             }
-            let last = self.last_of(transaction, stream)?;
+            let last = self.last_of(transaction, stream).map_err(ReadError::from)?;
             let upto = upto.min(last.saturating_sub(RECORDS_KEPT));
             if upto <= self.compacted_of(transaction, stream)? {
                 return Ok(0);
@@ -530,6 +527,36 @@ impl Journal for SqliteJournal {
 
     fn next_generation(&self) -> Result<Generation, StorageError> {
         self.write(|transaction| self.count(transaction, "generation").map(Generation))
+    }
+}
+
+/// Why a stream was not counted: the part that appending and reading have in common.
+enum CountError {
+    Damaged { stream: String, sequence: u64 },
+    Storage(StorageError),
+}
+
+impl From<StorageError> for CountError {
+    fn from(fault: StorageError) -> Self {
+        Self::Storage(fault)
+    }
+}
+
+impl From<CountError> for ReadError {
+    fn from(error: CountError) -> Self {
+        match error {
+            CountError::Damaged { stream, sequence } => Self::Damaged { stream, sequence },
+            CountError::Storage(fault) => Self::Storage(fault),
+        }
+    }
+}
+
+impl From<CountError> for AppendError {
+    fn from(error: CountError) -> Self {
+        match error {
+            CountError::Damaged { stream, sequence } => Self::Damaged { stream, sequence },
+            CountError::Storage(fault) => Self::Storage(fault),
+        }
     }
 }
 

@@ -15,6 +15,7 @@ use std::{
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     str::FromStr,
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use aws_lc_rs::rand;
@@ -180,9 +181,20 @@ impl Key {
 
     /// Writes a key file that must not be there yet. It has its name only once it is whole and on disk.
     pub(crate) fn write(&self, path: &Path) -> Result<(), KeyError> {
+        // Its own name for each attempt, of threads as of processes. One that a crash left is never read.
+        static ATTEMPTS: AtomicU64 = AtomicU64::new(0);
+        let attempt = ATTEMPTS.fetch_add(1, Ordering::Relaxed);
         let mut name = path.as_os_str().to_os_string();
-        name.push(format!(".{}.new", std::process::id()));
+        name.push(format!(".{}.{attempt}.new", std::process::id()));
         let unfinished = PathBuf::from(name);
+        if let Err(source) = fs::remove_file(&unfinished)
+            && source.kind() != io::ErrorKind::NotFound
+        {
+            return Err(KeyError::Io {
+                path: path.to_path_buf(),
+                source,
+            });
+        }
         let outcome = self
             .write_to(&unfinished)
             .and_then(|()| fs::hard_link(&unfinished, path));

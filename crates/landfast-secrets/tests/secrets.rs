@@ -330,6 +330,27 @@ fn never_replaces_a_key() {
 }
 
 #[test]
+fn many_that_start_at_once_agree_on_one_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("secrets.key");
+    let ids: BTreeSet<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..8)
+            .map(|_| scope.spawn(|| Vault::open_or_create_key(&path).unwrap().key_id()))
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .collect()
+    });
+    assert_eq!(ids.len(), 1, "{ids:?}");
+    assert_eq!(
+        fs::read_dir(folder.path()).unwrap().count(),
+        1,
+        "an unfinished file stayed"
+    );
+}
+
+#[test]
 fn refuses_a_damaged_key_file() {
     let (_folder, path, _) = vault();
     let sound = fs::read(&path).unwrap();

@@ -5,6 +5,7 @@ use std::{
     io::Read as _,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -22,8 +23,11 @@ const APPLICATION_ID: i32 = 0x4C46_4A31;
 /// Before it, two connections that write and checkpoint at once could corrupt the file (the WAL-reset bug).
 const SQLITE_NEEDED: (i32, &str) = (3_051_003, "3.51.3");
 
-/// Up to this size the whole file is checked when it is opened. Beyond it the checksums on read have to do.
-const CHECK_BYTES_MAX: u64 = 512 << 20;
+/// Up to this size every row is held against every index when the file is opened: only that finds a changed key.
+const FULL_CHECK_BYTES_MAX: u64 = 64 << 20;
+
+/// Up to this size at least the structure is checked. Beyond it the checksums on read have to do.
+const QUICK_CHECK_BYTES_MAX: u64 = 512 << 20;
 
 /// The log is cut back to this after a checkpoint.
 const LOG_BYTES_KEPT: u32 = 16 << 20;
@@ -116,7 +120,10 @@ pub(super) fn open(path: &Path, options: Options) -> Result<(Connection, Connect
 /// Builds an empty journal under another name and links it to its own, so that a crash or a full disk in
 /// between leaves no half of one, and of two processes that create at once one wins.
 fn create(path: &Path) -> Result<(), OpenError> {
-    let unfinished = beside(path, &format!(".{}.new", std::process::id()));
+    // Its own name for each attempt, of threads as of processes. One that a crash left is never read.
+    static ATTEMPTS: AtomicU64 = AtomicU64::new(0);
+    let attempt = ATTEMPTS.fetch_add(1, Ordering::Relaxed);
+    let unfinished = beside(path, &format!(".{}.{attempt}.new", std::process::id()));
     let fail = |source: io::Error| {
         if source.kind() == io::ErrorKind::StorageFull {
             return OpenError::Full {
@@ -128,9 +135,16 @@ fn create(path: &Path) -> Result<(), OpenError> {
             source: source.into(),
         }
     };
-    let remove = || match fs::remove_file(&unfinished) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        Ok(()) | Err(_) => Ok(()),
+    // A build that failed leaves its log behind as well, which must meet no other file of that name.
+    let remove = || {
+        ["", "-wal", "-shm", "-journal"]
+            .iter()
+            .try_for_each(
+                |suffix| match fs::remove_file(beside(&unfinished, suffix)) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                    Ok(()) | Err(_) => Ok(()),
+                },
+            )
     };
     remove().map_err(fail)?;
     let mut private = fs::OpenOptions::new();
@@ -215,12 +229,18 @@ fn verify(connection: &Connection, path: &Path) -> Result<(), OpenError> {
         return Err(OpenError::Damaged { path, found });
     }
     let bytes = fs::metadata(&path).map_or(0, |about| about.len());
-    if bytes > CHECK_BYTES_MAX {
-        tracing::info!(path = %path.display(), bytes, "the journal is too large to be checked whole when opened");
+    if bytes > QUICK_CHECK_BYTES_MAX {
+        tracing::info!(path = %path.display(), bytes, "the journal is too large to be checked when opened");
         return Ok(());
     }
+    let full = bytes <= FULL_CHECK_BYTES_MAX;
+    let pragma = if full {
+        "PRAGMA integrity_check(1)"
+    } else {
+        "PRAGMA quick_check(1)"
+    };
     let check: String = connection
-        .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
+        .query_row(pragma, [], |row| row.get(0))
         .map_err(fail)?;
     if check != "ok" {
         return Err(OpenError::Damaged {
