@@ -367,7 +367,9 @@ impl<'a> Running<'a> {
                         self.extended = true;
                         hold *= 2;
                     }
-                    verdict => return verdict,
+                    verdict @ (Verdict::Pass | Verdict::Fail(_) | Verdict::Inconclusive { .. }) => {
+                        return verdict;
+                    }
                 }
             }
         }

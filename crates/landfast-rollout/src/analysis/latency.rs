@@ -31,8 +31,10 @@ const EFFECT_BUCKETS: usize = 2;
 /// One instance alone cannot tell a slow release from a slow machine. Against it count only answers slower than
 /// the old release's by these buckets more, a factor of 4: that is beyond machines.
 const GROSS_BUCKETS: usize = 8;
-/// What one second may add per instance: a pause of a second or two convicts nobody.
-const NATS_MAX: f64 = 1.2;
+/// What one second may add to the evidence of all instances together: a pause of a few seconds convicts nobody.
+const NATS_MAX: f64 = 0.8;
+/// The same where the old side is known from before only, and a burst that hits both would not be seen to.
+const BEFORE_NATS_MAX: f64 = 0.6;
 /// One second of one instance is never more than so many answers.
 const ANSWERS_MAX: u64 = 20;
 /// The old side has no traffic in an interval if it answers less than one in so many.
@@ -139,6 +141,8 @@ impl Latencies {
         for (place, (_, quantile)) in QUANTILES.into_iter().enumerate() {
             let mut plain = vec![[0.0; COMPONENTS]; warm.len()];
             let mut gross = plain.clone();
+            // As many as stay when the most suspicious half is left out.
+            let kept = (warm.len() - warm.len() / 2).max(1) as f64;
             for (stratum, reference) in Stratum::ALL.into_iter().zip(references) {
                 let Some(mark) = reference.mark(quantile) else {
                     continue;
@@ -150,13 +154,13 @@ impl Latencies {
                     mark,
                     quantile,
                 };
-                interval.weigh(0, &mut plain);
-                interval.weigh(GROSS_BUCKETS, &mut gross);
+                interval.weigh(0, kept, &mut plain);
+                interval.weigh(GROSS_BUCKETS, kept, &mut gross);
             }
             for ((seen, plain), gross) in warm.iter().zip(plain).zip(gross) {
                 if let Some(witness) = self.instances.get_mut(&seen.instance) {
-                    witness.evidence[place].add(cap(plain, NATS_MAX));
-                    witness.gross[place].add(cap(gross, NATS_MAX));
+                    witness.evidence[place].add(plain);
+                    witness.gross[place].add(gross);
                 }
             }
         }
@@ -270,7 +274,7 @@ struct Interval<'a> {
 
 impl Interval<'_> {
     /// Adds what it says against each warm instance, if that may be so many buckets slower than the old side.
-    fn weigh(&self, buckets: usize, increments: &mut [[f64; COMPONENTS]]) {
+    fn weigh(&self, buckets: usize, kept: f64, increments: &mut [[f64; COMPONENTS]]) {
         let new = || self.warm.iter().map(|seen| &self.stratum.of(seen).latency);
         let old = || {
             self.observation
@@ -316,7 +320,8 @@ impl Interval<'_> {
                     answers_max,
                 )
             };
-            *sums = sum(*sums, added);
+            let nats_max = if alone { BEFORE_NATS_MAX } else { NATS_MAX };
+            *sums = cap(sum(*sums, cap(added, nats_max / kept)), NATS_MAX / kept);
         }
     }
 }
