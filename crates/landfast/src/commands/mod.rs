@@ -1,0 +1,95 @@
+//! Every command but the roles: each asks the server, and prints what it says.
+
+mod check;
+mod deploy;
+mod explain;
+mod init;
+mod jobs;
+mod moves;
+mod secret;
+mod show;
+mod stream;
+
+use anyhow::Context as _;
+
+use crate::{
+    args::{Command, Global},
+    context::{Connection, connect},
+    exit::{Exit, Failure},
+    out::Printer,
+    reference,
+};
+
+/// Runs a command to its end.
+pub(crate) fn run(printer: &Printer, global: &Global, command: Command) -> Result<Exit, Failure> {
+    match &command {
+        Command::Init(arguments) => return init::init(printer, global, arguments),
+        Command::Check => return check::check(printer, global),
+        Command::Explain(arguments) => return explain::explain(printer, arguments),
+        Command::Schema => {
+            printer.json(&landfast_spec::json_schema())?;
+            return Ok(Exit::Done);
+        }
+        Command::Completions(arguments) => return explain::completions(printer, arguments),
+        Command::Help(arguments) => return explain::help(printer, arguments),
+        Command::Reference => {
+            printer.data(&reference::markdown())?;
+            return Ok(Exit::Done);
+        }
+        _others => {}
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let runtime = runtime.context("failed to start the runtime")?;
+    runtime.block_on(async {
+        // What is wrong with the folder is said before a server is looked for.
+        let prepared = deploy::prepare(printer, global, &command).await?;
+        let connection = connect(printer, global).await?;
+        let result = dispatch(printer, global, &connection, command, prepared).await;
+        connection.close().await;
+        result
+    })
+}
+
+async fn dispatch(
+    printer: &Printer,
+    global: &Global,
+    connection: &Connection,
+    command: Command,
+    prepared: Option<deploy::Prepared>,
+) -> Result<Exit, Failure> {
+    let client = &connection.client;
+    match command {
+        Command::Plan(arguments) => deploy::plan(printer, client, arguments, prepared).await,
+        Command::Deploy(arguments) => {
+            deploy::deploy(printer, global, client, arguments, prepared).await
+        }
+        Command::Status(arguments) => show::status(printer, global, client, &arguments).await,
+        Command::History(arguments) => show::history(printer, global, client, &arguments).await,
+        Command::Routes => show::routes(printer, client).await,
+        Command::Promote(arguments) => moves::promote(printer, global, client, &arguments).await,
+        Command::Abort(arguments) => moves::abort(printer, global, client, &arguments).await,
+        Command::Seal(arguments) => moves::seal(printer, global, client, &arguments).await,
+        Command::Rollback(arguments) => moves::rollback(printer, global, client, arguments).await,
+        Command::Restart(arguments) => moves::restart(printer, global, client, &arguments).await,
+        Command::Scale(arguments) => moves::scale(printer, global, client, &arguments).await,
+        Command::Stop(arguments) => moves::stop(printer, global, client, &arguments).await,
+        Command::Start(arguments) => moves::start(printer, global, client, &arguments).await,
+        Command::Logs(arguments) => stream::logs(printer, global, client, arguments).await,
+        Command::Events(arguments) => stream::events(printer, global, client, &arguments).await,
+        Command::Run(arguments) => jobs::run(printer, global, client, &arguments).await,
+        Command::Exec(arguments) => jobs::exec(printer, global, client, arguments).await,
+        Command::Secret { command } => secret::secret(printer, global, client, command).await,
+        Command::Init(_)
+        | Command::Check
+        | Command::Server(_)
+        | Command::Proxy(_)
+        | Command::Explain(_)
+        | Command::Schema
+        | Command::Completions(_)
+        | Command::Help(_)
+        | Command::Reference
+        | Command::Shim => unreachable!("these need no server and were done before"),
+    }
+}

@@ -1,0 +1,157 @@
+//! The long-running roles: `server` and `proxy`.
+
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    process::ExitCode,
+};
+
+use anyhow::Context as _;
+use landfast_proxy::{ADOPT_ARGUMENTS, HolderSettings, WORKER_ARGUMENTS, WorkerSettings};
+
+use crate::{
+    args,
+    context::{run_folder, state_folder},
+    exit::{Exit, Failure},
+    out::Printer,
+};
+
+/// The HTTP and HTTPS ports, and what stands in for them where they may not be bound.
+const HTTP_PORTS: (u16, u16) = (80, 8080);
+const HTTPS_PORTS: (u16, u16) = (443, 8443);
+
+/// Where the server listens and keeps things, every default filled in.
+#[derive(Debug)]
+pub(crate) struct ServerPlaces {
+    pub(crate) state: std::path::PathBuf,
+    pub(crate) run: std::path::PathBuf,
+    pub(crate) http: Vec<SocketAddr>,
+    pub(crate) https: Vec<SocketAddr>,
+    pub(crate) preview: Option<SocketAddr>,
+    pub(crate) tcp: Option<SocketAddr>,
+    /// What differs from what one might expect.
+    pub(crate) notes: Vec<String>,
+}
+
+/// Runs the server of this host until it is told to end.
+pub(crate) fn server(printer: &Printer, arguments: &args::Server) -> Result<Exit, Failure> {
+    let places = places(arguments)?;
+    for note in &places.notes {
+        printer.say(note);
+    }
+    log(arguments.log_json);
+    install_crypto();
+    run_server(places)
+}
+
+/// Runs the proxy alone: this process holds the listening sockets, and starts the worker that serves.
+pub(crate) fn proxy(arguments: &args::Proxy) -> Result<Exit, Failure> {
+    log(true);
+    let mut worker = WorkerSettings::new(arguments.routes.clone());
+    worker.access_log.clone_from(&arguments.access_log);
+    worker.threads = arguments.threads;
+    let settings = HolderSettings {
+        http: arguments.http.clone(),
+        https: arguments.https.clone(),
+        preview: arguments.preview,
+        control: arguments.control.clone(),
+        worker,
+    };
+    landfast_proxy::holder_main(settings).context("the proxy ended")?;
+    Ok(Exit::Done)
+}
+
+/// The parts of the proxy that it starts itself: `proxy --worker` and `proxy --adopt`. `None`: neither.
+pub(crate) fn proxy_part(arguments: &[&str]) -> Option<ExitCode> {
+    let result = if arguments == WORKER_ARGUMENTS {
+        log(true);
+        install_crypto();
+        landfast_proxy::worker_main().context("the proxy's worker ended")
+    } else if arguments == ADOPT_ARGUMENTS {
+        log(true);
+        landfast_proxy::adopt_main().context("the proxy's holder ended")
+    } else {
+        return None;
+    };
+    match result {
+        Ok(()) => Some(ExitCode::SUCCESS),
+        Err(error) => {
+            tracing::error!("{}", Failure::from(error));
+            Some(ExitCode::FAILURE)
+        }
+    }
+}
+
+/// Chooses the provider of cryptography for the whole process. One that was chosen before is the same.
+fn install_crypto() {
+    drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
+}
+
+fn places(arguments: &args::Server) -> Result<ServerPlaces, Failure> {
+    let state = match &arguments.state {
+        Some(state) => state.clone(),
+        None => state_folder().context("failed to choose a state folder; pass `--state`")?,
+    };
+    let run = arguments.run.clone().unwrap_or_else(run_folder);
+    let mut notes = Vec::new();
+    let http = listen(&arguments.http, HTTP_PORTS, &mut notes);
+    let https = listen(&arguments.https, HTTPS_PORTS, &mut notes);
+    let (preview, tcp) = (arguments.preview, arguments.tcp);
+    Ok(ServerPlaces {
+        state,
+        run,
+        http,
+        https,
+        preview,
+        tcp,
+        notes,
+    })
+}
+
+/// What was asked for, else the well-known port, else (where this user may not bind it) its stand-in.
+fn listen(asked: &[SocketAddr], ports: (u16, u16), notes: &mut Vec<String>) -> Vec<SocketAddr> {
+    if !asked.is_empty() {
+        return asked.to_vec();
+    }
+    let (port, instead) = ports;
+    let address = |port: u16| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+    // A port that is taken is most likely held by our own proxy; the proxy says so if it is not.
+    match TcpListener::bind(address(port)) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            notes.push(format!(
+                "port {port} may not be bound by this user; listening on {instead} instead"
+            ));
+            vec![address(instead)]
+        }
+        Ok(_) | Err(_) => vec![address(port)],
+    }
+}
+
+fn log(json: bool) {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("LANDFAST_LOG");
+    let filter = filter.unwrap_or_else(|_unset| tracing_subscriber::EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr);
+    // A second subscriber in one process would be a slip; the first stays.
+    let _kept = if json {
+        builder.json().try_init()
+    } else {
+        builder.with_ansi(false).try_init()
+    };
+}
+
+/// The one place that knows how the server is started.
+fn run_server(places: ServerPlaces) -> Result<Exit, Failure> {
+    let ServerPlaces {
+        state,
+        run,
+        http,
+        https,
+        preview,
+        tcp,
+        notes: _,
+    } = places;
+    tracing::debug!(?state, ?run, ?http, ?https, ?preview, ?tcp, "settings");
+    Err(anyhow::anyhow!("this build has no server yet").into())
+}

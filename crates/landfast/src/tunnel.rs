@@ -1,0 +1,384 @@
+//! The way to a server on another host: the system's `ssh`, which forwards the server's socket to one here.
+//!
+//! Started by argv, never through a shell. It is started again when it ends while it is needed, and ended by its
+//! handle when it is not. Questions of ssh (a passphrase, a new host key) go to the terminal as always.
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Stdio,
+    str::FromStr,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, anyhow};
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    net::UnixStream,
+    process::{Child, Command},
+    sync::Notify,
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
+
+use crate::{
+    exit::{Exit, Failure},
+    out::Printer,
+};
+
+/// Where the server's socket is on the other host, unless the URL says otherwise.
+const REMOTE_SOCKET: &str = "/run/landfast/landfast.sock";
+/// The local end's name in its folder: short, because socket paths are.
+const LOCAL_SOCKET: &str = "s";
+/// How long the first connection may take, questions to the user included.
+const OPEN_WAIT: Duration = Duration::from_secs(120);
+/// How long ssh gets to end by itself.
+const CLOSE_WAIT: Duration = Duration::from_secs(2);
+/// Pauses between attempts to connect again.
+const AGAIN_PAUSE: Duration = Duration::from_millis(500);
+const AGAIN_PAUSE_MAX: Duration = Duration::from_secs(5);
+/// Lines of ssh's own that are kept for an error.
+const LINES_KEPT: usize = 5;
+
+/// A server on another host, or on TCP.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum HostUrl {
+    Ssh(SshTarget),
+    Tcp(SocketAddr),
+}
+
+/// Where ssh goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SshTarget {
+    user: Option<String>,
+    host: String,
+    port: Option<u16>,
+    socket: String,
+}
+
+impl fmt::Display for SshTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ssh://{}", self.destination())?;
+        self.port.iter().try_for_each(|port| write!(f, ":{port}"))
+    }
+}
+
+impl SshTarget {
+    fn destination(&self) -> String {
+        let host = &self.host;
+        self.user
+            .as_ref()
+            .map_or_else(|| host.clone(), |user| format!("{user}@{host}"))
+    }
+
+    /// The arguments of `ssh`.
+    fn arguments(&self, local: &Path) -> Vec<String> {
+        let options = [
+            "ExitOnForwardFailure=yes",
+            "StreamLocalBindUnlink=yes",
+            "StreamLocalBindMask=0177",
+            // A connection that died without a word is noticed, and made again.
+            "ServerAliveInterval=5",
+            "ServerAliveCountMax=3",
+            "ConnectTimeout=15",
+            // Another connection's master would outlive this command, or keep the forward for itself.
+            "ControlPath=none",
+        ];
+        let mut arguments = Vec::new();
+        for option in options {
+            arguments.extend(["-o".to_owned(), option.to_owned()]);
+        }
+        arguments.extend(["-N".to_owned(), "-T".to_owned()]);
+        arguments.extend([
+            "-L".to_owned(),
+            format!("{}:{}", local.display(), self.socket),
+        ]);
+        if let Some(port) = self.port {
+            arguments.extend(["-p".to_owned(), port.to_string()]);
+        }
+        arguments.extend(["--".to_owned(), self.destination()]);
+        arguments
+    }
+}
+
+impl FromStr for HostUrl {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let shape = || "write `ssh://[user@]host[:port]` or `tcp://127.0.0.1:port`".to_owned();
+        if let Some(address) = text.strip_prefix("tcp://") {
+            return address
+                .trim_end_matches('/')
+                .parse()
+                .map(Self::Tcp)
+                .map_err(|_| shape());
+        }
+        let rest = text.strip_prefix("ssh://").ok_or_else(shape)?;
+        let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let socket = match query {
+            "" => REMOTE_SOCKET,
+            query => query
+                .strip_prefix("socket=")
+                .ok_or("only `?socket=/path` is known")?,
+        };
+        if !socket.starts_with('/') || socket.contains([':', '\n', '\0']) {
+            return Err("the socket is an absolute path without `:`".to_owned());
+        }
+        let rest = rest.trim_end_matches('/');
+        let (user, rest) = match rest.rsplit_once('@') {
+            Some((user, rest)) => (Some(user.to_owned()), rest),
+            None => (None, rest),
+        };
+        let (host, port) = match rest.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+            Some((host, "")) => (host, None),
+            Some((host, port)) => (host, Some(port.strip_prefix(':').ok_or_else(shape)?)),
+            None => match rest.split_once(':') {
+                Some((host, port)) => (host, Some(port)),
+                None => (rest, None),
+            },
+        };
+        let port = port
+            .map(|port| port.parse::<u16>().map_err(|_| shape()))
+            .transpose()?;
+        // Neither may look like an option, nor hold what ssh's configuration would expand.
+        let plain = |word: &str| {
+            let known = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':');
+            !word.is_empty() && !word.starts_with('-') && word.chars().all(known)
+        };
+        if !plain(host) || !user.as_deref().is_none_or(plain) {
+            return Err(shape());
+        }
+        let (host, socket) = (host.to_owned(), socket.to_owned());
+        Ok(Self::Ssh(SshTarget {
+            user,
+            host,
+            port,
+            socket,
+        }))
+    }
+}
+
+/// A forwarded socket that is kept open.
+pub(crate) struct Tunnel {
+    socket: PathBuf,
+    keeper: JoinHandle<()>,
+    stop: Arc<Notify>,
+    /// Removed with everything in it at the end.
+    _folder: TempDir,
+}
+
+impl Tunnel {
+    /// Starts ssh and waits until the socket answers.
+    pub(crate) async fn open(printer: Printer, target: SshTarget) -> Result<Self, Failure> {
+        let folder = tempfile::Builder::new().prefix("landfast-").tempdir();
+        let folder = folder.context("failed to make a temporary folder")?;
+        let socket = folder.path().join(LOCAL_SOCKET);
+        printer.detail(&format!(
+            "running ssh {}",
+            target.arguments(&socket).join(" ")
+        ));
+        let mut ssh = Ssh::start(&target, &socket)?;
+        match timeout(OPEN_WAIT, ssh.until_ready(&socket)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                let error = error.context(format!("failed to reach {target}"));
+                let hint = "try `ssh` by hand; `-v` shows how it is run";
+                return Err(Failure::new(Exit::Unreachable, error).hint(hint));
+            }
+            Err(_elapsed) => {
+                let error = anyhow!("{target} did not answer within {}s", OPEN_WAIT.as_secs());
+                return Err(Failure::new(Exit::Unreachable, error));
+            }
+        }
+        let stop = Arc::new(Notify::new());
+        let keeper = keep(ssh, printer, target, socket.clone(), Arc::clone(&stop));
+        let keeper = start_task(keeper);
+        Ok(Self {
+            socket,
+            keeper,
+            stop,
+            _folder: folder,
+        })
+    }
+
+    /// The local end.
+    pub(crate) fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Ends ssh and removes the local end.
+    pub(crate) async fn close(self) {
+        self.stop.notify_one();
+        // A keeper that panicked has dropped ssh, which ends it too.
+        drop(self.keeper.await);
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the handle is kept and awaited by `Tunnel::close`"
+)]
+fn start_task(task: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
+    tokio::spawn(task)
+}
+
+/// Keeps ssh running until it is told to stop.
+async fn keep(
+    mut ssh: Ssh,
+    printer: Printer,
+    target: SshTarget,
+    socket: PathBuf,
+    stop: Arc<Notify>,
+) {
+    let mut pause = AGAIN_PAUSE;
+    loop {
+        let why = tokio::select! {
+            () = stop.notified() => break,
+            why = ssh.ended() => why,
+        };
+        printer.warn(&format!(
+            "the connection to {target} was lost ({why}); connecting again"
+        ));
+        loop {
+            tokio::select! {
+                () = stop.notified() => return,
+                () = sleep(pause) => {}
+            }
+            pause = (pause * 2).min(AGAIN_PAUSE_MAX);
+            let Ok(mut again) = Ssh::start(&target, &socket) else {
+                continue;
+            };
+            let ready = tokio::select! {
+                () = stop.notified() => return,
+                ready = again.until_ready(&socket) => ready.is_ok(),
+            };
+            if ready {
+                pause = AGAIN_PAUSE;
+                ssh = again;
+                break;
+            }
+        }
+    }
+    ssh.stop().await;
+}
+
+/// One running `ssh`. Dropping it kills it.
+struct Ssh {
+    child: Child,
+    errors: tokio::io::Lines<BufReader<tokio::process::ChildStderr>>,
+    last: VecDeque<String>,
+}
+
+impl Ssh {
+    #[expect(clippy::disallowed_methods, reason = "the ssh tunnel, argv by argv")]
+    fn start(target: &SshTarget, socket: &Path) -> anyhow::Result<Self> {
+        let mut child = Command::new("ssh")
+            .args(target.arguments(socket))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .context("failed to run `ssh`")?;
+        let errors = child.stderr.take().expect("its stderr is a pipe");
+        let errors = BufReader::new(errors).lines();
+        Ok(Self {
+            child,
+            errors,
+            last: VecDeque::new(),
+        })
+    }
+
+    /// Waits until the local end answers, or ssh ends.
+    async fn until_ready(&mut self, socket: &Path) -> anyhow::Result<()> {
+        loop {
+            tokio::select! {
+                why = self.ended() => return Err(anyhow!(why)),
+                () = sleep(Duration::from_millis(50)) => {}
+            }
+            // ssh binds the socket once it is logged in; whether a server is behind it, the first request shows.
+            if UnixStream::connect(socket).await.is_ok() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Waits until ssh ends, and says what it said last. May be dropped while it waits.
+    async fn ended(&mut self) -> String {
+        while let Ok(Some(line)) = self.errors.next_line().await {
+            if self.last.len() == LINES_KEPT {
+                self.last.pop_front();
+            }
+            self.last.push_back(line.trim().to_owned());
+        }
+        let status = self.child.wait().await;
+        match (self.last.is_empty(), status) {
+            (false, _) => Vec::from(self.last.clone()).join("; "),
+            (true, Ok(status)) => format!("ssh ended with {status}"),
+            (true, Err(error)) => format!("ssh was lost: {error}"),
+        }
+    }
+
+    async fn stop(mut self) {
+        if let Some(pid) = self.child.id().and_then(|id| i32::try_from(id).ok())
+            && let Some(pid) = rustix::process::Pid::from_raw(pid)
+        {
+            // Not reaped yet, so the number is still this child's. SIGTERM lets it say goodbye.
+            let _gone = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        }
+        if timeout(CLOSE_WAIT, self.child.wait()).await.is_err() {
+            drop(self.child.kill().await);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arguments(url: &str) -> String {
+        match url.parse() {
+            Ok(HostUrl::Ssh(target)) => {
+                let arguments = target.arguments(Path::new("/t/s"));
+                let from = arguments.iter().position(|word| word == "-L").unwrap();
+                arguments[from..].join(" ")
+            }
+            Ok(HostUrl::Tcp(address)) => address.to_string(),
+            Err(error) => error,
+        }
+    }
+
+    #[test]
+    fn reads_the_forms_people_write() {
+        let plain = "-L /t/s:/run/landfast/landfast.sock -- host";
+        assert_eq!(arguments("ssh://host"), plain);
+        assert_eq!(arguments("ssh://host/"), plain);
+        assert_eq!(
+            arguments("ssh://me@host.example:2222?socket=/tmp/l.sock"),
+            "-L /t/s:/tmp/l.sock -p 2222 -- me@host.example"
+        );
+        assert_eq!(
+            arguments("ssh://[::1]:22"),
+            "-L /t/s:/run/landfast/landfast.sock -p 22 -- ::1"
+        );
+        assert_eq!(arguments("tcp://127.0.0.1:7000"), "127.0.0.1:7000");
+    }
+
+    #[test]
+    fn nothing_can_become_an_option_of_ssh() {
+        for url in [
+            "ssh://-oProxyCommand=x",
+            "ssh://-l@host",
+            "ssh://a b",
+            "ssh://",
+            "host",
+            "ssh://h:x",
+            "ssh://h?socket=a",
+        ] {
+            assert!(url.parse::<HostUrl>().is_err(), "{url}");
+        }
+    }
+}
