@@ -181,6 +181,9 @@ pub struct ProxyStatus {
     /// The version of the binary.
     pub version: String,
     pub pid: u32,
+    /// The process that holds the listening descriptors and restarts the worker, where it is known.
+    #[serde(default)]
+    pub holder_pid: Option<u32>,
     /// Changes with each start of the worker: counters begin again at zero then.
     pub boot: String,
     /// The snapshot every new request uses. No request is sent to a backend this snapshot drains or lacks.

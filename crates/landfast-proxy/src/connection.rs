@@ -1,0 +1,384 @@
+//! One client connection: TLS, the protocol it speaks, and the times it may take.
+//!
+//! hyper's own timer cannot tell an idle connection from a head that arrives slowly, so the two are told apart
+//! here: the transport notes when bytes came while no request was under way, and one timer per connection is
+//! moved only when it would fire too late.
+
+use std::{
+    future::Future,
+    io,
+    net::SocketAddr,
+    pin::{Pin, pin},
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use hyper::{
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+    time::Instant,
+};
+use tokio_rustls::TlsAcceptor;
+
+use crate::{
+    clock,
+    handler::{self, Client},
+    thread::{Executor, Thread},
+};
+
+/// How HTTP/2 begins without TLS (RFC 9113, 3.4); no HTTP/1.1 request begins so.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0";
+/// How long an idle connection is still listened to when the proxy ends, so that a request that is on its way
+/// is answered (with `Connection: close`) rather than reset.
+const SHUTDOWN_IDLE: Duration = Duration::from_secs(1);
+const H2_STREAMS_MAX: u32 = 256;
+
+/// What kind of listener a connection came in on.
+#[derive(Clone)]
+pub(crate) enum Kind {
+    Http,
+    Https(TlsAcceptor),
+    Preview,
+}
+
+/// Serves a connection to its end.
+pub(crate) async fn serve(thread: Rc<Thread>, stream: TcpStream, peer: SocketAddr, kind: Kind) {
+    if stream.set_nodelay(true).is_err() {
+        return;
+    }
+    // A stream may be quiet for long; the kernel finds out whether its client is still there.
+    if rustix::net::sockopt::set_socket_keepalive(&stream, true).is_err() {
+        return;
+    }
+    let settings = &thread.shared.settings;
+    let activity = Arc::new(Activity::new());
+    let client = Rc::new(Client {
+        thread: Rc::clone(&thread),
+        address: peer.ip(),
+        is_https: matches!(kind, Kind::Https(_)),
+        is_preview: matches!(kind, Kind::Preview),
+        activity: Arc::clone(&activity),
+    });
+    let Kind::Https(acceptor) = kind else {
+        let is_h2 = tokio::select! {
+            is_h2 = starts_http2(&stream, settings.keep_alive(), settings.header_read()) => is_h2,
+            () = thread.shared.shutdown.cancelled() => None,
+        };
+        return match is_h2 {
+            Some(true) => serve_http2(client, ClientIo { stream, activity }).await,
+            Some(false) => serve_http1(client, ClientIo { stream, activity }).await,
+            None => {}
+        };
+    };
+    let accepting = tokio::time::timeout(settings.header_read(), acceptor.accept(stream));
+    let Ok(Ok(stream)) = accepting.await else {
+        return;
+    };
+    let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    let io = ClientIo { stream, activity };
+    if is_h2 {
+        Box::pin(serve_http2(client, io)).await;
+    } else {
+        Box::pin(serve_http1(client, io)).await;
+    }
+}
+
+/// Looks at the first bytes without taking them. Nothing is buffered for a client that has sent nothing yet.
+async fn starts_http2(stream: &TcpStream, idle: Duration, head: Duration) -> Option<bool> {
+    let mut seen = [0; PREFACE.len()];
+    let mut limit = clock::instant() + idle;
+    let mut first = true;
+    loop {
+        let peeked = tokio::time::timeout_at(limit, stream.peek(&mut seen))
+            .await
+            .ok()?;
+        let count = peeked.ok().filter(|count| *count > 0)?;
+        if !PREFACE.starts_with(&seen[..count]) {
+            return Some(false);
+        }
+        if count == PREFACE.len() {
+            return Some(true);
+        }
+        if std::mem::take(&mut first) {
+            limit = clock::instant() + head;
+        }
+        if clock::instant() >= limit {
+            return None;
+        }
+        // The rest of a preface split over packets: peeking cannot wait for more than is there.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+async fn serve_http1<S>(client: Rc<Client>, io: ClientIo<S>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let settings = &client.thread.shared.settings;
+    let mut builder = http1::Builder::new();
+    builder
+        .max_headers(settings.headers_max)
+        .max_buf_size(settings.header_bytes_max)
+        .half_close(false);
+    let handler = Rc::clone(&client);
+    let service = service_fn(move |request| {
+        let answer = handler::handle(Rc::clone(&handler), request);
+        async move { Ok::<_, std::convert::Infallible>(answer.await) }
+    });
+    let connection = builder
+        .serve_connection(TokioIo::new(io), service)
+        .with_upgrades();
+    Box::pin(drive(
+        &client,
+        connection,
+        |connection| connection.graceful_shutdown(),
+        false,
+    ))
+    .await;
+}
+
+async fn serve_http2<S>(client: Rc<Client>, io: ClientIo<S>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    client.activity.is_http2.store(true, Ordering::Relaxed);
+    let settings = &client.thread.shared.settings;
+    let mut builder = http2::Builder::new(Executor(Rc::clone(&client.thread)));
+    builder
+        .max_concurrent_streams(H2_STREAMS_MAX)
+        .max_header_list_size(u32::try_from(settings.header_bytes_max).unwrap_or(u32::MAX))
+        .max_send_buf_size(64 << 10);
+    let handler = Rc::clone(&client);
+    let service = service_fn(move |request| {
+        let answer = handler::handle(Rc::clone(&handler), request);
+        async move { Ok::<_, std::convert::Infallible>(answer.await) }
+    });
+    let connection = builder.serve_connection(TokioIo::new(io), service);
+    Box::pin(drive(
+        &client,
+        connection,
+        |connection| connection.graceful_shutdown(),
+        true,
+    ))
+    .await;
+}
+
+/// Runs a connection until it ends, is idle too long, brings a head too slowly, or takes nothing any more.
+async fn drive<C>(client: &Client, connection: C, end: impl Fn(Pin<&mut C>), ends_at_once: bool)
+where
+    C: Future<Output = Result<(), hyper::Error>>,
+{
+    let shared = &client.thread.shared;
+    let activity = &client.activity;
+    let limits = (shared.settings.keep_alive(), shared.settings.header_read());
+    let mut connection = pin!(connection);
+    let mut shutdown = pin!(shared.shutdown.cancelled());
+    let mut timer = pin!(tokio::time::sleep_until(activity.deadline(limits).0));
+    let mut stopping = false;
+    let mut closing = false;
+    std::future::poll_fn(|cx| {
+        if !stopping && shutdown.as_mut().poll(cx).is_ready() {
+            stopping = true;
+            if ends_at_once {
+                closing = true;
+                end(connection.as_mut());
+            }
+        }
+        loop {
+            if let Poll::Ready(result) = connection.as_mut().poll(cx) {
+                if let Err(error) = result {
+                    tracing::trace!(peer = %client.address, %error, "client connection ended");
+                }
+                return Poll::Ready(());
+            }
+            let idle = if stopping { SHUTDOWN_IDLE } else { limits.0 };
+            let (deadline, overdue) = activity.deadline((idle, limits.1));
+            if deadline < timer.deadline() || timer.is_elapsed() {
+                timer.as_mut().reset(deadline);
+            }
+            if timer.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            if deadline > clock::instant() {
+                continue;
+            }
+            match overdue {
+                Overdue::Idle if !closing => {
+                    closing = true;
+                    end(connection.as_mut());
+                    activity.touch();
+                }
+                Overdue::Idle | Overdue::Head | Overdue::Write => return Poll::Ready(()),
+                Overdue::Nothing => activity.touch(),
+            }
+        }
+    })
+    .await;
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Overdue {
+    Idle,
+    Head,
+    Write,
+    Nothing,
+}
+
+/// What the transport and the handler know of a connection.
+#[derive(Debug)]
+pub(crate) struct Activity {
+    start: Instant,
+    /// Requests under way.
+    requests: AtomicU32,
+    /// Microseconds after `start`; `NEVER` where there is none.
+    last: AtomicI64,
+    head_since: AtomicI64,
+    write_since: AtomicI64,
+    /// HTTP/2 sends frames outside requests, which are no slow heads.
+    is_http2: AtomicBool,
+}
+
+const NEVER: i64 = -1;
+
+/// A request under way. Dropping it says that the answer was given.
+#[derive(Debug)]
+pub(crate) struct Busy(Arc<Activity>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.requests.fetch_sub(1, Ordering::Relaxed);
+        self.0.touch();
+    }
+}
+
+impl Activity {
+    fn new() -> Self {
+        Self {
+            start: clock::instant(),
+            requests: AtomicU32::new(0),
+            last: AtomicI64::new(0),
+            head_since: AtomicI64::new(NEVER),
+            write_since: AtomicI64::new(NEVER),
+            is_http2: AtomicBool::new(false),
+        }
+    }
+
+    /// A request's head is complete.
+    pub(crate) fn begin(self: &Arc<Self>) -> Busy {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.head_since.store(NEVER, Ordering::Relaxed);
+        Busy(Arc::clone(self))
+    }
+
+    fn now(&self) -> i64 {
+        let age = clock::instant().saturating_duration_since(self.start);
+        i64::try_from(age.as_micros()).unwrap_or(i64::MAX)
+    }
+
+    fn touch(&self) {
+        self.last.store(self.now(), Ordering::Relaxed);
+    }
+
+    fn read(&self) {
+        let now = self.now();
+        self.last.store(now, Ordering::Relaxed);
+        let is_idle =
+            self.requests.load(Ordering::Relaxed) == 0 && !self.is_http2.load(Ordering::Relaxed);
+        if is_idle && self.head_since.load(Ordering::Relaxed) == NEVER {
+            self.head_since.store(now, Ordering::Relaxed);
+        }
+    }
+
+    fn wrote(&self, is_blocked: bool) {
+        let now = self.now();
+        if !is_blocked {
+            self.write_since.store(NEVER, Ordering::Relaxed);
+        } else if self.write_since.load(Ordering::Relaxed) == NEVER {
+            self.write_since.store(now, Ordering::Relaxed);
+        }
+    }
+
+    /// The next instant at which this connection would have taken too long, and with what.
+    fn deadline(&self, (idle, head): (Duration, Duration)) -> (Instant, Overdue) {
+        let at =
+            |micros: i64| self.start + Duration::from_micros(u64::try_from(micros).unwrap_or(0));
+        let write_since = self.write_since.load(Ordering::Relaxed);
+        if write_since != NEVER {
+            return (at(write_since) + idle, Overdue::Write);
+        }
+        let last = at(self.last.load(Ordering::Relaxed));
+        if self.requests.load(Ordering::Relaxed) > 0 {
+            return (last.max(clock::instant()) + idle, Overdue::Nothing);
+        }
+        let head_since = self.head_since.load(Ordering::Relaxed);
+        if head_since != NEVER {
+            return (at(head_since) + head, Overdue::Head);
+        }
+        (last + idle, Overdue::Idle)
+    }
+}
+
+/// The transport, noting when it moved.
+pub(crate) struct ClientIo<S> {
+    stream: S,
+    activity: Arc<Activity>,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for ClientIo<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        if polled.is_ready() && buffer.filled().len() > before {
+            self.activity.read();
+        }
+        polled
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for ClientIo<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.activity.wrote(polled.is_pending());
+        polled
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, pieces);
+        self.activity.wrote(polled.is_pending());
+        polled
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,168 @@
+//! The control socket: takes snapshots, answers status, stats and metrics. It runs on a thread of its own, so
+//! that writing routes to disk holds up no request.
+
+use std::{convert::Infallible, sync::Arc};
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header::CONTENT_TYPE};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use landfast_routing::snapshot::Snapshot;
+use serde::Serialize;
+use tokio::{net::UnixListener, task::JoinSet};
+
+use crate::{
+    control::Problem,
+    metrics,
+    shared::{ApplyError, Shared},
+};
+
+/// The largest snapshot taken.
+const SNAPSHOT_BYTES_MAX: usize = 64 << 20;
+
+/// Serves the control socket until the worker ends.
+pub(crate) async fn serve(listener: UnixListener, shared: Arc<Shared>) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    connections.spawn(serve_one(TokioIo::new(stream), Arc::clone(&shared)));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "failed to accept on the control socket");
+                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                }
+            },
+            Some(_) = connections.join_next(), if !connections.is_empty() => {}
+            () = shared.shutdown.cancelled() => break,
+        }
+    }
+    // Someone may be watching the last drains.
+    while connections.join_next().await.is_some() {}
+}
+
+async fn serve_one(io: TokioIo<tokio::net::UnixStream>, shared: Arc<Shared>) {
+    let ending = shared.shutdown.clone();
+    let service = service_fn(move |request| {
+        let shared = Arc::clone(&shared);
+        async move { Ok::<_, Infallible>(answer(&shared, request).await) }
+    });
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(std::time::Duration::from_secs(30));
+    let mut connection = std::pin::pin!(builder.serve_connection(io, service));
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = ending.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a control connection broke off");
+    }
+}
+
+type Answer = Response<Full<Bytes>>;
+
+async fn answer(shared: &Shared, request: Request<Incoming>) -> Answer {
+    let path = request.uri().path().to_owned();
+    let is_get = request.method() == Method::GET;
+    match path.as_str() {
+        "/snapshot" if request.method() == Method::PUT => put(shared, request.into_body()).await,
+        "/snapshot" if is_get => json(StatusCode::OK, &*shared.snapshot()),
+        "/status" if is_get => json(StatusCode::OK, &shared.status()),
+        "/stats" if is_get => json(StatusCode::OK, &shared.stats()),
+        "/metrics" if is_get => {
+            let kind = "text/plain; version=0.0.4; charset=utf-8";
+            respond(StatusCode::OK, kind, metrics::render(shared).into())
+        }
+        "/snapshot" | "/status" | "/stats" | "/metrics" => problem(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "this path does not know the method",
+        ),
+        _ => problem(StatusCode::NOT_FOUND, "there is nothing here"),
+    }
+}
+
+async fn put(shared: &Shared, body: Incoming) -> Answer {
+    let body = match Limited::new(body, SNAPSHOT_BYTES_MAX).collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(error) => return problem(StatusCode::BAD_REQUEST, &format!("no whole body: {error}")),
+    };
+    let snapshot: Snapshot = match serde_json::from_slice(&body) {
+        Ok(snapshot) => snapshot,
+        Err(error) => {
+            return problem(StatusCode::BAD_REQUEST, &format!("not a snapshot: {error}"));
+        }
+    };
+    match shared.apply(snapshot) {
+        Ok(()) => json(StatusCode::OK, &shared.status()),
+        Err(ApplyError::Stale(stale)) => {
+            let problem = Problem {
+                title: "stale snapshot".into(),
+                status: StatusCode::CONFLICT.as_u16(),
+                detail: stale.to_string(),
+                refused: Some(stale.refused),
+                seen: Some(stale.seen),
+            };
+            json(StatusCode::CONFLICT, &problem)
+        }
+        Err(ApplyError::Save(error)) => {
+            use std::error::Error;
+            let cause = error
+                .source()
+                .map(|source| format!(": {source}"))
+                .unwrap_or_default();
+            tracing::error!(%error, %cause, "a snapshot was refused");
+            problem(StatusCode::INSUFFICIENT_STORAGE, &format!("{error}{cause}"))
+        }
+    }
+}
+
+fn problem(status: StatusCode, detail: &str) -> Answer {
+    let title = status
+        .canonical_reason()
+        .unwrap_or("refused")
+        .to_lowercase();
+    let detail = detail.to_owned();
+    let problem = Problem {
+        title,
+        status: status.as_u16(),
+        detail,
+        refused: None,
+        seen: None,
+    };
+    json(status, &problem)
+}
+
+fn json(status: StatusCode, value: &impl Serialize) -> Answer {
+    let kind = if status.is_success() {
+        "application/json"
+    } else {
+        "application/problem+json"
+    };
+    match serde_json::to_vec(value) {
+        Ok(body) => respond(status, kind, body.into()),
+        Err(error) => {
+            tracing::error!(%error, "an answer could not be written as JSON");
+            respond(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "text/plain",
+                Bytes::new(),
+            )
+        }
+    }
+}
+
+fn respond(status: StatusCode, kind: &'static str, body: Bytes) -> Answer {
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+}

@@ -1,0 +1,92 @@
+//! One request from its head to the last byte of its answer, for the access log and the counters.
+
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+use http::{HeaderValue, Method};
+use tokio::time::Instant;
+
+use crate::{
+    access_log::{self, Line},
+    backend::{Backend, Service},
+    clock,
+    shared::{RouteCounters, Shared},
+};
+
+/// What logs say of a client that left before it had its answer.
+const STATUS_CLIENT_GONE: u16 = 499;
+
+/// Dropping it writes it down.
+pub(crate) struct Exchange {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) began: Instant,
+    pub(crate) request_id: HeaderValue,
+    pub(crate) client: IpAddr,
+    pub(crate) protocol: &'static str,
+    pub(crate) method: Method,
+    pub(crate) host: String,
+    pub(crate) path: String,
+    /// Path and query. Never logged.
+    pub(crate) target: String,
+    pub(crate) route: Option<Arc<RouteCounters>>,
+    pub(crate) service: Option<Arc<Service>>,
+    pub(crate) backend: Option<Arc<Backend>>,
+    pub(crate) status: Option<u16>,
+    pub(crate) bytes_in: u64,
+    pub(crate) bytes_out: u64,
+    pub(crate) first_byte: Option<Duration>,
+    pub(crate) retries: u32,
+    pub(crate) cause: Option<String>,
+    /// The answer was given whole, or failed by our or the backend's doing.
+    pub(crate) is_over: bool,
+}
+
+impl Exchange {
+    /// Something went wrong that is not the client's leaving.
+    pub(crate) fn fail(&mut self, cause: impl Into<String>) {
+        self.cause = Some(cause.into());
+        self.is_over = true;
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.cause.get_or_insert_with(|| "client gone".to_owned());
+            if let Some(service) = &self.service {
+                service.counters.client_gone.add(1);
+            }
+        }
+        let status = self.status.unwrap_or(STATUS_CLIENT_GONE);
+        if let Some(route) = &self.route {
+            route.statuses.count(status);
+        }
+        if let Some(backend) = &self.backend {
+            backend.counters.bytes_in.add(self.bytes_in);
+            backend.counters.bytes_out.add(self.bytes_out);
+        }
+        if !self.shared.access_log.is_enabled() {
+            return;
+        }
+        let duration = clock::instant().saturating_duration_since(self.began);
+        self.shared.access_log.write(Line {
+            at: access_log::began(clock::wall(), duration),
+            request_id: self.request_id.to_str().unwrap_or_default().to_owned(),
+            client: self.client.to_canonical().to_string(),
+            protocol: self.protocol,
+            route: self.route.as_ref().map(|route| route.name.clone()),
+            service: self.service.as_ref().map(|service| service.key.to_string()),
+            release: self.backend.as_ref().map(|backend| backend.release.0),
+            backend: self.backend.as_ref().map(|backend| backend.id.clone()),
+            method: self.method.to_string(),
+            host: std::mem::take(&mut self.host),
+            path: std::mem::take(&mut self.path),
+            status,
+            bytes_in: self.bytes_in,
+            bytes_out: self.bytes_out,
+            first_byte_ms: self.first_byte.map(access_log::millis),
+            duration_ms: access_log::millis(duration),
+            retries: self.retries,
+            cause: self.cause.take(),
+        });
+    }
+}

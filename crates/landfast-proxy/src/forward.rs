@@ -1,0 +1,340 @@
+//! Sends one admitted request to a backend, and to another where that is allowed.
+//!
+//! An attempt ends in an answer or in how far it got ([`Sent`]). Whatever a backend answered is passed on; what
+//! broke before the first byte of an answer may go out again as `landfast_routing::retry` says. Which requests
+//! use pooled connections, and why, is in [`crate::pool`].
+
+use std::{rc::Rc, sync::Arc, sync::atomic::Ordering, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
+use http_body_util::{BodyExt, Limited};
+use hyper::{body::Incoming, client::conn::http1::SendRequest};
+use landfast_routing::{
+    retry::{self, Sent},
+    snapshot::RouteTimeouts,
+};
+
+use crate::{
+    answer::Leg,
+    backend::{InFlight, requests_cut},
+    clock,
+    exchange::Exchange,
+    pool,
+    request_body::{BodyError, Progress, RequestBody},
+    shared::Live,
+    thread::Thread,
+};
+
+/// Bodies up to this size are read before they are sent, so that they can be sent again and a slow client does
+/// not hold a backend.
+const KEPT_MAX: u64 = 64 << 10;
+
+/// The body of a request before its first attempt.
+pub(crate) enum Source {
+    Empty,
+    Kept(Bytes),
+    /// Taken by the attempt that sends it.
+    Stream(Option<Incoming>),
+}
+
+impl Source {
+    /// Reads a small body whole; leaves a large one, or one of unknown size, a stream.
+    pub(crate) async fn prepare(
+        body: Incoming,
+        length: Option<u64>,
+        idle: Duration,
+    ) -> Result<Self, BodyError> {
+        use http_body::Body;
+        if body.is_end_stream() {
+            return Ok(Self::Empty);
+        }
+        if length.is_none_or(|length| length > KEPT_MAX) {
+            return Ok(Self::Stream(Some(body)));
+        }
+        let limit = usize::try_from(KEPT_MAX).expect("64 KiB fit");
+        let mut limited = Limited::new(body, limit);
+        let mut kept: Vec<Bytes> = Vec::new();
+        loop {
+            let frame = tokio::time::timeout(idle, limited.frame());
+            match frame.await.map_err(|_| BodyError::Idle)? {
+                None => break,
+                Some(Err(_)) => return Err(BodyError::ClientGone),
+                Some(Ok(frame)) => kept.extend(frame.into_data().ok()),
+            }
+        }
+        Ok(match kept.len() {
+            0 => Self::Empty,
+            1 => Self::Kept(kept.remove(0)),
+            _ => Self::Kept(kept.concat().into()),
+        })
+    }
+
+    fn is_replayable(&self) -> bool {
+        !matches!(self, Self::Stream(None))
+    }
+
+    pub(crate) fn len(&self) -> u64 {
+        match self {
+            Self::Kept(bytes) => bytes.len() as u64,
+            Self::Empty | Self::Stream(_) => 0,
+        }
+    }
+}
+
+/// A request as it will be sent, whoever gets it.
+pub(crate) struct Outgoing {
+    pub(crate) method: Method,
+    /// In origin form.
+    pub(crate) target: Uri,
+    pub(crate) headers: HeaderMap,
+    pub(crate) source: Source,
+    pub(crate) body_bytes_max: u64,
+    pub(crate) timeouts: RouteTimeouts,
+    /// A fresh connection, whatever the method: it will be given away.
+    pub(crate) is_upgrade: bool,
+}
+
+/// Where requests of this kind go.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Destination {
+    pub(crate) service: usize,
+    pub(crate) preview: bool,
+}
+
+/// What became of a request.
+pub(crate) enum Outcome {
+    Answered(Response<Incoming>, Leg),
+    /// A newer table came in before anything was sent: decide anew.
+    Moved,
+    /// No backend is ready.
+    Unavailable,
+    Failed(StatusCode, String),
+}
+
+struct Failure {
+    sent: Sent,
+    status: StatusCode,
+    cause: String,
+    /// Whether the backend is to blame.
+    counts: bool,
+}
+
+/// Tries backends until one answers or no further attempt is allowed. `is_first`: false once something was
+/// sent, so that the caller must not decide anew.
+pub(crate) async fn forward(
+    thread: &Rc<Thread>,
+    live: &Arc<Live>,
+    destination: Destination,
+    outgoing: &mut Outgoing,
+    exchange: &mut Exchange,
+) -> Outcome {
+    let mut live = Arc::clone(live);
+    let mut service = destination.service;
+    let key = live.table.services[service].key.clone();
+    let state = Arc::clone(&live.services[service]);
+    let turn = state.turn.fetch_add(1, Ordering::Relaxed);
+    let mut tried: Vec<u64> = Vec::new();
+    let mut last: Option<Failure> = None;
+    loop {
+        let pick = live.pick(service, destination.preview, turn, &tried);
+        // With every backend tried, one of them may have come to its senses; a single replica has only itself.
+        let pick = pick.or_else(|| live.pick(service, destination.preview, turn, &[]));
+        let Some(slot) = pick else {
+            return last.map_or(Outcome::Unavailable, |f| Outcome::Failed(f.status, f.cause));
+        };
+        let Some(entry) = thread.shared.enter(&live, slot) else {
+            if last.is_none() {
+                return Outcome::Moved;
+            }
+            // Something was tried already: go on with the newest table, if the service is still there.
+            live = thread.shared.live();
+            let found = live
+                .table
+                .services
+                .iter()
+                .position(|entry| entry.key == key);
+            let Some(found) = found else {
+                return last.map_or(Outcome::Unavailable, |f| Outcome::Failed(f.status, f.cause));
+            };
+            service = found;
+            continue;
+        };
+        let backend = Arc::clone(entry.backend());
+        exchange.backend = Some(Arc::clone(&backend));
+        let address = live.table.backends[slot].address;
+        let failure = match attempt(thread, entry, address, outgoing).await {
+            Ok((response, leg)) => {
+                backend.succeeded(&live.table.services[service].ejection);
+                return Outcome::Answered(response, leg);
+            }
+            Err(failure) => failure,
+        };
+        let entry = &live.table.services[service];
+        if failure.counts {
+            backend.failed(live.others(service, &backend), &entry.ejection);
+        }
+        let may_again = exchange.retries < entry.retry.attempts_max
+            && retry::may_retry(
+                &outgoing.method,
+                failure.sent,
+                outgoing.source.is_replayable(),
+            )
+            && state.budget.withdraw();
+        if !may_again {
+            return Outcome::Failed(failure.status, failure.cause);
+        }
+        backend.counters.retried.add(1);
+        exchange.retries += 1;
+        tried.push(backend.serial);
+        last = Some(failure);
+    }
+}
+
+async fn attempt(
+    thread: &Rc<Thread>,
+    entry: InFlight,
+    address: std::net::SocketAddr,
+    outgoing: &mut Outgoing,
+) -> Result<(Response<Incoming>, Leg), Failure> {
+    let is_kept = !matches!(outgoing.source, Source::Stream(_));
+    let may_reuse = is_kept && !outgoing.is_upgrade && retry::is_idempotent(&outgoing.method);
+    let pooled = may_reuse
+        .then(|| thread.pool.take(entry.backend()))
+        .flatten();
+    if let Some(sender) = pooled {
+        match send(sender, &entry, outgoing).await {
+            Ok((response, sender, progress)) => {
+                let leg = Leg {
+                    thread: Rc::clone(thread),
+                    sender,
+                    entry,
+                    progress,
+                };
+                return Ok((response, leg));
+            }
+            // The connection had gone stale. Such a request may be sent twice: once more, on a fresh one.
+            Err(failure) if failure.status == StatusCode::BAD_GATEWAY => {}
+            Err(failure) => return Err(failure),
+        }
+    }
+    let timeout = Duration::from_millis(outgoing.timeouts.connect_ms);
+    let sender = pool::connect(thread, address, timeout)
+        .await
+        .map_err(|error| Failure {
+            sent: Sent::Nothing,
+            status: match error {
+                pool::ConnectError::Timeout => StatusCode::GATEWAY_TIMEOUT,
+                pool::ConnectError::Io(_) | pool::ConnectError::Http(_) => StatusCode::BAD_GATEWAY,
+            },
+            cause: error.to_string(),
+            counts: true,
+        })?;
+    let (response, sender, progress) = send(sender, &entry, outgoing).await?;
+    Ok((
+        response,
+        Leg {
+            thread: Rc::clone(thread),
+            sender,
+            entry,
+            progress,
+        },
+    ))
+}
+
+type Answered = (
+    Response<Incoming>,
+    SendRequest<RequestBody>,
+    Option<Rc<Progress>>,
+);
+
+async fn send(
+    mut sender: SendRequest<RequestBody>,
+    entry: &InFlight,
+    outgoing: &mut Outgoing,
+) -> Result<Answered, Failure> {
+    let idle = Duration::from_millis(outgoing.timeouts.body_idle_ms);
+    let (body, progress) = match &mut outgoing.source {
+        Source::Empty => (RequestBody::Empty, None),
+        Source::Kept(bytes) => (RequestBody::Whole(Some(bytes.clone())), None),
+        Source::Stream(stream) => {
+            let incoming = stream
+                .take()
+                .expect("a stream that was sent is not replayable");
+            let (body, progress) = RequestBody::streamed(incoming, outgoing.body_bytes_max, idle);
+            (body, Some(progress))
+        }
+    };
+    let mut request = Request::new(body);
+    *request.method_mut() = outgoing.method.clone();
+    *request.uri_mut() = outgoing.target.clone();
+    *request.version_mut() = Version::HTTP_11;
+    *request.headers_mut() = outgoing.headers.clone();
+    let began = clock::instant();
+    let first_byte = Duration::from_millis(outgoing.timeouts.first_byte_ms);
+    let late = async {
+        // The wait for the answer counts from the last piece of the request.
+        let mut since = began;
+        loop {
+            tokio::time::sleep_until(since + first_byte).await;
+            match progress.as_ref().map(|progress| progress.at.get()) {
+                Some(moved) if moved > since => since = moved,
+                Some(_) | None => return,
+            }
+        }
+    };
+    let mut phase = entry.backend().phase();
+    let failure = |sent, status, cause: String| Failure {
+        sent,
+        status,
+        cause,
+        counts: true,
+    };
+    let result = tokio::select! {
+        biased;
+        result = sender.try_send_request(request) => result,
+        () = late => {
+            let cause = "no answer in time".to_owned();
+            return Err(failure(Sent::Something, StatusCode::GATEWAY_TIMEOUT, cause));
+        }
+        () = requests_cut(&mut phase) => {
+            let cause = "cut at the end of the drain".to_owned();
+            let sent = Sent::Something;
+            return Err(Failure { sent, status: StatusCode::GATEWAY_TIMEOUT, cause, counts: false });
+        }
+    };
+    let mut error = match result {
+        Ok(response) => return Ok((response, sender, progress)),
+        Err(error) => error,
+    };
+    let recovered = error.take_message();
+    let broken = progress.and_then(|progress| progress.failed.get());
+    if let Some(broken) = broken {
+        let status = match broken {
+            BodyError::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            BodyError::Idle | BodyError::ClientGone => StatusCode::REQUEST_TIMEOUT,
+        };
+        let (sent, cause) = (Sent::Answered, broken.to_string());
+        return Err(Failure {
+            sent,
+            status,
+            cause,
+            counts: false,
+        });
+    }
+    let sent = if recovered.is_some() {
+        Sent::Nothing
+    } else {
+        Sent::Something
+    };
+    if let (Some(request), Source::Stream(stream)) = (recovered, &mut outgoing.source)
+        && let RequestBody::Streamed(streamed) = request.into_body()
+    {
+        *stream = Some(streamed.into_incoming());
+    }
+    Err(failure(
+        sent,
+        StatusCode::BAD_GATEWAY,
+        format!("no answer: {}", error.into_error()),
+    ))
+}

@@ -1,0 +1,595 @@
+//! What happens to one request: checks, route, mode of the service, then [`crate::forward`].
+
+use std::{net::IpAddr, rc::Rc, sync::Arc, time::Duration};
+
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
+    header::{
+        CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HOST, LOCATION, RETRY_AFTER, UPGRADE,
+    },
+    uri::PathAndQuery,
+};
+use http_body::Body;
+use hyper::{body::Incoming, upgrade::OnUpgrade};
+use landfast_routing::{
+    headers::{self, Arrival, X_REQUEST_ID},
+    snapshot::Mode,
+    table::TableRoute,
+};
+
+use crate::{
+    answer::{self, AnswerBody, Leg},
+    clock,
+    connection::Activity,
+    exchange::Exchange,
+    forward::{self, Destination, Outcome, Outgoing, Source},
+    pause::{Bounds, Held},
+    request_body::BodyError,
+    shared::Live,
+    thread::Thread,
+    tunnel,
+};
+
+/// What a client is told when we cannot serve: come back in a moment.
+const RETRY_AFTER_SECONDS: u32 = 1;
+
+/// The connection a request came on.
+pub(crate) struct Client {
+    pub(crate) thread: Rc<Thread>,
+    pub(crate) address: IpAddr,
+    pub(crate) is_https: bool,
+    pub(crate) is_preview: bool,
+    pub(crate) activity: Arc<Activity>,
+}
+
+enum Reply {
+    /// Our own word.
+    Own {
+        response: Response<AnswerBody>,
+        close: bool,
+    },
+    /// The backend's.
+    Backend {
+        response: Response<Incoming>,
+        leg: Leg,
+        idle: Duration,
+        upgrade: Option<OnUpgrade>,
+    },
+}
+
+/// Answers one request.
+pub(crate) async fn handle(
+    client: Rc<Client>,
+    mut request: Request<Incoming>,
+) -> Response<AnswerBody> {
+    let busy = client.activity.begin();
+    let version = request.version();
+    let request_id = headers::valid_request_id(request.headers()).unwrap_or_else(new_request_id);
+    request
+        .headers_mut()
+        .insert(X_REQUEST_ID, request_id.clone());
+    let mut exchange = Box::new(open_exchange(&client, &request, request_id.clone()));
+    let reply = Box::pin(decide(&client, request, &mut exchange)).await;
+    let shared = &client.thread.shared;
+    let mut is_last = shared.shutdown.is_cancelled();
+    let mut response = match reply {
+        Reply::Own { response, close } => {
+            is_last |= close;
+            exchange.status = Some(response.status().as_u16());
+            exchange.is_over = true;
+            response
+        }
+        Reply::Backend {
+            response,
+            leg,
+            idle,
+            upgrade,
+        } => {
+            let status = response.status();
+            let waited = clock::instant().saturating_duration_since(exchange.began);
+            exchange.status = Some(status.as_u16());
+            exchange.first_byte = Some(waited);
+            leg.entry
+                .backend()
+                .counters
+                .answered(status.as_u16(), waited);
+            pass_on(&client, response, leg, exchange, idle, upgrade)
+        }
+    };
+    let fields = response.headers_mut();
+    fields.insert(X_REQUEST_ID, request_id);
+    if is_last && version < Version::HTTP_2 && !fields.contains_key(UPGRADE) {
+        fields.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response.map(|body| body.hold(busy))
+}
+
+async fn decide(client: &Rc<Client>, request: Request<Incoming>, exchange: &mut Exchange) -> Reply {
+    let (mut parts, body) = request.into_parts();
+    if parts.method == Method::CONNECT {
+        return own(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "this is not a forward proxy",
+        )
+        .closing();
+    }
+    let checked = headers::check_framing(&parts.headers).and_then(|()| {
+        headers::authority(parts.version, &parts.uri, &parts.headers).map(str::to_owned)
+    });
+    let authority = match checked {
+        Ok(authority) => authority,
+        Err(error) => return own(StatusCode::BAD_REQUEST, &error.to_string()).closing(),
+    };
+    exchange.host.clone_from(&authority);
+    let length = content_length(&parts.headers).or(body.is_end_stream().then_some(0));
+    let upgrade = parts.extensions.remove::<OnUpgrade>();
+    let is_websocket = headers::is_websocket_upgrade(&parts.headers);
+    let thread = &client.thread;
+    let mut changes = thread.shared.changes();
+    let mut held: Option<Held> = None;
+    let mut waiting = Some((parts, body, upgrade));
+    let mut prepared: Option<(Outgoing, Option<OnUpgrade>)> = None;
+    loop {
+        changes.mark_unchanged();
+        let live = thread.shared.live();
+        let Some(entry) = live.table.find(&authority, &exchange.path) else {
+            exchange.route = None;
+            return own(StatusCode::NOT_FOUND, "no route has this host and path");
+        };
+        note_route(exchange, &live, entry);
+        let service = Arc::clone(&live.services[entry.service]);
+        if let Some(refusal) = refuse(client, entry, length, is_websocket, &authority, exchange) {
+            service
+                .counters
+                .refused
+                .add(u64::from(refusal.is_refusal()));
+            return refusal;
+        }
+        match &live.table.services[entry.service].mode {
+            Mode::Serve => {}
+            Mode::Maintenance {
+                retry_after_s,
+                page,
+            } => {
+                service.counters.maintenance.add(1);
+                return maintenance(*retry_after_s, page.as_deref());
+            }
+            Mode::Pause {
+                requests_max,
+                bytes_max,
+                wait_max_ms,
+            } => {
+                let bounds = Bounds {
+                    requests_max: *requests_max,
+                    bytes_max: *bytes_max,
+                };
+                let wait_max = Duration::from_millis(*wait_max_ms);
+                drop(live);
+                let place = held
+                    .take()
+                    .or_else(|| Held::enter(&service, bounds, length));
+                let in_time = match &place {
+                    Some(place) => place.wait(wait_max, &mut changes).await,
+                    None => false,
+                };
+                if !in_time {
+                    service.counters.pause_rejected.add(1);
+                    exchange.cause = Some("paused, and a bound of the queue was reached".into());
+                    return unavailable("the service is paused");
+                }
+                held = place;
+                continue;
+            }
+        }
+        // Released: the place in the queue is given up before the request is sent.
+        held = None;
+        let limits = &entry.route.limits;
+        let timeouts = &entry.route.timeouts;
+        let idle = Duration::from_millis(timeouts.body_idle_ms);
+        if let Some((parts, body, upgrade)) = waiting.take() {
+            let upgrade = upgrade.filter(|_| is_websocket);
+            let source = if is_websocket {
+                Ok(Source::Empty)
+            } else {
+                Source::prepare(body, length, idle).await
+            };
+            let source = match source {
+                Ok(source) => source,
+                Err(error) => return broken_body(&service, exchange, error),
+            };
+            exchange.bytes_in = source.len();
+            let is_upgrade = is_websocket;
+            prepared = Some((
+                Outgoing {
+                    method: parts.method,
+                    target: origin_form(&parts.uri),
+                    headers: outgoing_headers(parts.headers, client, &authority, is_upgrade),
+                    source,
+                    body_bytes_max: limits.body_bytes_max,
+                    timeouts: timeouts.clone(),
+                    is_upgrade,
+                },
+                upgrade,
+            ));
+            // Reading the body took time: look at the newest table again.
+            if thread.shared.live().generation != live.generation {
+                continue;
+            }
+        }
+        let (outgoing, upgrade) = prepared
+            .as_mut()
+            .expect("prepared above, in this turn or before");
+        let destination = Destination {
+            service: entry.service,
+            preview: client.is_preview,
+        };
+        if exchange.retries == 0 {
+            service
+                .budget
+                .deposit(live.table.services[entry.service].retry.budget_percent);
+        }
+        let outcome = Box::pin(forward::forward(
+            thread,
+            &live,
+            destination,
+            outgoing,
+            exchange,
+        ));
+        return match outcome.await {
+            Outcome::Moved => continue,
+            Outcome::Answered(response, leg) => Reply::Backend {
+                response,
+                leg,
+                idle,
+                upgrade: upgrade.take(),
+            },
+            Outcome::Unavailable => {
+                service.counters.unavailable.add(1);
+                exchange.cause = Some("no backend is ready".into());
+                unavailable("no instance is ready")
+            }
+            Outcome::Failed(status, cause) => {
+                let counter = if status.is_server_error() {
+                    &service.counters.gateway_errors
+                } else {
+                    &service.counters.refused
+                };
+                counter.add(1);
+                exchange.cause = Some(cause);
+                own(status, status.canonical_reason().unwrap_or("failed"))
+                    .closing_if(!status.is_server_error())
+            }
+        };
+    }
+}
+
+/// Builds the client's answer from the backend's.
+fn pass_on(
+    client: &Rc<Client>,
+    response: Response<Incoming>,
+    leg: Leg,
+    exchange: Box<Exchange>,
+    idle: Duration,
+    upgrade: Option<OnUpgrade>,
+) -> Response<AnswerBody> {
+    let (mut parts, body) = response.into_parts();
+    parts.version = Version::default();
+    if parts.status == StatusCode::SWITCHING_PROTOCOLS {
+        return switch(
+            client,
+            Response::from_parts(parts, body),
+            leg,
+            exchange,
+            upgrade,
+        );
+    }
+    headers::strip_hop_by_hop(&mut parts.headers);
+    let is_stream = answer::is_event_stream(&parts.headers) && exchange.method != Method::HEAD;
+    let body = if is_stream {
+        answer::relay_events(body, leg, exchange)
+    } else {
+        answer::relay(body, leg, exchange, idle)
+    };
+    Response::from_parts(parts, body)
+}
+
+fn switch(
+    client: &Rc<Client>,
+    mut response: Response<Incoming>,
+    leg: Leg,
+    mut exchange: Box<Exchange>,
+    upgrade: Option<OnUpgrade>,
+) -> Response<AnswerBody> {
+    let Some(upgrade) = upgrade else {
+        exchange.fail("the backend switched protocols without being asked");
+        exchange.status = Some(StatusCode::BAD_GATEWAY.as_u16());
+        return plain(StatusCode::BAD_GATEWAY, "bad gateway");
+    };
+    let upstream = hyper::upgrade::on(&mut response);
+    let (mut parts, _) = response.into_parts();
+    headers::strip_hop_by_hop(&mut parts.headers);
+    parts
+        .headers
+        .insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    parts
+        .headers
+        .insert(UPGRADE, HeaderValue::from_static("websocket"));
+    let Leg {
+        thread: _,
+        sender,
+        entry,
+        progress: _,
+    } = leg;
+    let due = crate::drain::Due::new(entry.backend(), &client.thread.shared);
+    let stream = entry.into_stream();
+    client.thread.spawn(async move {
+        // Dropping the sender would end the upstream connection before it is handed over.
+        let both = futures_util::future::try_join(upgrade, upstream).await;
+        drop(sender);
+        tunnel::run(both, stream, due, exchange).await;
+    });
+    Response::from_parts(parts, AnswerBody::empty())
+}
+
+/// What a route does not allow.
+fn refuse(
+    client: &Client,
+    entry: &TableRoute,
+    length: Option<u64>,
+    is_websocket: bool,
+    authority: &str,
+    exchange: &Exchange,
+) -> Option<Reply> {
+    let route = &entry.route;
+    if route.https_only && !client.is_https && !client.is_preview {
+        return Some(to_https(authority, exchange, client));
+    }
+    if is_websocket && !route.websocket {
+        return Some(own(
+            StatusCode::FORBIDDEN,
+            "this route passes no WebSockets on",
+        ));
+    }
+    if length.is_some_and(|length| length > route.limits.body_bytes_max) {
+        return Some(
+            own(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "the request body is too large",
+            )
+            .closing(),
+        );
+    }
+    None
+}
+
+fn to_https(authority: &str, exchange: &Exchange, client: &Client) -> Reply {
+    let host = authority
+        .rsplit_once(':')
+        .map_or(authority, |(host, port)| {
+            if port.bytes().all(|byte| byte.is_ascii_digit()) {
+                host
+            } else {
+                authority
+            }
+        });
+    let port = match client
+        .thread
+        .shared
+        .addresses
+        .https
+        .first()
+        .map(std::net::SocketAddr::port)
+    {
+        Some(443) | None => String::new(),
+        Some(port) => format!(":{port}"),
+    };
+    let location = format!("https://{host}{port}{}", exchange.target);
+    let mut response = plain(StatusCode::PERMANENT_REDIRECT, "use https");
+    if let Ok(location) = HeaderValue::from_str(&location) {
+        response.headers_mut().insert(LOCATION, location);
+    }
+    Reply::Own {
+        response,
+        close: false,
+    }
+}
+
+fn broken_body(
+    service: &crate::backend::Service,
+    exchange: &mut Exchange,
+    error: BodyError,
+) -> Reply {
+    exchange.cause = Some(error.to_string());
+    let status = match error {
+        BodyError::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+        BodyError::Idle => StatusCode::REQUEST_TIMEOUT,
+        BodyError::ClientGone => StatusCode::BAD_REQUEST,
+    };
+    let counters = &service.counters;
+    let counter = if error == BodyError::ClientGone {
+        &counters.client_gone
+    } else {
+        &counters.refused
+    };
+    counter.add(1);
+    own(status, &error.to_string()).closing()
+}
+
+fn note_route(exchange: &mut Exchange, live: &Live, entry: &TableRoute) {
+    let index = live
+        .table
+        .routes
+        .iter()
+        .position(|route| std::ptr::eq(route, entry));
+    exchange.route = index.map(|index| Arc::clone(&live.routes[index]));
+    let service = &live.services[entry.service];
+    if exchange
+        .service
+        .as_ref()
+        .is_none_or(|before| !Arc::ptr_eq(before, service))
+    {
+        service.counters.requests.add(1);
+        exchange.service = Some(Arc::clone(service));
+    }
+}
+
+fn open_exchange(
+    client: &Client,
+    request: &Request<Incoming>,
+    request_id: HeaderValue,
+) -> Exchange {
+    let target = request
+        .uri()
+        .path_and_query()
+        .map_or("/", PathAndQuery::as_str);
+    Exchange {
+        shared: Arc::clone(&client.thread.shared),
+        began: clock::instant(),
+        request_id,
+        client: client.address,
+        protocol: match (request.version(), client.is_https) {
+            (Version::HTTP_2, _) => "h2",
+            (Version::HTTP_10, _) => "http/1.0",
+            _ => "http/1.1",
+        },
+        method: request.method().clone(),
+        host: String::new(),
+        path: request.uri().path().to_owned(),
+        target: target.to_owned(),
+        route: None,
+        service: None,
+        backend: None,
+        status: None,
+        bytes_in: 0,
+        bytes_out: 0,
+        first_byte: None,
+        retries: 0,
+        cause: None,
+        is_over: false,
+    }
+}
+
+fn outgoing_headers(
+    mut fields: HeaderMap,
+    client: &Client,
+    authority: &str,
+    is_upgrade: bool,
+) -> HeaderMap {
+    headers::strip_hop_by_hop(&mut fields);
+    let arrival = Arrival {
+        client: client.address,
+        is_https: client.is_https,
+        authority,
+    };
+    headers::set_forwarded(&mut fields, arrival);
+    if let Ok(host) = HeaderValue::from_str(authority) {
+        fields.insert(HOST, host);
+    }
+    join_cookies(&mut fields);
+    if is_upgrade {
+        fields.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        fields.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    }
+    fields
+}
+
+/// HTTP/2 may split cookies into several fields; HTTP/1.1 knows one (RFC 9113, 8.2.3).
+fn join_cookies(fields: &mut HeaderMap) {
+    if fields.get_all(COOKIE).iter().nth(1).is_none() {
+        return;
+    }
+    let parts: Vec<_> = fields
+        .get_all(COOKIE)
+        .iter()
+        .map(HeaderValue::as_bytes)
+        .collect();
+    if let Ok(joined) = HeaderValue::from_bytes(&parts.join(&b"; "[..])) {
+        fields.insert(COOKIE, joined);
+    }
+}
+
+fn origin_form(uri: &Uri) -> Uri {
+    let mut parts = http::uri::Parts::default();
+    let target = uri.path_and_query().cloned();
+    parts.path_and_query = Some(target.unwrap_or_else(|| PathAndQuery::from_static("/")));
+    Uri::from_parts(parts).expect("a path alone is a target")
+}
+
+fn content_length(fields: &HeaderMap) -> Option<u64> {
+    fields.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+fn new_request_id() -> HeaderValue {
+    let id = format!("{:032x}", rand::random::<u128>());
+    HeaderValue::from_str(&id).expect("hexadecimal digits")
+}
+
+fn plain(status: StatusCode, text: &str) -> Response<AnswerBody> {
+    let mut response = Response::new(AnswerBody::whole(format!("{text}\n")));
+    *response.status_mut() = status;
+    let kind = HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
+}
+
+fn own(status: StatusCode, text: &str) -> Reply {
+    Reply::Own {
+        response: plain(status, text),
+        close: false,
+    }
+}
+
+fn unavailable(text: &str) -> Reply {
+    let mut response = plain(StatusCode::SERVICE_UNAVAILABLE, text);
+    response
+        .headers_mut()
+        .insert(RETRY_AFTER, HeaderValue::from(RETRY_AFTER_SECONDS));
+    Reply::Own {
+        response,
+        close: false,
+    }
+}
+
+fn maintenance(retry_after_s: u32, page: Option<&str>) -> Reply {
+    let mut response = match page {
+        None => plain(StatusCode::SERVICE_UNAVAILABLE, "down for maintenance"),
+        Some(page) => {
+            let mut response = Response::new(AnswerBody::whole(page.to_owned()));
+            *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+            let kind = HeaderValue::from_static("text/html; charset=utf-8");
+            response.headers_mut().insert(CONTENT_TYPE, kind);
+            response
+        }
+    };
+    response
+        .headers_mut()
+        .insert(RETRY_AFTER, HeaderValue::from(retry_after_s));
+    Reply::Own {
+        response,
+        close: false,
+    }
+}
+
+impl Reply {
+    fn closing(self) -> Self {
+        self.closing_if(true)
+    }
+
+    fn closing_if(self, close: bool) -> Self {
+        match self {
+            Self::Own {
+                response,
+                close: before,
+            } => Self::Own {
+                response,
+                close: before || close,
+            },
+            backend @ Self::Backend { .. } => backend,
+        }
+    }
+
+    /// Refusals count; a redirect does not.
+    fn is_refusal(&self) -> bool {
+        matches!(self, Self::Own { response, .. } if response.status().is_client_error())
+    }
+}

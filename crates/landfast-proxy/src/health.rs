@@ -1,0 +1,129 @@
+//! Active checks: one task per backend in the table, for as long as it is there. Runs on the control thread
+//! only, so that a host with many cores does not check many times.
+
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{Request, header::HOST};
+use http_body_util::Empty;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use landfast_routing::snapshot::HealthCheck;
+use tokio::{net::TcpStream, task::JoinSet};
+
+use crate::{backend::Backend, shared::Shared};
+
+struct Watched {
+    backend: Arc<Backend>,
+    address: SocketAddr,
+    check: HealthCheck,
+    task: tokio::task::AbortHandle,
+}
+
+/// Keeps the checks in step with the table until the worker ends.
+pub(crate) async fn supervise(shared: Arc<Shared>) {
+    let mut changes = shared.changes();
+    let mut tasks = JoinSet::new();
+    let mut watched: BTreeMap<String, Watched> = BTreeMap::new();
+    loop {
+        follow(&shared, &mut watched, &mut tasks);
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { return },
+            Some(ended) = tasks.join_next(), if !tasks.is_empty() => note(ended),
+            () = shared.shutdown.cancelled() => return,
+        }
+    }
+}
+
+fn note(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        tracing::error!(%error, "a health check panicked");
+    }
+}
+
+fn follow(shared: &Shared, watched: &mut BTreeMap<String, Watched>, tasks: &mut JoinSet<()>) {
+    let live = shared.live();
+    let mut wanted = BTreeMap::new();
+    for (entry, backend) in live.table.backends.iter().zip(&live.backends) {
+        if let Some(check) = &live.table.services[entry.service].health {
+            wanted.insert(
+                entry.id.clone(),
+                (Arc::clone(backend), entry.address, check.clone()),
+            );
+        }
+    }
+    watched.retain(|id, running| {
+        let same = wanted.get(id).is_some_and(|(backend, address, check)| {
+            Arc::ptr_eq(backend, &running.backend)
+                && *address == running.address
+                && *check == running.check
+        });
+        if !same {
+            running.task.abort();
+            if !wanted.contains_key(id) {
+                running.backend.unchecked();
+            }
+        }
+        same && !running.task.is_finished()
+    });
+    for (id, (backend, address, check)) in wanted {
+        if watched.contains_key(&id) {
+            continue;
+        }
+        let task = tasks.spawn(run(Arc::clone(&backend), address, check.clone()));
+        watched.insert(
+            id,
+            Watched {
+                backend,
+                address,
+                check,
+                task,
+            },
+        );
+    }
+}
+
+async fn run(backend: Arc<Backend>, address: SocketAddr, check: HealthCheck) {
+    let interval = Duration::from_millis(check.interval_ms.max(50));
+    // The first check comes at a random place in the interval, so that checks spread out.
+    tokio::time::sleep(interval.mul_f64(rand::random())).await;
+    loop {
+        let timeout = Duration::from_millis(check.timeout_ms.max(1));
+        let passed = tokio::time::timeout(timeout, passes(address, check.path.as_deref())).await;
+        backend.checked(passed.unwrap_or(false), &check);
+        tokio::time::sleep(interval.mul_f64(0.9 + 0.2 * rand::random::<f64>())).await;
+    }
+}
+
+async fn passes(address: SocketAddr, path: Option<&str>) -> bool {
+    let Ok(stream) = TcpStream::connect(address).await else {
+        return false;
+    };
+    let Some(path) = path else {
+        return true;
+    };
+    let request = Request::get(path)
+        .header(HOST, address.to_string())
+        .header("user-agent", "landfast-health")
+        .body(Empty::<Bytes>::new());
+    let Ok(request) = request else {
+        return false;
+    };
+    let Ok((mut sender, connection)) = http1::handshake(TokioIo::new(stream)).await else {
+        return false;
+    };
+    let answer = std::pin::pin!(sender.send_request(request));
+    let connection = std::pin::pin!(connection);
+    // The connection is driven here: nothing outlives the check.
+    match futures_util::future::select(answer, connection).await {
+        futures_util::future::Either::Left((Ok(answer), _)) => {
+            answer.status().is_success() || answer.status().is_redirection()
+        }
+        futures_util::future::Either::Left((Err(_), _)) => false,
+        futures_util::future::Either::Right((_, answer)) => answer
+            .await
+            .is_ok_and(|answer| answer.status().is_success() || answer.status().is_redirection()),
+    }
+}

@@ -1,0 +1,137 @@
+//! Connections to backends, one pool per thread.
+//!
+//! # Which request may use a pooled connection
+//!
+//! A backend may close an idle connection at the very moment a request is written to it, and from outside that
+//! looks the same as a backend that took the request and died. Only a request that may be sent twice survives
+//! the doubt. So only *idempotent* requests whose body, if any, is at hand use pooled connections; when one of
+//! these fails before a byte of the answer, it is sent once more on a fresh connection to the same backend.
+//! Every other request (a POST, a large upload, a WebSocket) gets a fresh connection: there, a backend that is
+//! gone refuses the connection, nothing was sent, and the request goes elsewhere. That costs a POST one
+//! connection set-up, and loses none.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    net::SocketAddr,
+    rc::Rc,
+    time::Duration,
+};
+
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::{net::TcpStream, time::Instant};
+
+use crate::{backend::Backend, clock, request_body::RequestBody, thread::Thread};
+
+/// Idle connections kept per backend and thread.
+const IDLE_MAX: usize = 64;
+/// An idle connection older than this is closed.
+const IDLE_AGE_MAX: Duration = Duration::from_secs(30);
+const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
+
+type Sender = http1::SendRequest<RequestBody>;
+
+/// Idle connections by backend.
+#[derive(Default)]
+pub(crate) struct Pool {
+    idle: RefCell<HashMap<u64, Vec<Idle>>>,
+    sweeping: Cell<bool>,
+}
+
+struct Idle {
+    sender: Sender,
+    since: Instant,
+    backend: std::sync::Arc<Backend>,
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConnectError {
+    #[error("connect: {0}")]
+    Io(#[from] std::io::Error),
+    #[error("connect: no answer in time")]
+    Timeout,
+    #[error("connect: {0}")]
+    Http(#[from] hyper::Error),
+}
+
+impl Pool {
+    /// The connection to a backend that became idle last and is still open.
+    pub(crate) fn take(&self, backend: &Backend) -> Option<Sender> {
+        let mut idle = self.idle.borrow_mut();
+        let list = idle.get_mut(&backend.serial)?;
+        list.retain(|entry| !entry.sender.is_closed());
+        let ready = list.iter().rposition(|entry| entry.sender.is_ready())?;
+        Some(list.swap_remove(ready).sender)
+    }
+
+    fn put(&self, backend: &std::sync::Arc<Backend>, sender: Sender) {
+        if sender.is_closed() || backend.is_draining() {
+            return;
+        }
+        let mut idle = self.idle.borrow_mut();
+        let list = idle.entry(backend.serial).or_default();
+        if list.len() >= IDLE_MAX {
+            list.remove(0);
+        }
+        let backend = std::sync::Arc::clone(backend);
+        list.push(Idle {
+            sender,
+            since: clock::instant(),
+            backend,
+        });
+    }
+
+    fn sweep(&self) {
+        let now = clock::instant();
+        self.idle.borrow_mut().retain(|_, list| {
+            list.retain(|entry| {
+                !entry.sender.is_closed()
+                    && !entry.backend.is_draining()
+                    && now.saturating_duration_since(entry.since) < IDLE_AGE_MAX
+            });
+            !list.is_empty()
+        });
+    }
+}
+
+/// Gives a connection back once its exchange is over. An idle thread has no timer: the sweeper runs only while
+/// there is something to sweep.
+pub(crate) fn give_back(thread: &Rc<Thread>, backend: &std::sync::Arc<Backend>, sender: Sender) {
+    thread.pool.put(backend, sender);
+    if thread.pool.sweeping.replace(true) {
+        return;
+    }
+    let owner = Rc::clone(thread);
+    let shutdown = thread.shared.shutdown.clone();
+    thread.spawn(async move {
+        while !owner.pool.idle.borrow().is_empty() {
+            tokio::select! {
+                () = tokio::time::sleep(SWEEP_INTERVAL) => owner.pool.sweep(),
+                () = shutdown.cancelled() => break,
+            }
+        }
+        owner.pool.sweeping.set(false);
+    });
+}
+
+/// Opens a connection.
+pub(crate) async fn connect(
+    thread: &Rc<Thread>,
+    address: SocketAddr,
+    timeout: Duration,
+) -> Result<Sender, ConnectError> {
+    let connecting = tokio::time::timeout(timeout, TcpStream::connect(address));
+    let stream = connecting.await.map_err(|_| ConnectError::Timeout)??;
+    stream.set_nodelay(true)?;
+    let mut builder = http1::Builder::new();
+    builder.max_buf_size(64 << 10).max_headers(200);
+    let (sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
+    thread.spawn(async move {
+        if let Err(error) = connection.with_upgrades().await {
+            tracing::trace!(%address, %error, "connection to a backend ended");
+        }
+    });
+    Ok(sender)
+}

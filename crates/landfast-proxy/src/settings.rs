@@ -1,0 +1,68 @@
+//! What the proxy is told when it starts. Everything about routes comes later, by snapshot.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+/// What the holder needs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HolderSettings {
+    pub http: Vec<SocketAddr>,
+    pub https: Vec<SocketAddr>,
+    /// Where a release can be tested before it gets traffic; on loopback.
+    pub preview: Option<SocketAddr>,
+    /// The control socket, `run/proxy.sock`.
+    pub control: PathBuf,
+    pub worker: WorkerSettings,
+}
+
+/// What a worker needs beside its descriptors.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerSettings {
+    /// The last good routes, `state/proxy/routes.json`.
+    pub routes: PathBuf,
+    /// The JSON access log; none is written without a path.
+    pub access_log: Option<PathBuf>,
+    /// The access log is rotated when it is larger; one older file is kept.
+    pub access_log_bytes_max: u64,
+    /// Threads that serve. Zero: one per core.
+    pub threads: usize,
+    pub header_read_ms: u64,
+    pub keep_alive_ms: u64,
+    /// Answers in progress may take this long after SIGTERM.
+    pub shutdown_ms: u64,
+    pub header_bytes_max: usize,
+    pub headers_max: usize,
+}
+
+impl WorkerSettings {
+    /// The documented defaults, with the routes kept in `routes`.
+    pub fn new(routes: PathBuf) -> Self {
+        Self {
+            routes,
+            access_log: None,
+            access_log_bytes_max: 64 << 20,
+            threads: 0,
+            header_read_ms: 10_000,
+            keep_alive_ms: 75_000,
+            shutdown_ms: 30_000,
+            header_bytes_max: 64 << 10,
+            headers_max: 100,
+        }
+    }
+
+    pub(crate) fn header_read(&self) -> Duration {
+        Duration::from_millis(self.header_read_ms)
+    }
+
+    pub(crate) fn keep_alive(&self) -> Duration {
+        Duration::from_millis(self.keep_alive_ms)
+    }
+
+    pub(crate) fn thread_count(&self) -> usize {
+        if self.threads > 0 {
+            return self.threads;
+        }
+        std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+    }
+}

@@ -1,0 +1,391 @@
+//! What all threads of a worker share: the table behind one atomic pointer, the backends and services it
+//! names, and how a snapshot becomes the table.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use landfast_routing::{
+    balance::{self, Candidate, FULL_SHARE},
+    snapshot::{ProxyStats, ProxyStatus, Snapshot},
+    table::Table,
+};
+use landfast_types::{Fence, FenceGuard, ServiceKey, StaleFence};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    access_log::AccessLog,
+    backend::{Backend, InFlight, Service},
+    clock,
+    counters::Statuses,
+    persist::{self, SaveError},
+    settings::WorkerSettings,
+    tls::Certificates,
+};
+
+/// How long the counters of a backend that left are still shown.
+const LEFT_SHOWN: Duration = Duration::from_secs(600);
+
+/// A table with the live things its indices stand for.
+pub(crate) struct Live {
+    /// Counts the tables of this worker.
+    pub(crate) generation: u64,
+    pub(crate) table: Table,
+    pub(crate) backends: Vec<Arc<Backend>>,
+    pub(crate) services: Vec<Arc<Service>>,
+    pub(crate) routes: Vec<Arc<RouteCounters>>,
+    /// Per group: whose turn it is.
+    turns: Vec<AtomicU64>,
+}
+
+/// Requests of one route.
+#[derive(Debug)]
+pub(crate) struct RouteCounters {
+    pub(crate) name: String,
+    pub(crate) statuses: Statuses,
+}
+
+/// Why a snapshot was not taken.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ApplyError {
+    #[error(transparent)]
+    Stale(#[from] StaleFence),
+    #[error(transparent)]
+    Save(#[from] SaveError),
+}
+
+/// Where this worker listens.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Addresses {
+    pub(crate) http: Vec<SocketAddr>,
+    pub(crate) https: Vec<SocketAddr>,
+    pub(crate) preview: Option<SocketAddr>,
+}
+
+/// See the head of the module.
+pub(crate) struct Shared {
+    pub(crate) settings: WorkerSettings,
+    pub(crate) boot: String,
+    pub(crate) addresses: Addresses,
+    pub(crate) certificates: Certificates,
+    pub(crate) access_log: AccessLog,
+    /// Ends the worker: accepting stops at once, answers in progress are finished.
+    pub(crate) shutdown: CancellationToken,
+    live: ArcSwap<Live>,
+    newest: AtomicU64,
+    changed: watch::Sender<u64>,
+    registry: Mutex<Registry>,
+    holder_pid: AtomicU64,
+}
+
+#[derive(Default)]
+struct Registry {
+    guard: FenceGuard,
+    snapshot: Arc<Snapshot>,
+    problems: Vec<String>,
+    backends: BTreeMap<String, Arc<Backend>>,
+    services: BTreeMap<ServiceKey, Arc<Service>>,
+    routes: BTreeMap<String, Arc<RouteCounters>>,
+    serial: u64,
+}
+
+impl Shared {
+    pub(crate) fn new(settings: WorkerSettings, addresses: Addresses, boot: String) -> Self {
+        let access_log = AccessLog::start(&settings);
+        Self {
+            settings,
+            boot,
+            addresses,
+            certificates: Certificates::default(),
+            access_log,
+            shutdown: CancellationToken::new(),
+            live: ArcSwap::from_pointee(Live::empty()),
+            newest: AtomicU64::new(0),
+            changed: watch::Sender::new(0),
+            registry: Mutex::default(),
+            holder_pid: AtomicU64::new(0),
+        }
+    }
+
+    /// The table to decide by.
+    pub(crate) fn live(&self) -> Arc<Live> {
+        self.live.load_full()
+    }
+
+    /// Fires with each new table.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    pub(crate) fn set_holder(&self, pid: u32) {
+        self.holder_pid.store(u64::from(pid), Ordering::Relaxed);
+    }
+
+    /// Enters a backend a pick found in `live`; nothing when a newer table came in between.
+    pub(crate) fn enter(&self, live: &Live, backend: usize) -> Option<InFlight> {
+        let entry = InFlight::enter(&live.backends[backend]);
+        (self.newest.load(Ordering::SeqCst) == live.generation).then_some(entry)
+    }
+
+    /// Takes the routes on disk, before anything is served.
+    pub(crate) fn restore(&self) {
+        let Some(snapshot) = persist::load(&self.settings.routes) else {
+            return;
+        };
+        let mut registry = self.registry();
+        registry.guard = FenceGuard::new(snapshot.fence);
+        self.publish(&mut registry, snapshot);
+    }
+
+    /// Takes a snapshot: refuses an older one, keeps it on disk, and publishes it. When this returns, every
+    /// new request uses it.
+    pub(crate) fn apply(&self, snapshot: Snapshot) -> Result<(), ApplyError> {
+        let mut registry = self.registry();
+        let mut guard = registry.guard;
+        guard.take(snapshot.fence)?;
+        if *registry.snapshot != snapshot || registry.guard.seen() == Fence::default() {
+            persist::save(&self.settings.routes, &snapshot)?;
+        }
+        registry.guard = guard;
+        self.publish(&mut registry, snapshot);
+        Ok(())
+    }
+
+    fn publish(&self, registry: &mut Registry, snapshot: Snapshot) {
+        let (table, mut problems) = Table::compile(&snapshot);
+        problems.extend(self.certificates.load(&snapshot.certificates));
+        for problem in &problems {
+            tracing::warn!(%problem, fence = %snapshot.fence, "part of the snapshot cannot be used");
+        }
+        registry.forget();
+        let generation = self.newest.load(Ordering::SeqCst) + 1;
+        let live = registry.live(generation, table);
+        for backend in registry.backends.values() {
+            let here = |found: &&Arc<Backend>| Arc::ptr_eq(found, backend);
+            if !live.backends.iter().any(|found| here(&found)) {
+                backend.follow(None);
+            }
+        }
+        let states: Vec<_> = live
+            .backends
+            .iter()
+            .zip(&live.table.backends)
+            .map(|(backend, entry)| (Arc::clone(backend), entry.state))
+            .collect();
+        self.live.store(Arc::new(live));
+        self.newest.store(generation, Ordering::SeqCst);
+        for (backend, state) in states {
+            backend.follow(Some(state));
+        }
+        registry.snapshot = Arc::new(snapshot);
+        registry.problems = problems;
+        self.changed.send_replace(generation);
+    }
+
+    pub(crate) fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.registry().snapshot)
+    }
+
+    pub(crate) fn status(&self) -> ProxyStatus {
+        let registry = self.registry();
+        let shown = |(id, backend): (&String, &Arc<Backend>)| {
+            let status = backend.status();
+            let relevant = backend.is_in_table() || !status.is_drained();
+            relevant.then(|| (id.clone(), status))
+        };
+        let holder = self.holder_pid.load(Ordering::Relaxed);
+        ProxyStatus {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            holder_pid: u32::try_from(holder).ok().filter(|pid| *pid > 0),
+            boot: self.boot.clone(),
+            fence: registry.snapshot.fence,
+            http: self.addresses.http.clone(),
+            https: self.addresses.https.clone(),
+            preview: self.addresses.preview,
+            backends: registry.backends.iter().filter_map(shown).collect(),
+            problems: registry.problems.clone(),
+        }
+    }
+
+    pub(crate) fn stats(&self) -> ProxyStats {
+        let registry = self.registry();
+        let backends = registry.backends.iter();
+        let services = registry.services.iter();
+        ProxyStats {
+            boot: self.boot.clone(),
+            at: clock::wall(),
+            backends: backends
+                .map(|(id, backend)| (id.clone(), backend.counters.read()))
+                .collect(),
+            services: services
+                .map(|(key, s)| (key.clone(), s.counters.read()))
+                .collect(),
+        }
+    }
+
+    /// Everything that is counted, for `/metrics`.
+    pub(crate) fn counted(
+        &self,
+    ) -> (
+        Vec<Arc<Backend>>,
+        Vec<Arc<Service>>,
+        Vec<Arc<RouteCounters>>,
+    ) {
+        let registry = self.registry();
+        (
+            registry.backends.values().cloned().collect(),
+            registry.services.values().cloned().collect(),
+            registry.routes.values().cloned().collect(),
+        )
+    }
+
+    fn registry(&self) -> MutexGuard<'_, Registry> {
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Registry {
+    fn forget(&mut self) {
+        let now = clock::monotonic();
+        self.backends
+            .retain(|_, backend| !backend.is_forgettable(now, LEFT_SHOWN));
+    }
+
+    fn live(&mut self, generation: u64, table: Table) -> Live {
+        let mut services = Vec::with_capacity(table.services.len());
+        for service in &table.services {
+            let entry = self.services.entry(service.key.clone());
+            let found = entry.or_insert_with(|| Arc::new(Service::new(service.key.clone())));
+            services.push(Arc::clone(found));
+        }
+        let mut backends = Vec::with_capacity(table.backends.len());
+        for backend in &table.backends {
+            let serial = &mut self.serial;
+            let entry = self.backends.entry(backend.id.clone());
+            let found = entry.or_insert_with(|| {
+                *serial += 1;
+                let service = table.services[backend.service].key.clone();
+                Arc::new(Backend::new(
+                    backend.id.clone(),
+                    service,
+                    backend.release,
+                    *serial,
+                ))
+            });
+            backends.push(Arc::clone(found));
+        }
+        let mut routes = Vec::with_capacity(table.routes.len());
+        for entry in &table.routes {
+            let name = entry.route.name.clone();
+            let found = self.routes.entry(name.clone()).or_insert_with(|| {
+                Arc::new(RouteCounters {
+                    name,
+                    statuses: Statuses::default(),
+                })
+            });
+            routes.push(Arc::clone(found));
+        }
+        // Begin somewhere else each time: with many snapshots the first backend must not get more than its part.
+        let turns = table
+            .groups
+            .iter()
+            .map(|_| AtomicU64::new(generation))
+            .collect();
+        Live {
+            generation,
+            table,
+            backends,
+            services,
+            routes,
+            turns,
+        }
+    }
+}
+
+impl Live {
+    fn empty() -> Self {
+        Self {
+            generation: 0,
+            table: Table::default(),
+            backends: Vec::new(),
+            services: Vec::new(),
+            routes: Vec::new(),
+            turns: Vec::new(),
+        }
+    }
+
+    /// Picks a backend of a service: the group by weight (or the preview group), then the least loaded of it.
+    /// Where the group's turn finds it without a usable backend, another group with weight takes it.
+    /// `avoid`: serials already tried.
+    pub(crate) fn pick(
+        &self,
+        service: usize,
+        preview: bool,
+        turn: u64,
+        avoid: &[u64],
+    ) -> Option<usize> {
+        let entry = &self.table.services[service];
+        if let (true, Some(group)) = (preview, entry.preview) {
+            return self.pick_in(group, entry.slow_start_ms, avoid);
+        }
+        let first = entry.groups[entry.schedule.pick(turn)?];
+        self.pick_in(first, entry.slow_start_ms, avoid).or_else(|| {
+            let others = entry.groups.iter().filter(|group| **group != first);
+            let mut weighted: Vec<usize> = others
+                .copied()
+                .filter(|group| self.table.groups[*group].weight > 0)
+                .collect();
+            weighted.sort_by_key(|group| std::cmp::Reverse(self.table.groups[*group].weight));
+            weighted
+                .into_iter()
+                .find_map(|group| self.pick_in(group, entry.slow_start_ms, avoid))
+        })
+    }
+
+    fn pick_in(&self, group: usize, slow_start_ms: u64, avoid: &[u64]) -> Option<usize> {
+        let serving = &self.table.groups[group].serving;
+        let turn = self.turns[group].fetch_add(1, Ordering::Relaxed);
+        let now = clock::monotonic();
+        let slow_start = Duration::from_millis(slow_start_ms);
+        let index = balance::least_loaded(serving.len(), turn, |index| {
+            let backend = &self.backends[serving[index]];
+            if !backend.is_usable(now) || avoid.contains(&backend.serial) {
+                return None;
+            }
+            let share = if slow_start_ms == 0 {
+                FULL_SHARE
+            } else {
+                balance::slow_start_share(backend.age(now), slow_start)
+            };
+            Some(Candidate {
+                in_flight: backend.in_flight(),
+                share,
+            })
+        })?;
+        Some(serving[index])
+    }
+
+    /// How many backends of a service besides this one take requests.
+    pub(crate) fn others(&self, service: usize, backend: &Backend) -> usize {
+        let now = clock::monotonic();
+        let groups = self.table.services[service]
+            .groups
+            .iter()
+            .map(|group| &self.table.groups[*group]);
+        groups
+            .filter(|group| group.weight > 0)
+            .flat_map(|group| &group.serving)
+            .map(|slot| &self.backends[*slot])
+            .filter(|other| other.serial != backend.serial && other.is_usable(now))
+            .count()
+    }
+}

@@ -1,0 +1,108 @@
+//! TLS: which certificate a client gets, by the name it asks for. Certificates are files, read when a snapshot
+//! names them. One that cannot be read is a problem in the status; the hosts it is for keep the last good one.
+
+use std::{collections::HashMap, fmt, path::Path, sync::Arc};
+
+use arc_swap::ArcSwap;
+use landfast_routing::snapshot::Certificate;
+use rustls::{
+    ServerConfig,
+    crypto::aws_lc_rs,
+    server::{ClientHello, ResolvesServerCert},
+    sign::CertifiedKey,
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+
+type ByHost = HashMap<String, Arc<CertifiedKey>>;
+
+/// The certificates in use, by host (exact, or `*.` and a domain).
+#[derive(Clone, Default)]
+pub(crate) struct Certificates(Arc<ArcSwap<ByHost>>);
+
+impl fmt::Debug for Certificates {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "certificates of {} hosts", self.0.load().len())
+    }
+}
+
+impl Certificates {
+    /// Reads what a snapshot names and puts it in use. Answers what could not be read.
+    pub(crate) fn load(&self, wanted: &[Certificate]) -> Vec<String> {
+        let before = self.0.load();
+        let mut by_host = ByHost::new();
+        let mut problems = Vec::new();
+        for certificate in wanted {
+            let read = read(certificate);
+            let hosts: Vec<_> = certificate
+                .hosts
+                .iter()
+                .map(|host| host.to_ascii_lowercase())
+                .collect();
+            if let Err(problem) = &read {
+                let kept = hosts.iter().any(|host| before.contains_key(host));
+                let then = if kept {
+                    "the last good one stays in use"
+                } else {
+                    "there is none before it"
+                };
+                problems.push(format!(
+                    "certificate of {}: {problem}; {then}",
+                    hosts.join(", ")
+                ));
+            }
+            for host in hosts {
+                let key = read
+                    .as_ref()
+                    .ok()
+                    .or_else(|| before.get(&host))
+                    .map(Arc::clone);
+                if let Some(key) = key {
+                    by_host.entry(host).or_insert(key);
+                }
+            }
+        }
+        self.0.store(Arc::new(by_host));
+        problems
+    }
+
+    /// The configuration of a listener: TLS 1.2 and 1.3, HTTP/2 before HTTP/1.1.
+    pub(crate) fn server_config(&self) -> Arc<ServerConfig> {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("the provider has suites for both versions")
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(self.clone()));
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        Arc::new(config)
+    }
+}
+
+impl ResolvesServerCert for Certificates {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let name = hello.server_name()?.to_ascii_lowercase();
+        let by_host = self.0.load();
+        let wildcard = || by_host.get(&format!("*.{}", name.split_once('.')?.1));
+        by_host.get(&name).or_else(wildcard).map(Arc::clone)
+    }
+}
+
+fn read(certificate: &Certificate) -> Result<Arc<CertifiedKey>, String> {
+    let chain = CertificateDer::pem_file_iter(Path::new(&certificate.chain_path))
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(|error| format!("failed to read `{}`: {error}", certificate.chain_path))?;
+    if chain.is_empty() {
+        return Err(format!("`{}` holds no certificate", certificate.chain_path));
+    }
+    let key = PrivateKeyDer::from_pem_file(Path::new(&certificate.key_path))
+        .map_err(|error| format!("failed to read `{}`: {error}", certificate.key_path))?;
+    let provider = aws_lc_rs::default_provider();
+    CertifiedKey::from_der(chain, key, &provider)
+        .map(Arc::new)
+        .map_err(|error| {
+            format!(
+                "`{}` and `{}` cannot be used: {error}",
+                certificate.chain_path, certificate.key_path
+            )
+        })
+}

@@ -1,0 +1,275 @@
+//! The worker: one thread per core that serves, and one that takes orders, checks health and watches the
+//! holder. It ends by SIGTERM, in order, or by dying; the holder then starts another.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+    os::{fd::AsFd, unix::net::UnixStream},
+    sync::Arc,
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, getrlimit, pidfd_open, setrlimit};
+use tokio::{
+    io::AsyncReadExt,
+    process::Child,
+    runtime::{Builder, LocalOptions},
+    signal::unix::{SignalKind, signal},
+};
+use tokio_rustls::TlsAcceptor;
+
+use crate::{
+    connection::{self, Kind},
+    control_server, health, holder,
+    link::{self, Handover, LinkError, Listeners},
+    settings::HolderSettings,
+    shared::{Addresses, Shared},
+    thread::Thread,
+};
+
+/// After an accept failed for want of descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Between two attempts to start a new holder.
+const HOLDER_PAUSE: Duration = Duration::from_secs(1);
+
+/// Why a worker could not serve.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    #[error("failed to set up the worker")]
+    Setup(#[from] io::Error),
+}
+
+/// Serves until SIGTERM. Settings and descriptors come over the link on standard input.
+///
+/// # Errors
+/// When standard input is no link, or threads and event loops cannot start.
+pub fn worker_main() -> Result<(), WorkerError> {
+    let link = link::from_stdin()?;
+    let Handover {
+        settings,
+        listeners,
+        sender_pid,
+        ..
+    } = link::receive(&link)?;
+    raise_descriptor_limit();
+    let addresses = Addresses {
+        http: addresses(&listeners.http)?,
+        https: addresses(&listeners.https)?,
+        preview: listeners
+            .preview
+            .as_ref()
+            .map(TcpListener::local_addr)
+            .transpose()?,
+    };
+    let boot = format!("{:016x}", rand::random::<u64>());
+    let shared = Arc::new(Shared::new(settings.worker.clone(), addresses, boot));
+    shared.set_holder(sender_pid);
+    shared.restore();
+    let listeners = Arc::new(listeners);
+    let mut threads = Vec::new();
+    for number in 0..settings.worker.thread_count() {
+        threads.push(start_thread(number, &shared, &listeners)?);
+    }
+    tracing::info!(pid = std::process::id(), boot = %shared.boot, http = ?shared.addresses.http, https = ?shared.addresses.https, "serving");
+    let control = listeners.control.try_clone()?;
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let result = runtime.block_on(command(&shared, control, &settings, link, &listeners));
+    for thread in threads {
+        if thread.join().is_err() {
+            tracing::error!("a serving thread panicked");
+        }
+    }
+    shared.access_log.finish();
+    result
+}
+
+fn addresses(listeners: &[TcpListener]) -> io::Result<Vec<SocketAddr>> {
+    listeners.iter().map(TcpListener::local_addr).collect()
+}
+
+/// Each connection takes up to two descriptors; the soft limit is often 1,024.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "failed to raise the limit of open descriptors");
+    }
+}
+
+/// The control thread's life.
+async fn command(
+    shared: &Arc<Shared>,
+    control: std::os::unix::net::UnixListener,
+    settings: &HolderSettings,
+    link: UnixStream,
+    listeners: &Listeners,
+) -> Result<(), WorkerError> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    // A terminal sends SIGINT to the whole group; the holder decides what it means.
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let control = tokio::net::UnixListener::from_std(control)?;
+    let served = control_server::serve(control, Arc::clone(shared));
+    let checked = health::supervise(Arc::clone(shared));
+    let held = watch_holder(shared, settings, link, listeners);
+    let ended = async {
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => {}
+            }
+        }
+        tracing::info!("ending: accepting no more, finishing what is in progress");
+        shared.shutdown.cancel();
+    };
+    tokio::select! {
+        ((), (), ()) = async { tokio::join!(served, checked, ended) } => Ok(()),
+        error = held => Err(error),
+    }
+}
+
+/// Starts a new holder whenever there is none. Only an error that can never go away ends it.
+async fn watch_holder(
+    shared: &Arc<Shared>,
+    settings: &HolderSettings,
+    link: UnixStream,
+    listeners: &Listeners,
+) -> WorkerError {
+    let mut link = link;
+    let mut child: Option<Child> = None;
+    loop {
+        if let Err(error) = link_end(link).await {
+            return error.into();
+        }
+        if shared.shutdown.is_cancelled() {
+            std::future::pending::<()>().await;
+        }
+        tracing::error!("the holder died; starting another");
+        if let Some(mut dead) = child.take() {
+            // Reaped without waiting; tokio takes care of one that is still on its way out.
+            drop(dead.try_wait());
+        }
+        link = loop {
+            match start_holder(settings, listeners) {
+                Ok((link, started)) => {
+                    shared.set_holder(started.id().unwrap_or(0));
+                    child = Some(started);
+                    break link;
+                }
+                Err(error) => {
+                    tracing::error!(%error, "failed to start a holder; serving without one");
+                    tokio::time::sleep(HOLDER_PAUSE).await;
+                }
+            }
+        };
+    }
+}
+
+/// Waits until the other end of the link is closed.
+async fn link_end(link: UnixStream) -> io::Result<()> {
+    link.set_nonblocking(true)?;
+    let mut link = tokio::net::UnixStream::from_std(link)?;
+    let mut byte = [0];
+    while link.read(&mut byte).await.is_ok_and(|count| count > 0) {}
+    Ok(())
+}
+
+fn start_holder(
+    settings: &HolderSettings,
+    listeners: &Listeners,
+) -> Result<(UnixStream, Child), LinkError> {
+    let own = i32::try_from(std::process::id())
+        .ok()
+        .and_then(Pid::from_raw);
+    let own = own.ok_or_else(|| io::Error::other("no process id"))?;
+    let pidfd = pidfd_open(own, PidfdFlags::NONBLOCK).map_err(io::Error::from)?;
+    let (link, child) = holder::spawn(holder::ADOPT_ARGUMENTS)?;
+    link::send(&link, settings, listeners, Some(pidfd.as_fd()))?;
+    Ok((link, child))
+}
+
+fn start_thread(
+    number: usize,
+    shared: &Arc<Shared>,
+    listeners: &Arc<Listeners>,
+) -> io::Result<JoinHandle<()>> {
+    let shared = Arc::clone(shared);
+    let listeners = Arc::clone(listeners);
+    let name = format!("serve-{number}");
+    std::thread::Builder::new().name(name).spawn(move || {
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .build_local(LocalOptions::default());
+        let served = runtime.and_then(|runtime| runtime.block_on(serve(shared, &listeners)));
+        if let Err(error) = served {
+            tracing::error!(%error, "a serving thread could not start");
+        }
+    })
+}
+
+/// A serving thread's life.
+async fn serve(shared: Arc<Shared>, listeners: &Listeners) -> io::Result<()> {
+    let acceptor = TlsAcceptor::from(shared.certificates.server_config());
+    let thread = Thread::new(Arc::clone(&shared));
+    let mut kinds: Vec<(&TcpListener, Kind)> = Vec::new();
+    kinds.extend(listeners.http.iter().map(|listener| (listener, Kind::Http)));
+    kinds.extend(
+        listeners
+            .https
+            .iter()
+            .map(|listener| (listener, Kind::Https(acceptor.clone()))),
+    );
+    kinds.extend(
+        listeners
+            .preview
+            .iter()
+            .map(|listener| (listener, Kind::Preview)),
+    );
+    for (listener, kind) in kinds {
+        // The same open socket, registered with this thread's own event loop.
+        let listener = tokio::net::TcpListener::from_std(listener.try_clone()?)?;
+        let owner = std::rc::Rc::clone(&thread);
+        thread.spawn(accept(owner, listener, kind));
+    }
+    shared.shutdown.cancelled().await;
+    thread.tasks.close();
+    let limit = Duration::from_millis(shared.settings.shutdown_ms);
+    if tokio::time::timeout(limit, thread.tasks.wait())
+        .await
+        .is_err()
+    {
+        tracing::warn!(
+            left = thread.tasks.len(),
+            "some connections outlived the time to end and are cut"
+        );
+    }
+    Ok(())
+}
+
+async fn accept(thread: std::rc::Rc<Thread>, listener: tokio::net::TcpListener, kind: Kind) {
+    let shutdown = thread.shared.shutdown.clone();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = shutdown.cancelled() => return,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                let owner = std::rc::Rc::clone(&thread);
+                thread.spawn(connection::serve(owner, stream, peer, kind.clone()));
+            }
+            Err(error) => {
+                // A connection that broke before it was accepted says nothing about the next one.
+                if error.kind() != io::ErrorKind::ConnectionAborted {
+                    tracing::warn!(%error, "failed to accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+}
