@@ -102,15 +102,19 @@ impl StoreError {
     /// For `map_err`: what was being done to which path.
     fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
-        move |source| match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                Self::Full { path, source }
+        move |source| {
+            let kind = source.kind();
+            if matches!(
+                kind,
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+            ) {
+                return Self::Full { path, source };
             }
-            _ => Self::Io {
+            Self::Io {
                 doing,
                 path,
                 source,
-            },
+            }
         }
     }
 }

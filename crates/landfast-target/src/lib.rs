@@ -5,6 +5,7 @@
 //! target, the fake included.
 
 pub mod conformance;
+pub mod fake;
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 

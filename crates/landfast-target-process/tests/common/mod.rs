@@ -1,5 +1,7 @@
 //! A world of its own for each test: a store with the test app, a run folder, and a broom.
 
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+
 use std::{
     collections::BTreeMap,
     fs,
