@@ -1,1 +1,43 @@
-//! Placeholder.
+//! Drives environments: the journal, the target, the proxy and the clock around the pure engine.
+//!
+//! Per environment one loop on one screen ([`Driver`]): wait, decide, record, apply, act. It records before it
+//! acts, so an action may be repeated, and starting after a crash is the same path as starting.
+//!
+//! It never decides anything itself about rollouts (`landfast-rollout` does), never touches a process (a
+//! target does) or a request (the proxy does), and never acts on what the journal has not taken.
+
+mod actions;
+mod client;
+mod clock;
+mod driver;
+mod gates;
+pub mod jobs;
+pub mod logs;
+mod measure;
+mod part;
+mod plane;
+pub mod planning;
+mod platform;
+mod probe;
+mod release;
+mod secrets;
+mod shared;
+mod spec;
+mod synthetic;
+mod webhook;
+
+pub use crate::{
+    clock::{Clock, SystemClock},
+    driver::{
+        CommandError, Driver, DriverHandle, EVENT_KIND, EVENT_VERSION, Message, ReplayError, Reply,
+        View, replay, stream_of,
+    },
+    part::{backend_id, claims, part},
+    plane::{DataPlane, Hub, Part, PlaneError},
+    platform::{
+        DeployError, DeployOrder, Deployed, Platform, PlatformSettings, StartError,
+    },
+    release::{ReleaseBody, fingerprint, plan, topology},
+    secrets::{COLLECTION as SECRETS, SECRET_BYTES_MAX, SecretError, SecretFacts, SecretKeeper},
+    shared::{Controls, Folders, Shared},
+};

@@ -1,1 +1,23 @@
-//! Placeholder.
+//! The server of a host: the API over the engine, and the care for the proxy beside it.
+//!
+//! It owns the lock on the state folder, the journal, the process target and the API's socket. Killing it stops
+//! no traffic and no instance; what it was doing is in the journal, and the next one goes on.
+//!
+//! It never serves an app's request (the proxy does) and never decides about a rollout (the engine does).
+
+mod answer;
+mod events;
+mod handlers;
+mod idempotency;
+mod lock;
+mod proxy;
+mod run;
+mod state;
+mod wire;
+
+pub use crate::{
+    lock::LockError,
+    proxy::ProxyError,
+    run::{ServerError, ServerSettings, run},
+    wire::event_text,
+};

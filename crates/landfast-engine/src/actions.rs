@@ -1,0 +1,219 @@
+//! Doing what is owed. Each action may be repeated: after a crash, or because its answer got lost.
+
+use std::{sync::Arc, time::Duration};
+
+use landfast_rollout::{Action, Gate, Input};
+use landfast_target::{InstanceRef, TargetError};
+use landfast_types::{Fence, InstanceId, ReleaseId, RolloutId, ServiceName};
+use tokio::{sync::mpsc, time::sleep};
+
+use crate::{
+    driver::{Message, View},
+    gates,
+    part::{backend_id, part},
+    plane::PlaneError,
+    shared::Shared,
+    spec::instance_spec,
+    webhook,
+};
+
+/// How often the proxy is asked whether an instance has drained.
+const DRAIN_POLL: Duration = Duration::from_millis(50);
+const START_TRIES: u32 = 3;
+const RETRY_FIRST: Duration = Duration::from_millis(200);
+const RETRY_MAX: Duration = Duration::from_secs(10);
+
+/// What an action is done with.
+pub(crate) struct Context {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) view: Arc<View>,
+    pub(crate) inbox: mpsc::Sender<Message>,
+}
+
+impl Context {
+    pub(crate) async fn tell(&self, input: Input) {
+        if self.inbox.send(Message::Input(input)).await.is_err() {
+            tracing::debug!("the driver has stopped; what it was told is found again at the start");
+        }
+    }
+
+    /// This order's place among all orders: nobody who decided earlier may overtake it.
+    fn fence(&self) -> Fence {
+        Fence { generation: self.shared.generation, revision: self.view.state.sequence }
+    }
+
+    fn reference(&self, instance: &InstanceId) -> InstanceRef {
+        InstanceRef { scope: self.view.state.scope.clone(), instance: instance.clone() }
+    }
+
+    fn replaced(&self, by: String) {
+        self.shared.replaced.send_replace(Some(by));
+    }
+}
+
+/// Does one action and tells the driver what came of it. Waits as long as it takes: an action that is not owed
+/// any more is aborted by the driver.
+pub(crate) async fn perform(context: Context, action: Action) {
+    match action {
+        Action::StartInstance { instance, service, release } => {
+            start(&context, instance, &service, release).await;
+        }
+        Action::StopInstance { instance, grace } => stop(&context, instance, grace).await,
+        Action::Publish { .. } => publish(&context).await,
+        Action::AwaitDrain { instance, .. } => await_drain(&context, instance).await,
+        Action::JudgeGate { rollout, gate, release } => {
+            judge(&context, rollout, gate, release).await;
+        }
+        Action::Notify { rollout } => {
+            webhook::notify(&context, rollout).await;
+            context.tell(Input::Notified { rollout }).await;
+        }
+    }
+}
+
+async fn start(
+    context: &Context,
+    instance: InstanceId,
+    service: &ServiceName,
+    release: ReleaseId,
+) {
+    let reference = context.reference(&instance);
+    let body = context.view.bodies.get(&release);
+    let spec = match body {
+        Some(body) => instance_spec(&context.shared, &reference, body, service),
+        None => Err(format!("release {release} is not kept any more")),
+    };
+    let spec = match spec {
+        Ok(spec) => spec,
+        Err(reason) => return context.tell(Input::StartFailed { instance, reason }).await,
+    };
+    let mut wait = RETRY_FIRST;
+    for attempt in 1.. {
+        match context.shared.target.start(context.fence(), &spec).await {
+            Ok(observed) => {
+                let address = observed.address;
+                return context.tell(Input::Started { instance, address }).await;
+            }
+            Err(landfast_target::StartError::Stale(stale)) => {
+                return context.replaced(stale.to_string());
+            }
+            Err(error) if error.is_retryable() && attempt < START_TRIES => {
+                tracing::warn!(%instance, %error, "not started; trying again");
+                sleep(wait).await;
+                wait = (wait * 2).min(RETRY_MAX);
+            }
+            Err(error) => {
+                let reason = chain(&error);
+                return context.tell(Input::StartFailed { instance, reason }).await;
+            }
+        }
+    }
+}
+
+async fn stop(context: &Context, instance: InstanceId, grace: Duration) {
+    let reference = context.reference(&instance);
+    let mut wait = RETRY_FIRST;
+    loop {
+        match context.shared.target.stop(context.fence(), &reference, grace).await {
+            Ok(exit) => {
+                context.tell(Input::Ended { instance, exit: exit.to_string() }).await;
+                return forget(context, &reference).await;
+            }
+            Err(TargetError::Stale(stale)) => return context.replaced(stale.to_string()),
+            Err(error) => {
+                tracing::warn!(%instance, error = chain(&error), "not stopped; trying again");
+                sleep(wait).await;
+                wait = (wait * 2).min(RETRY_MAX);
+            }
+        }
+    }
+}
+
+/// Waits until an instance ends by itself, and drops what the target keeps of it once that is recorded.
+pub(crate) async fn watch(context: Context, instance: InstanceId) {
+    let reference = context.reference(&instance);
+    let mut wait = RETRY_FIRST;
+    loop {
+        match context.shared.target.wait(&reference).await {
+            Ok(exit) => {
+                context.tell(Input::Ended { instance, exit: exit.to_string() }).await;
+                return;
+            }
+            Err(error) => {
+                tracing::debug!(%instance, error = chain(&error), "cannot be watched just now");
+                sleep(wait).await;
+                wait = (wait * 2).min(RETRY_MAX);
+            }
+        }
+    }
+}
+
+async fn forget(context: &Context, reference: &InstanceRef) {
+    if let Err(error) = context.shared.target.forget(reference).await {
+        let instance = &reference.instance;
+        tracing::debug!(%instance, error = chain(&error), "still kept by the target");
+    }
+}
+
+async fn publish(context: &Context) {
+    let state = &context.view.state;
+    let part = part(state, &context.view.bodies, !context.shared.controls.health_gate_off);
+    match context.shared.hub.publish(&state.scope, part).await {
+        Ok(revision) => context.tell(Input::TrafficConfirmed { revision }).await,
+        Err(PlaneError::Replaced { refused, seen }) => {
+            context.replaced(PlaneError::Replaced { refused, seen }.to_string());
+        }
+        Err(PlaneError::Unreachable(_)) => {}
+    }
+}
+
+async fn await_drain(context: &Context, instance: InstanceId) {
+    if context.shared.controls.drain_confirmation_off {
+        // A control of the proofs: what happens when nobody waits.
+        return stop(context, instance, Duration::ZERO).await;
+    }
+    let state = &context.view.state;
+    let backend = backend_id(&state.scope, &instance);
+    loop {
+        // The engine takes a `Drained` only once a table without the instance is confirmed; until then the proxy
+        // does not call it draining either.
+        if let Ok(status) = context.shared.hub.status().await {
+            let drained = status.backends.get(&backend).is_none_or(|backend| backend.is_drained());
+            if drained {
+                context.tell(Input::Drained { instance: instance.clone() }).await;
+            }
+        }
+        sleep(DRAIN_POLL).await;
+    }
+}
+
+async fn judge(context: &Context, rollout: RolloutId, gate: Gate, release: ReleaseId) {
+    let verdict = match gate {
+        Gate::Preflight => gates::preflight(context, release).await,
+        Gate::Smoke => gates::smoke(context, rollout, release).await,
+        Gate::Hold | Gate::Approval | Gate::Analysis => return,
+    };
+    let (passed, detail) = match verdict {
+        Ok(detail) => (true, detail),
+        Err(detail) => (false, detail),
+    };
+    context.tell(Input::GateJudged { rollout, gate, passed, detail }).await;
+}
+
+/// An error with its causes, once, joined by `: `.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+/// The instant of the runtime's clock that is `wait` away.
+pub(crate) fn instant_in(wait: Duration) -> tokio::time::Instant {
+    #[expect(clippy::disallowed_methods, reason = "sleeping needs the runtime's own clock")]
+    let now = tokio::time::Instant::now();
+    now + wait
+}

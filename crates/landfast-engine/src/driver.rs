@@ -1,0 +1,525 @@
+//! The loop of one environment: wait, decide, record, apply, act.
+//!
+//! Whatever happens comes in as a message. The engine decides, the journal takes the events, and only then is
+//! anything done about them. What is owed is asked of the state again after each record; an action that is
+//! under way is not begun twice, and one that is no longer owed is dropped. Starting after a crash is the same
+//! path: replay, say what really runs, act.
+//!
+//! A journal that cannot be written (a full disk, say) stops decisions and nothing else: traffic and instances
+//! go on, the problem is shown, and the input is tried again every second.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use landfast_journal::{AppendError, Change as DocumentChange, NewRecord};
+use landfast_rollout::{Action, Change, Environment, Event, Input, Rejected};
+use landfast_types::{InstanceId, ReleaseId, ServiceName, Timestamp};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::{AbortHandle, JoinSet},
+    time::{Instant, sleep, sleep_until},
+};
+
+use crate::{
+    actions, measure,
+    part::part,
+    plane::Part,
+    probe,
+    release::ReleaseBody,
+    shared::{DISK_RETRY, Shared},
+};
+
+/// The version of [`Event`] as it is recorded.
+pub const EVENT_VERSION: u16 = 1;
+/// The kind of a record of an environment's stream.
+pub const EVENT_KIND: &str = "environment";
+/// The collection of release bodies.
+pub(crate) const RELEASES: &str = "releases";
+/// A snapshot of the state is kept each time so many records were written.
+const SNAPSHOT_EVERY: u64 = 500;
+const SNAPSHOT_VERSION: u16 = 1;
+/// So many records stay readable behind a snapshot, for people who ask what happened.
+const RECORDS_KEPT: u64 = 20_000;
+/// Messages waiting for the driver; senders wait beyond that.
+const INBOX_MAX: usize = 1_024;
+/// The longest the driver sleeps without looking at the clock again: the clock may have been set.
+const SLEEP_MAX: Duration = Duration::from_secs(30);
+
+/// What a driver is told.
+pub enum Message {
+    /// By itself: from probes, the target, the proxy, a gate.
+    Input(Input),
+    /// By a person, who waits for the answer.
+    Command { input: Input, body: Option<Box<ReleaseBody>>, reply: oneshot::Sender<Reply> },
+}
+
+/// The answer to a command.
+pub type Reply = Result<Arc<View>, CommandError>;
+
+/// Why a command was not taken. Nothing has changed.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    #[error(transparent)]
+    Rejected(#[from] Rejected),
+    #[error("the journal did not take it")]
+    Journal(#[source] Arc<AppendError>),
+    #[error("the server is stopping")]
+    Stopping,
+}
+
+/// An environment as readers see it: never half of a change.
+#[derive(Debug, Clone)]
+pub struct View {
+    pub state: Environment,
+    pub bodies: BTreeMap<ReleaseId, Arc<ReleaseBody>>,
+    /// The newest end of an instance of each service, and when.
+    pub last_exits: BTreeMap<ServiceName, (Timestamp, InstanceId, String)>,
+    /// How many instances of each service were replaced since the server started.
+    pub replaced: BTreeMap<ServiceName, u32>,
+    /// What the last failed probe of an instance said.
+    pub failing: BTreeMap<InstanceId, String>,
+    /// Why the journal did not take the last record, while it does not.
+    pub journal_problem: Option<String>,
+}
+
+/// A handle to a running driver.
+#[derive(Clone)]
+pub struct DriverHandle {
+    pub inbox: mpsc::Sender<Message>,
+    pub view: watch::Receiver<Arc<View>>,
+}
+
+impl DriverHandle {
+    /// Asks for something and waits for the answer.
+    ///
+    /// # Errors
+    /// [`CommandError`] when it was not taken.
+    pub async fn command(&self, input: Input, body: Option<ReleaseBody>) -> Reply {
+        let (reply, answer) = oneshot::channel();
+        let body = body.map(Box::new);
+        let message = Message::Command { input, body, reply };
+        self.inbox.send(message).await.map_err(|_| CommandError::Stopping)?;
+        answer.await.map_err(|_| CommandError::Stopping)?
+    }
+}
+
+/// The driver of one environment.
+pub struct Driver {
+    shared: Arc<Shared>,
+    stream: String,
+    view: View,
+    inbox: mpsc::Receiver<Message>,
+    sender: mpsc::Sender<Message>,
+    views: watch::Sender<Arc<View>>,
+    tasks: JoinSet<()>,
+    acting: BTreeMap<Action, AbortHandle>,
+    watching: BTreeMap<InstanceId, AbortHandle>,
+    probing: BTreeMap<InstanceId, AbortHandle>,
+    measuring: Option<AbortHandle>,
+    published: Option<Part>,
+    snapshot_at: u64,
+}
+
+/// The stream of an environment in the journal.
+pub fn stream_of(scope: &landfast_types::Scope) -> String {
+    format!("environment/{scope}")
+}
+
+impl Driver {
+    /// Takes over an environment that was read from the journal.
+    pub fn new(
+        shared: Arc<Shared>,
+        state: Environment,
+        bodies: BTreeMap<ReleaseId, Arc<ReleaseBody>>,
+    ) -> (Self, DriverHandle) {
+        let (sender, inbox) = mpsc::channel(INBOX_MAX);
+        let view = View {
+            state,
+            bodies,
+            last_exits: BTreeMap::new(),
+            replaced: BTreeMap::new(),
+            failing: BTreeMap::new(),
+            journal_problem: None,
+        };
+        let (views, receiver) = watch::channel(Arc::new(view.clone()));
+        let handle = DriverHandle { inbox: sender.clone(), view: receiver };
+        let driver = Self {
+            stream: stream_of(&view.state.scope),
+            snapshot_at: view.state.sequence,
+            shared,
+            view,
+            inbox,
+            sender,
+            views,
+            tasks: JoinSet::new(),
+            acting: BTreeMap::new(),
+            watching: BTreeMap::new(),
+            probing: BTreeMap::new(),
+            measuring: None,
+            published: None,
+        };
+        (driver, handle)
+    }
+
+    /// Runs until the server stops or is replaced. What is under way then is dropped: it is still owed, and the
+    /// next server does it.
+    pub async fn run(mut self, running: BTreeSet<InstanceId>) {
+        self.record(Input::Adopted { running }).await;
+        let mut replaced = self.shared.replaced.subscribe();
+        loop {
+            self.act();
+            let wake = self.wake_at();
+            tokio::select! {
+                biased;
+                () = until_replaced(&mut replaced) => return,
+                message = self.inbox.recv() => match message {
+                    Some(message) => self.take(message).await,
+                    None => return,
+                },
+                Some(ended) = self.tasks.join_next() => log_panic(ended),
+                () = sleep_until(wake) => self.record(Input::Tick).await,
+            }
+        }
+    }
+
+    async fn take(&mut self, message: Message) {
+        match message {
+            Message::Input(input) => self.record(input).await,
+            Message::Command { input, body, reply } => {
+                let answer = self.try_record(input, body).await;
+                let answer = answer.map(|()| Arc::new(self.view.clone()));
+                if reply.send(answer).is_err() {
+                    tracing::debug!(scope = %self.view.state.scope, "nobody waits for the answer");
+                }
+            }
+        }
+    }
+
+    /// Records what an input changes; where the journal cannot take it, tries again until it can.
+    async fn record(&mut self, input: Input) {
+        loop {
+            match self.try_record(input.clone(), None).await {
+                Ok(()) => return,
+                Err(CommandError::Rejected(rejected)) => {
+                    tracing::debug!(scope = %self.view.state.scope, %rejected, "not taken");
+                    return;
+                }
+                Err(CommandError::Stopping) => return,
+                Err(CommandError::Journal(_)) => sleep(DISK_RETRY).await,
+            }
+        }
+    }
+
+    async fn try_record(
+        &mut self,
+        input: Input,
+        body: Option<Box<ReleaseBody>>,
+    ) -> Result<(), CommandError> {
+        if self.shared.replaced.borrow().is_some() {
+            return Err(CommandError::Stopping);
+        }
+        let now = self.shared.clock.now();
+        let events = self.view.state.decide(now, input)?;
+        if events.is_empty() {
+            return Ok(());
+        }
+        self.append(&events, body.as_deref()).await?;
+        for event in &events {
+            self.note(event);
+            self.view.state.apply(event);
+        }
+        if let Some(body) = body {
+            self.view.bodies.insert(body.release, Arc::from(body));
+        }
+        self.view.bodies.retain(|release, _| self.view.state.releases.contains_key(release));
+        self.show();
+        self.snapshot().await;
+        Ok(())
+    }
+
+    async fn append(
+        &mut self,
+        events: &[Event],
+        body: Option<&ReleaseBody>,
+    ) -> Result<(), CommandError> {
+        let records: Vec<NewRecord> = events.iter().map(record_of).collect();
+        let scope = &self.view.state.scope;
+        let puts: Vec<DocumentChange> = body
+            .map(|body| {
+                let bytes = serde_json::to_vec(body).expect("a release has text keys");
+                DocumentChange::put(RELEASES, &release_key(scope, body.release), Some(0), bytes)
+            })
+            .into_iter()
+            .collect();
+        let journal = Arc::clone(&self.shared.journal);
+        let (stream, expected) = (self.stream.clone(), self.view.state.sequence);
+        let append = move || journal.append_with(&stream, expected, &records, &puts);
+        let result = tokio::task::spawn_blocking(append).await;
+        match result.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())) {
+            Ok(_) => {
+                if self.view.journal_problem.take().is_some() {
+                    tracing::info!(scope = %self.view.state.scope, "the journal takes records again");
+                }
+                Ok(())
+            }
+            Err(conflict @ AppendError::Conflict { .. }) => {
+                // Another server writes this stream: this one has been replaced and must not act.
+                self.shared.replaced.send_replace(Some(conflict.to_string()));
+                Err(CommandError::Stopping)
+            }
+            Err(error) => {
+                tracing::error!(scope = %self.view.state.scope, %error, "the journal took no record");
+                self.view.journal_problem = Some(error.to_string());
+                self.show();
+                Err(CommandError::Journal(Arc::new(error)))
+            }
+        }
+    }
+
+    /// Remembers for readers what the state itself does not keep.
+    fn note(&mut self, event: &Event) {
+        let scope = &self.view.state.scope;
+        if let Change::InstanceEnded { instance, exit, .. } = &event.change {
+            if let Some(known) = self.view.state.instances.get(instance) {
+                let service = known.service.clone();
+                if known.is_kept() {
+                    *self.view.replaced.entry(service.clone()).or_default() += 1;
+                    let end = (event.at, instance.clone(), exit.clone());
+                    self.view.last_exits.insert(service, end);
+                }
+            }
+            self.view.failing.remove(instance);
+        }
+        tracing::debug!(%scope, change = ?event.change, "recorded");
+    }
+
+    fn show(&mut self) {
+        self.views.send_replace(Arc::new(self.view.clone()));
+        self.shared.position.send_modify(|position| *position += 1);
+    }
+
+    async fn snapshot(&mut self) {
+        let sequence = self.view.state.sequence;
+        if sequence < self.snapshot_at + SNAPSHOT_EVERY {
+            return;
+        }
+        self.snapshot_at = sequence;
+        let body = serde_json::to_vec(&self.view.state).expect("the state has text keys");
+        let stream = self.stream.clone();
+        let snapshot =
+            landfast_journal::Snapshot { stream, sequence, version: SNAPSHOT_VERSION, body };
+        let journal = Arc::clone(&self.shared.journal);
+        let kept = tokio::task::spawn_blocking(move || {
+            let stream = snapshot.stream.clone();
+            if let Err(error) = journal.save_snapshot(&snapshot) {
+                tracing::warn!(%error, "no snapshot was kept; the next start replays more records");
+                return;
+            }
+            if let Err(error) = journal.compact(&stream, sequence.saturating_sub(RECORDS_KEPT)) {
+                tracing::debug!(%error, "old records stay");
+            }
+        });
+        if let Err(error) = kept.await {
+            tracing::warn!(%error, "keeping a snapshot stopped");
+        }
+    }
+
+    fn wake_at(&self) -> Instant {
+        let now = self.shared.clock.now();
+        let wait = match self.view.state.deadline() {
+            Some((at, _)) => at.since(now).min(SLEEP_MAX),
+            None => SLEEP_MAX,
+        };
+        actions::instant_in(wait.max(Duration::from_millis(1)))
+    }
+
+    // ------------------------------------------------------------------------------------------------- acting
+
+    /// Begins what is owed and not under way, and drops what is not owed any more.
+    fn act(&mut self) {
+        let owed = self.view.state.pending();
+        self.acting.retain(|action, task| {
+            let keep = owed.contains(action) && !task.is_finished();
+            if !keep {
+                task.abort();
+            }
+            keep
+        });
+        for action in owed {
+            if !self.acting.contains_key(&action) {
+                let work = actions::perform(self.context(), action.clone());
+                let task = self.tasks.spawn(work);
+                self.acting.insert(action, task);
+            }
+        }
+        self.publish_quietly();
+        self.follow_instances();
+        self.follow_traffic();
+    }
+
+    fn context(&self) -> actions::Context {
+        actions::Context {
+            shared: Arc::clone(&self.shared),
+            view: Arc::new(self.view.clone()),
+            inbox: self.sender.clone(),
+        }
+    }
+
+    /// Routes and settings may change without a new revision of the table (a rollout that ended drops the old
+    /// release's routes): nobody waits for these.
+    fn publish_quietly(&mut self) {
+        let state = &self.view.state;
+        if state.traffic.revision == 0 {
+            return;
+        }
+        let part = part(state, &self.view.bodies, !self.shared.controls.health_gate_off);
+        if self.published.as_ref() == Some(&part) {
+            return;
+        }
+        self.published = Some(part.clone());
+        if state.traffic.revision > state.traffic_confirmed {
+            return;
+        }
+        let (hub, scope) = (Arc::clone(&self.shared.hub), state.scope.clone());
+        let shared = Arc::clone(&self.shared);
+        self.tasks.spawn(async move {
+            if let Err(error) = hub.publish(&scope, part).await {
+                shared.replaced.send_replace(Some(error.to_string()));
+            }
+        });
+    }
+
+    /// Waits for the end of every instance that runs, and probes those that may serve.
+    fn follow_instances(&mut self) {
+        let instances = &self.view.state.instances;
+        let started = |id: &InstanceId| {
+            instances.get(id).is_some_and(|instance| instance.word() != "planned")
+        };
+        let probed = |id: &InstanceId| instances.get(id).is_some_and(|i| i.is_probed());
+        retain(&mut self.watching, started);
+        retain(&mut self.probing, probed);
+        let ids: Vec<InstanceId> = instances.keys().cloned().collect();
+        for id in ids {
+            if started(&id) && !self.watching.contains_key(&id) {
+                let task = self.tasks.spawn(actions::watch(self.context(), id.clone()));
+                self.watching.insert(id.clone(), task);
+            }
+            let instance = &self.view.state.instances[&id];
+            if instance.is_probed() && !self.probing.contains_key(&id) {
+                let body = self.view.bodies.get(&instance.release);
+                let Some(service) = body.and_then(|b| b.spec.services.get(&instance.service)) else {
+                    continue;
+                };
+                let settings = probe::Settings::new(service, instance.address, &self.shared.controls);
+                let prober = probe::run(self.sender.clone(), id.clone(), settings);
+                let task = self.tasks.spawn(prober);
+                self.probing.insert(id, task);
+            }
+        }
+    }
+
+    /// Measures traffic while a rollout is under way.
+    fn follow_traffic(&mut self) {
+        let wanted = self.view.state.rollout.is_some();
+        let runs = self.measuring.as_ref().is_some_and(|task| !task.is_finished());
+        if wanted && !runs {
+            let receiver = self.views.subscribe();
+            let work = measure::run(Arc::clone(&self.shared), receiver, self.sender.clone());
+            self.measuring = Some(self.tasks.spawn(work));
+        } else if !wanted && let Some(task) = self.measuring.take() {
+            task.abort();
+        }
+    }
+}
+
+async fn until_replaced(replaced: &mut watch::Receiver<Option<String>>) {
+    if replaced.wait_for(Option::is_some).await.is_err() {
+        tracing::debug!("nobody is left to say so");
+    }
+}
+
+fn retain(tasks: &mut BTreeMap<InstanceId, AbortHandle>, keep: impl Fn(&InstanceId) -> bool) {
+    tasks.retain(|id, task| {
+        let keep = keep(id);
+        if !keep {
+            task.abort();
+        }
+        keep
+    });
+}
+
+fn log_panic(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        tracing::error!(%error, "a task of the driver panicked; its action is still owed");
+    }
+}
+
+/// The key of a release's body.
+pub(crate) fn release_key(scope: &landfast_types::Scope, release: ReleaseId) -> String {
+    format!("{scope}/{:012}", release.0)
+}
+
+fn record_of(event: &Event) -> NewRecord {
+    NewRecord::json(EVENT_KIND, EVENT_VERSION, event.at, event).expect("an event has text keys")
+}
+
+/// Reads the state of an environment back from the journal.
+///
+/// # Errors
+/// When a record is damaged, or of a version this binary does not know.
+pub fn replay(
+    journal: &dyn landfast_journal::Journal,
+    scope: &landfast_types::Scope,
+) -> Result<Environment, ReplayError> {
+    const PAGE: usize = 1_000;
+    let stream = stream_of(scope);
+    let mut state = match journal.load_snapshot(&stream) {
+        Ok(Some(snapshot)) if snapshot.version == SNAPSHOT_VERSION => {
+            serde_json::from_slice(&snapshot.body).unwrap_or_else(|error| {
+                tracing::warn!(%stream, %error, "the snapshot is of another version; replaying all");
+                Environment::new(scope.clone())
+            })
+        }
+        Ok(_) => Environment::new(scope.clone()),
+        Err(error) => {
+            tracing::warn!(%stream, %error, "the snapshot cannot be read; replaying all");
+            Environment::new(scope.clone())
+        }
+    };
+    loop {
+        let page = journal.read(&stream, state.sequence, PAGE)?;
+        let last = page.len() < PAGE;
+        for record in page {
+            if record.version > EVENT_VERSION || record.kind != EVENT_KIND {
+                let (kind, version) = (record.kind, record.version);
+                return Err(ReplayError::Unknown { stream, sequence: record.sequence, kind, version });
+            }
+            let sequence = record.sequence;
+            let event: Event = record.json().map_err(|source| ReplayError::Unreadable {
+                stream: stream.clone(),
+                sequence,
+                source,
+            })?;
+            state.apply(&event);
+        }
+        if last {
+            return Ok(state);
+        }
+    }
+}
+
+/// Why an environment could not be read back.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplayError {
+    #[error(transparent)]
+    Read(#[from] landfast_journal::ReadError),
+    #[error("record {sequence} of `{stream}` is `{kind}` version {version}, which a newer Landfast wrote")]
+    Unknown { stream: String, sequence: u64, kind: String, version: u16 },
+    #[error("record {sequence} of `{stream}` cannot be read")]
+    Unreadable { stream: String, sequence: u64, source: serde_json::Error },
+}

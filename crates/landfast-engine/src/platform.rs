@@ -1,0 +1,471 @@
+//! All environments of a host: reads them back at the start, runs their drivers, and takes what people ask.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use landfast_journal::{Journal, ReadError};
+use landfast_rollout::{Environment, Input, Rejected};
+use landfast_spec::AppSpec;
+use landfast_target::{InstanceRef, ObservedState, Target};
+use landfast_types::{Digest, Generation, InstanceId, ReleaseId, Scope};
+use tokio::{sync::watch, task::JoinSet};
+
+use crate::{
+    actions::chain,
+    clock::Clock,
+    driver::{
+        CommandError, Driver, DriverHandle, RELEASES, ReplayError, Reply, View, release_key, replay,
+    },
+    jobs, measure,
+    part::part,
+    plane::{DataPlane, Hub},
+    planning::{self, Refusal},
+    release::{self, ReleaseBody},
+    secrets::SecretKeeper,
+    shared::{Controls, Folders, Shared},
+};
+
+/// Releases kept beside the ones in use (`contract.md`, "Artifacts and releases").
+const RELEASES_KEPT: usize = 10;
+
+/// What a host's engine is made of.
+pub struct PlatformSettings {
+    pub journal: Arc<dyn Journal>,
+    pub target: Arc<dyn Target>,
+    pub plane: Arc<dyn DataPlane>,
+    pub store: Arc<landfast_store::Store>,
+    pub clock: Arc<dyn Clock>,
+    pub vault: landfast_secrets::Vault,
+    pub generation: Generation,
+    pub folders: Folders,
+    pub controls: Controls,
+}
+
+/// Why the environments could not be read back.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("environment `{scope}` cannot be read back from the journal")]
+    Replay { scope: Scope, source: ReplayError },
+    #[error("the journal cannot be read")]
+    Journal(#[from] ReadError),
+    #[error("release {release} of `{scope}` cannot be read back")]
+    Body { scope: Scope, release: ReleaseId, source: serde_json::Error },
+    #[error("the target does not say what runs")]
+    Target(#[source] landfast_target::TargetError),
+}
+
+/// What a deploy asks for, checked already.
+#[derive(Debug, Clone)]
+pub struct DeployOrder {
+    pub spec: AppSpec,
+    pub artifacts: BTreeMap<String, Digest>,
+    pub strategy: Option<landfast_spec::Strategy>,
+    pub supersede: bool,
+    pub by: String,
+    pub commit: Option<String>,
+    pub note: Option<String>,
+}
+
+/// What became of a deploy.
+#[derive(Debug, Clone)]
+pub enum Deployed {
+    /// Nothing differs from the release that serves.
+    Unchanged { release: ReleaseId },
+    /// A release was made and a rollout began or waits.
+    Begun { release: ReleaseId, view: Arc<View> },
+}
+
+/// Why a deploy was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum DeployError {
+    #[error(transparent)]
+    Command(#[from] CommandError),
+    #[error("{}", .0.first().map_or("refused", |refusal| &refusal.reason))]
+    Refused(Vec<Refusal>),
+    #[error("artifact `{name}` ({digest}) was not uploaded")]
+    ArtifactMissing { name: String, digest: Digest },
+    #[error("artifact `{name}` of the manifest was not named in the request")]
+    ArtifactUnnamed { name: String },
+    #[error("`{name}` is both a variable of `{process}` and a secret")]
+    EnvAndSecret { name: String, process: String },
+    #[error("`{name}` of `{process}` is required, and neither the manifest nor a secret gives it a value")]
+    EnvMissing { name: String, process: String },
+    #[error("the environment's secrets cannot be read")]
+    Secrets(#[from] crate::secrets::SecretError),
+}
+
+/// The engine of a host.
+pub struct Platform {
+    shared: Arc<Shared>,
+    drivers: Mutex<BTreeMap<Scope, DriverHandle>>,
+    tasks: Mutex<JoinSet<()>>,
+    /// Routes are claimed by one deploy at a time.
+    claiming: tokio::sync::Mutex<()>,
+}
+
+impl Platform {
+    /// Reads every environment back, adopts what runs, and starts the drivers. The proxy gets its first table
+    /// only when all of them are known.
+    ///
+    /// # Errors
+    /// When the journal or the target cannot be read: nothing was changed then.
+    pub async fn start(settings: PlatformSettings) -> Result<Arc<Self>, StartError> {
+        let hub = Arc::new(Hub::new(settings.plane, settings.generation));
+        let (position, _) = watch::channel(0);
+        let (replaced, _) = watch::channel(None);
+        let shared = Arc::new(Shared {
+            journal: settings.journal,
+            target: settings.target,
+            hub,
+            store: settings.store,
+            clock: settings.clock,
+            secrets: SecretKeeper::new(settings.vault),
+            generation: settings.generation,
+            folders: settings.folders,
+            controls: settings.controls,
+            position,
+            views: Mutex::default(),
+            replaced,
+        });
+        let platform = Arc::new(Self {
+            shared: Arc::clone(&shared),
+            drivers: Mutex::default(),
+            tasks: Mutex::default(),
+            claiming: tokio::sync::Mutex::default(),
+        });
+        let owner = Arc::clone(&shared);
+        let read = tokio::task::spawn_blocking(move || read_back(&owner)).await;
+        let states = read.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+        let running = platform.adopt(&states).await?;
+        for (state, bodies) in &states {
+            let health = !shared.controls.health_gate_off;
+            shared.hub.set(&state.scope, part(state, bodies, health));
+        }
+        for (state, bodies) in states {
+            let own = running.get(&state.scope).cloned().unwrap_or_default();
+            platform.drive(state, bodies, own);
+        }
+        Ok(platform)
+    }
+
+    /// What every environment runs, by the target; ends what no environment knows.
+    async fn adopt(
+        &self,
+        states: &[(Environment, BTreeMap<ReleaseId, Arc<ReleaseBody>>)],
+    ) -> Result<BTreeMap<Scope, BTreeSet<InstanceId>>, StartError> {
+        let known: BTreeMap<&Scope, &Environment> =
+            states.iter().map(|(state, _)| (&state.scope, state)).collect();
+        let mut running: BTreeMap<Scope, BTreeSet<InstanceId>> = BTreeMap::new();
+        for observed in self.shared.target.list().await.map_err(StartError::Target)? {
+            let InstanceRef { scope, instance } = observed.id.clone();
+            let expected =
+                known.get(&scope).is_some_and(|state| state.instances.contains_key(&instance));
+            if expected {
+                // One that ended while nobody looked is told by its watch, with its exit.
+                running.entry(scope).or_default().insert(instance);
+            } else if !observed.is_job || matches!(observed.state, ObservedState::Exited { .. }) {
+                self.end_stray(observed.id);
+            }
+        }
+        Ok(running)
+    }
+
+    fn end_stray(&self, id: InstanceRef) {
+        let shared = Arc::clone(&self.shared);
+        let fence = landfast_types::Fence { generation: shared.generation, revision: u64::MAX };
+        self.spawn(async move {
+            tracing::info!(scope = %id.scope, instance = %id.instance, "ending what no rollout knows");
+            if let Err(error) = shared.target.stop(fence, &id, std::time::Duration::from_secs(10)).await {
+                tracing::warn!(instance = %id.instance, error = chain(&error), "it was not ended");
+            }
+            if let Err(error) = shared.target.forget(&id).await {
+                tracing::debug!(instance = %id.instance, error = chain(&error), "still kept");
+            }
+        });
+    }
+
+    fn drive(
+        &self,
+        state: Environment,
+        bodies: BTreeMap<ReleaseId, Arc<ReleaseBody>>,
+        running: BTreeSet<InstanceId>,
+    ) -> DriverHandle {
+        let scope = state.scope.clone();
+        let (driver, handle) = Driver::new(Arc::clone(&self.shared), state, bodies);
+        let views = &self.shared.views;
+        views
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(scope.clone(), handle.view.clone());
+        self.handles().insert(scope, handle.clone());
+        self.spawn(driver.run(running));
+        self.spawn(jobs::schedule(Arc::clone(&self.shared), handle.view.clone()));
+        handle
+    }
+
+    fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).spawn(work);
+    }
+
+    fn handles(&self) -> std::sync::MutexGuard<'_, BTreeMap<Scope, DriverHandle>> {
+        self.drivers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What all drivers share.
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// All environments, in order of name.
+    pub fn environments(&self) -> Vec<Arc<View>> {
+        self.shared.environments()
+    }
+
+    /// One environment, when something was ever deployed to it.
+    pub fn environment(&self, scope: &Scope) -> Option<Arc<View>> {
+        let handle = self.handles().get(scope).cloned()?;
+        let view = handle.view.borrow().clone();
+        Some(view)
+    }
+
+    /// One environment, empty when nothing was ever deployed to it.
+    pub fn environment_or_empty(&self, scope: &Scope) -> Arc<View> {
+        self.environment(scope).unwrap_or_else(|| planning::empty_view(scope))
+    }
+
+    /// Asks an environment for something.
+    ///
+    /// # Errors
+    /// [`CommandError`] when it was not taken.
+    pub async fn command(&self, scope: &Scope, input: Input) -> Reply {
+        let handle = self.handles().get(scope).cloned();
+        let handle = handle.ok_or(CommandError::Rejected(Rejected::NothingDeployed))?;
+        if let Some(reading) = measure::reading(&self.shared, scope).await {
+            // The ledger of whatever this begins opens at the counters of now.
+            let measured = crate::driver::Message::Input(Input::Measured { reading });
+            handle.inbox.send(measured).await.map_err(|_| CommandError::Stopping)?;
+        }
+        handle.command(input, None).await
+    }
+
+    /// What speaks against a deploy.
+    pub async fn refusals(&self, order: &DeployOrder) -> Vec<Refusal> {
+        let view = self.environment_or_empty(&order.spec.scope());
+        let (shared, order) = (Arc::clone(&self.shared), order.clone());
+        let judged = tokio::task::spawn_blocking(move || {
+            let plan = release::plan(&order.spec, order.strategy);
+            planning::refusals(&shared, &view, &order.spec, &order.artifacts, &plan)
+        });
+        judged.await.unwrap_or_default()
+    }
+
+    /// Makes a release and begins its rollout, unless nothing differs from what serves.
+    ///
+    /// # Errors
+    /// [`DeployError`] when it was refused: nothing has changed then.
+    pub async fn deploy(&self, order: DeployOrder) -> Result<Deployed, DeployError> {
+        let _claim = self.claiming.lock().await;
+        let scope = order.spec.scope();
+        let secrets = self.check(&order)?;
+        let view = self.environment_or_empty(&scope);
+        let fingerprint = release::fingerprint(&order.spec, &order.artifacts, &secrets);
+        let serving = view.state.serving.and_then(|release| view.bodies.get(&release));
+        if let Some(body) = serving
+            && body.fingerprint == fingerprint
+            && view.state.rollout.is_none()
+        {
+            return Ok(Deployed::Unchanged { release: body.release });
+        }
+        let taken = planning::taken_routes(&self.shared, &scope, &order.spec);
+        if !taken.is_empty() {
+            let refusal = |taken: planning::TakenRoute| Refusal {
+                code: "route-taken",
+                reason: format!("{}{} belongs to {}", taken.host, taken.path, taken.owner),
+                hint: Some("choose another host or path, or remove the route there first".into()),
+            };
+            return Err(DeployError::Refused(taken.into_iter().map(refusal).collect()));
+        }
+        let mut plan = release::plan(&order.spec, order.strategy);
+        if self.shared.controls.health_gate_off {
+            plan.min_ready = std::time::Duration::ZERO;
+        }
+        let handle = self.handle_or_new(&scope);
+        let body = ReleaseBody {
+            release: handle.view.borrow().state.next_release(),
+            spec: order.spec,
+            artifacts: order.artifacts,
+            secrets,
+            created_at: self.shared.clock.now(),
+            commit: order.commit,
+            note: order.note,
+            fingerprint,
+        };
+        if let Some(reading) = measure::reading(&self.shared, &scope).await {
+            let measured = crate::driver::Message::Input(Input::Measured { reading });
+            handle.inbox.send(measured).await.map_err(|_| CommandError::Stopping)?;
+        }
+        let (topology, by) = (release::topology(&body.spec), order.by);
+        let (release, supersede) = (body.release, order.supersede);
+        let input = Input::Deploy { topology, plan, supersede, by };
+        let view = handle.command(input, Some(body)).await?;
+        self.collect(&scope).await;
+        Ok(Deployed::Begun { release, view })
+    }
+
+    /// Looks at everything a deploy needs that is not a matter of this moment; gives the secrets to pin.
+    fn check(&self, order: &DeployOrder) -> Result<BTreeMap<String, u64>, DeployError> {
+        let scope = order.spec.scope();
+        let services = order.spec.services.iter();
+        let services = services.map(|(name, s)| (name.to_string(), &s.artifact, &s.env));
+        let jobs = order.spec.jobs.iter().map(|(name, j)| (name.to_string(), &j.artifact, &j.env));
+        let secrets = self.shared.secrets.current(&self.shared.journal, &scope)?;
+        for (process, artifact, env) in services.chain(jobs) {
+            let Some(digest) = order.artifacts.get(artifact) else {
+                return Err(DeployError::ArtifactUnnamed { name: artifact.clone() });
+            };
+            if self.shared.store.path(digest).is_none() {
+                let (name, digest) = (artifact.clone(), *digest);
+                return Err(DeployError::ArtifactMissing { name, digest });
+            }
+            for (name, var) in env {
+                let secret = secrets.contains_key(name);
+                if secret && var.value.is_some() {
+                    return Err(DeployError::EnvAndSecret { name: name.clone(), process });
+                }
+                if var.required && var.value.is_none() && !secret {
+                    return Err(DeployError::EnvMissing { name: name.clone(), process });
+                }
+            }
+        }
+        Ok(secrets)
+    }
+
+    fn handle_or_new(&self, scope: &Scope) -> DriverHandle {
+        let known = self.handles().get(scope).cloned();
+        known.unwrap_or_else(|| {
+            self.drive(Environment::new(scope.clone()), BTreeMap::new(), BTreeSet::new())
+        })
+    }
+
+    /// Drops the releases beyond the last ten that nothing refers to, and their artifacts.
+    async fn collect(&self, scope: &Scope) {
+        let Some(view) = self.environment(scope) else {
+            return;
+        };
+        let surplus = surplus(&view.state);
+        if surplus.is_empty() {
+            return;
+        }
+        let input = Input::Collected { releases: surplus.clone() };
+        let Some(handle) = self.handles().get(scope).cloned() else {
+            return;
+        };
+        if let Err(error) = handle.command(input, None).await {
+            tracing::warn!(%scope, %error, "old releases were not dropped");
+            return;
+        }
+        let (shared, scope) = (Arc::clone(&self.shared), scope.clone());
+        let dropped = tokio::task::spawn_blocking(move || {
+            for release in surplus {
+                let gone = shared.journal.delete(RELEASES, &release_key(&scope, release), None);
+                if let Err(error) = gone {
+                    tracing::warn!(%scope, %release, error = chain(&error), "its content stays");
+                }
+            }
+            let views = shared.environments();
+            let bodies = views.iter().flat_map(|view| view.bodies.values());
+            let keep = bodies.flat_map(|body| body.artifacts.values().copied()).collect();
+            if let Err(error) = shared.store.collect(&keep) {
+                tracing::warn!(error = chain(&error), "unused artifacts stay");
+            }
+        });
+        if let Err(error) = dropped.await {
+            tracing::warn!(%error, "collecting old releases stopped");
+        }
+    }
+
+    /// Waits until another server has taken over, and says how it was noticed.
+    pub async fn replaced(&self) -> String {
+        let mut replaced = self.shared.replaced.subscribe();
+        let seen = replaced.wait_for(Option::is_some).await;
+        seen.ok().and_then(|reason| reason.clone()).unwrap_or_default()
+    }
+
+    /// Begins a run of a job by hand; it goes on by itself.
+    ///
+    /// # Errors
+    /// A sentence, when there is no such job or the journal does not take it.
+    pub async fn run_job(
+        self: &Arc<Self>,
+        scope: &Scope,
+        job: &landfast_types::JobName,
+    ) -> Result<jobs::RunRecord, String> {
+        let view = self.environment(scope).ok_or("nothing was deployed here yet")?;
+        let release = jobs::leading_release(&view.state).ok_or("no release serves")?;
+        let body = view.bodies.get(&release).ok_or("the release is not kept")?.clone();
+        let spec = body.spec.jobs.get(job).cloned();
+        let spec = spec.ok_or_else(|| format!("release {release} has no job `{job}`"))?;
+        let run = jobs::Run { scope, body: &body, name: job, job: &spec, cause: "by hand" };
+        let record = jobs::begin(&self.shared, &run).await?;
+        let (shared, scope, job) = (Arc::clone(&self.shared), scope.clone(), job.clone());
+        let begun = record.clone();
+        self.spawn(async move {
+            let run = jobs::Run { scope: &scope, body: &body, name: &job, job: &spec, cause: "by hand" };
+            if let Err(error) = jobs::finish(&shared, &run, begun, BTreeMap::new()).await {
+                tracing::warn!(%job, error, "the job did not run");
+            }
+        });
+        Ok(record)
+    }
+}
+
+/// The releases nothing needs any more.
+fn surplus(state: &Environment) -> BTreeSet<ReleaseId> {
+    let rollout = state.rollout.as_ref();
+    let in_use: BTreeSet<ReleaseId> = [
+        state.serving,
+        rollout.and_then(|rollout| rollout.from),
+        rollout.map(|rollout| rollout.to),
+        state.queued.as_ref().map(|queued| queued.to),
+        // Where a rollback would lead is never dropped, however many failed releases came after it.
+        state.rollback_target(),
+    ]
+    .into_iter()
+    .flatten()
+    .chain(state.instances.values().map(|instance| instance.release))
+    .collect();
+    let rest = state.releases.keys().rev().filter(|release| !in_use.contains(release));
+    rest.skip(RELEASES_KEPT.saturating_sub(in_use.len())).copied().collect()
+}
+
+type ReadBack = Vec<(Environment, BTreeMap<ReleaseId, Arc<ReleaseBody>>)>;
+
+fn read_back(shared: &Shared) -> Result<ReadBack, StartError> {
+    let mut environments = Vec::new();
+    for stream in shared.journal.streams()? {
+        let Some(scope) = stream.strip_prefix("environment/").and_then(parse_scope) else {
+            continue;
+        };
+        let state = replay(shared.journal.as_ref(), &scope)
+            .map_err(|source| StartError::Replay { scope: scope.clone(), source })?;
+        let mut bodies = BTreeMap::new();
+        for release in state.releases.keys() {
+            let Some(document) = shared.journal.get(RELEASES, &release_key(&scope, *release))? else {
+                continue;
+            };
+            let body: ReleaseBody = serde_json::from_slice(&document.body).map_err(|source| {
+                StartError::Body { scope: scope.clone(), release: *release, source }
+            })?;
+            bodies.insert(*release, Arc::new(body));
+        }
+        environments.push((state, bodies));
+    }
+    Ok(environments)
+}
+
+fn parse_scope(text: &str) -> Option<Scope> {
+    let (app, environment) = text.split_once('/')?;
+    Some(Scope { app: app.parse().ok()?, environment: environment.parse().ok()? })
+}

@@ -1,0 +1,127 @@
+//! From a release to what the target starts.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use landfast_spec::{EnvVar, JobSpec, ResourcesSpec, Volume};
+use landfast_target::{InstanceRef, InstanceSpec, Resources};
+use landfast_types::{Digest, JobName, Scope, Secret, ServiceName};
+
+use crate::{release::ReleaseBody, shared::Shared};
+
+/// What starts an instance of a service.
+///
+/// # Errors
+/// A sentence, when something the release needs is missing.
+pub(crate) fn instance_spec(
+    shared: &Shared,
+    id: &InstanceRef,
+    body: &ReleaseBody,
+    service: &ServiceName,
+) -> Result<InstanceSpec, String> {
+    let spec = body.spec.services.get(service);
+    let spec = spec.ok_or_else(|| format!("release {} has no service `{service}`", body.release))?;
+    Ok(InstanceSpec {
+        id: id.clone(),
+        artifact: artifact(body, &spec.artifact)?,
+        command: spec.command.clone(),
+        env: environment(shared, id, body, &spec.env)?,
+        listens: spec.port.is_some(),
+        resources: resources(spec.resources),
+        volumes: volumes(shared, &id.scope, &spec.volumes),
+        log_folder: shared.folders.logs(&id.scope, &id.instance),
+        is_job: false,
+    })
+}
+
+/// What starts a run of a job, with further variables for this run.
+///
+/// # Errors
+/// A sentence, when something the release needs is missing.
+pub(crate) fn job_spec(
+    shared: &Shared,
+    id: &InstanceRef,
+    body: &ReleaseBody,
+    name: &JobName,
+    job: &JobSpec,
+    extra: BTreeMap<String, String>,
+) -> Result<InstanceSpec, String> {
+    let mut env = environment(shared, id, body, &job.env)?;
+    env.insert("LANDFAST_JOB".into(), Secret::new(name.to_string()));
+    env.extend(extra.into_iter().map(|(name, value)| (name, Secret::new(value))));
+    Ok(InstanceSpec {
+        id: id.clone(),
+        artifact: artifact(body, &job.artifact)?,
+        command: job.command.clone(),
+        env,
+        listens: false,
+        resources: resources(job.resources),
+        volumes: volumes(shared, &id.scope, &job.volumes),
+        log_folder: shared.folders.logs(&id.scope, &id.instance),
+        is_job: true,
+    })
+}
+
+fn artifact(body: &ReleaseBody, name: &str) -> Result<Digest, String> {
+    let digest = body.artifacts.get(name).copied();
+    digest.ok_or_else(|| format!("release {} has no artifact `{name}`", body.release))
+}
+
+fn resources(spec: ResourcesSpec) -> Resources {
+    Resources { cpu: spec.cpu, memory: spec.memory }
+}
+
+/// The variables of a process. Later wins: the manifest (its overlay included), then secrets; on top of them what
+/// Landfast itself tells every process.
+fn environment(
+    shared: &Shared,
+    id: &InstanceRef,
+    body: &ReleaseBody,
+    vars: &BTreeMap<String, EnvVar>,
+) -> Result<BTreeMap<String, Secret<String>>, String> {
+    let mut env: BTreeMap<String, Secret<String>> = BTreeMap::new();
+    for (name, var) in vars {
+        if let Some(value) = &var.value {
+            env.insert(name.clone(), Secret::new(value.clone()));
+        }
+    }
+    for (name, version) in &body.secrets {
+        let value = shared.secrets.reveal(&shared.journal, &id.scope, name, *version);
+        env.insert(name.clone(), value.map_err(|error| format!("secret `{name}`: {error}"))?);
+    }
+    for (name, var) in vars {
+        match env.get(name) {
+            None if var.required => return Err(format!("variable `{name}` has no value")),
+            Some(value) if !var.kind.accepts(value.reveal()) => {
+                return Err(format!("variable `{name}` is not of type {}", var.kind.word()));
+            }
+            None | Some(_) => {}
+        }
+    }
+    // A process finds programs it starts itself; nothing else of the server's own environment reaches it.
+    let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+    env.entry("PATH".into()).or_insert_with(|| Secret::new(path.into()));
+    for (name, value) in [
+        ("LANDFAST_APP", id.scope.app.to_string()),
+        ("LANDFAST_ENVIRONMENT", id.scope.environment.to_string()),
+        ("LANDFAST_INSTANCE", id.instance.to_string()),
+        ("LANDFAST_RELEASE", body.release.to_string()),
+    ] {
+        env.insert(name.into(), Secret::new(value));
+    }
+    Ok(env)
+}
+
+fn volumes(
+    shared: &Shared,
+    scope: &Scope,
+    volumes: &BTreeMap<String, Volume>,
+) -> BTreeMap<String, PathBuf> {
+    let place = |(name, volume): (&String, &Volume)| {
+        let path = match volume {
+            Volume::Managed => shared.folders.volume(scope, name),
+            Volume::Path { path } => PathBuf::from(path),
+        };
+        (name.clone(), path)
+    };
+    volumes.iter().map(place).collect()
+}

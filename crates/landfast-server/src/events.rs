@@ -1,0 +1,124 @@
+//! The stream of events: read from the journal, so that a reader who was away misses nothing.
+
+use std::{convert::Infallible, time::Duration};
+
+use axum::{body::Body, response::Response};
+use bytes::Bytes;
+use http::{HeaderMap, header};
+use landfast_api::{EVENT_HEARTBEAT_S, EVENT_STREAM, ProblemCode};
+use landfast_engine::EVENT_KIND;
+use landfast_rollout::Event;
+use landfast_types::Scope;
+use tokio::sync::mpsc;
+use tokio_stream::{StreamExt, wrappers::ReceiverStream};
+
+use crate::{
+    answer::{Answer, Failure, chain},
+    state::{AppState, until_leaving},
+    wire,
+};
+
+const PAGE: usize = 500;
+/// Pieces waiting for a slow reader; the reader of the journal waits beyond that.
+const WAITING_MAX: usize = 16;
+
+/// Streams the events of one environment, or of all, from where the reader left off.
+pub(crate) async fn stream(
+    state: AppState,
+    headers: &HeaderMap,
+    scope: Option<Scope>,
+) -> Answer<Response> {
+    let after = match headers.get("last-event-id") {
+        Some(value) => {
+            let number = value.to_str().ok().and_then(|text| text.trim().parse::<u64>().ok());
+            Some(number.ok_or_else(|| {
+                Failure::new(ProblemCode::RequestInvalid, "Last-Event-ID must be a number")
+            })?)
+        }
+        None => None,
+    };
+    let journal = state.platform.shared().journal.clone();
+    let position = match after {
+        Some(position) => position,
+        None => tokio::task::spawn_blocking(move || journal.last_position())
+            .await
+            .map_err(|error| Failure::internal(error.to_string()))?
+            .map_err(|error| Failure::internal(chain(&error)))?,
+    };
+    let (sender, receiver) = mpsc::channel(WAITING_MAX);
+    state.spawn(follow(state.clone(), scope, position, sender));
+    let body = Body::from_stream(ReceiverStream::new(receiver).map(Ok::<Bytes, Infallible>));
+    let response = Response::builder()
+        .header(header::CONTENT_TYPE, EVENT_STREAM)
+        .header(header::CACHE_CONTROL, "no-store")
+        .header("x-accel-buffering", "no")
+        .body(body);
+    response.map_err(|error| Failure::internal(error.to_string()))
+}
+
+async fn follow(
+    state: AppState,
+    scope: Option<Scope>,
+    mut position: u64,
+    sender: mpsc::Sender<Bytes>,
+) {
+    let shared = state.platform.shared().clone();
+    let mut news = shared.position.subscribe();
+    let mut leaving = state.leaving.clone();
+    if sender.send(Bytes::from_static(b": connected\n\n")).await.is_err() {
+        return;
+    }
+    loop {
+        news.borrow_and_update();
+        let journal = shared.journal.clone();
+        let page = tokio::task::spawn_blocking(move || journal.read_all(position, PAGE)).await;
+        let page = match page {
+            Ok(Ok(page)) => page,
+            Ok(Err(error)) => {
+                tracing::warn!(error = chain(&error), "events cannot be read");
+                return;
+            }
+            Err(_) => return,
+        };
+        let full = page.len() == PAGE;
+        let mut text = String::new();
+        for record in page {
+            position = record.position;
+            if record.kind != EVENT_KIND {
+                continue;
+            }
+            let of = record.stream.strip_prefix("environment/").and_then(parse_scope);
+            let Some(of) = of.filter(|of| scope.as_ref().is_none_or(|scope| scope == of)) else {
+                continue;
+            };
+            let Ok(event) = record.json::<Event>() else {
+                continue;
+            };
+            if let Some(wire) = wire::event(record.position, &of, &event) {
+                let data = serde_json::to_string(&wire).expect("an event has text keys");
+                text.push_str(&format!("id: {}\nevent: {}\ndata: {data}\n\n", wire.sequence, wire.kind));
+            }
+        }
+        if !text.is_empty() && sender.send(Bytes::from(text)).await.is_err() {
+            return;
+        }
+        if full {
+            continue;
+        }
+        tokio::select! {
+            changed = news.changed() => if changed.is_err() { return },
+            () = until_leaving(&mut leaving) => return,
+            () = sender.closed() => return,
+            () = tokio::time::sleep(Duration::from_secs(EVENT_HEARTBEAT_S)) => {
+                if sender.send(Bytes::from_static(b": still here\n\n")).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+fn parse_scope(text: &str) -> Option<Scope> {
+    let (app, environment) = text.split_once('/')?;
+    Some(Scope { app: app.parse().ok()?, environment: environment.parse().ok()? })
+}

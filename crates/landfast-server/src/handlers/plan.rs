@@ -1,0 +1,326 @@
+//! What a deploy would do, and the reading of manifests it shares with the deploy itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use axum::{
+    extract::{Path, State},
+    response::Response,
+};
+use http::StatusCode;
+use landfast_api::{
+    Change, DiffLine, DiffMark, Manifest, Peak, Plan, PlanRequest, Problem, ProblemCode, Refusal,
+    RollbackPlan, RouteClaim, ServicePlan, Strategy,
+};
+use landfast_engine::{View, fingerprint, plan as engine_plan, planning};
+use landfast_rollout::Strategy as Moves;
+use landfast_spec::AppSpec;
+use landfast_types::{Digest, Scope, ServiceName};
+use similar::{ChangeTag, TextDiff};
+
+use super::{InEnvironment, rollout::Artifacts, scope, upload::blocking};
+use crate::{
+    answer::{Answer, Failure, Json, diagnostics, refusal_code},
+    idempotency::json_response,
+    state::AppState,
+};
+
+/// A manifest without errors.
+pub(crate) struct ReadManifest {
+    pub(crate) spec: AppSpec,
+    pub(crate) artifacts: Artifacts,
+    pub(crate) warnings: Vec<String>,
+}
+
+/// Reads a manifest for an environment; all of its errors are answered at once.
+pub(crate) fn read_manifest(
+    state: &AppState,
+    scope: &Scope,
+    manifest: &Manifest,
+    artifacts: &BTreeMap<String, String>,
+) -> Answer<ReadManifest> {
+    let shared = state.platform.shared();
+    let secrets = shared.secrets.current(&shared.journal, scope)?;
+    let names: BTreeSet<String> = secrets.into_keys().collect();
+    let parsed = landfast_spec::parse_with_secrets(
+        &manifest.file_name,
+        &manifest.text,
+        &scope.environment,
+        &names,
+    );
+    let Some(spec) = parsed.spec else {
+        let errors = parsed.diagnostics.iter();
+        let errors = errors.filter(|one| one.severity == landfast_spec::Severity::Error).count();
+        let detail = format!("{}: {errors} errors", manifest.file_name);
+        let mut problem = Problem::new(ProblemCode::ManifestInvalid, detail);
+        problem.diagnostics = diagnostics(&parsed.diagnostics);
+        return Err(problem.into());
+    };
+    if spec.app != scope.app {
+        let detail = format!("the manifest is of app `{}`, not `{}`", spec.app, scope.app);
+        return Err(Failure::new(ProblemCode::RequestInvalid, detail));
+    }
+    let warnings = parsed.diagnostics.iter().map(ToString::to_string).collect();
+    let artifacts = artifacts
+        .iter()
+        .map(|(name, digest)| {
+            let digest: Digest = digest.parse().map_err(|error: landfast_types::DigestError| {
+                Failure::new(ProblemCode::RequestInvalid, format!("artifact `{name}`: {error}"))
+            })?;
+            Ok((name.clone(), digest))
+        })
+        .collect::<Answer<Artifacts>>()?;
+    Ok(ReadManifest { spec, artifacts, warnings })
+}
+
+/// The strategy a request names in place of the manifest's.
+pub(crate) fn strategy(strategy: Option<Strategy>) -> Answer<Option<landfast_spec::Strategy>> {
+    match strategy {
+        None => Ok(None),
+        Some(Strategy::Rolling) => Ok(Some(landfast_spec::Strategy::Rolling)),
+        Some(Strategy::BlueGreen) => Ok(Some(landfast_spec::Strategy::BlueGreen)),
+        Some(Strategy::Canary) => Ok(Some(landfast_spec::Strategy::Canary)),
+        Some(Strategy::Recreate) => Ok(Some(landfast_spec::Strategy::Recreate)),
+        Some(Strategy::Unknown) => {
+            Err(Failure::new(ProblemCode::RequestInvalid, "`strategy` is none this server knows"))
+        }
+    }
+}
+
+pub(crate) async fn plan(
+    State(state): State<AppState>,
+    Path((app, environment)): InEnvironment,
+    Json(request): Json<PlanRequest>,
+) -> Answer<Response> {
+    let scope = scope(&app, &environment)?;
+    let read = read_manifest(&state, &scope, &request.manifest, &request.artifacts)?;
+    let strategy = strategy(request.strategy)?;
+    let plan = blocking(move || make(&state, &scope, read, strategy)).await?;
+    Ok(json_response(StatusCode::OK, &plan))
+}
+
+fn make(
+    state: &AppState,
+    scope: &Scope,
+    read: ReadManifest,
+    strategy: Option<landfast_spec::Strategy>,
+) -> Plan {
+    let shared = state.platform.shared();
+    let view = state.platform.environment_or_empty(scope);
+    let ReadManifest { spec, artifacts, warnings } = read;
+    let plan = engine_plan(&spec, strategy);
+    let old = view.state.serving.and_then(|release| view.bodies.get(&release));
+    let secrets = shared.secrets.current(&shared.journal, scope).unwrap_or_default();
+    let same = old.is_some_and(|body| {
+        body.fingerprint == fingerprint(&spec, &artifacts, &secrets)
+    });
+    let mut refusals: Vec<Refusal> =
+        planning::refusals(shared, &view, &spec, &artifacts, &plan)
+            .into_iter()
+            .map(|refusal| Refusal {
+                code: refusal_code(refusal.code).as_str().to_owned(),
+                reason: refusal.reason,
+                hint: refusal.hint,
+                diagnostics: Vec::new(),
+            })
+            .collect();
+    if let Some(rollout) = &view.state.rollout
+        && !rollout.is_waiting()
+        && !matches!(rollout.phase, landfast_rollout::Phase::Standby)
+    {
+        refusals.push(Refusal {
+            code: ProblemCode::RolloutMoving.as_str().to_owned(),
+            reason: format!("rollout {} is {}", rollout.id, rollout.phase_words()),
+            hint: ProblemCode::RolloutMoving.hint().map(str::to_owned),
+            diagnostics: Vec::new(),
+        });
+    }
+    let peak = planning::peak(shared, &view, &spec, &plan);
+    let (expected_ms, how) = planning::rollback_estimate(&view, &plan);
+    Plan {
+        app: scope.app.to_string(),
+        environment: scope.environment.to_string(),
+        unchanged: same && view.state.rollout.is_none(),
+        from: view.state.serving.map(|release| release.0),
+        to: view.state.next_release().0,
+        strategy: wire_strategy(&plan.strategy),
+        services: services(&view, old.map(|body| &body.spec), &spec, old.map(|b| &b.artifacts), &artifacts),
+        steps: steps(&view, &spec, &plan),
+        gates: plan.gates.iter().map(|gate| gate.name().to_owned()).collect(),
+        rollback: RollbackPlan {
+            to: view.state.serving.map(|release| release.0),
+            expected_ms: view.state.serving.map(|_| expected_ms),
+            how: if view.state.serving.is_some() { how } else { "this is the first release".into() },
+        },
+        routes: claims(state, scope, &spec),
+        peak: wire_peak(peak),
+        refusals,
+        warnings,
+    }
+}
+
+fn wire_strategy(strategy: &Moves) -> Strategy {
+    match strategy {
+        Moves::Rolling { .. } => Strategy::Rolling,
+        Moves::BlueGreen => Strategy::BlueGreen,
+        Moves::Canary { .. } => Strategy::Canary,
+        Moves::Recreate => Strategy::Recreate,
+    }
+}
+
+fn wire_peak(peak: planning::Peak) -> Peak {
+    Peak {
+        memory_old_bytes: peak.old.memory.0,
+        memory_new_bytes: peak.new.memory.0,
+        memory_standby_bytes: peak.standby.memory.0,
+        memory_peak_bytes: peak.peak.memory.0,
+        memory_others_bytes: peak.others.memory.0,
+        memory_host_bytes: peak.host.memory.0,
+        cpu_old_millis: peak.old.cpu.millicores,
+        cpu_new_millis: peak.new.cpu.millicores,
+        cpu_standby_millis: peak.standby.cpu.millicores,
+        cpu_peak_millis: peak.peak.cpu.millicores,
+        cpu_others_millis: peak.others.cpu.millicores,
+        cpu_host_millis: peak.host.cpu.millicores,
+        fits: peak.fits(),
+        unbounded: peak.unbounded.iter().map(ToString::to_string).collect(),
+    }
+}
+
+fn claims(state: &AppState, scope: &Scope, spec: &AppSpec) -> Vec<RouteClaim> {
+    let taken = planning::taken_routes(state.platform.shared(), scope, spec);
+    let claim = |(name, route): (&landfast_types::RouteName, &landfast_spec::RouteSpec)| {
+        let owner = taken.iter().find(|t| t.host == route.host && t.path == route.path);
+        RouteClaim {
+            route: name.to_string(),
+            host: route.host.clone(),
+            path: route.path.clone(),
+            service: route.service.to_string(),
+            taken_by: owner.map(|taken| taken.owner.clone()),
+        }
+    };
+    spec.routes.iter().map(claim).collect()
+}
+
+/// What changes in each service, in the order they move.
+fn services(
+    view: &View,
+    old: Option<&AppSpec>,
+    new: &AppSpec,
+    old_artifacts: Option<&Artifacts>,
+    new_artifacts: &Artifacts,
+) -> Vec<ServicePlan> {
+    let mut names: Vec<ServiceName> = new.waves().concat();
+    let dropped = old.iter().flat_map(|spec| spec.services.keys());
+    names.extend(dropped.filter(|name| !new.services.contains_key(*name)).cloned());
+    let none = Artifacts::new();
+    let old_artifacts = old_artifacts.unwrap_or(&none);
+    let plan = |name: ServiceName| {
+        let (before, after) =
+            (old.and_then(|spec| spec.services.get(&name)), new.services.get(&name));
+        let text = |service: Option<&landfast_spec::ServiceSpec>, artifacts: &Artifacts| {
+            let Some(service) = service else {
+                return String::new();
+            };
+            let digest = artifacts.get(&service.artifact).map(Digest::short);
+            let digest = digest.unwrap_or_else(|| "not uploaded".into());
+            let spec = serde_json::to_string_pretty(service).unwrap_or_default();
+            format!("content {digest}\n{spec}\n")
+        };
+        let (from, to) = (text(before, old_artifacts), text(after, new_artifacts));
+        let change = match (before, after) {
+            (None, _) => Change::Added,
+            (Some(_), None) => Change::Removed,
+            (Some(_), Some(_)) if from == to => Change::Unchanged,
+            (Some(_), Some(_)) => Change::Changed,
+        };
+        let running = view.state.replicas(view.state.serving, &name);
+        let manifest = after.map(|service| service.replicas);
+        let over = view.state.scale.get(&name);
+        let over = over.filter(|over| Some(over.manifest) == manifest).map(|over| over.replicas);
+        ServicePlan {
+            service: name.to_string(),
+            change,
+            replicas_from: before.map(|_| running),
+            replicas_to: over.or(manifest),
+            scale_override: over,
+            lines: if change == Change::Changed { diff(&from, &to) } else { Vec::new() },
+        }
+    };
+    names.into_iter().map(plan).collect()
+}
+
+fn diff(from: &str, to: &str) -> Vec<DiffLine> {
+    let diff = TextDiff::from_lines(from, to);
+    let changes = diff.iter_all_changes().filter(|change| change.tag() != ChangeTag::Equal);
+    let line = |change: similar::Change<&str>| {
+        let mark = match change.tag() {
+            ChangeTag::Insert => DiffMark::Added,
+            ChangeTag::Delete => DiffMark::Removed,
+            ChangeTag::Equal => DiffMark::Kept,
+        };
+        DiffLine { mark, text: change.value().trim_end().to_owned() }
+    };
+    changes.map(line).collect()
+}
+
+/// What will happen, a line each.
+fn steps(view: &View, spec: &AppSpec, plan: &landfast_rollout::RolloutPlan) -> Vec<String> {
+    let mut steps = Vec::new();
+    let duration = landfast_types::format_duration;
+    let routed: Vec<_> = spec
+        .services
+        .iter()
+        .filter(|(name, _)| spec.routes_of(name).next().is_some())
+        .map(|(name, service)| format!("{} of `{name}`", service.replicas))
+        .collect();
+    let first = view.state.serving.is_none();
+    let mut strategy = plan.strategy.clone();
+    if spec.services.values().any(|service| service.exclusive) {
+        strategy = Moves::Recreate;
+    }
+    if plan.gates.contains(&landfast_rollout::Gate::Preflight) {
+        steps.push("check that the host can carry it".into());
+    }
+    match &strategy {
+        Moves::Rolling { .. } => {
+            steps.push("start one instance more than `replicas`, out of traffic".into());
+        }
+        Moves::BlueGreen => steps.push(format!("start {} beside the old ones", routed.join(", "))),
+        Moves::Canary { steps: shares } => {
+            let share = shares.first().map_or(100, |share| share.get());
+            steps.push(format!("start the instances of the {share} % step"));
+        }
+        Moves::Recreate if first => {}
+        Moves::Recreate => {
+            steps.push("hold requests (at most 1,000 for 30 s), end the old release".into());
+        }
+    }
+    steps.push(format!("each counts after {} of unbroken passes", duration(plan.min_ready)));
+    for gate in &plan.gates {
+        match gate {
+            landfast_rollout::Gate::Smoke => steps.push("run the smoke jobs against the preview".into()),
+            landfast_rollout::Gate::Hold => steps.push(format!("wait {}", duration(plan.hold))),
+            landfast_rollout::Gate::Approval => steps.push("wait for `landfast promote`".into()),
+            landfast_rollout::Gate::Preflight | landfast_rollout::Gate::Analysis => {}
+        }
+    }
+    match &strategy {
+        Moves::Rolling { .. } => steps.push("replace the old instances one by one, each drained first".into()),
+        Moves::BlueGreen => steps.push("switch all traffic at once".into()),
+        Moves::Canary { steps: shares } => {
+            for share in shares {
+                let judged = if plan.gates.contains(&landfast_rollout::Gate::Analysis) {
+                    "judged against the old release"
+                } else {
+                    "held"
+                };
+                steps.push(format!("{} % of traffic, {judged} for {}", share.get(), duration(plan.hold)));
+            }
+        }
+        Moves::Recreate => steps.push("let the held requests through to the new release".into()),
+    }
+    if !first {
+        steps.push(format!("keep the old release returnable for {}, then seal", duration(plan.standby)));
+    }
+    steps
+}

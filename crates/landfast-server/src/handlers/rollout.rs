@@ -1,0 +1,236 @@
+//! Rollouts: begun, watched and steered.
+
+use std::collections::BTreeMap;
+
+use axum::{
+    extract::{Path, Query, State},
+    response::Response,
+};
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+use landfast_api::{
+    DeployAnswer, DeployRequest, ProblemCode, ReasonRequest, RollbackRequest, Rollout, RolloutList,
+};
+use landfast_engine::{DeployOrder, Deployed, View};
+use landfast_rollout::Input;
+use landfast_types::{ReleaseId, Scope};
+use serde::Deserialize;
+
+use super::{InEnvironment, actor, environment::known, plan::read_manifest, scope, upload::blocking};
+use crate::{
+    answer::{Answer, Failure, Json},
+    idempotency::{Key, json_response},
+    state::AppState,
+    wire,
+};
+
+type OfRollout = Path<(String, String, u64)>;
+
+pub(crate) async fn deploy(
+    State(state): State<AppState>,
+    Path((app, environment)): InEnvironment,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Answer<Response> {
+    let scope = scope(&app, &environment)?;
+    let key = Key::of(&headers, &format!("deploy {scope}"), &body)?;
+    let journal = state.platform.shared().journal.clone();
+    if let Some(key) = &key
+        && let Some(earlier) = key.earlier(&journal)?
+    {
+        return Ok(earlier);
+    }
+    let request: DeployRequest = parse(&body)?;
+    let read = read_manifest(&state, &scope, &request.manifest, &request.artifacts)?;
+    let order = DeployOrder {
+        spec: read.spec,
+        artifacts: read.artifacts,
+        strategy: super::plan::strategy(request.strategy)?,
+        supersede: request.supersede,
+        by: actor(&headers),
+        commit: request.commit,
+        note: request.note,
+    };
+    let (status, answer) = match state.platform.deploy(order).await? {
+        Deployed::Unchanged { release } => {
+            let answer = DeployAnswer {
+                unchanged: true,
+                release: release.0,
+                rollout: None,
+                warnings: read.warnings,
+            };
+            (StatusCode::OK, answer)
+        }
+        Deployed::Begun { release, view } => {
+            let rollout = current(&state, &view).await?;
+            let warnings = read.warnings;
+            let answer =
+                DeployAnswer { unchanged: false, release: release.0, rollout, warnings };
+            (StatusCode::ACCEPTED, answer)
+        }
+    };
+    if let Some(key) = &key {
+        key.keep(&journal, status.as_u16(), &answer);
+    }
+    Ok(json_response(status, &answer))
+}
+
+fn parse<T: serde::de::DeserializeOwned>(body: &[u8]) -> Answer<T> {
+    let body = if body.is_empty() { b"{}" } else { body };
+    let mut reader = serde_json::Deserializer::from_slice(body);
+    serde_path_to_error::deserialize(&mut reader).map_err(|error| {
+        let detail = format!("`{}`: {}", error.path(), error.inner());
+        Failure::new(ProblemCode::RequestInvalid, detail)
+    })
+}
+
+#[derive(Deserialize)]
+pub(crate) struct PageQuery {
+    limit: Option<usize>,
+    before: Option<u64>,
+}
+
+pub(crate) async fn list(
+    State(state): State<AppState>,
+    Path((app, environment)): InEnvironment,
+    Query(page): Query<PageQuery>,
+) -> Answer<Response> {
+    let view = known(&state, &scope(&app, &environment)?)?;
+    let folders = state.platform.shared().folders.clone();
+    let history = blocking(move || wire::history(&view, &folders)).await?;
+    let limit = page.limit.unwrap_or(20).clamp(1, 100);
+    let older = |rollout: &Rollout| page.before.is_none_or(|before| rollout.id < before);
+    let mut rollouts: Vec<Rollout> = history.rollouts.into_iter().filter(older).collect();
+    let more = rollouts.len() > limit;
+    rollouts.truncate(limit);
+    let next = rollouts.last().map(|rollout| rollout.id).filter(|_| more);
+    Ok(json_response(StatusCode::OK, &RolloutList { rollouts, next }))
+}
+
+pub(crate) async fn one(
+    State(state): State<AppState>,
+    Path((app, environment, id)): OfRollout,
+) -> Answer<Response> {
+    let view = known(&state, &scope(&app, &environment)?)?;
+    let rollout = by_id(&state, view, id).await?;
+    Ok(json_response(StatusCode::OK, &rollout))
+}
+
+pub(crate) async fn promote(
+    State(state): State<AppState>,
+    Path((app, environment, id)): OfRollout,
+    headers: HeaderMap,
+    Json(_request): Json<ReasonRequest>,
+) -> Answer<Response> {
+    let scope = scope(&app, &environment)?;
+    steer(&state, &scope, id, Input::Promote { by: actor(&headers) }).await
+}
+
+pub(crate) async fn abort(
+    State(state): State<AppState>,
+    Path((app, environment, id)): OfRollout,
+    headers: HeaderMap,
+    Json(request): Json<ReasonRequest>,
+) -> Answer<Response> {
+    let scope = scope(&app, &environment)?;
+    let reason = request.reason.unwrap_or_else(|| "by hand".into());
+    steer(&state, &scope, id, Input::Abort { by: actor(&headers), reason }).await
+}
+
+pub(crate) async fn seal(
+    State(state): State<AppState>,
+    Path((app, environment, id)): OfRollout,
+    headers: HeaderMap,
+    Json(_request): Json<ReasonRequest>,
+) -> Answer<Response> {
+    let scope = scope(&app, &environment)?;
+    steer(&state, &scope, id, Input::Seal { by: actor(&headers) }).await
+}
+
+/// Does something to a rollout, if it is still the one under way.
+async fn steer(state: &AppState, scope: &Scope, id: u64, input: Input) -> Answer<Response> {
+    let view = known(state, scope)?;
+    let moving = view.state.rollout.as_ref().map(|rollout| rollout.id.0);
+    if moving != Some(id) {
+        let detail = match by_id(state, view, id).await {
+            Ok(rollout) => format!("rollout {id} has ended: {}", rollout.phase),
+            Err(unknown) => return Err(unknown),
+        };
+        return Err(Failure::new(ProblemCode::NotNow, detail));
+    }
+    let view = state.platform.command(scope, input).await?;
+    let rollout = by_id(state, view, id).await?;
+    Ok(json_response(StatusCode::OK, &rollout))
+}
+
+pub(crate) async fn rollback(
+    State(state): State<AppState>,
+    Path((app, environment)): InEnvironment,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Answer<Response> {
+    let scope = scope(&app, &environment)?;
+    let request: RollbackRequest = parse(&body)?;
+    let input = Input::Rollback { to: request.to.map(ReleaseId), by: actor(&headers) };
+    begin(&state, &scope, "rollback", &headers, &body, input).await
+}
+
+pub(crate) async fn restart(
+    State(state): State<AppState>,
+    Path((app, environment)): InEnvironment,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Answer<Response> {
+    let scope = scope(&app, &environment)?;
+    begin(&state, &scope, "restart", &headers, &body, Input::Restart { by: actor(&headers) }).await
+}
+
+async fn begin(
+    state: &AppState,
+    scope: &Scope,
+    what: &str,
+    headers: &HeaderMap,
+    body: &[u8],
+    input: Input,
+) -> Answer<Response> {
+    let key = Key::of(headers, &format!("{what} {scope}"), body)?;
+    let journal = state.platform.shared().journal.clone();
+    if let Some(key) = &key
+        && let Some(earlier) = key.earlier(&journal)?
+    {
+        return Ok(earlier);
+    }
+    let view = state.platform.command(scope, input).await?;
+    let rollout = current(state, &view).await?.ok_or_else(|| {
+        Failure::internal(format!("the {what} ended before it could be shown"))
+    })?;
+    if let Some(key) = &key {
+        key.keep(&journal, StatusCode::ACCEPTED.as_u16(), &rollout);
+    }
+    Ok(json_response(StatusCode::ACCEPTED, &rollout))
+}
+
+/// The rollout under way, or else the one that ended last: a restart that moved nothing ends at once.
+async fn current(state: &AppState, view: &std::sync::Arc<View>) -> Answer<Option<Rollout>> {
+    let id = view.state.rollout.as_ref().map(|rollout| rollout.id);
+    let id = id.or_else(|| view.state.history.last().map(|record| record.id));
+    let Some(id) = id else {
+        return Ok(None);
+    };
+    Ok(Some(by_id(state, view.clone(), id.0).await?))
+}
+
+async fn by_id(state: &AppState, view: std::sync::Arc<View>, id: u64) -> Answer<Rollout> {
+    let shared = state.platform.shared().clone();
+    let found = blocking(move || {
+        let mut rollout = wire::rollout_by_id(&view, &shared.folders, id)?;
+        rollout.sequence = shared.journal.last_position().unwrap_or(0);
+        Some(rollout)
+    });
+    found.await?.ok_or_else(|| {
+        Failure::new(ProblemCode::RolloutUnknown, format!("there is no rollout {id}"))
+    })
+}
+
+/// Artifact digests by the text the manifest names them with.
+pub(crate) type Artifacts = BTreeMap<String, landfast_types::Digest>;

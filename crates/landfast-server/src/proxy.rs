@@ -1,0 +1,111 @@
+//! The care for the proxy: it is started when nobody answers at its control socket, as a process of its own that
+//! outlives the server, and started again should both its parts ever be gone.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    os::unix::process::CommandExt,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use landfast_proxy::control::ControlClient;
+use tokio::time::sleep;
+
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How long a fresh proxy may take to answer.
+const START_MAX: Duration = Duration::from_secs(10);
+
+/// How the proxy is started.
+#[derive(Debug, Clone)]
+pub(crate) struct ProxyOrder {
+    pub(crate) executable: PathBuf,
+    pub(crate) arguments: Vec<String>,
+    pub(crate) control: PathBuf,
+    pub(crate) log: PathBuf,
+}
+
+/// Why the proxy did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ProxyError {
+    #[error("failed to start the proxy")]
+    Start(#[source] io::Error),
+    #[error("the proxy ended at once: {0}")]
+    Ended(String),
+    #[error("the proxy did not answer within {} s; its log is `{}`", START_MAX.as_secs(), .0.display())]
+    Silent(PathBuf),
+}
+
+impl ProxyOrder {
+    /// Starts the proxy unless it answers already.
+    pub(crate) async fn ensure(&self) -> Result<(), ProxyError> {
+        let client = ControlClient::new(self.control.clone());
+        if client.status().await.is_ok() {
+            return Ok(());
+        }
+        let mut child = self.spawn().map_err(ProxyError::Start)?;
+        let tries = START_MAX.as_millis() / 100;
+        for _ in 0..tries {
+            if client.status().await.is_ok() {
+                return Ok(());
+            }
+            if let Ok(Some(status)) = child.try_wait() {
+                let last = last_lines(&self.log);
+                return Err(ProxyError::Ended(format!("{status}: {last}")));
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+        Err(ProxyError::Silent(self.log.clone()))
+    }
+
+    /// Looks after the proxy as long as the server runs. Its own holder restarts a worker that dies; this is for
+    /// the case that nobody is left.
+    pub(crate) async fn guard(self) {
+        let client = ControlClient::new(self.control.clone());
+        let mut missed = 0;
+        loop {
+            sleep(LOOK_EVERY).await;
+            if client.status().await.is_ok() {
+                missed = 0;
+                continue;
+            }
+            missed += 1;
+            // The holder needs up to a second; only then is nobody there.
+            if missed >= 4 {
+                missed = 0;
+                tracing::warn!("the proxy is gone; starting it again");
+                if let Err(error) = self.ensure().await {
+                    tracing::error!(%error, "the proxy could not be started");
+                }
+            }
+        }
+    }
+
+    fn spawn(&self) -> io::Result<Child> {
+        let log = self.open_log()?;
+        #[expect(clippy::disallowed_methods, reason = "the proxy is a process of its own, argv only")]
+        let mut command = Command::new(&self.executable);
+        command
+            .args(&self.arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::from(log))
+            // Its own group: a Ctrl-C at the server's terminal must not reach it.
+            .process_group(0);
+        command.spawn()
+    }
+
+    fn open_log(&self) -> io::Result<File> {
+        if let Some(folder) = self.log.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        OpenOptions::new().create(true).append(true).open(&self.log)
+    }
+}
+
+fn last_lines(path: &PathBuf) -> String {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().rev().take(3).collect();
+    lines.into_iter().rev().collect::<Vec<_>>().join(" / ")
+}

@@ -1,0 +1,252 @@
+//! From an empty process to a serving one, in the order that keeps every promise: lock, journal, generation,
+//! target, proxy, environments, and the socket last.
+
+use std::{
+    fs, io,
+    net::SocketAddr,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use landfast_engine::{
+    Clock as _, Controls, Folders, Platform, PlatformSettings, StartError, SystemClock,
+};
+use landfast_journal::{Journal, SqliteJournal};
+use landfast_proxy::control::ControlClient;
+use landfast_secrets::Vault;
+use landfast_store::Store;
+use landfast_target_process::{ProcessSettings, ProcessTarget};
+use tokio::{
+    net::{TcpListener, UnixListener, UnixStream},
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+    task::JoinSet,
+};
+
+use crate::{
+    handlers,
+    lock::{LockError, StateLock},
+    proxy::{ProxyError, ProxyOrder},
+    state::AppState,
+};
+
+/// Open answers may take this long once the server was told to end.
+const LEAVE_MAX: Duration = Duration::from_secs(5);
+
+/// What a server is told when it starts.
+#[derive(Debug, Clone)]
+pub struct ServerSettings {
+    pub state: PathBuf,
+    pub run: PathBuf,
+    pub http: Vec<SocketAddr>,
+    pub https: Vec<SocketAddr>,
+    pub preview: SocketAddr,
+    /// Serve the API here too; on loopback.
+    pub tcp: Option<SocketAddr>,
+    /// The `landfast` binary: shims and the proxy are started from it.
+    pub executable: PathBuf,
+    pub version: String,
+    /// What differs from what one might expect, for `status`.
+    pub notes: Vec<String>,
+    pub controls: Controls,
+}
+
+/// Why a server did not start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    #[error("failed to prepare `{}`", .path.display())]
+    Folder { path: PathBuf, source: io::Error },
+    #[error("failed to open the journal")]
+    Journal(#[source] landfast_journal::OpenError),
+    #[error("failed to read the journal")]
+    Read(#[source] landfast_journal::ReadError),
+    #[error("failed to take the next generation")]
+    Generation(#[source] landfast_journal::StorageError),
+    #[error("failed to open the key of the secrets")]
+    Key(#[source] landfast_secrets::KeyError),
+    #[error("failed to open the artifact store")]
+    Store(#[source] landfast_store::StoreError),
+    #[error(transparent)]
+    Proxy(#[from] ProxyError),
+    #[error(transparent)]
+    Start(#[from] StartError),
+    #[error("another server answers at `{}`", .0.display())]
+    SocketTaken(PathBuf),
+    #[error("failed to listen at `{at}`")]
+    Listen { at: String, source: io::Error },
+    #[error("`{0}` is not a loopback address; the API is served on loopback only")]
+    NotLoopback(SocketAddr),
+    #[error("another server has taken over: {0}")]
+    Replaced(String),
+    #[error("failed to serve the API")]
+    Serve(#[source] io::Error),
+}
+
+impl ServerError {
+    /// What to do next, when that is known.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Lock(LockError::Held { .. }) => Some(
+                "one server per state folder: stop the other one, or name another folder with --state".into(),
+            ),
+            Self::Journal(error) => Some(error.hint()),
+            Self::Key(error) => Some(error.hint()),
+            Self::SocketTaken(_) => Some("stop the other server, or name another --run folder".into()),
+            Self::Replaced(_) => Some("nothing is to be done: traffic goes on under the newer server".into()),
+            Self::Proxy(ProxyError::Ended(_)) => {
+                Some("if a port is taken, end its owner or choose others with --http and --https".into())
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Runs a server until it is told to end or another one takes over.
+///
+/// # Errors
+/// [`ServerError`]: what failed and, with [`ServerError::hint`], what to do.
+pub async fn run(settings: ServerSettings) -> Result<(), ServerError> {
+    if let Some(tcp) = settings.tcp.filter(|address| !address.ip().is_loopback()) {
+        return Err(ServerError::NotLoopback(tcp));
+    }
+    for folder in [&settings.state, &settings.run] {
+        private_folder(folder)?;
+    }
+    let _lock = StateLock::take(&settings.state)?;
+    let socket = settings.run.join("landfast.sock");
+    let listener = listen(&socket).await?;
+
+    let clock = Arc::new(SystemClock::default());
+    let journal = Arc::new(
+        SqliteJournal::open(&settings.state.join("journal.sqlite")).map_err(ServerError::Journal)?,
+    );
+    let generation = journal.next_generation().map_err(ServerError::Generation)?;
+    let vault = open_vault(journal.as_ref(), &settings.state.join("secrets.key"))?;
+    let store = Arc::new(Store::open(settings.state.join("store")).map_err(ServerError::Store)?);
+    let target = ProcessTarget::new(ProcessSettings::new(
+        settings.executable.clone(),
+        settings.run.clone(),
+        Arc::clone(&store),
+    ));
+
+    let proxy = proxy_order(&settings);
+    proxy.ensure().await?;
+    let folders = Folders { state: settings.state.clone(), run: settings.run.clone() };
+    let platform = Platform::start(PlatformSettings {
+        journal,
+        target: Arc::new(target),
+        plane: Arc::new(ControlClient::new(proxy.control.clone())),
+        store,
+        clock: Arc::clone(&clock) as _,
+        vault,
+        generation,
+        folders,
+        controls: settings.controls,
+    })
+    .await?;
+
+    let (leaving, left) = watch::channel(false);
+    let state = AppState::new(Arc::clone(&platform), settings.clone(), clock.now(), left);
+    let router = handlers::router(state);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(proxy.guard());
+    if let Some(address) = settings.tcp {
+        let tcp = TcpListener::bind(address).await;
+        let tcp = tcp.map_err(|source| ServerError::Listen { at: address.to_string(), source })?;
+        let (router, left) = (router.clone(), leaving.subscribe());
+        tasks.spawn(async move {
+            let served = axum::serve(tcp, router).with_graceful_shutdown(wait_for(left)).await;
+            if let Err(error) = served {
+                tracing::error!(%error, "the API on TCP ended");
+            }
+        });
+    }
+    tracing::info!(%generation, socket = %socket.display(), "serving");
+    let api = axum::serve(listener, router).with_graceful_shutdown(wait_for(leaving.subscribe()));
+    let api = async { api.await.map_err(ServerError::Serve) };
+    let mut api = std::pin::pin!(api);
+    let ended = tokio::select! {
+        served = &mut api => return served,
+        () = told_to_end() => Ok(()),
+        reason = platform.replaced() => Err(ServerError::Replaced(reason)),
+    };
+    tracing::info!("ending; instances and traffic go on");
+    leaving.send_replace(true);
+    if tokio::time::timeout(LEAVE_MAX, api).await.is_err() {
+        tracing::debug!("some answers were still open");
+    }
+    ended
+}
+
+/// A key is made only where nothing was sealed yet: a new one would open none of the old secrets.
+fn open_vault(journal: &SqliteJournal, path: &Path) -> Result<Vault, ServerError> {
+    let sealed = journal.list(landfast_engine::SECRETS, None, 1).map_err(ServerError::Read)?;
+    let vault = if sealed.is_empty() {
+        Vault::open_or_create_key(path)
+    } else {
+        Vault::open_key(path)
+    };
+    vault.map_err(ServerError::Key)
+}
+
+async fn wait_for(mut leaving: watch::Receiver<bool>) {
+    if leaving.wait_for(|leaving| *leaving).await.is_err() {
+        tracing::debug!("the server is gone");
+    }
+}
+
+async fn told_to_end() {
+    let streams = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+    let (Ok(mut terminate), Ok(mut interrupt)) = streams else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+fn private_folder(path: &Path) -> Result<(), ServerError> {
+    let error = |source| ServerError::Folder { path: path.to_owned(), source };
+    fs::create_dir_all(path).map_err(error)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o711)).map_err(error)
+}
+
+/// Binds the API's socket. The lock on the state folder is ours already; a socket in the same run folder may still
+/// belong to a server of another state folder.
+async fn listen(socket: &Path) -> Result<UnixListener, ServerError> {
+    let error = |source| ServerError::Listen { at: socket.display().to_string(), source };
+    if UnixStream::connect(socket).await.is_ok() {
+        return Err(ServerError::SocketTaken(socket.to_owned()));
+    }
+    match fs::remove_file(socket) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(error(source)),
+        Ok(()) | Err(_) => {}
+    }
+    let listener = UnixListener::bind(socket).map_err(error)?;
+    fs::set_permissions(socket, fs::Permissions::from_mode(0o600)).map_err(error)?;
+    Ok(listener)
+}
+
+fn proxy_order(settings: &ServerSettings) -> ProxyOrder {
+    let control = settings.run.join("proxy.sock");
+    let folder = settings.state.join("proxy");
+    let mut arguments = vec!["proxy".to_owned()];
+    let mut add = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
+    add("--control", control.display().to_string());
+    add("--routes", folder.join("routes.json").display().to_string());
+    add("--access-log", folder.join("access.log").display().to_string());
+    add("--preview", settings.preview.to_string());
+    for address in &settings.http {
+        add("--http", address.to_string());
+    }
+    for address in &settings.https {
+        add("--https", address.to_string());
+    }
+    let executable = settings.executable.clone();
+    ProxyOrder { executable, arguments, control, log: folder.join("proxy.log") }
+}
