@@ -16,8 +16,8 @@ use crate::{
 const SPREAD: f64 = 0.8;
 /// What a stream is given when the proxy itself ends.
 const SHUTDOWN: Duration = Duration::from_secs(5);
-/// Beyond the drain's time, for the last frames to pass.
-const SLACK: Duration = Duration::from_secs(1);
+/// Beyond the drain's time, for the last frames to pass and the last Close to be answered.
+const SLACK: Duration = Duration::from_secs(3);
 
 /// The instants of one stream.
 pub(crate) struct Due {

@@ -113,6 +113,12 @@ async fn decide(client: &Rc<Client>, request: Request<Incoming>, exchange: &mut 
         )
         .closing();
     }
+    // hyper stops a head that outgrows its buffer, but one that came in a single read may be larger.
+    let shared = &client.thread.shared;
+    if head_bytes(&parts.uri, &parts.headers) > shared.settings.header_bytes_max {
+        let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+        return own(status, "the request head is too large").closing();
+    }
     let checked = headers::check_framing(&parts.headers).and_then(|()| {
         headers::authority(parts.version, &parts.uri, &parts.headers).map(str::to_owned)
     });
@@ -513,6 +519,16 @@ fn origin_form(uri: &Uri) -> Uri {
     let target = uri.path_and_query().cloned();
     parts.path_and_query = Some(target.unwrap_or_else(|| PathAndQuery::from_static("/")));
     Uri::from_parts(parts).expect("a path alone is a target")
+}
+
+fn head_bytes(uri: &Uri, fields: &HeaderMap) -> usize {
+    let target = uri
+        .path_and_query()
+        .map_or(0, |target| target.as_str().len());
+    // Each line has a colon, a space and its end beside name and value.
+    fields.iter().fold(target, |sum, (name, value)| {
+        sum + name.as_str().len() + value.len() + 4
+    })
 }
 
 fn content_length(fields: &HeaderMap) -> Option<u64> {

@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// How long the other side's Close is waited for.
-const ECHO_WAIT: Duration = Duration::from_secs(3);
+const ECHO_WAIT: Duration = Duration::from_secs(2);
 const BUFFER: usize = 16 << 10;
 const REASON: &str = "service restart";
 
@@ -63,7 +63,8 @@ pub(crate) async fn run(
     exchange.bytes_in = tunnel.bytes_in.get();
     exchange.bytes_out = tunnel.bytes_out.get();
     stream.end = match ended {
-        Some(End::Orderly) if tunnel.close_sent.is_cancelled() => StreamEnd::Drained,
+        // Our Close came between messages; what the other side makes of it is its own affair.
+        Some(End::Orderly) | None if tunnel.close_sent.is_cancelled() => StreamEnd::Drained,
         Some(End::Orderly) => StreamEnd::Ended,
         Some(End::BackendGone) | None => StreamEnd::Cut,
     };

@@ -120,6 +120,12 @@ impl Proxy {
             .expect("the snapshot is taken")
     }
 
+    /// kill -9 of the holder alone.
+    pub fn kill_holder(&mut self) {
+        self.holder.kill().expect("it runs");
+        self.holder.wait().expect("it ended");
+    }
+
     /// SIGTERM to the holder; answers whether it ended well.
     pub fn stop(&mut self) -> bool {
         kill("-TERM", self.holder.id());

@@ -1,0 +1,209 @@
+//! What dies, and what goes on: worker, holder, both in turn, and an end in order.
+
+#![expect(
+    clippy::disallowed_methods,
+    reason = "tests drive real processes, clocks and tasks"
+)]
+
+mod support;
+
+use std::{
+    process::{Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use support::*;
+use tokio::task::JoinSet;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_worker_refuses_no_connection_and_the_next_serves_the_same_routes() {
+    let proxy = Proxy::start().await;
+    let upstream = Upstream::start("one").await;
+    proxy
+        .put(&snapshot(
+            3,
+            service(vec![group(1, 1, vec![upstream.backend()])]),
+        ))
+        .await;
+    let address = proxy.http().await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let (refused, answered) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let mut load = JoinSet::new();
+    for _ in 0..8 {
+        let (stop, refused, answered) = (
+            Arc::clone(&stop),
+            Arc::clone(&refused),
+            Arc::clone(&answered),
+        );
+        load.spawn(async move {
+            while !stop.load(Ordering::Relaxed) {
+                match Wire::connect(address).await {
+                    Err(_) => drop(refused.fetch_add(1, Ordering::Relaxed)),
+                    Ok(mut wire) => {
+                        // In flight while the worker is killed: the only ones that may fail.
+                        let sent = wire.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+                        if sent.is_ok() && wire.answer().await.is_ok_and(|got| got.status == 200) {
+                            answered.fetch_add(1, Ordering::Relaxed);
+                        }
+                    }
+                }
+            }
+        });
+    }
+    let mut boot = proxy.status().await.boot;
+    for _ in 0..5 {
+        kill("-KILL", proxy.status().await.pid);
+        eventually("another worker answers", || async {
+            proxy
+                .control
+                .status()
+                .await
+                .is_ok_and(|status| status.boot != boot)
+        })
+        .await;
+        let status = proxy.status().await;
+        assert_eq!(status.fence, fence(3));
+        boot = status.boot;
+        let before = answered.load(Ordering::Relaxed);
+        eventually("requests are answered again", || async {
+            answered.load(Ordering::Relaxed) > before + 20
+        })
+        .await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    while let Some(client) = load.join_next().await {
+        client.expect("no panic");
+    }
+    assert_eq!(refused.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn a_killed_holder_is_replaced_by_the_worker_and_the_new_one_does_its_work() {
+    let mut proxy = Proxy::start().await;
+    let upstream = Upstream::start("one").await;
+    proxy
+        .put(&snapshot(
+            1,
+            service(vec![group(1, 1, vec![upstream.backend()])]),
+        ))
+        .await;
+    let first = proxy.status().await;
+    assert_eq!(first.holder_pid, Some(proxy.holder_pid()));
+    let mut open = Wire::connect(first.http[0]).await.expect("connected");
+    proxy.kill_holder();
+    eventually("another holder is there", || async {
+        proxy.status().await.holder_pid != first.holder_pid
+    })
+    .await;
+    let second = proxy.status().await;
+    assert_eq!(
+        (second.pid, &second.boot),
+        (first.pid, &first.boot),
+        "the worker went on"
+    );
+    open.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+        .await
+        .expect("still open");
+    assert_eq!(open.answer().await.expect("an answer").status, 200);
+
+    kill("-KILL", second.pid);
+    eventually("the new holder started another worker", || async {
+        proxy
+            .control
+            .status()
+            .await
+            .is_ok_and(|status| status.boot != first.boot)
+    })
+    .await;
+    let third = proxy.status().await;
+    assert_eq!(third.holder_pid, second.holder_pid);
+    assert_eq!(
+        get(first.http[0], "/").await.expect("an answer").status,
+        200
+    );
+
+    kill("-TERM", third.holder_pid.expect("it said so"));
+    eventually("both are gone", || async {
+        proxy.control.status().await.is_err()
+    })
+    .await;
+    eventually("the port is free", || async {
+        tokio::net::TcpListener::bind(first.http[0]).await.is_ok()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_end_in_order_finishes_what_is_in_progress() {
+    let mut proxy = Proxy::start().await;
+    let upstream = Upstream::start("one").await;
+    proxy
+        .put(&snapshot(
+            1,
+            service(vec![group(1, 1, vec![upstream.backend()])]),
+        ))
+        .await;
+    let address = proxy.http().await;
+    let mut kept = Wire::connect(address).await.expect("connected");
+    kept.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+        .await
+        .expect("sent");
+    assert_eq!(kept.answer().await.expect("an answer").status, 200);
+    let slow = tokio::spawn(async move { get(address, "/drip/10/100").await });
+    let stream = tokio::spawn(async move { get(address, "/sse/10").await });
+    eventually("both arrived", || async { upstream.count() == 3 }).await;
+    let stopping = tokio::task::spawn_blocking(move || proxy.stop());
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    // A request on an open connection is answered once more, and told that it was the last.
+    kept.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+        .await
+        .expect("still open");
+    let got = kept.answer().await.expect("an answer");
+    assert_eq!(
+        (got.status, got.header("connection").as_deref()),
+        (200, Some("close"))
+    );
+    let got = slow.await.expect("no panic").expect("an answer");
+    assert!(got.is_whole && got.text().ends_with("piece 9\n"));
+    let got = stream.await.expect("no panic").expect("an answer");
+    assert!(got.is_whole && got.text().ends_with("\n\n"));
+    assert!(stopping.await.expect("no panic"), "the holder ends well");
+}
+
+#[tokio::test]
+async fn a_taken_port_names_the_process_that_has_it() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("an address");
+    let folder = tempfile::tempdir().expect("a folder");
+    let routes = folder.path().join("routes.json");
+    let settings = landfast_proxy::HolderSettings {
+        http: vec![address],
+        https: vec![],
+        preview: None,
+        control: folder.path().join("proxy.sock"),
+        worker: landfast_proxy::WorkerSettings::new(routes),
+    };
+    let file = folder.path().join("settings.json");
+    std::fs::write(&file, serde_json::to_vec(&settings).expect("json")).expect("written");
+    let output = Command::new(env!("CARGO_BIN_EXE_landfast-proxy-test"))
+        .arg("holder")
+        .arg(&file)
+        .stdin(Stdio::null())
+        .output()
+        .expect("it runs");
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success());
+    assert!(
+        message.contains(&format!("port {}", address.port())),
+        "{message}"
+    );
+    assert!(
+        message.contains(&format!("(process {})", std::process::id())),
+        "{message}"
+    );
+    assert!(!settings.control.exists(), "no dead socket is left behind");
+}
