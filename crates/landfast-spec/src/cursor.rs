@@ -11,7 +11,7 @@ use crate::{
     defaults::Setting,
     diagnostic::{Problem, Sink},
     leaf::{self, Leaf},
-    shape::join,
+    shape::{TABLES_MAX, join},
     spec::Share,
     tree::{Entry, Table, Value},
 };
@@ -206,7 +206,7 @@ impl<'a> Cursor<'a> {
         let Some(Value::Table(tables)) = self.entry(name).map(|entry| &entry.node.value) else {
             return Vec::new();
         };
-        let each = tables.iter().filter_map(|(name, entry)| {
+        let each = tables.iter().take(TABLES_MAX).filter_map(|(name, entry)| {
             let Value::Table(table) = &entry.node.value else {
                 return None;
             };

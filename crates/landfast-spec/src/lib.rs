@@ -1,10 +1,10 @@
 //! The manifest: from the text of `landfast.toml` to a checked [`AppSpec`] for one environment, and to every
 //! problem in it at once, each with its line, its reason and what to do.
 //!
-//! The way of a file: [`tree`] reads TOML and goes on after a broken line; [`shape`] holds every key and value,
-//! overlays included, against the [`catalogue`]; [`overlay`] lays one environment over the file; [`decode`] makes
-//! the typed spec; [`check`] looks at what reaches across tables. The JSON Schema, the reference pages and the
-//! decoder all read the same catalogue and the same [`defaults`], so none can say what another does not do.
+//! The way of a file: `tree` reads TOML and goes on after a broken line; `shape` holds every key and value,
+//! overlays included, against the `catalogue`; `overlay` lays one environment over the file; `decode` makes
+//! the typed spec; `check` looks at what reaches across tables. The JSON Schema, the reference pages and the
+//! decoder all read the same catalogue and the same `defaults`, so none can say what another does not do.
 //!
 //! This crate knows no file, clock or socket: text comes in, values go out. It never panics on any text. It
 //! never looks whether an artifact, a certificate or a host exists; that is the business of preflight.
@@ -58,6 +58,9 @@ pub const FILE_NAME: &str = "landfast.toml";
 /// The environment of a file that names none.
 pub const ENVIRONMENT_DEFAULT: &str = "production";
 
+/// More environments than this are not looked at together.
+const ENVIRONMENTS_MAX: usize = 100;
+
 /// A larger file is refused unread.
 pub const TEXT_BYTES_MAX: usize = 1 << 20;
 
@@ -97,7 +100,7 @@ pub fn parse_with_secrets(
 /// All problems of a file in all of its environments, each once.
 pub fn check_all(file_name: &str, text: &str) -> Vec<Diagnostic> {
     let mut diagnostics = Vec::<Diagnostic>::new();
-    for environment in environments(text) {
+    for environment in environments(text).into_iter().take(ENVIRONMENTS_MAX) {
         let found = parse(file_name, text, &environment).diagnostics;
         let new = found
             .into_iter()

@@ -1,7 +1,10 @@
 //! Diagnostics as text for people and as JSON for machines.
 
+use std::ops::Range;
+
 use annotate_snippets::{
-    AnnotationKind, Level, Renderer, Snippet, normalize_untrusted_str, renderer::DecorStyle,
+    Annotation, AnnotationKind, Level, Origin, Renderer, Snippet, normalize_untrusted_str,
+    renderer::DecorStyle,
 };
 
 use crate::diagnostic::{Diagnostic, Severity};
@@ -81,18 +84,44 @@ fn render_one(renderer: &Renderer, diagnostic: &Diagnostic, text: &str) -> Strin
     let title = level
         .primary_title(normalize_untrusted_str(&diagnostic.message))
         .id(diagnostic.code.number());
-    let annotation = AnnotationKind::Primary.span(diagnostic.span.clone());
-    let annotation = match &diagnostic.label {
-        Some(label) => annotation.label(normalize_untrusted_str(label)),
-        None => annotation,
+    let group = match window(diagnostic, text) {
+        Some(window) => title.element(snippet(diagnostic, text, window)),
+        None => title.element(
+            Origin::path(diagnostic.file.as_str())
+                .line(diagnostic.line)
+                .char_column(diagnostic.column),
+        ),
     };
-    let snippet = Snippet::source(text)
-        .path(diagnostic.file.as_str())
-        .annotation(annotation);
-    let group = title.element(snippet);
     let group = match &diagnostic.help {
         Some(help) => group.element(Level::HELP.message(normalize_untrusted_str(help))),
         None => group,
     };
     renderer.render(&[group])
+}
+
+/// Only the lines that are shown are handed over: a file of ten thousand problems is rendered in one go.
+fn snippet<'a>(
+    diagnostic: &'a Diagnostic,
+    text: &'a str,
+    window: Range<usize>,
+) -> Snippet<'a, Annotation<'a>> {
+    let span = diagnostic.span.start - window.start..diagnostic.span.end - window.start;
+    let annotation = AnnotationKind::Primary.span(span);
+    let annotation = match &diagnostic.label {
+        Some(label) => annotation.label(normalize_untrusted_str(label)),
+        None => annotation,
+    };
+    Snippet::source(&text[window])
+        .line_start(diagnostic.line)
+        .path(diagnostic.file.as_str())
+        .annotation(annotation)
+}
+
+/// The whole lines a diagnostic is on; `None` when it is about another text.
+fn window(diagnostic: &Diagnostic, text: &str) -> Option<Range<usize>> {
+    let span = diagnostic.span.clone();
+    text.get(span.clone())?;
+    let first = text[..span.start].rfind('\n').map_or(0, |index| index + 1);
+    let after = &text[span.end..];
+    Some(first..span.end + after.find('\n').unwrap_or(after.len()))
 }

@@ -20,6 +20,9 @@ pub(crate) fn check(root: &Table, sink: &Sink) {
     .table("", "", root);
 }
 
+/// Most services, jobs or routes of an app. What looks at pairs of them stays fast below it.
+pub(crate) const TABLES_MAX: usize = 1_000;
+
 struct Walk<'a> {
     sink: &'a Sink,
     in_overlay: bool,
@@ -90,6 +93,21 @@ impl Walk<'_> {
     fn tables(&self, key: &Key, place: &str, table: &Table) {
         let pattern = format!("{}.*", key.path);
         let what = format!("a {}", key.name().trim_end_matches('s'));
+        if table.len() > TABLES_MAX
+            && let Some((name, entry)) = table.iter().nth(TABLES_MAX)
+        {
+            let message = format!(
+                "`{}` has {} tables; it has at most {TABLES_MAX}",
+                key.name(),
+                table.len()
+            );
+            let problem = Problem::new(Code::OutOfRange, entry.key_span.clone(), message);
+            self.sink.report(
+                problem
+                    .label(format!("from `{name}` on"))
+                    .help("make it several apps"),
+            );
+        }
         for (name, entry) in table {
             if let Some(problem) = bad_name(&what, name, entry.key_span.clone()) {
                 self.sink.report(problem);

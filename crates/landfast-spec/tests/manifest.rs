@@ -584,3 +584,24 @@ fn two_hundred_services_are_read_whole() {
     assert!(spec.services.values().all(|service| service.replicas == 2));
     assert!(spec.jobs.values().all(|job| job.when == When::Hand));
 }
+
+#[test]
+fn more_tables_than_anyone_needs_are_refused() {
+    let mut text = "app = \"big\"\n".to_owned();
+    for index in 0..1_001 {
+        writeln!(
+            text,
+            "[services.s{index}]\nartifact = \"a\"\ncommand = [\"./a\"]"
+        )
+        .expect("writes");
+    }
+    check!(text, @r"2999:11 LF010 `services` has 1001 tables; it has at most 1000 | make it several apps");
+}
+
+#[test]
+fn rendering_over_another_text_shows_no_line_but_does_not_fail() {
+    let text = with("drain = 30", "");
+    let diagnostics = parse("landfast.toml", &text, &production()).diagnostics;
+    let rendered = render(&diagnostics, "short", Style::Plain);
+    assert!(rendered.contains("LF007"), "{rendered}");
+}
