@@ -125,7 +125,7 @@ pub(crate) struct Backoff {
 }
 
 /// A number for each side of a service.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Sides {
     pub old: u32,
     pub new: u32,
@@ -246,8 +246,9 @@ impl Environment {
             }
             Change::TrafficChanged { traffic } => self.traffic = traffic.clone(),
             Change::TrafficConfirmed { revision } => {
-                self.traffic_confirmed = self.traffic_confirmed.max(*revision);
+                self.confirm(at, *revision);
             }
+            Change::TakenOver => self.take_over(at),
             Change::Notified { rollout } => {
                 self.notify.remove(rollout);
             }
@@ -258,8 +259,16 @@ impl Environment {
                 }
             }
             Change::RolloutEnded { outcome } => self.end_rollout(at, outcome),
-            Change::PhaseEntered { .. }
-            | Change::GateOpened { .. }
+            Change::PhaseEntered { phase } => {
+                let frozen = self.sizes_now();
+                if let Some(rollout) = &mut self.rollout {
+                    if matches!(phase, Phase::Parked { .. }) {
+                        rollout.frozen = frozen;
+                    }
+                    rollout.apply(at, &event.change);
+                }
+            }
+            Change::GateOpened { .. }
             | Change::Promoted { .. }
             | Change::Progressed { .. }
             | Change::Failed { .. }
@@ -386,10 +395,16 @@ impl Environment {
             .flatten()
             .filter_map(|id| self.releases.get(&id));
         let shapes = records.flat_map(|record| &record.topology.services);
-        shapes
-            .filter(|(_, shape)| shape.routed)
-            .map(|(name, _)| name.clone())
-            .collect()
+        let declared = shapes.filter(|(_, shape)| shape.routed);
+        let declared = declared.map(|(name, _)| name.clone());
+        let routed = self.instances.values().filter(|i| self.is_routed(i));
+        declared.chain(routed.map(|i| i.service.clone())).collect()
+    }
+
+    /// Whether a route leads to the instance, by its own release.
+    pub(crate) fn is_routed(&self, instance: &Instance) -> bool {
+        let shape = self.shape(instance.release, &instance.service);
+        shape.is_some_and(|shape| shape.routed)
     }
 
     pub(crate) fn side_of(&self, instance: &Instance) -> Side {
@@ -455,13 +470,6 @@ impl Environment {
     ) {
         self.next_rollout = self.next_rollout.max(id.0 + 1);
         self.queued = None;
-        let topology = self.releases.get(&to).map(|record| record.topology.clone());
-        let shapes = topology.unwrap_or_default().services;
-        self.scale.retain(|service, over| {
-            shapes
-                .get(service)
-                .is_some_and(|shape| shape.replicas == over.manifest)
-        });
         let weights = if kind == Kind::Restart {
             Weights::ByCount
         } else {
@@ -484,6 +492,7 @@ impl Environment {
             progressed_at: at,
             failure: None,
             crashes: 0,
+            frozen: BTreeMap::new(),
             analyses: BTreeMap::new(),
             hold_extended: false,
             ledger: Ledger::open(self.last_reading.clone()),
@@ -501,6 +510,13 @@ impl Environment {
                 self.serving = Some(rollout.to);
                 if let Some(record) = self.releases.get_mut(&rollout.to) {
                     record.sealed_at.get_or_insert(at);
+                    // Not before: until here the old release may come back at the size it was given.
+                    let shapes = &record.topology.services;
+                    self.scale.retain(|service, over| {
+                        shapes
+                            .get(service)
+                            .is_some_and(|shape| shape.replicas == over.manifest)
+                    });
                 }
             }
             Outcome::RolledBack { .. } => self.serving = rollout.from,
@@ -542,6 +558,7 @@ impl Environment {
                 planned_at: at,
                 state: InstanceState::Planned,
                 address: None,
+                waits_since: at,
                 first_served_at: None,
             };
             self.instances.insert(instance.clone(), planned);
@@ -567,9 +584,13 @@ impl Environment {
         }
         let next_revision = self.traffic.revision;
         #[cfg(feature = "planted")]
-        let min_ready_survives = self.planted == Some(PlantedBug::MinReadySurvives);
-        #[cfg(not(feature = "planted"))]
-        let min_ready_survives = false;
+        if self.planted == Some(PlantedBug::MinReadySurvives)
+            && let Change::InstanceFailing { instance } = change
+            && let Some(known) = self.instances.get(instance)
+            && matches!(known.state, InstanceState::Passing { .. })
+        {
+            return;
+        }
         let mut update = |id: &InstanceId, state: InstanceState| {
             if let Some(instance) = self.instances.get_mut(id) {
                 instance.state = state;
@@ -580,21 +601,18 @@ impl Environment {
                 update(instance, InstanceState::Starting { since: at });
                 if let Some(instance) = self.instances.get_mut(instance) {
                     instance.address = *address;
+                    instance.waits_since = at;
                 }
             }
             Change::InstancePassing { instance } => {
-                let planned = self.instances.get(instance).map_or(at, |i| i.planned_at);
-                let since = if min_ready_survives { planned } else { at };
-                if let Some(instance) = self.instances.get_mut(instance) {
-                    instance.state = InstanceState::Passing { since };
-                }
+                update(instance, InstanceState::Passing { since: at });
             }
             Change::InstanceServing { instance } => {
                 if let Some(instance) = self.instances.get_mut(instance) {
                     instance.first_served_at.get_or_insert(at);
                     instance.state = InstanceState::Serving { since: at };
-                    self.resuming = false;
                 }
+                self.note_resumed(instance);
             }
             Change::InstanceFailing { instance } => {
                 update(instance, InstanceState::Failing { since: at });
@@ -608,7 +626,6 @@ impl Environment {
                     hasty: *hasty,
                 };
                 update(instance, state);
-                // Where the table does not change because it never held the instance, the one in force will do.
                 self.relax_drain(instance);
             }
             Change::InstanceStopping { instance } => {
@@ -618,24 +635,63 @@ impl Environment {
         }
     }
 
-    /// An instance that the table does not hold needs no newer table to be left alone.
+    /// An instance that never counted was in no table: none has to be in force before it is left alone.
     fn relax_drain(&mut self, id: &InstanceId) {
-        let held = self.traffic.services.values().any(|service| {
-            service
-                .groups
-                .values()
-                .any(|group| group.members.contains_key(id))
-        });
-        let in_force = self.traffic.revision;
-        if held {
-            return;
-        }
         if let Some(Instance {
             state: InstanceState::Draining { revision, .. },
+            first_served_at: None,
             ..
         }) = self.instances.get_mut(id)
         {
-            *revision = in_force;
+            *revision = 0;
+        }
+    }
+
+    /// A table is in force. The time of those that it drains begins now: the proxy gives them theirs from the
+    /// moment it learns of it.
+    fn confirm(&mut self, at: Timestamp, confirmed: u64) {
+        let before = self.traffic_confirmed;
+        self.traffic_confirmed = before.max(confirmed);
+        for instance in self.instances.values_mut() {
+            if let InstanceState::Draining {
+                since, revision, ..
+            } = &mut instance.state
+                && *revision > before
+                && *revision <= confirmed
+            {
+                *since = at;
+            }
+        }
+    }
+
+    fn take_over(&mut self, at: Timestamp) {
+        if let Some(rollout) = &mut self.rollout {
+            rollout.progressed_at = at;
+        }
+        for instance in self.instances.values_mut() {
+            instance.waits_since = at;
+            match &mut instance.state {
+                InstanceState::Passing { .. } => {
+                    instance.state = InstanceState::Failing { since: at };
+                }
+                InstanceState::Draining { since, .. } => *since = at,
+                InstanceState::Planned
+                | InstanceState::Starting { .. }
+                | InstanceState::Serving { .. }
+                | InstanceState::Failing { .. }
+                | InstanceState::Stopping { .. } => {}
+            }
+        }
+    }
+
+    /// The maintenance page goes when a service that has a route serves again.
+    fn note_resumed(&mut self, id: &InstanceId) {
+        let routed = self.instances.get(id).is_some_and(|instance| {
+            self.shape(instance.release, &instance.service)
+                .is_some_and(|shape| shape.routed)
+        });
+        if routed {
+            self.resuming = false;
         }
     }
 
@@ -673,6 +729,7 @@ impl Rollout {
                     at,
                 };
                 self.gates.insert(*gate, state);
+                self.progressed_at = at;
             }
             Change::Promoted { .. } => {
                 self.hold_extended = false;

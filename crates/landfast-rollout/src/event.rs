@@ -94,6 +94,37 @@ pub enum Input {
     Tick,
 }
 
+impl Input {
+    /// Whether a person wants something, rather than a driver tells what happened.
+    pub(crate) fn is_wish(&self) -> bool {
+        match self {
+            Self::Deploy { .. }
+            | Self::Rollback { .. }
+            | Self::Restart { .. }
+            | Self::Scale { .. }
+            | Self::Stop
+            | Self::Start
+            | Self::Promote { .. }
+            | Self::Abort { .. }
+            | Self::Seal { .. } => true,
+            Self::Started { .. }
+            | Self::StartFailed { .. }
+            | Self::Probed { .. }
+            | Self::NotLive { .. }
+            | Self::Ended { .. }
+            | Self::TrafficConfirmed { .. }
+            | Self::Drained { .. }
+            | Self::GateJudged { .. }
+            | Self::Observed { .. }
+            | Self::Measured { .. }
+            | Self::Adopted { .. }
+            | Self::Notified { .. }
+            | Self::Collected { .. }
+            | Self::Tick => false,
+        }
+    }
+}
+
 /// One recorded fact.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Event {
@@ -210,6 +241,9 @@ pub enum Change {
     TrafficConfirmed {
         revision: u64,
     },
+    /// A new life of the server took over. Nobody probed while it was away, and its clock may have been set:
+    /// unbroken passes, drain times and deadlines start again.
+    TakenOver,
 
     Scaled {
         service: ServiceName,
@@ -284,6 +318,9 @@ pub enum Rejected {
     EnvironmentStopped,
     #[error("the environment is not stopped")]
     NotStopped,
+    /// The engine found that it would break one of its own promises.
+    #[error("not done, because an invariant of the engine would not hold: {0}")]
+    WouldBreak(String),
     #[error(
         "the smoke gate needs room for one more instance than `replicas`; set max_surge to at least 1"
     )]

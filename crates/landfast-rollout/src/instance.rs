@@ -25,6 +25,8 @@ pub struct Instance {
     pub planned_at: Timestamp,
     pub state: InstanceState,
     pub address: Option<SocketAddr>,
+    /// Since when it could have become ready: planned, started, or taken over by a new life of the server.
+    pub waits_since: Timestamp,
     /// When it first counted; crash loops and back-off depend on it.
     pub first_served_at: Option<Timestamp>,
 }
@@ -82,11 +84,15 @@ impl Instance {
         )
     }
 
-    /// When the present wait for readiness began, if it waits.
+    /// When the present wait for readiness began, if it waits. One that never counted waits since its start:
+    /// passing now and then does not buy it more time.
     pub(crate) fn unready_since(&self) -> Option<Timestamp> {
         match self.state {
-            InstanceState::Planned => Some(self.planned_at),
-            InstanceState::Starting { since } | InstanceState::Failing { since } => Some(since),
+            InstanceState::Planned | InstanceState::Starting { .. } => Some(self.waits_since),
+            InstanceState::Failing { since } => match self.first_served_at {
+                None => Some(self.waits_since),
+                Some(_) => Some(since.max(self.waits_since)),
+            },
             InstanceState::Passing { .. }
             | InstanceState::Serving { .. }
             | InstanceState::Draining { .. }

@@ -131,7 +131,13 @@ fn capacity_lost(
     let floor = replicas.saturating_sub(rollout.plan.strategy.unavailable_max(replicas));
     let in_rotation = |traffic: &Traffic| traffic.capacity(service);
     let (was, is) = (in_rotation(&before.traffic), in_rotation(&after.traffic));
-    let ends = full.new == 0 || rollout.from.is_none();
+    // A service that only one of the releases has a route to goes or comes; it is not kept.
+    let routed = |release| {
+        let shape = after.shape(release, service);
+        shape.is_some_and(|shape| shape.routed)
+    };
+    let stays = rollout.from.is_some_and(routed) && routed(rollout.to);
+    let ends = full.new == 0 || !stays;
     let broken = by_us && is < was && is < floor && !ends;
     broken.then(|| Violation::Capacity {
         service: service.clone(),
@@ -143,15 +149,18 @@ fn capacity_lost(
 
 /// Instances that go from draining to stopping although the confirmed table may offer them.
 fn stopped_while_offered(before: &Environment, after: &Environment) -> Vec<Violation> {
-    let routed = after.routed_services();
     let stopping = after.instances.values().filter(|instance| {
-        matches!(instance.state, InstanceState::Stopping { .. })
-            && routed.contains(&instance.service)
+        matches!(instance.state, InstanceState::Stopping { .. }) && after.is_routed(instance)
     });
     let early = stopping.filter(|instance| match before.instances.get(&instance.id) {
         Some(known) => match known.state {
             InstanceState::Draining { revision, .. } => revision > after.traffic_confirmed,
-            _ => false,
+            InstanceState::Stopping { .. } => false,
+            InstanceState::Planned
+            | InstanceState::Starting { .. }
+            | InstanceState::Passing { .. }
+            | InstanceState::Serving { .. }
+            | InstanceState::Failing { .. } => known.first_served_at.is_some(),
         },
         None => false,
     });

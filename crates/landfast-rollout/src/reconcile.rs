@@ -1,6 +1,6 @@
 //! How many instances each side of each service should have now, and which ones have to go.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use landfast_types::{InstanceId, ServiceName};
 
@@ -113,7 +113,7 @@ impl Environment {
             Phase::Standby if self.keeps_old(rollout, service) => full,
             Phase::Standby | Phase::Sealing => new_only,
             Phase::Reverting { stage, .. } => self.reverting(service, *stage, full),
-            Phase::Parked { resume, .. } => self.wanted_in(rollout, resume, service, full),
+            Phase::Parked { resume, .. } => self.parked(rollout, resume, service, full),
         }
     }
 
@@ -122,8 +122,7 @@ impl Environment {
         match rollout.plan.strategy {
             Strategy::BlueGreen | Strategy::Canary { .. } => {
                 let routed = |release| self.shape(release, service).is_some_and(|s| s.routed);
-                let in_new = self.shape(rollout.to, service).is_some();
-                rollout.from.is_some_and(routed) && in_new
+                rollout.from.is_some_and(routed)
             }
             Strategy::Rolling { .. } | Strategy::Recreate => false,
         }
@@ -212,10 +211,7 @@ impl Environment {
             };
         };
         if place > index {
-            return Sides {
-                old: full.old,
-                new: self.kept(service).new,
-            };
+            return self.unmoved(service, full);
         }
         if place < index {
             return Sides {
@@ -230,9 +226,67 @@ impl Environment {
             .max(kept.new)
             .min(full.new);
         let floor = full.new - unavailable.min(full.new);
+        // Those that are not ready go first, but no faster than new ones become ready: a moment in which
+        // nobody passes must not cost the old release its instances.
+        let removable = (kept.old + ready.new).saturating_sub(floor);
         let spare = (ready.old + ready.new).saturating_sub(floor);
-        let old = ready.old - spare.min(ready.old);
-        Sides { old, new }
+        let going = removable.min(kept.old - ready.old + spare).min(kept.old);
+        Sides {
+            old: kept.old - going,
+            new,
+        }
+    }
+
+    /// A service whose turn has not come. In a restart what ends is replaced by the new side, which is of the
+    /// same release.
+    fn unmoved(&self, service: &ServiceName, full: Sides) -> Sides {
+        let kept = self.kept(service);
+        let replaced = if self.is_restart() {
+            full.new.saturating_sub(kept.old)
+        } else {
+            0
+        };
+        Sides {
+            old: full.old,
+            new: kept.new.max(replaced),
+        }
+    }
+
+    /// While a person is waited for nothing moves on, and what ends is replaced.
+    fn parked(
+        &self,
+        rollout: &Rollout,
+        resume: &Phase,
+        service: &ServiceName,
+        full: Sides,
+    ) -> Sides {
+        let frozen = rollout.frozen.get(service).copied().unwrap_or_default();
+        match resume {
+            Phase::Moving { .. } | Phase::Promoting { .. } if self.is_restart() => {
+                let kept = self.kept(service);
+                Sides {
+                    old: kept.old,
+                    new: (frozen.old + frozen.new).saturating_sub(kept.old),
+                }
+            }
+            Phase::Moving { .. } | Phase::Promoting { .. } => frozen,
+            Phase::Reverting {
+                stage: Reverting::Restoring | Reverting::Switching,
+                ..
+            } => Sides {
+                old: full.old,
+                new: frozen.new,
+            },
+            other => self.wanted_in(rollout, other, service, full),
+        }
+    }
+
+    /// How many instances of each service are kept now.
+    pub(crate) fn sizes_now(&self) -> BTreeMap<ServiceName, Sides> {
+        let services = self.all_services().into_iter();
+        services
+            .map(|service| (service.clone(), self.kept(&service)))
+            .collect()
     }
 
     fn reverting(&self, service: &ServiceName, stage: Reverting, full: Sides) -> Sides {
@@ -247,16 +301,25 @@ impl Environment {
                 new: 0,
             },
             Reverting::Restoring | Reverting::Switching => Sides { old: full.old, new },
+            // A service without a route gives way when the old one is back; traffic did not wait for it.
             Reverting::Retiring => Sides {
                 old: full.old,
-                new: 0,
+                new: if self.is_routed_anywhere(service) || self.ready(service).old >= full.old {
+                    0
+                } else {
+                    new
+                },
             },
         }
     }
 
-    /// Whether every service of the old release has its full capacity ready.
-    pub(crate) fn is_old_whole(&self) -> bool {
-        self.all_services()
+    fn is_routed_anywhere(&self, service: &ServiceName) -> bool {
+        self.routed_services().contains(service)
+    }
+
+    /// Whether every service of the old release that traffic goes to has its full capacity ready.
+    pub(crate) fn is_old_routable(&self) -> bool {
+        self.routed_services()
             .iter()
             .all(|service| self.ready(service).old >= self.full(service).old)
     }

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     analysis::Analysis,
+    environment::Sides,
     ledger::Ledger,
     plan::{Gate, RolloutPlan, Strategy},
 };
@@ -54,6 +55,9 @@ pub struct Rollout {
     pub failure: Option<String>,
     /// How often an instance of the new release ended after it had served.
     pub crashes: u32,
+    /// The sizes at which it was parked. They stay while it waits.
+    #[serde(default)]
+    pub frozen: BTreeMap<ServiceName, Sides>,
     /// One for each routed service that both releases have.
     pub analyses: BTreeMap<ServiceName, Analysis>,
     pub hold_extended: bool,
@@ -220,6 +224,24 @@ impl Rollout {
         }
     }
 
+    /// Whether a gate has passed.
+    pub(crate) fn is_open(&self, gate: Gate) -> bool {
+        self.gates.get(&gate).is_some_and(|state| state.passed)
+    }
+
+    /// Since when the rollout must make progress, where it must. At a gate it need not, but once the gate is
+    /// open only readiness is missing; the same holds when the standby is over.
+    pub(crate) fn timed_since(&self) -> Option<Timestamp> {
+        let timed = match self.phase {
+            Phase::Gating { gate } => gate == Gate::Smoke || self.is_open(gate),
+            Phase::Standby => {
+                return Some(self.progressed_at.max(self.phase_since + self.plan.standby));
+            }
+            _ => self.phase.is_timed(),
+        };
+        timed.then_some(self.progressed_at)
+    }
+
     /// Whether both sides may not run at once.
     pub(crate) fn is_recreate(&self) -> bool {
         self.plan.strategy == Strategy::Recreate
@@ -264,8 +286,8 @@ impl Phase {
         }
     }
 
-    /// Whether the phase must make progress within the progress deadline.
-    pub(crate) fn is_timed(&self) -> bool {
+    /// Whether the phase must make progress within the progress deadline. Gates and standby: see [`Rollout::timed_since`].
+    fn is_timed(&self) -> bool {
         match self {
             Self::Preflight
             | Self::Pausing
@@ -276,8 +298,11 @@ impl Phase {
             | Self::Shifting { .. }
             | Self::Promoting { .. }
             | Self::Reverting { .. } => true,
-            Self::Gating { gate } => *gate == Gate::Smoke,
-            Self::Holding { .. } | Self::Standby | Self::Sealing | Self::Parked { .. } => false,
+            Self::Gating { .. }
+            | Self::Holding { .. }
+            | Self::Standby
+            | Self::Sealing
+            | Self::Parked { .. } => false,
         }
     }
 

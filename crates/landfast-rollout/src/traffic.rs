@@ -100,7 +100,7 @@ impl Environment {
         for instance in self
             .instances
             .values()
-            .filter(|instance| instance.service == *service)
+            .filter(|instance| instance.service == *service && self.is_routed(instance))
         {
             let Some(member) = member_state(instance) else {
                 continue;
@@ -117,7 +117,12 @@ impl Environment {
             }
         }
         let rollout = self.rollout.as_ref();
-        for (release, weight) in weights(rollout, self.serving, old, new) {
+        let new_counts = if self.waits_for_new(service, old, new) {
+            0
+        } else {
+            new
+        };
+        for (release, weight) in weights(rollout, self.serving, old, new_counts) {
             if let Some(group) = groups.get_mut(&release) {
                 group.weight += weight;
             }
@@ -131,6 +136,31 @@ impl Environment {
             groups,
             preview,
         }
+    }
+
+    /// When nobody of the new release was left to serve, the old one that stands by took over; the new one gets
+    /// traffic back when it is whole again, not when its first instance returns.
+    fn waits_for_new(&self, service: &ServiceName, old: u32, new: u32) -> bool {
+        let Some(rollout) = self.rollout.as_ref() else {
+            return false;
+        };
+        let Some(from) = rollout.from.filter(|from| *from != rollout.to) else {
+            return false;
+        };
+        let weight = |release| {
+            let traffic = self.traffic.services.get(service);
+            let group = traffic.and_then(|traffic| traffic.groups.get(&release));
+            group.map_or(0, |group| group.weight)
+        };
+        let stands_in = weight(from) > 0 && weight(rollout.to) == 0;
+        let whole = new >= self.full(service).new;
+        let phase = match &rollout.phase {
+            Phase::Parked { resume, .. } => resume,
+            other => other,
+        };
+        // On the way back there is no reason to go forth once more.
+        let returns = matches!(phase, Phase::Reverting { .. });
+        rollout.weights == Weights::NewOnly && stands_in && old > 0 && (!whole || returns)
     }
 
     fn traffic_mode(&self, serving: u32) -> TrafficMode {
@@ -206,6 +236,8 @@ fn weights(
 /// How an instance appears in the table; `None`: not at all.
 fn member_state(instance: &Instance) -> Option<MemberState> {
     match instance.state {
+        // It never counted, so no request was ever sent to it.
+        InstanceState::Draining { .. } if instance.first_served_at.is_none() => None,
         InstanceState::Serving { .. } => Some(MemberState::Serving),
         InstanceState::Draining { hasty: false, .. } => Some(MemberState::Draining),
         InstanceState::Draining { hasty: true, .. } => Some(MemberState::Leaving),
