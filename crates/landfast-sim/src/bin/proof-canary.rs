@@ -220,7 +220,7 @@ impl Proof {
                 ),
             ] {
                 // A thousand a second take long to simulate; the single variations add little there.
-                let brief = ["sigma", "old", "single", "errors everywhere"];
+                let brief = ["sigma", "old instance", "single", "errors everywhere"];
                 if rate < 1000.0
                     || !brief
                         .iter()
