@@ -16,6 +16,7 @@
 
 mod clock;
 mod connection;
+mod home;
 pub mod logs;
 mod os;
 pub mod process;
@@ -27,14 +28,13 @@ pub mod wire;
 use std::{
     fs::{self, File},
     io::{self, Read as _, Write as _},
-    os::unix::net::UnixListener,
     process::ExitCode,
 };
 
-use rustix::fs::FlockOperation;
 use zeroize::Zeroize as _;
 
 use crate::{
+    home::{Home, HomeError},
     os::Fork,
     supervisor::Supervisor,
     wire::{Report, ShimOrder},
@@ -127,13 +127,13 @@ fn answer(report: &Report) {
 }
 
 fn supervise(order: ShimOrder) -> ExitCode {
-    let (lock, supervisor) = match prepare(order) {
+    let supervisor = match prepare(order) {
         Ok(prepared) => prepared,
-        Err(Refused::Already) => {
+        Err(HomeError::Taken) => {
             answer(&Report::Already);
             return ExitCode::SUCCESS;
         }
-        Err(Refused::Io(doing, error)) => return refuse(&format!("failed to {doing}: {error}")),
+        Err(HomeError::Io(doing, error)) => return refuse(&format!("failed to {doing}: {error}")),
     };
     answer(&Report::Started {
         state: Box::new(supervisor.state().clone()),
@@ -145,50 +145,19 @@ fn supervise(order: ShimOrder) -> ExitCode {
         ));
     }
     supervisor.run();
-    drop(lock);
     ExitCode::SUCCESS
 }
 
-enum Refused {
-    /// Another shim has or had this folder: an id is started once, ever.
-    Already,
-    Io(&'static str, io::Error),
-}
-
-fn prepare(order: ShimOrder) -> Result<(File, Supervisor), Refused> {
-    let failed = |doing| move |error: io::Error| Refused::Io(doing, error);
-    rustix::process::setsid().map_err(|e| Refused::Io("start a session", e.into()))?;
+fn prepare(order: ShimOrder) -> Result<Supervisor, HomeError> {
+    let failed = |doing| move |error: io::Error| HomeError::Io(doing, error);
+    rustix::process::setsid().map_err(|e| HomeError::Io("start a session", e.into()))?;
     rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
-    // From here on every path of ours is relative to the folder, so none is too long for a socket.
-    std::env::set_current_dir(&order.folder).map_err(failed("enter the run folder"))?;
-    let lock = File::options()
-        .create(true)
-        .truncate(false)
-        .read(true)
-        .write(true)
-        .open(LOCK_FILE)
-        .map_err(failed("open the lock"))?;
-    match rustix::fs::fcntl_lock(&lock, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(rustix::io::Errno::AGAIN | rustix::io::Errno::ACCESS) => return Err(Refused::Already),
-        Err(error) => return Err(Refused::Io("take the lock", error.into())),
-    }
-    if fs::exists(STATE_FILE).map_err(failed("look for an earlier state"))? {
-        return Err(Refused::Already);
-    }
+    let home = Home::take(order.folder.clone())?;
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
-        .map_err(|e| Refused::Io("become the reaper of what the instance leaves", e.into()))?;
+        .map_err(|e| HomeError::Io("become the reaper of what the instance leaves", e.into()))?;
     let core_limit = os::no_core_dumps();
     let signals = os::take_signals().map_err(failed("take over signals"))?;
-    // A socket of a shim that was killed before it wrote its state.
-    drop(fs::remove_file(SOCKET_FILE));
-    let listener = UnixListener::bind(SOCKET_FILE).map_err(failed("bind the control socket"))?;
-    listener
-        .set_nonblocking(true)
-        .map_err(failed("bind the control socket"))?;
-    let supervisor = Supervisor::start(order, listener, signals, core_limit)
-        .map_err(failed("write the state"))?;
-    Ok((lock, supervisor))
+    Supervisor::start(order, home, signals, core_limit).map_err(failed("write the state"))
 }
 
 /// Lets the caller's pipes go: reading end of file there means that the order was answered.

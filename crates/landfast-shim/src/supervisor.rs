@@ -2,10 +2,7 @@
 
 use std::{
     fs, io,
-    os::{
-        fd::{AsFd as _, BorrowedFd, OwnedFd},
-        unix::net::UnixListener,
-    },
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::Path,
     process::{Child, Stdio},
     time::Duration,
@@ -20,6 +17,7 @@ use rustix::{
 use crate::{
     clock::{self, Monotonic},
     connection::{Awaited, Connection, Exec, read_pipe},
+    home::{Home, HomeError, note},
     logs::{LogWriter, Splitter},
     os::{self, Program},
     process::{Stat, boot_id, signal_descendants},
@@ -42,6 +40,8 @@ const EXEC_DRAIN_MAX: Duration = Duration::from_millis(500);
 const PERSIST_INTERVAL: Duration = Duration::from_secs(2);
 /// Answers that a client does not read hold the shim back for so long at most.
 const FAREWELL_MAX: Duration = Duration::from_secs(1);
+/// Whoever removes the folder is given so long to be done with it.
+const FOLDER_QUIET: Duration = Duration::from_millis(300);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -70,6 +70,8 @@ struct Output {
 enum Source {
     Signals,
     Listener,
+    /// Somebody removes something in the shim's folder.
+    Folder,
     Output(usize),
     Connection(usize),
     ExecStdin(usize),
@@ -81,7 +83,9 @@ pub(crate) struct Supervisor {
     state: ShimState,
     main: Option<Pid>,
     phase: Phase,
-    listener: UnixListener,
+    home: Home,
+    /// Something in the folder was removed: look what is left once it is quiet.
+    look_at: Option<Monotonic>,
     signals: OwnedFd,
     core_limit: Rlimit,
     outputs: Vec<Output>,
@@ -89,6 +93,8 @@ pub(crate) struct Supervisor {
     connections: Vec<Connection>,
     buffer: Vec<u8>,
     end_is_on_disk: bool,
+    /// The folder is gone for good: nobody will ever ask, so there is nothing to stay for.
+    is_lost: bool,
     is_forgotten: bool,
 }
 
@@ -99,7 +105,7 @@ impl Supervisor {
     /// main process tells of a shim that died in between.
     pub(crate) fn start(
         order: ShimOrder,
-        listener: UnixListener,
+        home: Home,
         signals: OwnedFd,
         core_limit: Rlimit,
     ) -> io::Result<Self> {
@@ -125,7 +131,8 @@ impl Supervisor {
             state,
             main: None,
             phase: Phase::Running,
-            listener,
+            home,
+            look_at: None,
             signals,
             core_limit,
             outputs: Vec::new(),
@@ -133,6 +140,7 @@ impl Supervisor {
             connections: Vec::new(),
             buffer: vec![0; READ_BYTES_MAX],
             end_is_on_disk: false,
+            is_lost: false,
             is_forgotten: false,
         };
         let program = supervisor.order.program.clone();
@@ -227,7 +235,10 @@ impl Supervisor {
 
     fn each_descriptor<'a>(&'a self, mut watch: impl FnMut(Source, BorrowedFd<'a>, PollFlags)) {
         watch(Source::Signals, self.signals.as_fd(), PollFlags::IN);
-        watch(Source::Listener, self.listener.as_fd(), PollFlags::IN);
+        watch(Source::Listener, self.home.listener.as_fd(), PollFlags::IN);
+        if let Some(events) = &self.home.watch {
+            watch(Source::Folder, events.as_fd(), PollFlags::IN);
+        }
         for (index, output) in self.outputs.iter().enumerate() {
             if let Some(pipe) = &output.pipe {
                 watch(Source::Output(index), pipe.as_fd(), PollFlags::IN);
@@ -272,7 +283,7 @@ impl Supervisor {
             let (_, drain_until) = connection.exec.as_ref()?.ended.as_ref()?;
             Some(*drain_until)
         });
-        execs.chain(phase).min()
+        execs.chain(phase).chain(self.look_at).min()
     }
 
     fn serve(&mut self, source: Source, flags: PollFlags, now: Monotonic) {
@@ -285,6 +296,10 @@ impl Supervisor {
                 self.reap(now);
             }
             Source::Listener => self.accept(),
+            Source::Folder => {
+                self.home.read_events(&mut self.buffer);
+                self.look_at = Some(now.after(FOLDER_QUIET));
+            }
             Source::Output(index) => {
                 self.record_output(index);
             }
@@ -314,7 +329,7 @@ impl Supervisor {
     }
 
     fn accept(&mut self) {
-        while let Ok((stream, _)) = self.listener.accept() {
+        while let Ok((stream, _)) = self.home.listener.accept() {
             if self.connections.len() < CONNECTIONS_MAX
                 && let Ok(connection) = Connection::new(stream)
             {
@@ -533,13 +548,42 @@ impl Supervisor {
         }
         // Sweeping ⇒ Gone.
         self.end_is_on_disk |= self.persist().is_ok();
-        let persist_at = (!self.end_is_on_disk).then(|| now.after(PERSIST_INTERVAL));
+        let stays = !self.end_is_on_disk && !self.is_lost;
+        let persist_at = stays.then(|| now.after(PERSIST_INTERVAL));
         self.phase = Phase::Gone { persist_at };
         self.answer_awaited();
     }
 
+    /// Somebody removed something in the folder.
+    fn look_after_home(&mut self, now: Monotonic) {
+        let can_be_found = match self.phase {
+            Phase::Running | Phase::Stopping { .. } => self.home.is_intact(),
+            // It is leaving anyway.
+            Phase::Sweeping { .. } | Phase::Gone { .. } => true,
+        };
+        if can_be_found {
+            return;
+        }
+        let restored = match self.home.restore() {
+            Ok(()) => self.persist().map_err(|error| error.to_string()),
+            Err(HomeError::Taken) => Err("another shim has taken it".to_owned()),
+            Err(HomeError::Io(doing, error)) => Err(format!("failed to {doing}: {error}")),
+        };
+        if let Err(reason) = restored {
+            self.is_lost = true;
+            note(&format!(
+                "the folder is gone, so the instance is ended: {reason}"
+            ));
+            self.stop(now, Duration::from_millis(self.order.grace_ms));
+        }
+    }
+
     /// Does what is due.
     fn tick(&mut self, now: Monotonic) {
+        if self.look_at.is_some_and(|look_at| now >= look_at) {
+            self.look_at = None;
+            self.look_after_home(now);
+        }
         match self.phase {
             Phase::Stopping { kill_at } if now >= kill_at => {
                 if let Some(main) = self.main {
@@ -588,8 +632,7 @@ impl Supervisor {
                 },
                 Awaited::Forget if is_gone => {
                     if !self.is_forgotten {
-                        // What cannot be removed is removed by whoever asked.
-                        drop(fs::remove_dir_all(&self.order.folder));
+                        self.home.remove();
                         self.is_forgotten = true;
                     }
                     Reply::Done

@@ -19,6 +19,7 @@ mod start;
 use std::{ops::RangeInclusive, path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+pub use landfast_shim::logs;
 use landfast_shim::{
     ShimState,
     wire::{Reply, Request},

@@ -255,8 +255,8 @@ async fn shows_secrets_to_the_instance_only() {
         .filter_map(|entry| fs::read_link(entry.path()).ok())
         .collect();
     opened.retain(|path| !path.starts_with("/dev/null"));
-    // Its log of last words, lock, signals, socket and segment, and two pipes.
-    assert_eq!(opened.len(), 7, "{opened:?}");
+    // Its last words, lock, signals, events, socket and segment, and two pipes.
+    assert_eq!(opened.len(), 8, "{opened:?}");
     target
         .stop(fence(2), &world.id(1), Duration::ZERO)
         .await
@@ -410,6 +410,67 @@ async fn never_signals_a_number_that_was_used_again() {
         .stop(fence(2), &world.id(1), Duration::ZERO)
         .await
         .unwrap();
+}
+
+#[tokio::test]
+async fn is_found_again_after_the_run_folder_was_emptied_under_it() {
+    let world = World::new();
+    let target = world.target();
+    let started = world.start(&target, 1, &["serve"]).await;
+    fs::remove_dir_all(world.run()).unwrap();
+    let found = || landfast_shim::shim_is_alive(&world.folder_of(1)).unwrap();
+    until("its folder", || {
+        found() && world.folder_of(1).join("state.json").exists()
+    })
+    .await;
+    assert_eq!(world.target().list().await.unwrap(), [started]);
+    // One file of it is enough to be lost.
+    fs::remove_file(world.folder_of(1).join("s")).unwrap();
+    until("its socket", || world.folder_of(1).join("s").exists()).await;
+    let exit = target
+        .stop(fence(2), &world.id(1), Duration::ZERO)
+        .await
+        .unwrap();
+    assert_eq!(
+        exit,
+        Exit::Signal {
+            signal: 9,
+            core_dumped: false
+        }
+    );
+}
+
+#[tokio::test]
+async fn an_instance_that_nobody_could_find_again_ends() {
+    let world = World::new();
+    let target = world.target();
+    let pid = world.start(&target, 1, &["serve"]).await.pid.unwrap();
+    let shim = world.state(1).shim.unwrap().pid;
+    fs::remove_dir_all(world.run()).unwrap();
+    // A file in the way of the folder.
+    fs::write(world.run(), "").unwrap();
+    until("its end", || !exists(pid) && !exists(shim)).await;
+    fs::remove_file(world.run()).unwrap();
+}
+
+#[tokio::test]
+async fn talks_through_a_path_that_is_too_long_for_a_socket() {
+    let world = World::new();
+    let run = world.folder.path().join("r".repeat(120));
+    let settings = landfast_target_process::ProcessSettings {
+        run,
+        ..world.settings()
+    };
+    let target = landfast_target_process::ProcessTarget::new(settings);
+    world
+        .start(&target, 1, &["on-term=6,0", "out=ready", "serve"])
+        .await;
+    until("its start", || world.log(1) == ["o ready"]).await;
+    let exit = target
+        .stop(fence(2), &world.id(1), Duration::from_secs(20))
+        .await
+        .unwrap();
+    assert_eq!(exit, Exit::Code { code: 6 });
 }
 
 #[tokio::test]
