@@ -72,7 +72,7 @@ pub(crate) async fn serve(thread: Rc<Thread>, stream: TcpStream, peer: SocketAdd
     let Kind::Https(acceptor) = kind else {
         let is_h2 = tokio::select! {
             is_h2 = starts_http2(&stream, settings.keep_alive(), settings.header_read()) => is_h2,
-            () = thread.shared.shutdown.cancelled() => None,
+            () = ended(&thread) => None,
         };
         return match is_h2 {
             Some(true) => serve_http2(client, ClientIo { stream, activity }).await,
@@ -91,6 +91,12 @@ pub(crate) async fn serve(thread: Rc<Thread>, stream: TcpStream, peer: SocketAdd
     } else {
         Box::pin(serve_http1(client, io)).await;
     }
+}
+
+/// The proxy ends, and a request that was on its way has had time to come.
+async fn ended(thread: &Thread) {
+    thread.shared.shutdown.cancelled().await;
+    tokio::time::sleep(SHUTDOWN_IDLE).await;
 }
 
 /// Looks at the first bytes without taking them. Nothing is buffered for a client that has sent nothing yet.
@@ -189,6 +195,8 @@ where
     std::future::poll_fn(|cx| {
         if !stopping && shutdown.as_mut().poll(cx).is_ready() {
             stopping = true;
+            // The time to say one last thing counts from here.
+            activity.touch();
             if ends_at_once {
                 closing = true;
                 end(connection.as_mut());

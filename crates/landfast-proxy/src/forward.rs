@@ -120,8 +120,7 @@ struct Failure {
     counts: bool,
 }
 
-/// Tries backends until one answers or no further attempt is allowed. `is_first`: false once something was
-/// sent, so that the caller must not decide anew.
+/// Tries backends until one answers or no further attempt is allowed.
 pub(crate) async fn forward(
     thread: &Rc<Thread>,
     live: &Arc<Live>,

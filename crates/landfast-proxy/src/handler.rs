@@ -115,7 +115,9 @@ async fn decide(client: &Rc<Client>, request: Request<Incoming>, exchange: &mut 
     }
     // hyper stops a head that outgrows its buffer, but one that came in a single read may be larger.
     let shared = &client.thread.shared;
-    if head_bytes(&parts.uri, &parts.headers) > shared.settings.header_bytes_max {
+    if head_bytes(&parts.uri, &parts.headers) > shared.settings.header_bytes_max
+        || parts.headers.len() > shared.settings.headers_max
+    {
         let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
         return own(status, "the request head is too large").closing();
     }

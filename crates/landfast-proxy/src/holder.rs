@@ -9,7 +9,10 @@
 //! - *The holder dies*: the link ends. The worker goes on serving and starts a new holder, hands it the
 //!   descriptors and a pidfd of itself; that holder watches a worker which is not its child.
 //! - *SIGTERM or SIGINT to the holder*: the worker gets SIGTERM, finishes, and both are gone.
-//! - *The worker ends by SIGTERM sent to it directly*: it is replaced, which is how a new binary takes over.
+//! - *SIGHUP to the holder*: another worker is started, from the binary that is now at the path of this one.
+//!   Once it says that it serves, the old one gets SIGTERM and finishes; one that does not come up changes
+//!   nothing. What the old one still has in flight is not in the new one's status: upgrade between rollouts.
+//! - *The worker ends by SIGTERM sent to it directly*: it finishes first, then it is replaced.
 //!
 //! Signals need an event loop or unsafe code; so the holder runs tokio's single-threaded one, without workers.
 
@@ -19,13 +22,17 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix::net::UnixStream,
     },
+    path::PathBuf,
     process::{ExitStatus, Stdio},
     time::Duration,
 };
 
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
+};
 use tokio::{
-    io::unix::AsyncFd,
+    io::{AsyncReadExt, unix::AsyncFd},
     process::{Child, Command},
     signal::unix::{Signal as Signals, SignalKind, signal},
 };
@@ -44,7 +51,11 @@ pub const ADOPT_ARGUMENTS: [&str; 2] = ["proxy", "--adopt"];
 
 /// A worker that lives shorter died of its start.
 const START_TIME: Duration = Duration::from_secs(1);
+const BACKOFF_MIN: Duration = Duration::from_millis(10);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// How long a replacement may take until it serves.
+const READY_MAX: Duration = Duration::from_secs(10);
+const REAP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Why the holder ended.
 #[derive(Debug, thiserror::Error)]
@@ -108,12 +119,13 @@ struct Holder {
 struct Worker {
     pidfd: AsyncFd<OwnedFd>,
     child: Option<Child>,
-    _link: UnixStream,
+    link: tokio::net::UnixStream,
 }
 
 struct Ending {
     terminate: Signals,
     interrupt: Signals,
+    hangup: Signals,
 }
 
 impl Ending {
@@ -130,45 +142,86 @@ impl Holder {
         let mut ending = Ending {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
         };
         let mut next = match adopted {
-            Some((pidfd, link)) => Some(Worker {
-                pidfd: watch(pidfd)?,
-                child: None,
-                _link: link,
-            }),
+            Some((pidfd, link)) => Some(Worker::new(pidfd, None, link)?),
             None => None,
         };
+        let mut leaving: Vec<Worker> = Vec::new();
         let mut backoff = Duration::ZERO;
         loop {
             let started = clock::instant();
-            let worker = match next.take().map_or_else(|| self.start(), Ok) {
-                Ok(worker) => Some(worker),
-                Err(error) => {
-                    tracing::error!(%error, "failed to start a worker");
-                    None
+            match next.take().map_or_else(|| self.start(), Ok) {
+                Ok(mut worker) => {
+                    let ended = self.attend(&mut worker, &mut leaving, &mut ending).await?;
+                    let Some(how) = ended else {
+                        leaving.push(worker);
+                        return self.stop(leaving).await;
+                    };
+                    tracing::error!(%how, "the worker died; starting another");
                 }
-            };
-            if let Some(mut worker) = worker {
-                tokio::select! {
-                    ended = worker.ended() => tracing::error!(how = %ended, "the worker died; starting another"),
-                    () = ending.asked() => return self.stop(worker).await,
-                }
+                Err(error) => tracing::error!(%error, "failed to start a worker"),
             }
             let lived = clock::instant().saturating_duration_since(started);
             backoff = if lived >= START_TIME {
                 Duration::ZERO
             } else {
-                (backoff * 2).clamp(Duration::from_millis(10), BACKOFF_MAX)
+                (backoff * 2).clamp(BACKOFF_MIN, BACKOFF_MAX)
             };
             // The first death is answered at once, however young the worker was.
-            if backoff > Duration::from_millis(10) {
+            if backoff > BACKOFF_MIN {
                 tokio::select! {
                     () = tokio::time::sleep(backoff) => {}
-                    () = ending.asked() => return Ok(()),
+                    () = ending.asked() => return self.stop(leaving).await,
                 }
             }
         }
+    }
+
+    /// Stays with a worker until it ends (answers how) or the holder is asked to end (answers nothing).
+    async fn attend(
+        &self,
+        worker: &mut Worker,
+        leaving: &mut Vec<Worker>,
+        ending: &mut Ending,
+    ) -> Result<Option<String>, HolderError> {
+        loop {
+            tokio::select! {
+                ended = worker.ended() => return Ok(Some(ended)),
+                _ = ending.terminate.recv() => return Ok(None),
+                _ = ending.interrupt.recv() => return Ok(None),
+                _ = ending.hangup.recv() => match self.replacement().await {
+                    Ok(fresh) => {
+                        let old = std::mem::replace(worker, fresh);
+                        old.terminate()?;
+                        leaving.push(old);
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, "the new worker did not come up; the old one stays");
+                    }
+                },
+                // Only while an old worker is on its way out, to take note of its end.
+                () = tokio::time::sleep(REAP_INTERVAL), if !leaving.is_empty() => {
+                    leaving.retain_mut(|worker| !worker.has_ended());
+                }
+            }
+        }
+    }
+
+    /// Starts another worker beside the present one and waits until it serves.
+    async fn replacement(&self) -> Result<Worker, HolderError> {
+        let mut fresh = self.start()?;
+        let mut byte = [0];
+        let ready = tokio::time::timeout(READY_MAX, fresh.link.read_exact(&mut byte)).await;
+        if matches!(ready, Ok(Ok(_))) {
+            tracing::info!("a new worker serves; the old one finishes");
+            return Ok(fresh);
+        }
+        if let Some(child) = &mut fresh.child {
+            child.kill().await?;
+        }
+        Err(io::Error::other("it ended or said nothing in time").into())
     }
 
     fn start(&self) -> Result<Worker, HolderError> {
@@ -180,23 +233,50 @@ impl Holder {
         let pid = pid.ok_or_else(|| io::Error::other("the worker has no process id"))?;
         let pidfd = pidfd_open(pid, PidfdFlags::NONBLOCK).map_err(io::Error::from)?;
         link::send(&link, &self.settings, &self.listeners, None)?;
-        Ok(Worker {
-            pidfd: watch(pidfd)?,
-            child: Some(child),
-            _link: link,
-        })
+        Ok(Worker::new(pidfd, Some(child), link)?)
     }
 
-    async fn stop(&self, mut worker: Worker) -> Result<(), HolderError> {
-        pidfd_send_signal(worker.pidfd.as_fd(), Signal::TERM).map_err(io::Error::from)?;
-        let how = worker.ended().await;
-        tracing::info!(%how, "the worker ended");
+    async fn stop(&self, mut workers: Vec<Worker>) -> Result<(), HolderError> {
+        for worker in &workers {
+            worker.terminate()?;
+        }
+        for worker in &mut workers {
+            let how = worker.ended().await;
+            tracing::info!(%how, "the worker ended");
+        }
         drop(std::fs::remove_file(&self.settings.control));
         Ok(())
     }
 }
 
 impl Worker {
+    fn new(pidfd: OwnedFd, child: Option<Child>, link: UnixStream) -> io::Result<Self> {
+        link.set_nonblocking(true)?;
+        Ok(Self {
+            pidfd: watch(pidfd)?,
+            child,
+            link: tokio::net::UnixStream::from_std(link)?,
+        })
+    }
+
+    /// SIGTERM; to one that has just ended there is nothing to say.
+    fn terminate(&self) -> io::Result<()> {
+        match pidfd_send_signal(self.pidfd.as_fd(), Signal::TERM) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn has_ended(&mut self) -> bool {
+        match &mut self.child {
+            Some(child) => child.try_wait().is_ok_and(|status| status.is_some()),
+            None => {
+                let mut watched = [PollFd::new(self.pidfd.get_ref(), PollFlags::IN)];
+                poll(&mut watched, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+            }
+        }
+    }
+
     async fn ended(&mut self) -> String {
         match &mut self.child {
             Some(child) => match child.wait().await {
@@ -224,6 +304,24 @@ fn describe(status: ExitStatus) -> String {
     status.to_string()
 }
 
+/// The binary that is now at the path of this one, so that an upgrade takes effect; this very one where there is
+/// none any more.
+fn own_binary() -> PathBuf {
+    let kept = || PathBuf::from("/proc/self/exe");
+    let Ok(path) = std::env::current_exe() else {
+        return kept();
+    };
+    // The kernel marks the path of a binary that was replaced.
+    let path = match path
+        .to_str()
+        .and_then(|path| path.strip_suffix(" (deleted)"))
+    {
+        Some(path) => PathBuf::from(path),
+        None => path,
+    };
+    if path.is_file() { path } else { kept() }
+}
+
 /// Starts this binary in another role, with its end of a new link as standard input.
 pub(crate) fn spawn(arguments: [&str; 2]) -> Result<(UnixStream, Child), LinkError> {
     let (here, there) = UnixStream::pair()?;
@@ -231,7 +329,7 @@ pub(crate) fn spawn(arguments: [&str; 2]) -> Result<(UnixStream, Child), LinkErr
         clippy::disallowed_methods,
         reason = "the proxy starts itself in its other role, argv by argv"
     )]
-    let mut command = Command::new(std::env::current_exe()?);
+    let mut command = Command::new(own_binary());
     command
         .args(arguments)
         .stdin(Stdio::from(OwnedFd::from(there)))

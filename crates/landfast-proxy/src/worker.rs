@@ -2,7 +2,7 @@
 //! holder. It ends by SIGTERM, in order, or by dying; the holder then starts another.
 
 use std::{
-    io,
+    io::{self, Write},
     net::{SocketAddr, TcpListener},
     os::{fd::AsFd, unix::net::UnixStream},
     sync::Arc,
@@ -74,6 +74,8 @@ pub fn worker_main() -> Result<(), WorkerError> {
         threads.push(start_thread(number, &shared, &listeners)?);
     }
     tracing::info!(pid = std::process::id(), boot = %shared.boot, http = ?shared.addresses.http, https = ?shared.addresses.https, "serving");
+    // The holder waits for this byte before it lets go of an older worker.
+    (&link).write_all(&[1])?;
     let control = listeners.control.try_clone()?;
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let result = runtime.block_on(command(&shared, control, &settings, link, &listeners));

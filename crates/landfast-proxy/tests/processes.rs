@@ -137,6 +137,66 @@ async fn a_killed_holder_is_replaced_by_the_worker_and_the_new_one_does_its_work
     .await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hangup_replaces_the_worker_and_loses_no_request() {
+    let proxy = Proxy::start().await;
+    let upstream = Upstream::start("one").await;
+    proxy
+        .put(&snapshot(
+            1,
+            service(vec![group(1, 1, vec![upstream.backend()])]),
+        ))
+        .await;
+    let address = proxy.http().await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut load = JoinSet::new();
+    for client in 0..8 {
+        let stop = Arc::clone(&stop);
+        load.spawn(async move {
+            let mut answered = 0_u64;
+            let mut wire: Option<Wire> = None;
+            while !stop.load(Ordering::Relaxed) {
+                let mut open = match wire.take() {
+                    Some(open) => open,
+                    None => Wire::connect(address)
+                        .await
+                        .expect("no connection is refused"),
+                };
+                open.send("GET /slow/5 HTTP/1.1\r\nhost: a\r\n\r\n")
+                    .await
+                    .expect("sent");
+                let got = open.answer().await.expect("every request is answered");
+                assert_eq!(got.status, 200);
+                answered += 1;
+                // Half keep their connection until they are told that it was the last answer.
+                if client % 2 == 0 && got.header("connection").as_deref() != Some("close") {
+                    wire = Some(open);
+                }
+            }
+            answered
+        });
+    }
+    for _ in 0..3 {
+        let before = proxy.status().await;
+        kill("-HUP", before.holder_pid.expect("it said so"));
+        eventually("another worker serves and the old one is gone", || async {
+            let gone = !std::path::Path::new(&format!("/proc/{}/status", before.pid)).exists();
+            gone && proxy
+                .control
+                .status()
+                .await
+                .is_ok_and(|status| status.boot != before.boot)
+        })
+        .await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    let mut answered = 0;
+    while let Some(client) = load.join_next().await {
+        answered += client.expect("no client lost a request");
+    }
+    assert!(answered > 200, "{answered}");
+}
+
 #[tokio::test]
 async fn an_end_in_order_finishes_what_is_in_progress() {
     let mut proxy = Proxy::start().await;
