@@ -1,7 +1,10 @@
 //! Chores, written in Rust: `cargo xtask CHORE …`.
 
+mod demo;
 mod docs;
 mod flextime;
+mod live;
+mod proof;
 
 use anyhow::bail;
 
@@ -12,10 +15,14 @@ fn main() -> anyhow::Result<()> {
     match chore.as_str() {
         "docs" => docs::run(&rest),
         "flextime" => flextime::run(&rest),
+        "demo" => demo::run(),
+        "proof" => proof::run(&rest),
         _ => bail!(
-            "there is no chore `{chore}`; there is:\n  {}\n  {}",
+            "there is no chore `{chore}`; there is:\n  {}\n  {}\n  {}\n  {}",
             docs::USAGE,
-            flextime::USAGE
+            flextime::USAGE,
+            demo::USAGE,
+            proof::USAGE
         ),
     }
 }

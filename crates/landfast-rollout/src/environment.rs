@@ -171,6 +171,11 @@ impl Environment {
         ReleaseId(self.next_release)
     }
 
+    /// The number the next rollout gets.
+    pub fn next_rollout(&self) -> RolloutId {
+        RolloutId(self.next_rollout)
+    }
+
     /// Decides what has happened. Equal state, time and input give equal events.
     ///
     /// # Errors

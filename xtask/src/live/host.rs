@@ -1,0 +1,261 @@
+//! One host: state folder, run folder, server, proxy and instances.
+
+use std::{
+    fs::{self, File},
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Child, Output, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail, ensure};
+use serde_json::Value;
+
+use super::{
+    Build, command,
+    process::{is_alive, kill, pids_of, signal, spawn, wait_until},
+    scratch,
+};
+
+/// How a host is started.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct HostSettings {
+    /// Further arguments of `landfast server`: the controls of the proofs.
+    pub(crate) server_arguments: Vec<String>,
+}
+
+/// A host that is ended when this value is dropped.
+#[derive(Debug)]
+pub(crate) struct Host {
+    pub(crate) folder: PathBuf,
+    pub(crate) http: u16,
+    pub(crate) preview: u16,
+    landfast: PathBuf,
+    settings: HostSettings,
+    server: Option<Child>,
+    https: u16,
+    keep: bool,
+}
+
+impl Host {
+    /// Starts a server with an empty state folder.
+    pub(crate) fn start(build: &Build, name: &str, settings: HostSettings) -> anyhow::Result<Self> {
+        let folder = scratch(name)?;
+        let mut host = Self {
+            landfast: build.landfast(),
+            http: free_port()?,
+            https: free_port()?,
+            preview: free_port()?,
+            settings,
+            folder,
+            server: None,
+            keep: std::env::var_os("LANDFAST_KEEP").is_some(),
+        };
+        host.start_server()?;
+        Ok(host)
+    }
+
+    pub(crate) fn state(&self) -> PathBuf {
+        self.folder.join("state")
+    }
+
+    pub(crate) fn run(&self) -> PathBuf {
+        self.folder.join("run")
+    }
+
+    /// The folder a volume of the default kind lies in.
+    pub(crate) fn volume(&self, app: &str, environment: &str, name: &str) -> PathBuf {
+        self.state().join("volumes").join(app).join(environment).join(name)
+    }
+
+    /// Starts the server and waits until it answers.
+    pub(crate) fn start_server(&mut self) -> anyhow::Result<Duration> {
+        self.spawn_server()?;
+        let answered = wait_until("the server answers", Duration::from_secs(30), || {
+            self.quiet(&["status", "--host-info", "--json"])
+        });
+        answered.with_context(|| self.server_log())
+    }
+
+    /// Starts the server without waiting.
+    pub(crate) fn spawn_server(&mut self) -> anyhow::Result<()> {
+        let log = File::options().create(true).append(true).open(self.folder.join("server.log"))?;
+        let mut server = command(&self.landfast);
+        server
+            .args(["server", "--state"])
+            .arg(self.state())
+            .arg("--run")
+            .arg(self.run())
+            .args(["--http", &format!("127.0.0.1:{}", self.http)])
+            .args(["--https", &format!("127.0.0.1:{}", self.https)])
+            .args(["--preview", &format!("127.0.0.1:{}", self.preview)])
+            .args(&self.settings.server_arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        self.server = Some(spawn(&mut server)?);
+        Ok(())
+    }
+
+    /// The last lines the server wrote.
+    pub(crate) fn server_log(&self) -> String {
+        let text = fs::read_to_string(self.folder.join("server.log")).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().rev().take(8).collect();
+        lines.into_iter().rev().collect::<Vec<_>>().join("\n")
+    }
+
+    /// The server's process.
+    pub(crate) fn server_pid(&self) -> Option<u32> {
+        self.server.as_ref().map(Child::id)
+    }
+
+    /// kill -9 of the server.
+    pub(crate) fn kill_server(&mut self) {
+        if let Some(mut server) = self.server.take() {
+            drop(server.kill());
+            drop(server.wait());
+        }
+    }
+
+    /// Runs the command line in a folder and gives what it printed.
+    pub(crate) fn cli(&self, folder: &Path, arguments: &[&str]) -> anyhow::Result<Output> {
+        let output = command(&self.landfast)
+            .args(arguments)
+            .arg("--socket")
+            .arg(self.run().join("landfast.sock"))
+            .current_dir(folder)
+            .stdin(Stdio::null())
+            .output();
+        output.with_context(|| format!("failed to run landfast {arguments:?}"))
+    }
+
+    /// Starts the command line in a folder without waiting for it.
+    pub(crate) fn cli_spawn(&self, folder: &Path, arguments: &[&str]) -> anyhow::Result<Child> {
+        let mut cli = command(&self.landfast);
+        cli.args(arguments)
+            .arg("--socket")
+            .arg(self.run().join("landfast.sock"))
+            .current_dir(folder)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        spawn(&mut cli)
+    }
+
+    /// Runs a command that must succeed, and reads its JSON.
+    pub(crate) fn json(&self, folder: &Path, arguments: &[&str]) -> anyhow::Result<Value> {
+        let mut arguments = arguments.to_vec();
+        arguments.push("--json");
+        let output = self.cli(folder, &arguments)?;
+        let shown = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "landfast {arguments:?} failed: {}", shown.trim());
+        serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("landfast {arguments:?} printed no JSON"))
+    }
+
+    fn quiet(&self, arguments: &[&str]) -> bool {
+        self.cli(&self.folder, arguments).is_ok_and(|output| output.status.success())
+    }
+
+    /// The processes of the proxy: its holder, and the worker that serves.
+    pub(crate) fn proxy(&self) -> anyhow::Result<(u32, u32)> {
+        let control = self.run().join("proxy.sock").display().to_string();
+        let holders = pids_of(&control);
+        let holder = holders.iter().find(|(_, line)| line.contains(" proxy "));
+        let Some((holder, _)) = holder else {
+            bail!("no holder of the proxy runs");
+        };
+        let children = fs::read_to_string(format!("/proc/{holder}/task/{holder}/children"));
+        let children = children.unwrap_or_default();
+        let worker = children.split_whitespace().next().and_then(|pid| pid.parse().ok());
+        Ok((*holder, worker.context("the proxy has no worker")?))
+    }
+
+    /// The instances with their processes: id, shim, instance.
+    pub(crate) fn instances(&self) -> Vec<(String, u32, u32)> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(self.run().join("i")).into_iter().flatten().flatten() {
+            let text = fs::read_to_string(entry.path().join("state.json")).unwrap_or_default();
+            let Ok(state) = serde_json::from_str::<Value>(&text) else {
+                continue;
+            };
+            let pid = |key: &str| state[key]["pid"].as_u64().map(|pid| pid as u32);
+            let (Some(shim), Some(main)) = (pid("shim"), pid("main")) else {
+                continue;
+            };
+            let id = state["instance"].as_str().unwrap_or_default().to_owned();
+            if is_alive(shim) {
+                found.push((id, shim, main));
+            }
+        }
+        found.sort();
+        found
+    }
+
+    /// kill -9 of everything: server, proxy, shims and instances.
+    pub(crate) fn kill_everything(&mut self) -> Vec<u32> {
+        let instances = self.instances();
+        self.kill_server();
+        let mut killed = Vec::new();
+        if let Ok((holder, worker)) = self.proxy() {
+            killed.extend([holder, worker]);
+        }
+        for (_, shim, main) in instances {
+            killed.extend([shim, main]);
+        }
+        killed.iter().for_each(|pid| kill(*pid));
+        killed
+    }
+
+    /// Ends everything as an operator would, then makes sure of it.
+    pub(crate) fn end(&mut self) {
+        if let Some(server) = &self.server {
+            signal(server.id(), "-TERM");
+        }
+        if let Some(mut server) = self.server.take() {
+            let ended = wait_until("the server ends", Duration::from_secs(10), || {
+                matches!(server.try_wait(), Ok(Some(_)))
+            });
+            if ended.is_err() {
+                drop(server.kill());
+                drop(server.wait());
+            }
+        }
+        let instances = self.instances();
+        let proxy = self.proxy().ok();
+        if let Some((holder, _)) = proxy {
+            signal(holder, "-TERM");
+        }
+        for (_, shim, _) in &instances {
+            signal(*shim, "-TERM");
+        }
+        let all: Vec<u32> = instances
+            .iter()
+            .flat_map(|(_, shim, main)| [*shim, *main])
+            .chain(proxy.into_iter().flat_map(|(holder, worker)| [holder, worker]))
+            .collect();
+        let gone = wait_until("all processes end", Duration::from_secs(15), || {
+            all.iter().all(|pid| !is_alive(*pid))
+        });
+        if gone.is_err() {
+            all.iter().filter(|pid| is_alive(**pid)).for_each(|pid| kill(*pid));
+        }
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.end();
+        if self.keep || std::thread::panicking() {
+            eprintln!("kept: {}", self.folder.display());
+        } else if let Err(error) = fs::remove_dir_all(&self.folder) {
+            eprintln!("{}: {error}", self.folder.display());
+        }
+    }
+}
+
+/// A port nobody listens on just now.
+fn free_port() -> anyhow::Result<u16> {
+    let listener = TcpListener::bind("127.0.0.1:0").context("no port is free")?;
+    Ok(listener.local_addr()?.port())
+}

@@ -1,0 +1,116 @@
+//! Processes of a proof: found by what they were started with, ended by their number.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Child, Command},
+    thread::sleep,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context as _, bail};
+
+/// Microseconds since the epoch.
+pub(crate) fn now_micros() -> i64 {
+    #[expect(clippy::disallowed_methods, reason = "proofs measure seconds")]
+    let now = SystemTime::now();
+    now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as i64)
+}
+
+/// A monotonic instant.
+pub(crate) fn instant() -> Instant {
+    #[expect(clippy::disallowed_methods, reason = "proofs measure seconds")]
+    Instant::now()
+}
+
+/// Waits until something holds, or says what did not.
+pub(crate) fn wait_until(
+    what: &str,
+    limit: Duration,
+    mut holds: impl FnMut() -> bool,
+) -> anyhow::Result<Duration> {
+    let begun = instant();
+    loop {
+        if holds() {
+            return Ok(begun.elapsed());
+        }
+        if begun.elapsed() > limit {
+            bail!("{what}: not within {} s", limit.as_secs());
+        }
+        sleep(Duration::from_millis(20));
+    }
+}
+
+/// Starts a process.
+pub(crate) fn spawn(command: &mut Command) -> anyhow::Result<Child> {
+    let shown = format!("{command:?}");
+    command.spawn().with_context(|| format!("failed to start {shown}"))
+}
+
+/// Sends SIGKILL.
+pub(crate) fn kill(pid: u32) {
+    signal(pid, "-KILL");
+}
+
+/// Sends a signal through the system's `kill`, so that this crate needs no unsafe code.
+pub(crate) fn signal(pid: u32, name: &str) {
+    let sent = super::command("kill")
+        .args([name, &pid.to_string()])
+        .stderr(std::process::Stdio::null())
+        .status();
+    if let Err(error) = sent {
+        eprintln!("kill {name} {pid}: {error}");
+    }
+}
+
+/// The processes whose command line names a text, in order of their number; zombies left out.
+pub(crate) fn pids_of(text: &str) -> Vec<(u32, String)> {
+    let mut found = Vec::new();
+    let own = std::process::id();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        if pid != own && line.contains(text) {
+            found.push((pid, line.trim().to_owned()));
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Whether a process runs.
+pub(crate) fn is_alive(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().next());
+    !matches!(state, None | Some("Z" | "X"))
+}
+
+/// What a process weighs alone and as its part of what is shared (PSS), in KiB.
+pub(crate) fn proportional_kib(pid: u32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"));
+    let number = line.and_then(|line| line.split_whitespace().next());
+    number.and_then(|number| number.parse().ok()).unwrap_or(0)
+}
+
+/// The processor time a process and its threads took so far, in clock ticks of 10 ms.
+pub(crate) fn processor_ticks(pid: u32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let fields: Vec<&str> =
+        stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let number = |index: usize| fields.get(index).and_then(|text| text.parse::<u64>().ok());
+    number(11).unwrap_or(0) + number(12).unwrap_or(0)
+}
+
+/// Copies a file so that whoever runs the old one goes on undisturbed.
+pub(crate) fn replace_file(from: &Path, to: &Path) -> anyhow::Result<()> {
+    let beside = to.with_extension("new");
+    if let Some(folder) = to.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    fs::copy(from, &beside).with_context(|| format!("failed to copy `{}`", from.display()))?;
+    fs::rename(&beside, to).with_context(|| format!("failed to place `{}`", to.display()))
+}
