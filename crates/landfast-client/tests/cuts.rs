@@ -11,9 +11,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::{StreamExt as _, stream};
 use http::{Request, Response, StatusCode};
-use http_body_util::{BodyExt as _, Full, StreamBody, combinators::BoxBody};
+use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
 use hyper::{
     body::{Frame, Incoming},
     server::conn::http1,
@@ -43,9 +43,17 @@ struct World {
 
 /// A body of these pieces; the connection is cut after them where `cut` says so.
 fn pieces(pieces: Vec<Bytes>, cut: bool) -> Body {
-    let pieces = pieces.into_iter().map(|piece| Ok(Frame::data(piece)));
-    let end = cut.then(|| Err(std::io::Error::other("cut")));
-    StreamBody::new(stream::iter(pieces.chain(end))).boxed()
+    let pieces = stream::iter(pieces.into_iter().map(|piece| Ok(Frame::data(piece))));
+    // A moment later, or what came before would not have left the server's buffer.
+    let end = stream::once(async move {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        Err(std::io::Error::other("cut"))
+    });
+    if cut {
+        BodyExt::boxed(StreamBody::new(pieces.chain(end)))
+    } else {
+        BodyExt::boxed(StreamBody::new(pieces))
+    }
 }
 
 fn full(bytes: impl Into<Bytes>) -> Body {

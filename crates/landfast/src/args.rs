@@ -34,7 +34,8 @@ pub(crate) struct Global {
         global = true,
         value_name = "FILE",
         default_value = "landfast.toml",
-        env = "LANDFAST_FILE"
+        env = "LANDFAST_FILE",
+        hide_env_values = true
     )]
     pub(crate) file: PathBuf,
     /// The environment [default: production]
@@ -43,11 +44,18 @@ pub(crate) struct Global {
         long,
         global = true,
         value_name = "NAME",
-        env = "LANDFAST_ENVIRONMENT"
+        env = "LANDFAST_ENVIRONMENT",
+        hide_env_values = true
     )]
     pub(crate) environment: Option<EnvironmentName>,
     /// The app, where there is no manifest to name it
-    #[arg(long, global = true, value_name = "NAME", env = "LANDFAST_APP")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "NAME",
+        env = "LANDFAST_APP",
+        hide_env_values = true
+    )]
     pub(crate) app: Option<AppName>,
     /// Another host: `ssh://[user@]host[:port]`, or `tcp://127.0.0.1:port`
     #[arg(
@@ -55,11 +63,18 @@ pub(crate) struct Global {
         global = true,
         value_name = "URL",
         env = "LANDFAST_HOST",
+        hide_env_values = true,
         conflicts_with = "socket"
     )]
     pub(crate) host: Option<HostUrl>,
     /// The server's Unix socket on this host
-    #[arg(long, global = true, value_name = "PATH", env = "LANDFAST_SOCKET")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "PATH",
+        env = "LANDFAST_SOCKET",
+        hide_env_values = true
+    )]
     pub(crate) socket: Option<PathBuf>,
     /// Print data as JSON on stdout, and errors as one JSON object on stderr
     #[arg(long, global = true)]
@@ -234,7 +249,7 @@ pub(crate) struct Deploy {
     #[arg(long)]
     pub(crate) note: Option<String>,
     /// The source commit [default: that of the git checkout the manifest is in]
-    #[arg(long, env = "LANDFAST_COMMIT")]
+    #[arg(long, env = "LANDFAST_COMMIT", hide_env_values = true)]
     pub(crate) commit: Option<String>,
     /// Take a moving rollout back first, instead of being refused by it
     #[arg(long)]
@@ -398,10 +413,20 @@ pub(crate) enum SecretCommand {
 #[derive(Debug, Args)]
 pub(crate) struct Server {
     /// Where everything that must last is kept [default: /var/lib/landfast as root, else ~/.local/state/landfast]
-    #[arg(long, value_name = "FOLDER", env = "LANDFAST_STATE")]
+    #[arg(
+        long,
+        value_name = "FOLDER",
+        env = "LANDFAST_STATE",
+        hide_env_values = true
+    )]
     pub(crate) state: Option<PathBuf>,
     /// Where sockets are; may be emptied at a reboot [default: /run/landfast as root, else $XDG_RUNTIME_DIR/landfast]
-    #[arg(long, value_name = "FOLDER", env = "LANDFAST_RUN")]
+    #[arg(
+        long,
+        value_name = "FOLDER",
+        env = "LANDFAST_RUN",
+        hide_env_values = true
+    )]
     pub(crate) run: Option<PathBuf>,
     /// Where the proxy listens for HTTP [default: 0.0.0.0:80, or 8080 where 80 may not be bound]
     #[arg(long, value_name = "ADDRESS")]
@@ -418,6 +443,12 @@ pub(crate) struct Server {
     /// Write the log as JSON, one object per line
     #[arg(long)]
     pub(crate) log_json: bool,
+    /// A control of the loss judge: ends instances without waiting for drains; requests are lost
+    #[arg(long, hide = true)]
+    pub(crate) drain_confirmation_off: bool,
+    /// A control of the loss judge: takes instances for ready at once; requests are lost
+    #[arg(long, hide = true)]
+    pub(crate) health_gate_off: bool,
 }
 
 #[derive(Debug, Args)]

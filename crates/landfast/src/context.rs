@@ -24,6 +24,11 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
+    /// Whether it goes through ssh.
+    pub(crate) fn is_tunnelled(&self) -> bool {
+        self.tunnel.is_some()
+    }
+
     /// Ends the tunnel.
     pub(crate) async fn close(self) {
         if let Some(tunnel) = self.tunnel {

@@ -9,7 +9,11 @@ use anyhow::anyhow;
 use landfast_api::{Level, Rollout, RolloutState};
 use landfast_client::{Client, Error, Followed};
 use landfast_types::Scope;
-use tokio::{sync::mpsc, task::JoinSet, time::interval};
+use tokio::{
+    sync::mpsc,
+    task::JoinSet,
+    time::{interval, timeout},
+};
 
 use crate::{
     args::Wait,
@@ -105,10 +109,12 @@ async fn watch(
             },
             _tick = tick.tick() => {}
         }
-        match client.rollout(scope, id).await {
-            Ok(newer) => rollout = newer,
-            Err(error) if error.is_away() => screen.lost(&error)?,
-            Err(error) => return Err(error.into()),
+        // While the server is away the client waits for it; the drawing goes on meanwhile.
+        match timeout(LOOK, client.rollout(scope, id)).await {
+            Ok(Ok(newer)) => rollout = newer,
+            Ok(Err(error)) if error.is_away() => screen.lost(&error)?,
+            Ok(Err(error)) => return Err(error.into()),
+            Err(_elapsed) => {}
         }
     }
 }

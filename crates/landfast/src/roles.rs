@@ -7,7 +7,9 @@ use std::{
 };
 
 use anyhow::Context as _;
+use landfast_engine::Controls;
 use landfast_proxy::{ADOPT_ARGUMENTS, HolderSettings, WORKER_ARGUMENTS, WorkerSettings};
+use landfast_server::ServerSettings;
 
 use crate::{
     args,
@@ -27,7 +29,7 @@ pub(crate) struct ServerPlaces {
     pub(crate) run: std::path::PathBuf,
     pub(crate) http: Vec<SocketAddr>,
     pub(crate) https: Vec<SocketAddr>,
-    pub(crate) preview: Option<SocketAddr>,
+    pub(crate) preview: SocketAddr,
     pub(crate) tcp: Option<SocketAddr>,
     /// What differs from what one might expect.
     pub(crate) notes: Vec<String>,
@@ -41,7 +43,11 @@ pub(crate) fn server(printer: &Printer, arguments: &args::Server) -> Result<Exit
     }
     log(arguments.log_json);
     install_crypto();
-    run_server(places)
+    let controls = Controls {
+        drain_confirmation_off: arguments.drain_confirmation_off,
+        health_gate_off: arguments.health_gate_off,
+    };
+    run_server(places, controls)
 }
 
 /// Runs the proxy alone: this process holds the listening sockets, and starts the worker that serves.
@@ -96,7 +102,9 @@ fn places(arguments: &args::Server) -> Result<ServerPlaces, Failure> {
     let mut notes = Vec::new();
     let http = listen(&arguments.http, HTTP_PORTS, &mut notes);
     let https = listen(&arguments.https, HTTPS_PORTS, &mut notes);
-    let (preview, tcp) = (arguments.preview, arguments.tcp);
+    // Any free port: the proxy says which, and nobody but the smoke jobs needs to know.
+    let preview = arguments.preview.unwrap_or((Ipv4Addr::LOCALHOST, 0).into());
+    let tcp = arguments.tcp;
     Ok(ServerPlaces {
         state,
         run,
@@ -142,16 +150,30 @@ fn log(json: bool) {
 }
 
 /// The one place that knows how the server is started.
-fn run_server(places: ServerPlaces) -> Result<Exit, Failure> {
-    let ServerPlaces {
-        state,
-        run,
-        http,
-        https,
-        preview,
-        tcp,
-        notes: _,
-    } = places;
-    tracing::debug!(?state, ?run, ?http, ?https, ?preview, ?tcp, "settings");
-    Err(anyhow::anyhow!("this build has no server yet").into())
+fn run_server(places: ServerPlaces, controls: Controls) -> Result<Exit, Failure> {
+    let executable = std::env::current_exe().context("failed to find this program's own file")?;
+    let settings = ServerSettings {
+        state: places.state,
+        run: places.run,
+        http: places.http,
+        https: places.https,
+        preview: places.preview,
+        tcp: places.tcp,
+        executable,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        notes: places.notes,
+        controls,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
+    let runtime = runtime.context("failed to start the runtime")?;
+    match runtime.block_on(landfast_server::run(settings)) {
+        Ok(()) => Ok(Exit::Done),
+        Err(error) => {
+            let hint = error.hint();
+            let failure = Failure::new(Exit::Failed, error.into());
+            Err(Failure { hint, ..failure })
+        }
+    }
 }

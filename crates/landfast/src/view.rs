@@ -377,3 +377,116 @@ pub(crate) fn cut(line: &str, width: usize) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use landfast_api::{At, Deadline, ReleaseTraffic, Step, Weight};
+
+    use super::*;
+
+    fn at(seconds: i64) -> At {
+        At(Timestamp::from_millis(1_795_000_000_000 + seconds * 1_000))
+    }
+
+    fn instance(id: &str, release: u64, state: InstanceState) -> Instance {
+        Instance {
+            id: id.to_owned(),
+            service: "api".to_owned(),
+            release,
+            state,
+            since: at(60),
+            restarts: 0,
+            last_exit: (state == InstanceState::Backoff).then(|| "exited with code 1".to_owned()),
+            health: None,
+            pid: Some(1),
+            address: Some("127.0.0.1:20001".to_owned()),
+            memory_bytes: Some(64 << 20),
+            requests_in_flight: 3,
+            streams_open: 0,
+        }
+    }
+
+    fn canary() -> Rollout {
+        let traffic = |release, requests, errors| ReleaseTraffic {
+            release,
+            requests,
+            errors,
+            requests_per_second: Some(75.0),
+            p99_ms: Some(12.3),
+        };
+        Rollout {
+            app: "shop".to_owned(),
+            environment: "production".to_owned(),
+            id: 7,
+            kind: RolloutKind::Deploy,
+            strategy: Strategy::Canary,
+            from: Some(4),
+            to: 5,
+            state: RolloutState::Moving,
+            phase: "comparing release 5 with release 4".to_owned(),
+            reason: None,
+            cause: None,
+            step: Some(Step {
+                number: 2,
+                of: 3,
+                percent: 25,
+            }),
+            weights: vec![
+                Weight {
+                    release: 4,
+                    percent: 75.0,
+                },
+                Weight {
+                    release: 5,
+                    percent: 25.0,
+                },
+            ],
+            gates: vec![
+                Gate {
+                    name: "preflight".into(),
+                    state: GateState::Passed,
+                    reason: None,
+                },
+                Gate {
+                    name: "analysis".into(),
+                    state: GateState::Waiting,
+                    reason: Some("12s of 30s".into()),
+                },
+            ],
+            deadlines: vec![Deadline {
+                name: "hold".into(),
+                at: at(90),
+                then: "100 % to release 5".into(),
+            }],
+            instances: vec![
+                instance("api.r4.1", 4, InstanceState::Ready),
+                instance("api.r5.10", 5, InstanceState::Backoff),
+                instance("api.r5.9", 5, InstanceState::Ready),
+            ],
+            traffic: vec![traffic(4, 12_034, 0), traffic(5, 2_200, 3)],
+            ledger: Ledger::default(),
+            started_at: at(0),
+            promoted_at: None,
+            ended_at: None,
+            note: None,
+            commit: None,
+            by: None,
+            sequence: 1,
+        }
+    }
+
+    #[test]
+    fn the_live_view_says_all_of_a_canary_without_colour() {
+        let lines = live(&canary(), at(72).0, Paint::PLAIN).join("\n");
+        insta::assert_snapshot!(lines);
+    }
+
+    #[test]
+    fn a_line_is_cut_to_the_terminal_and_keeps_its_escapes() {
+        assert_eq!(
+            cut("\u{1b}[31mabc→def\u{1b}[0m", 4),
+            "\u{1b}[31mabc→\u{1b}[0m"
+        );
+        assert_eq!(cut("ab", 4), "ab");
+    }
+}

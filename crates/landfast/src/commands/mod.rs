@@ -11,6 +11,7 @@ mod show;
 mod stream;
 
 use anyhow::Context as _;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     args::{Command, Global},
@@ -46,10 +47,36 @@ pub(crate) fn run(printer: &Printer, global: &Global, command: Command) -> Resul
         // What is wrong with the folder is said before a server is looked for.
         let prepared = deploy::prepare(printer, global, &command).await?;
         let connection = connect(printer, global).await?;
-        let result = dispatch(printer, global, &connection, command, prepared).await;
+        // A command that follows a rollout meets Ctrl-C itself: it detaches.
+        let follows = matches!(
+            command,
+            Command::Deploy(_)
+                | Command::Promote(_)
+                | Command::Abort(_)
+                | Command::Seal(_)
+                | Command::Rollback(_)
+                | Command::Restart(_)
+                | Command::Status(_)
+        );
+        let tunnelled = connection.is_tunnelled();
+        let result = tokio::select! {
+            result = dispatch(printer, global, &connection, command, prepared) => result,
+            exit = ended_by_signal(!follows), if tunnelled => exit,
+        };
         connection.close().await;
         result
     })
+}
+
+/// Waits for a signal that would end this process, so that ssh is ended first.
+async fn ended_by_signal(interrupt_too: bool) -> Result<Exit, Failure> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
+    tokio::select! {
+        _ = terminate.recv() => Ok(Exit::Command(128 + 15)),
+        _ = hang_up.recv() => Ok(Exit::Command(128 + 1)),
+        _ = tokio::signal::ctrl_c(), if interrupt_too => Ok(Exit::Detached),
+    }
 }
 
 async fn dispatch(
