@@ -116,9 +116,11 @@ impl Latency {
 
     fn settle(&mut self) {
         let of = |share| {
-            self.histogram
-                .quantile(share)
-                .map_or(0.0, |time: Duration| time.as_secs_f64() * 1e3)
+            let bound = self.histogram.quantile(share);
+            // The bound of a bucket may lie above everything that is in it.
+            bound.map_or(0.0, |time: Duration| {
+                (time.as_secs_f64() * 1e3).min(self.max_ms)
+            })
         };
         (self.p50_ms, self.p95_ms, self.p99_ms) = (of(0.5), of(0.95), of(0.99));
     }

@@ -5,6 +5,10 @@
     clippy::unwrap_used,
     reason = "in a test a failed unwrap is the failure"
 )]
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "a flaw concerns one place; everywhere else the server is sound"
+)]
 
 use std::{
     collections::BTreeMap,
@@ -55,7 +59,7 @@ enum Wrong {
     EventsBreak,
 }
 
-/// One server in seven requests is wrong, so that the judge also sees sound ones.
+/// One request in seven is served wrong, so that the judge also sees sound ones.
 const EVERY: u64 = 7;
 
 struct Server {
@@ -315,7 +319,7 @@ fn base64(bytes: &[u8]) -> String {
         .chunks(6)
         .map(|six| char::from(ALPHABET[index(six)]))
         .collect();
-    while text.len() % 4 != 0 {
+    while !text.len().is_multiple_of(4) {
         text.push('=');
     }
     text
