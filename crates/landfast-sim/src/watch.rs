@@ -183,6 +183,29 @@ impl Watch {
         }
     }
 
+    /// An instance begins to run. Of a service with one writer nobody else does.
+    pub fn started(&mut self, now: Millis, id: &InstanceId, target: &Target) {
+        let Some(body) = target.bodies.get(id) else {
+            return;
+        };
+        let exclusive = |release| {
+            let shapes = self.topology(release).map(|topology| &topology.services);
+            let shape = shapes.and_then(|shapes| shapes.get(&body.service));
+            shape.is_some_and(|shape| shape.exclusive)
+        };
+        let beside = target.bodies.iter().find(|(other, known)| {
+            let alive = known.alive && known.service == body.service && *other != id;
+            // Several of one release only where somebody scaled it so.
+            let scaled =
+                known.release == body.release && self.expected(body.release, &body.service) > 1;
+            alive && !scaled && (exclusive(body.release) || exclusive(known.release))
+        });
+        if let Some((other, _)) = beside {
+            let detail = format!("{id} starts while {other} runs");
+            self.fail(now, "one writer at a time", detail);
+        }
+    }
+
     /// An instance is signalled.
     pub fn signalled(&mut self, now: Millis, id: &InstanceId, target: &Target, proxy: &Proxy) {
         if proxy.offers(id) {

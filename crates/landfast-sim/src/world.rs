@@ -571,6 +571,7 @@ impl World {
                 return;
             }
             body.alive = true;
+            self.watch.started(now, instance, &self.target);
             if let Some(after) = habit.ends_after {
                 let happening = Happening::Ends {
                     instance: instance.clone(),

@@ -226,13 +226,15 @@ impl Draft {
             Phase::Stepping { step } if self.state.is_new_ready() => {
                 self.enter(Phase::Shifting { step });
             }
-            // Shifting ⇒ Holding | Promoting: every new request follows the new weights.
+            // Shifting ⇒ Holding | Promoting | Standby: every new request follows the new weights.
             Phase::Shifting { step } if self.state.is_traffic_settled() => {
                 let next = match plan.strategy {
                     Strategy::Canary { .. } => Phase::Holding { step },
-                    Strategy::BlueGreen | Strategy::Rolling { .. } | Strategy::Recreate => {
+                    Strategy::BlueGreen | Strategy::Rolling { .. } => {
                         Phase::Promoting { service: 0 }
                     }
+                    // Nothing of the old release is left that could still move.
+                    Strategy::Recreate => Phase::Standby,
                 };
                 self.enter(next);
             }

@@ -1,0 +1,703 @@
+//! What goes wrong, and what people do about it.
+
+mod bench;
+
+use std::{collections::BTreeMap, time::Duration};
+
+use landfast_rollout::{
+    Action, Change, Environment, Gate, Input, InstanceState, Kind, Outcome, ParkReason, Phase,
+    Rejected, RolloutPlan, Strategy,
+};
+use landfast_types::{ReleaseId, RolloutId};
+
+use crate::bench::{Bench, Quality, api, api_and_work, canary, name, plan, rolling, secs, with};
+
+fn strategies() -> [Strategy; 4] {
+    [rolling(), Strategy::BlueGreen, canary(), Strategy::Recreate]
+}
+
+#[test]
+fn an_exit_before_ready_fails_the_rollout_at_once() {
+    for strategy in strategies() {
+        let mut bench = Bench::serving(api());
+        bench.quality.insert(ReleaseId(2), Quality::Exits);
+        bench.deploy(api(), plan(strategy.clone())).unwrap();
+        for _ in 0..100 {
+            if bench.phase().starts_with("back") {
+                break;
+            }
+            bench.run(1);
+        }
+        let ends = |change: &Change| matches!(change, Change::InstanceEnded { instance, .. } if instance.as_str().contains(".r2."));
+        let fails = |change: &Change| matches!(change, Change::Failed { .. });
+        let at = |wanted: &dyn Fn(&Change) -> bool| {
+            let event = bench.events.iter().find(|event| wanted(&event.change));
+            event.unwrap().at
+        };
+        assert_eq!(at(&ends), at(&fails), "{strategy:?}");
+        bench.until("none");
+        assert!(
+            bench.ended().contains("before it was ready"),
+            "{}",
+            bench.ended()
+        );
+        assert_eq!((bench.of("api", 1).len(), bench.in_rotation("api")), (3, 3));
+        bench.replay_agrees();
+    }
+}
+
+#[test]
+fn a_crash_loop_is_taken_back() {
+    let mut bench = Bench::serving(api());
+    bench.deploy(api(), plan(Strategy::BlueGreen)).unwrap();
+    bench.until("standby");
+    for _ in 0..3 {
+        assert_eq!(bench.phase(), "standby");
+        let victim = bench.of("api", 2)[0].clone();
+        bench.end(&victim);
+        bench.run(1);
+    }
+    bench.until("none");
+    assert!(bench.ended().contains("crash-looping"), "{}", bench.ended());
+}
+
+#[test]
+fn one_instance_that_never_passes_fails_after_its_deadline() {
+    let mut bench = Bench::serving(api());
+    bench.quality.insert(ReleaseId(2), Quality::Mute);
+    let slow = RolloutPlan {
+        healthy_deadline: secs(60),
+        progress_deadline: secs(600),
+        ..plan(Strategy::BlueGreen)
+    };
+    bench.deploy(api(), slow).unwrap();
+    bench.run(58);
+    assert_eq!(bench.phase(), "warming 0");
+    bench.run(4);
+    bench.until("none");
+    assert!(
+        bench.ended().contains("was not ready within 1m"),
+        "{}",
+        bench.ended()
+    );
+}
+
+#[test]
+fn passing_now_and_then_buys_no_time() {
+    let mut bench = Bench::serving(api());
+    bench.quality.insert(ReleaseId(2), Quality::Mute);
+    let slow = RolloutPlan {
+        healthy_deadline: secs(60),
+        progress_deadline: secs(600),
+        ..plan(Strategy::BlueGreen)
+    };
+    bench.deploy(api(), slow).unwrap();
+    for _ in 0..20 {
+        bench.run(3);
+        for instance in bench.of("api", 2) {
+            bench.probe(&instance, true);
+        }
+        bench.run(3);
+        for instance in bench.of("api", 2) {
+            bench.probe(&instance, false);
+        }
+    }
+    bench.until("none");
+    assert!(
+        bench.ended().contains("was not ready within 1m"),
+        "{}",
+        bench.ended()
+    );
+}
+
+#[test]
+fn no_further_ready_instance_within_the_progress_deadline_is_a_failure() {
+    let mut bench = Bench::serving(api());
+    bench.quality.insert(ReleaseId(2), Quality::Mute);
+    let plan = RolloutPlan {
+        progress_deadline: secs(40),
+        ..plan(Strategy::BlueGreen)
+    };
+    bench.deploy(api(), plan).unwrap();
+    bench.run(30);
+    // The first becomes ready and flaps from then on; that is one step of progress, not many.
+    let first = bench.of("api", 2)[0].clone();
+    for _ in 0..6 {
+        bench.probe(&first, true);
+        bench.run(11);
+        bench.probe(&first, false);
+        bench.run(1);
+    }
+    bench.until("none");
+    assert!(
+        bench.ended().contains("no progress for 40s"),
+        "{}",
+        bench.ended()
+    );
+}
+
+#[test]
+fn a_refused_gate_takes_the_rollout_back_before_anybody_was_sent_to_it() {
+    for gate in [Gate::Preflight, Gate::Smoke] {
+        let mut bench = Bench::serving(api());
+        bench.gates.insert(gate, false);
+        bench.deploy(api(), with(rolling(), &[gate])).unwrap();
+        bench.until("none");
+        assert!(bench.ended().contains(&format!("the {gate} gate refused")));
+        assert_eq!(
+            bench.shares("api").iter().map(|s| s.1).max(),
+            Some(0).filter(|_| gate != Gate::Preflight)
+        );
+    }
+}
+
+#[test]
+fn the_smoke_gate_has_a_preview_to_test() {
+    for strategy in [rolling(), Strategy::BlueGreen, canary()] {
+        let mut bench = Bench::serving(api());
+        bench
+            .deploy(api(), with(strategy, &[Gate::Smoke, Gate::Approval]))
+            .unwrap();
+        bench.until("gate approval");
+        let traffic = &bench.environment.traffic.services[&name("api")];
+        assert_eq!(traffic.preview, Some(ReleaseId(2)));
+        assert_eq!(traffic.groups[&ReleaseId(2)].weight, 0);
+    }
+    let mut bench = Bench::serving(api());
+    let no_room = Strategy::Rolling {
+        max_surge: landfast_rollout::Amount::Count(0),
+        max_unavailable: landfast_rollout::Amount::Count(1),
+    };
+    let refused = bench.deploy(api(), with(no_room, &[Gate::Smoke]));
+    assert_eq!(refused, Err(Rejected::SmokeNeedsSurge));
+}
+
+#[test]
+fn hold_opens_by_time_and_approval_by_a_person() {
+    let mut bench = Bench::serving(api());
+    bench
+        .deploy(
+            api(),
+            with(Strategy::BlueGreen, &[Gate::Hold, Gate::Approval]),
+        )
+        .unwrap();
+    bench.until("gate hold");
+    bench.run(28);
+    assert_eq!(bench.phase(), "gate hold");
+    bench.until("gate approval");
+    bench.run(3_000);
+    assert_eq!(
+        bench.phase(),
+        "gate approval",
+        "it waits for as long as it takes"
+    );
+    bench.promote().unwrap();
+    bench.until("standby");
+}
+
+#[test]
+fn an_open_gate_does_not_wait_for_ever_for_readiness() {
+    for gate in [Gate::Hold, Gate::Approval] {
+        let mut bench = Bench::serving(api());
+        bench
+            .deploy(api(), with(Strategy::BlueGreen, &[gate]))
+            .unwrap();
+        bench.until(&format!("gate {gate}"));
+        let sick = bench.of("api", 2)[0].clone();
+        bench.probe(&sick, false);
+        if gate == Gate::Approval {
+            bench.promote().unwrap();
+        }
+        // It passes now and then, never for long, so that its own deadline does not strike either.
+        for _ in 0..80 {
+            bench.run(9);
+            bench.probe(&sick, true);
+            bench.run(2);
+            bench.probe(&sick, false);
+        }
+        assert_eq!(bench.phase(), "none");
+        assert!(bench.ended().contains("no progress"), "{}", bench.ended());
+    }
+}
+
+#[test]
+fn an_inconclusive_analysis_extends_once_and_parks_and_a_person_decides() {
+    for promoted in [true, false] {
+        let mut bench = Bench::serving(api());
+        bench
+            .deploy(api(), with(canary(), &[Gate::Analysis]))
+            .unwrap();
+        bench.until("parked");
+        let extended =
+            |event: &&landfast_rollout::Event| matches!(event.change, Change::HoldExtended { .. });
+        assert_eq!(bench.events.iter().filter(extended).count(), 1);
+        let shares = bench.shares("api");
+        assert_eq!(shares.last(), Some(&(95, 5)), "it parks at that weight");
+        bench.run(600);
+        assert_eq!(bench.phase(), "parked", "it is never promoted by itself");
+        if promoted {
+            bench.promote().unwrap();
+            bench.until("holding 1");
+        } else {
+            bench.abort().unwrap();
+            bench.until("none");
+            assert_eq!(bench.in_rotation("api"), 3);
+        }
+        bench.replay_agrees();
+    }
+}
+
+#[test]
+fn an_abort_in_any_phase_of_any_strategy_ends_with_the_old_release_whole() {
+    let gates = [Gate::Preflight, Gate::Smoke, Gate::Hold, Gate::Approval];
+    for strategy in strategies() {
+        // First learn the phases, then abort in each.
+        let mut scout = Bench::serving(api_and_work());
+        scout
+            .deploy(api_and_work(), with(strategy.clone(), &gates))
+            .unwrap();
+        scout.until("gate approval");
+        scout.promote().unwrap();
+        scout.until("none");
+        let mut phases = scout.phases();
+        phases.insert(0, "preflight".into());
+        let last = phases.iter().position(|phase| phase == "sealing").unwrap();
+        for (place, phase) in phases.iter().enumerate().take(last) {
+            let mut bench = Bench::serving(api_and_work());
+            bench
+                .deploy(api_and_work(), with(strategy.clone(), &gates))
+                .unwrap();
+            // Some phases pass within one decision; those cannot be aborted in.
+            let mut guard = 0;
+            while bench.phase() != *phase && guard < 2_000 {
+                let beyond = bench.phases().len() > place;
+                if beyond && bench.phases().contains(phase) {
+                    break;
+                }
+                if bench.phase() == "gate approval" {
+                    bench.promote().unwrap();
+                } else {
+                    bench.run(1);
+                }
+                guard += 1;
+            }
+            if bench.phase() == "sealing" || bench.phase() == "none" {
+                continue;
+            }
+            bench
+                .abort()
+                .unwrap_or_else(|error| panic!("{strategy:?} {phase}: {error}"));
+            bench.until("none");
+            bench.run(20);
+            let label = format!("{strategy:?}, aborted in {phase}");
+            assert!(bench.ended().contains("aborted by ann"), "{label}");
+            assert_eq!(bench.environment.serving, Some(ReleaseId(1)), "{label}");
+            assert_eq!(bench.in_rotation("api"), 3, "{label}");
+            assert_eq!(
+                (bench.of("work", 1).len(), bench.of("work", 2).len()),
+                (2, 0),
+                "{label}"
+            );
+            assert_eq!(bench.of("api", 2).len(), 0, "{label}");
+            bench.replay_agrees();
+        }
+    }
+}
+
+#[test]
+fn in_standby_traffic_returns_at_once_and_workers_follow() {
+    for strategy in [Strategy::BlueGreen, canary()] {
+        let mut bench = Bench::serving(api_and_work());
+        bench.deploy(api_and_work(), plan(strategy)).unwrap();
+        bench.until("standby");
+        bench.rollback(None).unwrap();
+        let old = bench.of("api", 1)[0].clone();
+        assert!(bench.is_offered(&old), "in the same decision");
+        assert_eq!(
+            bench.of("work", 2).len(),
+            2,
+            "workers stay until the old ones are back"
+        );
+        bench.until("none");
+        assert_eq!(
+            (bench.of("work", 1).len(), bench.of("work", 2).len()),
+            (2, 0)
+        );
+    }
+}
+
+#[test]
+fn rollback_goes_further_back_and_never_forth() {
+    let quick = || RolloutPlan {
+        standby: Duration::ZERO,
+        ..with(rolling(), &[Gate::Approval])
+    };
+    let mut bench = Bench::serving(api());
+    for _ in 0..3 {
+        bench.deploy(api(), quick()).unwrap();
+        bench.until("gate approval");
+        bench.promote().unwrap();
+        bench.until("none");
+    }
+    assert_eq!(bench.environment.serving, Some(ReleaseId(4)));
+    for release in [3, 2, 1] {
+        bench.rollback(None).unwrap();
+        // Asking twice is not asking to go forth.
+        assert!(matches!(
+            bench.rollback(None),
+            Err(Rejected::RolloutMoving { .. })
+        ));
+        bench.until("none");
+        assert_eq!(bench.environment.serving, Some(ReleaseId(release)));
+        assert_eq!(
+            bench.environment.history.last().unwrap().kind,
+            Kind::Rollback
+        );
+    }
+    let nothing = Rejected::NoEarlierRelease {
+        current: ReleaseId(1),
+    };
+    assert_eq!(bench.rollback(None), Err(nothing));
+    assert_eq!(
+        bench.rollback(Some(1)),
+        Err(Rejected::AlreadyServing(ReleaseId(1)))
+    );
+    assert_eq!(
+        bench.rollback(Some(9)),
+        Err(Rejected::NoSuchRelease(ReleaseId(9)))
+    );
+    bench.rollback(Some(4)).unwrap();
+    bench.until("none");
+    assert_eq!(bench.environment.serving, Some(ReleaseId(4)));
+    // One that was taken back never served.
+    bench.quality.insert(ReleaseId(5), Quality::Exits);
+    bench.deploy(api(), quick()).unwrap();
+    bench.until("none");
+    assert_eq!(
+        bench.rollback(Some(5)),
+        Err(Rejected::NeverServed(ReleaseId(5)))
+    );
+    bench.replay_agrees();
+}
+
+#[test]
+fn without_automatic_rollback_a_failure_parks_and_nothing_moves_on() {
+    let mut bench = Bench::serving(api());
+    let parks = RolloutPlan {
+        rollback: false,
+        ..plan(rolling())
+    };
+    bench.deploy(api(), parks).unwrap();
+    bench.until("moving 0");
+    bench.run(3);
+    let fresh = bench.of("api", 2);
+    let young = fresh
+        .iter()
+        .find(|id| bench.environment.instances[*id].first_served_at.is_none());
+    let young = young.unwrap().clone();
+    bench.end(&young);
+    assert_eq!(bench.phase(), "parked");
+    let sizes = (bench.of("api", 1).len(), bench.of("api", 2).len());
+    bench.run(300);
+    assert_eq!(
+        (bench.of("api", 1).len(), bench.of("api", 2).len()),
+        sizes,
+        "frozen"
+    );
+    // What ends is replaced by its like.
+    let old = bench.of("api", 1)[0].clone();
+    bench.end(&old);
+    bench.run(60);
+    assert_eq!((bench.of("api", 1).len(), bench.of("api", 2).len()), sizes);
+    bench.promote().unwrap();
+    bench.until("none");
+    assert_eq!(bench.ended(), "sealed");
+    bench.replay_agrees();
+}
+
+#[test]
+fn a_moving_rollout_refuses_the_newer_one_and_says_whose_it_is() {
+    let mut bench = Bench::serving(api());
+    bench.deploy(api(), plan(rolling())).unwrap();
+    let refused = bench.deploy(api(), plan(rolling())).unwrap_err();
+    let text = refused.to_string();
+    assert!(
+        text.starts_with("rollout 2 to release 2 is moving since"),
+        "{text}"
+    );
+    assert!(text.ends_with("started by ann"), "{text}");
+    assert!(bench.tell(Input::Stop).is_err());
+    assert!(bench.tell(Input::Restart { by: "bob".into() }).is_err());
+}
+
+#[test]
+fn supersede_takes_the_moving_one_back_first() {
+    let mut bench = Bench::serving(api());
+    bench.deploy(api(), plan(rolling())).unwrap();
+    bench.until("moving 0");
+    bench.deploy_over(api(), plan(rolling()), true).unwrap();
+    assert!(bench.phase().starts_with("back"));
+    assert_eq!(
+        bench.environment.queued.as_ref().map(|q| q.to),
+        Some(ReleaseId(3))
+    );
+    // The one that waits is superseded without asking; the release it leaves behind never served.
+    bench.deploy(api(), plan(Strategy::BlueGreen)).unwrap();
+    assert_eq!(
+        bench.environment.queued.as_ref().map(|q| q.to),
+        Some(ReleaseId(4))
+    );
+    bench.until("standby");
+    let rollout = bench.environment.rollout.as_ref().unwrap();
+    assert_eq!(
+        (rollout.from, rollout.to),
+        (Some(ReleaseId(1)), ReleaseId(4))
+    );
+    bench.until("none");
+    let outcomes: Vec<_> = bench
+        .environment
+        .history
+        .iter()
+        .map(|r| (r.id, r.to))
+        .collect();
+    assert_eq!(
+        outcomes,
+        [
+            (RolloutId(1), ReleaseId(1)),
+            (RolloutId(2), ReleaseId(2)),
+            (RolloutId(3), ReleaseId(4))
+        ]
+    );
+    bench.replay_agrees();
+}
+
+#[test]
+fn one_that_waits_for_approval_is_superseded_by_a_newer_one() {
+    let mut bench = Bench::serving(api());
+    bench
+        .deploy(api(), with(Strategy::BlueGreen, &[Gate::Approval]))
+        .unwrap();
+    bench.until("gate approval");
+    bench.deploy(api(), plan(rolling())).unwrap();
+    bench.until("standby");
+    assert_eq!(bench.environment.rollout.as_ref().unwrap().to, ReleaseId(3));
+    let first = &bench.environment.history[1].outcome;
+    assert!(matches!(first, Outcome::RolledBack { reason } if reason.contains("superseded")));
+}
+
+#[test]
+fn a_deploy_in_standby_accepts_what_serves() {
+    let mut bench = Bench::serving(api());
+    bench.deploy(api(), plan(Strategy::BlueGreen)).unwrap();
+    bench.until("standby");
+    bench.deploy(api(), plan(rolling())).unwrap();
+    bench.until("none");
+    let outcomes: Vec<_> = bench
+        .environment
+        .history
+        .iter()
+        .map(|r| &r.outcome)
+        .collect();
+    assert_eq!(outcomes, [&Outcome::Sealed; 3]);
+}
+
+#[test]
+fn after_host_loss_everything_starts_again_and_the_rollout_goes_on() {
+    for strategy in strategies() {
+        let mut bench = Bench::serving(api());
+        bench.deploy(api(), plan(strategy.clone())).unwrap();
+        bench.run(15);
+        // The host is away for longer than any deadline.
+        bench.now = bench.now + secs(3_600);
+        bench.tell(Input::Adopted { running: [].into() }).unwrap();
+        bench.until("none");
+        bench.run(60);
+        assert_eq!(bench.ended(), "sealed", "{strategy:?}");
+        assert_eq!(bench.in_rotation("api"), 3, "{strategy:?}");
+        bench.replay_agrees();
+    }
+}
+
+#[test]
+fn passes_before_a_restart_of_the_server_do_not_count() {
+    let mut bench = Bench::serving(api());
+    bench.deploy(api(), plan(Strategy::BlueGreen)).unwrap();
+    bench.run(10);
+    let passing = |bench: &Bench| {
+        let instances = bench.environment.instances.values();
+        instances
+            .filter(|i| matches!(i.state, InstanceState::Passing { .. }))
+            .count()
+    };
+    assert_eq!(passing(&bench), 3);
+    let running = bench.environment.instances.keys().cloned().collect();
+    bench.now = bench.now + secs(60);
+    bench.tell(Input::Adopted { running }).unwrap();
+    assert_eq!((passing(&bench), bench.phase()), (0, "warming 0".into()));
+    for instance in bench.of("api", 2) {
+        bench.probe(&instance, true);
+    }
+    bench.until("standby");
+}
+
+#[test]
+fn nothing_is_stopped_before_the_proxy_confirmed_and_what_is_in_flight_ended() {
+    let mut bench = Bench::serving(api());
+    bench.drains = false;
+    bench.confirms = false;
+    bench.scale("api", Some(2));
+    let stops = |bench: &Bench| {
+        let pending = bench.environment.pending();
+        let stops = |action: &Action| matches!(action, Action::StopInstance { .. });
+        pending.iter().any(stops)
+    };
+    bench.run(3_600);
+    assert!(!stops(&bench), "not confirmed");
+    bench.confirms = true;
+    bench.run(1);
+    bench.confirms = false;
+    bench.run(60);
+    assert_eq!(
+        bench.environment.instances.len(),
+        3,
+        "its time counts from the confirmation"
+    );
+    bench.run(10);
+    assert_eq!(
+        bench.environment.instances.len(),
+        2,
+        "the drain time is over"
+    );
+}
+
+#[test]
+fn what_comes_late_or_twice_changes_nothing() {
+    let mut bench = Bench::serving(api());
+    let (first, ended) = (bench.of("api", 1)[0].clone(), bench.of("api", 1)[1].clone());
+    bench.end(&ended);
+    bench.run(60);
+    let before = bench.environment.clone();
+    let inputs = [
+        Input::Started {
+            instance: first.clone(),
+            address: None,
+        },
+        Input::Started {
+            instance: ended.clone(),
+            address: None,
+        },
+        Input::Probed {
+            instance: first.clone(),
+            passing: true,
+        },
+        Input::Probed {
+            instance: ended.clone(),
+            passing: false,
+        },
+        Input::Drained { instance: first },
+        Input::Drained {
+            instance: ended.clone(),
+        },
+        Input::NotLive {
+            instance: ended.clone(),
+            reason: "late".into(),
+        },
+        Input::Ended {
+            instance: ended.clone(),
+            exit: "again".into(),
+        },
+        Input::StartFailed {
+            instance: ended,
+            reason: "late".into(),
+        },
+        Input::TrafficConfirmed { revision: 1 },
+        Input::TrafficConfirmed { revision: 9_999 },
+        Input::GateJudged {
+            rollout: RolloutId(1),
+            gate: Gate::Smoke,
+            passed: false,
+            detail: "late".into(),
+        },
+        Input::Observed {
+            rollout: RolloutId(1),
+            observations: BTreeMap::new(),
+        },
+        Input::Notified {
+            rollout: RolloutId(1),
+        },
+        Input::Collected {
+            releases: [ReleaseId(1)].into(),
+        },
+        Input::Tick,
+    ];
+    for input in inputs {
+        assert_eq!(bench.tell(input.clone()), Ok(Vec::new()), "{input:?}");
+    }
+    assert_eq!(bench.environment, before);
+}
+
+#[test]
+fn a_snapshot_of_the_state_is_read_back_as_it_was() {
+    let mut bench = Bench::serving(api_and_work());
+    bench.deploy(api_and_work(), plan(canary())).unwrap();
+    for _ in 0..40 {
+        bench.run(3);
+        let text = serde_json::to_string(&bench.environment).unwrap();
+        let read: Environment = serde_json::from_str(&text).unwrap();
+        assert_eq!(read, bench.environment);
+    }
+}
+
+#[test]
+fn where_the_old_release_does_not_come_back_it_parks_and_both_ways_are_open() {
+    for promoted in [true, false] {
+        let mut bench = Bench::serving(api());
+        bench.deploy(api(), plan(rolling())).unwrap();
+        bench.until("standby");
+        bench.quality.insert(ReleaseId(1), Quality::Mute);
+        bench.abort().unwrap();
+        bench.until("parked");
+        let phase = &bench.environment.rollout.as_ref().unwrap().phase;
+        assert!(matches!(
+            phase,
+            Phase::Parked {
+                reason: ParkReason::CannotRestore(_),
+                ..
+            }
+        ));
+        assert_eq!(
+            bench.in_rotation("api"),
+            3,
+            "the new release goes on serving"
+        );
+        bench.quality.clear();
+        if promoted {
+            bench.promote().unwrap();
+        } else {
+            bench.abort().unwrap();
+        }
+        bench.until("none");
+        let serves = if promoted { 2 } else { 1 };
+        assert_eq!(bench.environment.serving, Some(ReleaseId(serves)));
+        assert_eq!(bench.in_rotation("api"), 3);
+        bench.replay_agrees();
+    }
+}
+
+#[test]
+fn a_moment_in_which_nobody_passes_costs_no_instance() {
+    let mut bench = Bench::serving(api());
+    bench.deploy(api(), plan(rolling())).unwrap();
+    bench.until("moving 0");
+    let old = bench.of("api", 1);
+    for instance in &old {
+        bench.probe(instance, false);
+    }
+    bench.run(1);
+    assert_eq!(bench.of("api", 1).len(), old.len());
+    for instance in &old {
+        bench.probe(instance, true);
+    }
+    bench.until("none");
+    assert_eq!(bench.ended(), "sealed");
+}
