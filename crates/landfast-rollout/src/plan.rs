@@ -73,7 +73,8 @@ pub enum Amount {
 }
 
 impl Amount {
-    fn up(self, replicas: u32) -> u32 {
+    /// The amount as a count, rounded up: what `max_surge` means.
+    pub fn of(self, replicas: u32) -> u32 {
         match self {
             Self::Count(count) => count,
             Self::Percent(percent) => percent.of_ceil(replicas),
@@ -122,7 +123,7 @@ impl Strategy {
             Self::Rolling {
                 max_surge,
                 max_unavailable,
-            } => (max_surge.up(replicas), max_unavailable.down(replicas)),
+            } => (max_surge.of(replicas), max_unavailable.down(replicas)),
             Self::BlueGreen | Self::Canary { .. } | Self::Recreate => (1, 0),
         };
         if surge == 0 && unavailable == 0 {
