@@ -1,5 +1,13 @@
 //! The client against a server that cuts, on a real Unix socket.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    unreachable_pub,
+    dead_code,
+    reason = "a test fails where it unwraps, and helpers are shared by several tests"
+)]
+
 use std::{
     collections::BTreeMap,
     convert::Infallible,

@@ -51,10 +51,12 @@ fn main() -> ExitCode {
         Err(error) => return usage(&error),
     };
     let printer = Printer::new(cli.global.json, cli.global.color, cli.global.verbose);
-    let result = match cli.command {
-        Command::Server(arguments) => roles::server(&printer, &arguments),
-        Command::Proxy(arguments) => roles::proxy(&arguments),
-        command => commands::run(&printer, &cli.global, command),
+    let result = if let Command::Server(arguments) = &cli.command {
+        roles::server(&printer, arguments)
+    } else if let Command::Proxy(arguments) = &cli.command {
+        roles::proxy(arguments)
+    } else {
+        commands::run(&printer, &cli.global, cli.command)
     };
     match result {
         Ok(exit) => exit.into(),

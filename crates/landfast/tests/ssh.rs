@@ -1,5 +1,13 @@
 //! The way through ssh, with a real `sshd` on loopback. Debian: `apt-get install openssh-server`.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    unreachable_pub,
+    dead_code,
+    reason = "a test fails where it unwraps, and helpers are shared by several tests"
+)]
+
 mod support;
 
 use std::{

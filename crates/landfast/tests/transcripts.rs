@@ -1,5 +1,13 @@
 //! What a person sees: arguments in; stdout, stderr and exit code out.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    unreachable_pub,
+    dead_code,
+    reason = "a test fails where it unwraps, and helpers are shared by several tests"
+)]
+
 mod support;
 
 use std::{fs, path::Path};

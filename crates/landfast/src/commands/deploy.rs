@@ -106,10 +106,7 @@ fn scan(folder: &Path, spec: &AppSpec) -> Result<Vec<Artifact>, Failure> {
 }
 
 fn unusable(name: &str, error: StoreError) -> Failure {
-    let missing = match &error {
-        StoreError::Io { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
-        _others => false,
-    };
+    let missing = matches!(&error, StoreError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound);
     let error = anyhow::Error::from(error).context(format!("artifact `{name}` cannot be used"));
     let failure = Failure::new(Exit::Failed, error);
     if missing {
@@ -313,9 +310,10 @@ fn refused(printer: &Printer, error: Error) -> Failure {
             printer.say(&line);
         }
     }
-    let moving = match &error {
-        Error::Problem(problem) => problem.moving.clone(),
-        _others => None,
+    let moving = if let Error::Problem(problem) = &error {
+        problem.moving.clone()
+    } else {
+        None
     };
     let failure = Failure::from(error);
     let Some(moving) = moving else { return failure };

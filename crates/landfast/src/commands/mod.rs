@@ -23,21 +23,8 @@ use crate::{
 
 /// Runs a command to its end.
 pub(crate) fn run(printer: &Printer, global: &Global, command: Command) -> Result<Exit, Failure> {
-    match &command {
-        Command::Init(arguments) => return init::init(printer, global, arguments),
-        Command::Check => return check::check(printer, global),
-        Command::Explain(arguments) => return explain::explain(printer, arguments),
-        Command::Schema => {
-            printer.json(&landfast_spec::json_schema())?;
-            return Ok(Exit::Done);
-        }
-        Command::Completions(arguments) => return explain::completions(printer, arguments),
-        Command::Help(arguments) => return explain::help(printer, arguments),
-        Command::Reference => {
-            printer.data(&reference::markdown())?;
-            return Ok(Exit::Done);
-        }
-        _others => {}
+    if let Some(result) = without_server(printer, global, &command) {
+        return result;
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -66,6 +53,46 @@ pub(crate) fn run(printer: &Printer, global: &Global, command: Command) -> Resul
         connection.close().await;
         result
     })
+}
+
+/// The commands that need no server; `None` for the others.
+fn without_server(
+    printer: &Printer,
+    global: &Global,
+    command: &Command,
+) -> Option<Result<Exit, Failure>> {
+    let printed =
+        |result: std::io::Result<()>| Some(result.map(|()| Exit::Done).map_err(Into::into));
+    match command {
+        Command::Init(arguments) => Some(init::init(printer, global, arguments)),
+        Command::Check => Some(check::check(printer, global)),
+        Command::Explain(arguments) => Some(explain::explain(printer, arguments)),
+        Command::Schema => printed(printer.json(&landfast_spec::json_schema())),
+        Command::Completions(arguments) => Some(explain::completions(printer, arguments)),
+        Command::Help(arguments) => Some(explain::help(printer, arguments)),
+        Command::Reference => printed(printer.data(&reference::markdown())),
+        Command::Plan(_)
+        | Command::Deploy(_)
+        | Command::Status(_)
+        | Command::History(_)
+        | Command::Promote(_)
+        | Command::Abort(_)
+        | Command::Seal(_)
+        | Command::Rollback(_)
+        | Command::Scale(_)
+        | Command::Restart(_)
+        | Command::Stop(_)
+        | Command::Start(_)
+        | Command::Logs(_)
+        | Command::Events(_)
+        | Command::Routes
+        | Command::Run(_)
+        | Command::Exec(_)
+        | Command::Secret { .. }
+        | Command::Server(_)
+        | Command::Proxy(_)
+        | Command::Shim => None,
+    }
 }
 
 /// Waits for a signal that would end this process, so that ssh is ended first.
