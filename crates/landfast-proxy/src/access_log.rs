@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Mutex, PoisonError,
-        mpsc::{Receiver, SyncSender, TryRecvError, sync_channel},
+        mpsc::{Receiver, SyncSender, sync_channel},
     },
     thread::JoinHandle,
     time::Duration,
@@ -120,11 +120,8 @@ fn write_lines(lines: &Receiver<Line>, path: &Path, bytes_max: u64) {
     };
     while let Ok(line) = lines.recv() {
         log.write(&line);
-        loop {
-            match lines.try_recv() {
-                Ok(line) => log.write(&line),
-                Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
-            }
+        while let Ok(line) = lines.try_recv() {
+            log.write(&line);
         }
         log.flush();
     }

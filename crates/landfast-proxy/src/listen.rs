@@ -64,16 +64,16 @@ pub(crate) fn bind_all(settings: &HolderSettings) -> Result<Listeners, BindError
 }
 
 fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
-    try_bind(address).map_err(|source| match source.kind() {
-        io::ErrorKind::AddrInUse => {
-            let owner = port_owner(address.port());
-            BindError::Taken {
-                address,
-                owner: owner.unwrap_or_else(|| "another process".into()),
-            }
+    try_bind(address).map_err(|source| {
+        let kind = source.kind();
+        if kind == io::ErrorKind::AddrInUse {
+            let owner = port_owner(address.port()).unwrap_or_else(|| "another process".into());
+            return BindError::Taken { address, owner };
         }
-        io::ErrorKind::PermissionDenied => BindError::Denied { address, source },
-        _ => BindError::Failed { address, source },
+        if kind == io::ErrorKind::PermissionDenied {
+            return BindError::Denied { address, source };
+        }
+        BindError::Failed { address, source }
     })
 }
 

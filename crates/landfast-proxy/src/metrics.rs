@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use landfast_types::Histogram;
 
-use crate::shared::Shared;
+use crate::shared::{Counted, Shared};
 
 const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 /// Every fourth bucket of the histogram: one bound per doubling.
@@ -32,7 +32,11 @@ impl Page {
 
 /// Everything counted so far.
 pub(crate) fn render(shared: &Shared) -> String {
-    let (backends, services, routes) = shared.counted();
+    let Counted {
+        backends,
+        services,
+        routes,
+    } = shared.counted();
     let mut page = Page(String::with_capacity(4 << 10));
     page.head(
         "route_requests_total",

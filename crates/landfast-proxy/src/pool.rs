@@ -37,6 +37,8 @@ type Sender = http1::SendRequest<RequestBody>;
 pub(crate) struct Pool {
     idle: RefCell<HashMap<u64, Vec<Idle>>>,
     sweeping: Cell<bool>,
+    /// The thread ends: nothing is kept any more.
+    closed: Cell<bool>,
 }
 
 struct Idle {
@@ -67,7 +69,7 @@ impl Pool {
     }
 
     fn put(&self, backend: &std::sync::Arc<Backend>, sender: Sender) {
-        if sender.is_closed() || backend.is_draining() {
+        if sender.is_closed() || backend.is_draining() || self.closed.get() {
             return;
         }
         let mut idle = self.idle.borrow_mut();
@@ -81,6 +83,12 @@ impl Pool {
             since: clock::instant(),
             backend,
         });
+    }
+
+    /// Closes what is idle and keeps nothing from now on.
+    pub(crate) fn close(&self) {
+        self.closed.set(true);
+        self.idle.borrow_mut().clear();
     }
 
     fn sweep(&self) {

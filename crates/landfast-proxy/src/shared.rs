@@ -53,6 +53,13 @@ pub(crate) struct RouteCounters {
     pub(crate) statuses: Statuses,
 }
 
+/// Everything that is counted.
+pub(crate) struct Counted {
+    pub(crate) backends: Vec<Arc<Backend>>,
+    pub(crate) services: Vec<Arc<Service>>,
+    pub(crate) routes: Vec<Arc<RouteCounters>>,
+}
+
 /// Why a snapshot was not taken.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ApplyError {
@@ -233,19 +240,13 @@ impl Shared {
     }
 
     /// Everything that is counted, for `/metrics`.
-    pub(crate) fn counted(
-        &self,
-    ) -> (
-        Vec<Arc<Backend>>,
-        Vec<Arc<Service>>,
-        Vec<Arc<RouteCounters>>,
-    ) {
+    pub(crate) fn counted(&self) -> Counted {
         let registry = self.registry();
-        (
-            registry.backends.values().cloned().collect(),
-            registry.services.values().cloned().collect(),
-            registry.routes.values().cloned().collect(),
-        )
+        Counted {
+            backends: registry.backends.values().cloned().collect(),
+            services: registry.services.values().cloned().collect(),
+            routes: registry.routes.values().cloned().collect(),
+        }
     }
 
     fn registry(&self) -> MutexGuard<'_, Registry> {

@@ -240,6 +240,8 @@ async fn serve(shared: Arc<Shared>, listeners: &Listeners) -> io::Result<()> {
     }
     shared.shutdown.cancelled().await;
     thread.tasks.close();
+    // An idle connection to a backend is a task as well; the end must not wait for it.
+    thread.pool.close();
     let limit = Duration::from_millis(shared.settings.shutdown_ms);
     if tokio::time::timeout(limit, thread.tasks.wait())
         .await

@@ -200,10 +200,7 @@ fn frame(first: u8, payload: &[u8], mask: Option<[u8; 4]>) -> Vec<u8> {
     let length = u8::try_from(payload.len()).expect("short");
     assert!(length < 126);
     let mut bytes = vec![first, length | if mask.is_some() { 0x80 } else { 0 }];
-    let mask = mask.map(|mask| {
-        bytes.extend(mask);
-        mask
-    });
+    bytes.extend(mask.into_iter().flatten());
     let key = mask.unwrap_or_default();
     bytes.extend(
         payload

@@ -216,6 +216,7 @@ async fn an_end_in_order_finishes_what_is_in_progress() {
     let slow = tokio::spawn(async move { get(address, "/drip/10/100").await });
     let stream = tokio::spawn(async move { get(address, "/sse/10").await });
     eventually("both arrived", || async { upstream.count() == 3 }).await;
+    let began = std::time::Instant::now();
     let stopping = tokio::task::spawn_blocking(move || proxy.stop());
     tokio::time::sleep(Duration::from_millis(200)).await;
     // A request on an open connection is answered once more, and told that it was the last.
@@ -232,6 +233,10 @@ async fn an_end_in_order_finishes_what_is_in_progress() {
     let got = stream.await.expect("no panic").expect("an answer");
     assert!(got.is_whole && got.text().ends_with("\n\n"));
     assert!(stopping.await.expect("no panic"), "the holder ends well");
+    assert!(
+        began.elapsed() < Duration::from_secs(20),
+        "nothing idle holds the end up"
+    );
 }
 
 #[tokio::test]

@@ -227,7 +227,10 @@ pub fn is_websocket_upgrade(headers: &HeaderMap) -> bool {
 mod tests {
     use super::*;
 
-    fn map(fields: &[(&str, &str)]) -> HeaderMap {
+    type Fields<'a> = &'a [(&'a str, &'a str)];
+    type AuthorityCase<'a> = (Version, &'a str, Fields<'a>, Result<&'a str, BadRequest>);
+
+    fn map(fields: Fields<'_>) -> HeaderMap {
         let mut headers = HeaderMap::new();
         for (name, value) in fields {
             let name = HeaderName::from_bytes(name.as_bytes()).expect("a name");
@@ -291,7 +294,7 @@ mod tests {
 
     #[test]
     fn a_request_has_exactly_one_host() {
-        let cases: [(Version, &str, &[(&str, &str)], Result<&str, BadRequest>); 10] = [
+        let cases: [AuthorityCase<'_>; 10] = [
             (
                 Version::HTTP_11,
                 "/",
@@ -352,7 +355,7 @@ mod tests {
 
     #[test]
     fn framing_has_one_reading() {
-        let cases: [(&[(&str, &str)], Result<(), BadRequest>); 7] = [
+        let cases: [(Fields<'_>, Result<(), BadRequest>); 7] = [
             (&[], Ok(())),
             (&[("content-length", "3")], Ok(())),
             (&[("transfer-encoding", "Chunked")], Ok(())),

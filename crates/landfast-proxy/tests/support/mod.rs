@@ -482,11 +482,9 @@ impl Wire {
     }
 
     async fn more(&mut self) -> std::io::Result<bool> {
-        let mut piece = [0; 16 << 10];
-        let read = tokio::time::timeout(WAIT, self.stream.read(&mut piece));
-        let count = read.await.map_err(std::io::Error::other)??;
-        self.buffer.extend_from_slice(&piece[..count]);
-        Ok(count > 0)
+        self.buffer.reserve(16 << 10);
+        let read = tokio::time::timeout(WAIT, self.stream.read_buf(&mut self.buffer));
+        Ok(read.await.map_err(std::io::Error::other)?? > 0)
     }
 
     /// Reads one answer; an error when there is none.
