@@ -331,11 +331,8 @@ impl Environment {
             }
         }
         if let Some(rollout) = &self.rollout {
-            let gate = match rollout.phase {
-                Phase::Preflight => Some(Gate::Preflight),
-                Phase::Gating { gate: Gate::Smoke } => Some(Gate::Smoke),
-                _ => None,
-            };
+            let judged = |gate: &Gate| matches!(gate, Gate::Preflight | Gate::Smoke);
+            let gate = rollout.phase.gate().filter(judged);
             let judge = |gate| Action::JudgeGate {
                 rollout: rollout.id,
                 gate,
@@ -546,6 +543,10 @@ impl Environment {
         }
     }
 
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "it is handed the changes of instances only"
+    )]
     fn apply_to_instance(&mut self, at: Timestamp, change: &Change) {
         if let Change::InstancePlanned {
             instance,
@@ -720,6 +721,10 @@ impl Environment {
 }
 
 impl Rollout {
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "it is handed the changes of rollouts only"
+    )]
     fn apply(&mut self, at: Timestamp, change: &Change) {
         match change {
             Change::PhaseEntered { phase } => self.enter(at, phase),

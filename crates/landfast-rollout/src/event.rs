@@ -330,11 +330,12 @@ pub enum Rejected {
 impl Change {
     /// Parks or ends in this reason, when the change is such.
     pub fn park_reason(&self) -> Option<&ParkReason> {
-        match self {
-            Self::PhaseEntered {
-                phase: Phase::Parked { reason, .. },
-            } => Some(reason),
-            _ => None,
+        if let Self::PhaseEntered {
+            phase: Phase::Parked { reason, .. },
+        } = self
+        {
+            return Some(reason);
         }
+        None
     }
 }

@@ -253,6 +253,10 @@ impl Environment {
     }
 
     /// While a person is waited for nothing moves on, and what ends is replaced.
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "every other phase has sizes of its own, which do not move"
+    )]
     fn parked(
         &self,
         rollout: &Rollout,

@@ -232,13 +232,11 @@ impl Rollout {
     /// Since when the rollout must make progress, where it must. At a gate it need not, but once the gate is
     /// open only readiness is missing; the same holds when the standby is over.
     pub(crate) fn timed_since(&self) -> Option<Timestamp> {
-        let timed = match self.phase {
-            Phase::Gating { gate } => gate == Gate::Smoke || self.is_open(gate),
-            Phase::Standby => {
-                return Some(self.progressed_at.max(self.phase_since + self.plan.standby));
-            }
-            _ => self.phase.is_timed(),
-        };
+        if self.phase == Phase::Standby {
+            return Some(self.progressed_at.max(self.phase_since + self.plan.standby));
+        }
+        let gated = |gate: Gate| gate == Gate::Smoke || self.is_open(gate);
+        let timed = self.phase.is_timed() || self.phase.gate().is_some_and(gated);
         timed.then_some(self.progressed_at)
     }
 
@@ -254,6 +252,22 @@ impl Rollout {
 }
 
 impl Phase {
+    /// The gate that is waited for.
+    pub(crate) fn gate(&self) -> Option<Gate> {
+        if let Self::Gating { gate } = self {
+            return Some(*gate);
+        }
+        (*self == Self::Preflight).then_some(Gate::Preflight)
+    }
+
+    /// The phase itself, or the one in which it was parked.
+    pub(crate) fn underlying(&self) -> &Self {
+        if let Self::Parked { resume, .. } = self {
+            return resume;
+        }
+        self
+    }
+
     /// The phase in words, for people.
     fn words(&self, rollout: &Rollout) -> String {
         match self {

@@ -154,12 +154,8 @@ impl Environment {
         };
         let stands_in = weight(from) > 0 && weight(rollout.to) == 0;
         let whole = new >= self.full(service).new;
-        let phase = match &rollout.phase {
-            Phase::Parked { resume, .. } => resume,
-            other => other,
-        };
         // On the way back there is no reason to go forth once more.
-        let returns = matches!(phase, Phase::Reverting { .. });
+        let returns = matches!(rollout.phase.underlying(), Phase::Reverting { .. });
         rollout.weights == Weights::NewOnly && stands_in && old > 0 && (!whole || returns)
     }
 

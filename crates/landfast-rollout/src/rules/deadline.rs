@@ -108,16 +108,16 @@ pub(crate) fn deadline(state: &Environment) -> Option<(Timestamp, &'static str)>
         if let Some(timed_since) = rollout.timed_since() {
             want(timed_since + plan.progress_deadline, "progress_deadline");
         }
-        match rollout.phase {
-            Phase::Gating { gate: Gate::Hold } if !rollout.is_open(Gate::Hold) => {
-                want(since + plan.hold, "hold")
-            }
-            Phase::Holding { .. } => {
-                let times = if rollout.hold_extended { 2 } else { 1 };
-                want(since + plan.hold * times, "hold");
-            }
-            Phase::Standby if state.is_new_ready() => want(since + plan.standby, "standby"),
-            _ => {}
+        let holds = rollout.phase.gate() == Some(Gate::Hold) && !rollout.is_open(Gate::Hold);
+        if holds {
+            want(since + plan.hold, "hold");
+        }
+        if let Phase::Holding { .. } = rollout.phase {
+            let times = if rollout.hold_extended { 2 } else { 1 };
+            want(since + plan.hold * times, "hold");
+        }
+        if rollout.phase == Phase::Standby && state.is_new_ready() {
+            want(since + plan.standby, "standby");
         }
     }
     earliest

@@ -174,6 +174,10 @@ impl Draft {
     }
 
     /// Ends or takes back what stands in the way of a new rollout, or refuses it.
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "every phase that moves is refused alike"
+    )]
     pub(super) fn make_room(&mut self, supersede: bool) -> Result<(), Rejected> {
         let Some(rollout) = self.rollout() else {
             return Ok(());
@@ -338,6 +342,10 @@ impl Draft {
         Ok(())
     }
 
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "whatever does not wait for a person is refused alike"
+    )]
     pub(super) fn promote(&mut self, by: String) -> Result<(), Rejected> {
         let rollout = self.moving_rollout()?;
         let refused = Rejected::NotWaiting {
@@ -438,14 +446,7 @@ impl Draft {
         passed: bool,
         detail: String,
     ) {
-        let waits = |r: &&Rollout| {
-            let here = match &r.phase {
-                Phase::Preflight => Gate::Preflight,
-                Phase::Gating { gate } => *gate,
-                _ => return false,
-            };
-            r.id == rollout && here == gate
-        };
+        let waits = |r: &&Rollout| r.id == rollout && r.phase.gate() == Some(gate);
         if self.rollout().filter(waits).is_none() {
             return;
         }

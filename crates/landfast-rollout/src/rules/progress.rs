@@ -124,12 +124,8 @@ impl Draft {
             });
             return;
         }
-        let phase = match &rollout.phase {
-            Phase::Parked { resume, .. } => resume,
-            other => other,
-        };
         let excluding = rollout.is_recreate() && rollout.from.is_some();
-        let untouched = match phase {
+        let untouched = match rollout.phase.underlying() {
             Phase::Preflight | Phase::Pausing => true,
             // Beside the new release the old one is whole, as whole as it was, until traffic moves.
             Phase::Warming { .. } | Phase::Gating { .. } | Phase::Stepping { .. } => {
@@ -159,10 +155,10 @@ impl Draft {
         let Some(rollout) = self.rollout() else {
             return;
         };
-        let resume = match &rollout.phase {
-            Phase::Parked { .. } => return,
-            other => Box::new(other.clone()),
-        };
+        if matches!(rollout.phase, Phase::Parked { .. }) {
+            return;
+        }
+        let resume = Box::new(rollout.phase.clone());
         self.enter(Phase::Parked { reason, resume });
     }
 
