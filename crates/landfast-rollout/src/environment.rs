@@ -332,7 +332,8 @@ impl Environment {
         }
         if let Some(rollout) = &self.rollout {
             let judged = |gate: &Gate| matches!(gate, Gate::Preflight | Gate::Smoke);
-            let gate = rollout.phase.gate().filter(judged);
+            let closed = |gate: &Gate| judged(gate) && !rollout.is_open(*gate);
+            let gate = rollout.phase.gate().filter(closed);
             let judge = |gate| Action::JudgeGate {
                 rollout: rollout.id,
                 gate,

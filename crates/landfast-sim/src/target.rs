@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use landfast_types::{Fence, FenceGuard, InstanceId, ReleaseId, ServiceName, StaleFence};
+use landfast_types::{
+    Fence, FenceGuard, Generation, InstanceId, ReleaseId, ServiceName, StaleFence,
+};
 
 use crate::Millis;
 
@@ -90,6 +92,9 @@ impl Body {
 #[derive(Debug, Clone, Default)]
 pub struct Target {
     pub bodies: BTreeMap<InstanceId, Body>,
+    /// The newest generation that took the host over. Orders of older ones are refused for every instance, the
+    /// ones that nobody heard of yet included.
+    pub taken_over_by: u64,
     /// Whether orders of a replaced server are obeyed: a planted bug.
     pub obeys_stale: bool,
 }
@@ -115,7 +120,19 @@ impl Target {
             unbroken_since: None,
             broken_at: None,
         });
-        let stale = order.generation.0 < body.heard;
+        let newest = body.heard.max(self.taken_over_by);
+        let stale = order.generation.0 < newest;
+        if stale && !self.obeys_stale {
+            let generation = Generation(newest);
+            let seen = Fence {
+                generation,
+                revision: 0,
+            };
+            return Err(StaleFence {
+                refused: order,
+                seen,
+            });
+        }
         body.heard = body.heard.max(order.generation.0);
         match body.guard.take(order) {
             Err(_) if self.obeys_stale => Ok(stale),

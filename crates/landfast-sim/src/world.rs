@@ -282,6 +282,7 @@ impl World {
         self.say(|| format!("server: life {generation} begins at {wall}"));
         self.watch.owes(environment.pending());
         self.watch.life_began = self.now;
+        self.target.taken_over_by = generation;
         self.server = Some(Server {
             generation,
             environment,

@@ -446,7 +446,8 @@ impl Draft {
         passed: bool,
         detail: String,
     ) {
-        let waits = |r: &&Rollout| r.id == rollout && r.phase.gate() == Some(gate);
+        let waits =
+            |r: &&Rollout| r.id == rollout && r.phase.gate() == Some(gate) && !r.is_open(gate);
         if self.rollout().filter(waits).is_none() {
             return;
         }
