@@ -14,12 +14,12 @@ use landfast_types::{InstanceId, ReleaseId, RolloutId, Scope, ServiceName, Times
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    analysis::{Analysis, AnalysisSettings, Observation},
+    backoff::Backoff,
     event::{Action, Change, Event, Input, Rejected},
     instance::{Instance, InstanceState},
     ledger::{Ledger, Reading},
     plan::{Gate, RolloutPlan, Topology},
-    rollout::{GateState, Kind, Outcome, Phase, Rollout, Weights},
+    rollout::{Kind, Outcome, Phase, Rollout, Weights},
     rules,
     traffic::Traffic,
 };
@@ -115,13 +115,6 @@ pub struct ScaleOverride {
     pub replicas: u32,
     /// What the manifest said when it was set.
     pub manifest: u32,
-}
-
-/// How often instances of a group ended in a row without having served for a while.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Backoff {
-    failures: u32,
-    pub(crate) until: Timestamp,
 }
 
 /// A number for each side of a service.
@@ -719,97 +712,4 @@ impl Environment {
             rollout.crashes += 1;
         }
     }
-}
-
-impl Rollout {
-    #[expect(
-        clippy::wildcard_enum_match_arm,
-        reason = "it is handed the changes of rollouts only"
-    )]
-    fn apply(&mut self, at: Timestamp, change: &Change) {
-        match change {
-            Change::PhaseEntered { phase } => self.enter(at, phase),
-            Change::GateOpened {
-                gate,
-                passed,
-                detail,
-            } => {
-                let state = GateState {
-                    passed: *passed,
-                    detail: detail.clone(),
-                    at,
-                };
-                self.gates.insert(*gate, state);
-                self.progressed_at = at;
-            }
-            Change::Promoted { .. } => {
-                self.hold_extended = false;
-                self.failure = None;
-                self.crashes = 0;
-            }
-            Change::Progressed { service, ready } => {
-                self.high_water.insert(service.clone(), *ready);
-                self.progressed_at = at;
-            }
-            Change::Failed { reason } => {
-                self.failure.get_or_insert_with(|| reason.clone());
-            }
-            Change::AnalysisObserved { observations } => self.observe(observations),
-            Change::HoldExtended { .. } => self.hold_extended = true,
-            _ => {}
-        }
-    }
-
-    fn observe(&mut self, observations: &BTreeMap<ServiceName, Observation>) {
-        let Some(from) = self.from else {
-            return;
-        };
-        let settings = AnalysisSettings::default().shared_among(observations.len());
-        for (service, observation) in observations {
-            let analysis = self
-                .analyses
-                .entry(service.clone())
-                .or_insert_with(|| Analysis::new(&settings, from, self.to));
-            analysis.observe(observation);
-        }
-    }
-}
-
-/// The first restart waits this long, each further one twice as long.
-const BACKOFF_FIRST: Duration = Duration::from_secs(1);
-const BACKOFF_MAX: Duration = Duration::from_secs(60);
-/// Who served this long is not in a crash loop.
-const SERVED_WELL: Duration = Duration::from_secs(30);
-
-impl Backoff {
-    /// The wait after an instance ended by itself. One that had served well is replaced at once.
-    fn after_end(self, at: Timestamp, instance: &Instance) -> Self {
-        let served = instance
-            .first_served_at
-            .is_some_and(|since| at.since(since) >= SERVED_WELL);
-        if served {
-            return Self {
-                failures: 0,
-                until: at,
-            };
-        }
-        let failures = self.failures.saturating_add(1);
-        let doublings = (failures - 1).min(6);
-        let wait = (BACKOFF_FIRST * 2_u32.pow(doublings)).min(BACKOFF_MAX);
-        // A spread of ±20 % that needs no random source: instances of one host must not restart in step.
-        let spread = splitmix(instance.number) % 401;
-        let wait = wait * (800 + spread as u32) / 1_000;
-        Self {
-            failures,
-            until: at + wait,
-        }
-    }
-}
-
-/// A fixed scramble of a number (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
-fn splitmix(number: u64) -> u64 {
-    let mut z = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }

@@ -9,6 +9,7 @@
 //! instance *is* healthy: it is told.
 
 pub mod analysis;
+mod backoff;
 mod environment;
 mod event;
 mod instance;

@@ -17,8 +17,9 @@ use landfast_types::{ReleaseId, RolloutId, ServiceName, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    analysis::Analysis,
+    analysis::{Analysis, AnalysisSettings, Observation},
     environment::Sides,
+    event::Change,
     ledger::Ledger,
     plan::{Gate, RolloutPlan, Strategy},
 };
@@ -248,6 +249,60 @@ impl Rollout {
     /// The phase in words.
     pub fn phase_words(&self) -> String {
         self.phase.words(self)
+    }
+}
+
+impl Rollout {
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "it is handed the changes of rollouts only"
+    )]
+    pub(crate) fn apply(&mut self, at: Timestamp, change: &Change) {
+        match change {
+            Change::PhaseEntered { phase } => self.enter(at, phase),
+            Change::GateOpened {
+                gate,
+                passed,
+                detail,
+            } => {
+                let state = GateState {
+                    passed: *passed,
+                    detail: detail.clone(),
+                    at,
+                };
+                self.gates.insert(*gate, state);
+                self.progressed_at = at;
+            }
+            Change::Promoted { .. } => {
+                self.hold_extended = false;
+                self.failure = None;
+                self.crashes = 0;
+            }
+            Change::Progressed { service, ready } => {
+                self.high_water.insert(service.clone(), *ready);
+                self.progressed_at = at;
+            }
+            Change::Failed { reason } => {
+                self.failure.get_or_insert_with(|| reason.clone());
+            }
+            Change::AnalysisObserved { observations } => self.observe(observations),
+            Change::HoldExtended { .. } => self.hold_extended = true,
+            _ => {}
+        }
+    }
+
+    fn observe(&mut self, observations: &BTreeMap<ServiceName, Observation>) {
+        let Some(from) = self.from else {
+            return;
+        };
+        let settings = AnalysisSettings::default().shared_among(observations.len());
+        for (service, observation) in observations {
+            let analysis = self
+                .analyses
+                .entry(service.clone())
+                .or_insert_with(|| Analysis::new(&settings, from, self.to));
+            analysis.observe(observation);
+        }
     }
 }
 

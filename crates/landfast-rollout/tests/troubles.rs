@@ -707,3 +707,35 @@ fn a_moment_in_which_nobody_passes_costs_no_instance() {
     bench.until("none");
     assert_eq!(bench.ended(), "sealed");
 }
+
+#[test]
+fn a_gate_that_opened_is_not_asked_again() {
+    let mut bench = Bench::serving(api());
+    bench
+        .deploy(api(), with(Strategy::BlueGreen, &[Gate::Smoke]))
+        .unwrap();
+    bench.judges = false;
+    bench.until("gate smoke");
+    // One of three stops passing while the smoke job runs.
+    let sick = bench.of("api", 2)[0].clone();
+    bench.probe(&sick, false);
+    bench.judges = true;
+    for _ in 0..80 {
+        bench.run(9);
+        bench.probe(&sick, true);
+        bench.run(2);
+        bench.probe(&sick, false);
+    }
+    let opened = |event: &&landfast_rollout::Event| {
+        matches!(
+            event.change,
+            Change::GateOpened {
+                gate: Gate::Smoke,
+                ..
+            }
+        )
+    };
+    assert_eq!(bench.events.iter().filter(opened).count(), 1);
+    assert_eq!(bench.phase(), "none");
+    assert!(bench.ended().contains("no progress"), "{}", bench.ended());
+}

@@ -113,6 +113,8 @@ pub(crate) struct Bench {
     pub(crate) started: BTreeMap<InstanceId, Timestamp>,
     /// Answers of gates; true unless said otherwise.
     pub(crate) gates: BTreeMap<Gate, bool>,
+    /// While false no gate gets an answer.
+    pub(crate) judges: bool,
     /// While false the proxy confirms nothing.
     pub(crate) confirms: bool,
     /// While false nothing in flight ever ends.
@@ -133,6 +135,7 @@ impl Bench {
             quality: BTreeMap::new(),
             started: BTreeMap::new(),
             gates: BTreeMap::new(),
+            judges: true,
             confirms: true,
             drains: true,
             most: BTreeMap::new(),
@@ -305,14 +308,16 @@ impl Bench {
                 {
                     Input::Drained { instance }
                 }
-                Action::JudgeGate { rollout, gate, .. } => Input::GateJudged {
+                Action::JudgeGate { rollout, gate, .. } if self.judges => Input::GateJudged {
                     rollout,
                     gate,
                     passed: self.gates.get(&gate).copied().unwrap_or(true),
                     detail: "as told".into(),
                 },
                 Action::Notify { rollout } => Input::Notified { rollout },
-                Action::Publish { .. } | Action::AwaitDrain { .. } => continue,
+                Action::Publish { .. } | Action::AwaitDrain { .. } | Action::JudgeGate { .. } => {
+                    continue;
+                }
             };
             self.tell(input).unwrap();
         }
