@@ -14,9 +14,19 @@ pub(crate) const USAGE: &str = "demo";
 const MOVES: [(u64, &str, i32, &str); 5] = [
     (1, "rolling", 0, "first release"),
     (2, "rolling", 0, "instance by instance"),
-    (3, "blue-green", 0, "complete beside the old, then one switch"),
+    (
+        3,
+        "blue-green",
+        0,
+        "complete beside the old, then one switch",
+    ),
     (4, "canary", 0, "5 %, 25 %, 100 %, each judged"),
-    (5, "canary", 5, "fails half of its requests: caught and taken back by itself"),
+    (
+        5,
+        "canary",
+        5,
+        "fails half of its requests: caught and taken back by itself",
+    ),
 ];
 /// Load for a machine of two cores that also builds nothing meanwhile.
 const LOAD: (u32, u32, u32) = (300, 200, 20);
@@ -36,16 +46,29 @@ pub(crate) fn run() -> anyhow::Result<()> {
         println!("release {version} by {strategy} ({words})");
         app.build(version)?;
         let code = app.deploy(&host, strategy, "seal")?;
-        ensure!(code == expected, "it ended with exit code {code} instead of {expected}");
+        ensure!(
+            code == expected,
+            "it ended with exit code {code} instead of {expected}"
+        );
         print_ledger(&app, &host)?;
         if judge.is_none() {
-            let settings = JudgeSettings { rate, websockets, events, ..JudgeSettings::default() };
+            let settings = JudgeSettings {
+                rate,
+                websockets,
+                events,
+                ..JudgeSettings::default()
+            };
             judge = Some(Judge::start(&build, &host, &app, &settings)?);
-            println!("  load: {rate} requests/s, {websockets} WebSockets, {events} event streams\n");
+            println!(
+                "  load: {rate} requests/s, {websockets} WebSockets, {events} event streams\n"
+            );
         }
     }
     let serving = app.get(&host, "/version")?;
-    ensure!(serving["version"] == "4", "release 4 should serve, but it is {serving}");
+    ensure!(
+        serving["version"] == "4",
+        "release 4 should serve, but it is {serving}"
+    );
     let Some(judge) = judge else {
         bail!("there was no judge");
     };
@@ -61,9 +84,16 @@ pub(crate) fn run() -> anyhow::Result<()> {
         took.as_secs_f64(),
     );
     if lost + cut > 0 || !verdict.is_valid() {
-        bail!("something was lost that must not be, or the judge fell behind:\n{}", verdict.samples());
+        bail!(
+            "something was lost that must not be, or the judge fell behind:\n{}",
+            verdict.samples()
+        );
     }
-    ensure!(took < TIME_MAX, "it took longer than {} s", TIME_MAX.as_secs());
+    ensure!(
+        took < TIME_MAX,
+        "it took longer than {} s",
+        TIME_MAX.as_secs()
+    );
     Ok(())
 }
 

@@ -39,11 +39,17 @@ impl Context {
 
     /// This order's place among all orders: nobody who decided earlier may overtake it.
     fn fence(&self) -> Fence {
-        Fence { generation: self.shared.generation, revision: self.view.state.sequence }
+        Fence {
+            generation: self.shared.generation,
+            revision: self.view.state.sequence,
+        }
     }
 
     fn reference(&self, instance: &InstanceId) -> InstanceRef {
-        InstanceRef { scope: self.view.state.scope.clone(), instance: instance.clone() }
+        InstanceRef {
+            scope: self.view.state.scope.clone(),
+            instance: instance.clone(),
+        }
     }
 
     fn replaced(&self, by: String) {
@@ -55,13 +61,21 @@ impl Context {
 /// any more is aborted by the driver.
 pub(crate) async fn perform(context: Context, action: Action) {
     match action {
-        Action::StartInstance { instance, service, release } => {
+        Action::StartInstance {
+            instance,
+            service,
+            release,
+        } => {
             start(&context, instance, &service, release).await;
         }
         Action::StopInstance { instance, grace } => stop(&context, instance, grace).await,
         Action::Publish { .. } => publish(&context).await,
         Action::AwaitDrain { instance, .. } => await_drain(&context, instance).await,
-        Action::JudgeGate { rollout, gate, release } => {
+        Action::JudgeGate {
+            rollout,
+            gate,
+            release,
+        } => {
             judge(&context, rollout, gate, release).await;
         }
         Action::Notify { rollout } => {
@@ -71,12 +85,7 @@ pub(crate) async fn perform(context: Context, action: Action) {
     }
 }
 
-async fn start(
-    context: &Context,
-    instance: InstanceId,
-    service: &ServiceName,
-    release: ReleaseId,
-) {
+async fn start(context: &Context, instance: InstanceId, service: &ServiceName, release: ReleaseId) {
     let reference = context.reference(&instance);
     let body = context.view.bodies.get(&release);
     let spec = match body {
@@ -114,9 +123,19 @@ async fn stop(context: &Context, instance: InstanceId, grace: Duration) {
     let reference = context.reference(&instance);
     let mut wait = RETRY_FIRST;
     loop {
-        match context.shared.target.stop(context.fence(), &reference, grace).await {
+        match context
+            .shared
+            .target
+            .stop(context.fence(), &reference, grace)
+            .await
+        {
             Ok(exit) => {
-                context.tell(Input::Ended { instance, exit: exit.to_string() }).await;
+                context
+                    .tell(Input::Ended {
+                        instance,
+                        exit: exit.to_string(),
+                    })
+                    .await;
                 return forget(context, &reference).await;
             }
             Err(TargetError::Stale(stale)) => return context.replaced(stale.to_string()),
@@ -136,7 +155,12 @@ pub(crate) async fn watch(context: Context, instance: InstanceId) {
     loop {
         match context.shared.target.wait(&reference).await {
             Ok(exit) => {
-                context.tell(Input::Ended { instance, exit: exit.to_string() }).await;
+                context
+                    .tell(Input::Ended {
+                        instance,
+                        exit: exit.to_string(),
+                    })
+                    .await;
                 return;
             }
             Err(error) => {
@@ -157,7 +181,11 @@ async fn forget(context: &Context, reference: &InstanceRef) {
 
 async fn publish(context: &Context) {
     let state = &context.view.state;
-    let part = part(state, &context.view.bodies, !context.shared.controls.health_gate_off);
+    let part = part(
+        state,
+        &context.view.bodies,
+        !context.shared.controls.health_gate_off,
+    );
     match context.shared.hub.publish(&state.scope, part).await {
         Ok(revision) => context.tell(Input::TrafficConfirmed { revision }).await,
         Err(PlaneError::Replaced { refused, seen }) => {
@@ -178,9 +206,16 @@ async fn await_drain(context: &Context, instance: InstanceId) {
         // The engine takes a `Drained` only once a table without the instance is confirmed; until then the proxy
         // does not call it draining either.
         if let Ok(status) = context.shared.hub.status().await {
-            let drained = status.backends.get(&backend).is_none_or(|backend| backend.is_drained());
+            let drained = status
+                .backends
+                .get(&backend)
+                .is_none_or(|backend| backend.is_drained());
             if drained {
-                context.tell(Input::Drained { instance: instance.clone() }).await;
+                context
+                    .tell(Input::Drained {
+                        instance: instance.clone(),
+                    })
+                    .await;
             }
         }
         sleep(DRAIN_POLL).await;
@@ -197,7 +232,14 @@ async fn judge(context: &Context, rollout: RolloutId, gate: Gate, release: Relea
         Ok(detail) => (true, detail),
         Err(detail) => (false, detail),
     };
-    context.tell(Input::GateJudged { rollout, gate, passed, detail }).await;
+    context
+        .tell(Input::GateJudged {
+            rollout,
+            gate,
+            passed,
+            detail,
+        })
+        .await;
 }
 
 /// An error with its causes, once, joined by `: `.
@@ -213,7 +255,6 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 
 /// The instant of the runtime's clock that is `wait` away.
 pub(crate) fn instant_in(wait: Duration) -> tokio::time::Instant {
-    #[expect(clippy::disallowed_methods, reason = "sleeping needs the runtime's own clock")]
     let now = tokio::time::Instant::now();
     now + wait
 }

@@ -53,7 +53,11 @@ pub enum Message {
     /// By itself: from probes, the target, the proxy, a gate.
     Input(Input),
     /// By a person, who waits for the answer.
-    Command { input: Input, body: Option<Box<ReleaseBody>>, reply: oneshot::Sender<Reply> },
+    Command {
+        input: Input,
+        body: Option<Box<ReleaseBody>>,
+        reply: oneshot::Sender<Reply>,
+    },
 }
 
 /// The answer to a command.
@@ -101,7 +105,10 @@ impl DriverHandle {
         let (reply, answer) = oneshot::channel();
         let body = body.map(Box::new);
         let message = Message::Command { input, body, reply };
-        self.inbox.send(message).await.map_err(|_| CommandError::Stopping)?;
+        self.inbox
+            .send(message)
+            .await
+            .map_err(|_| CommandError::Stopping)?;
         answer.await.map_err(|_| CommandError::Stopping)?
     }
 }
@@ -145,7 +152,10 @@ impl Driver {
             journal_problem: None,
         };
         let (views, receiver) = watch::channel(Arc::new(view.clone()));
-        let handle = DriverHandle { inbox: sender.clone(), view: receiver };
+        let handle = DriverHandle {
+            inbox: sender.clone(),
+            view: receiver,
+        };
         let driver = Self {
             stream: stream_of(&view.state.scope),
             snapshot_at: view.state.sequence,
@@ -234,7 +244,9 @@ impl Driver {
         if let Some(body) = body {
             self.view.bodies.insert(body.release, Arc::from(body));
         }
-        self.view.bodies.retain(|release, _| self.view.state.releases.contains_key(release));
+        self.view
+            .bodies
+            .retain(|release, _| self.view.state.releases.contains_key(release));
         self.show();
         self.snapshot().await;
         Ok(())
@@ -267,7 +279,9 @@ impl Driver {
             }
             Err(conflict @ AppendError::Conflict { .. }) => {
                 // Another server writes this stream: this one has been replaced and must not act.
-                self.shared.replaced.send_replace(Some(conflict.to_string()));
+                self.shared
+                    .replaced
+                    .send_replace(Some(conflict.to_string()));
                 Err(CommandError::Stopping)
             }
             Err(error) => {
@@ -309,8 +323,12 @@ impl Driver {
         self.snapshot_at = sequence;
         let body = serde_json::to_vec(&self.view.state).expect("the state has text keys");
         let stream = self.stream.clone();
-        let snapshot =
-            landfast_journal::Snapshot { stream, sequence, version: SNAPSHOT_VERSION, body };
+        let snapshot = landfast_journal::Snapshot {
+            stream,
+            sequence,
+            version: SNAPSHOT_VERSION,
+            body,
+        };
         let journal = Arc::clone(&self.shared.journal);
         let kept = tokio::task::spawn_blocking(move || {
             let stream = snapshot.stream.clone();
@@ -375,7 +393,11 @@ impl Driver {
         if state.traffic.revision == 0 {
             return;
         }
-        let part = part(state, &self.view.bodies, !self.shared.controls.health_gate_off);
+        let part = part(
+            state,
+            &self.view.bodies,
+            !self.shared.controls.health_gate_off,
+        );
         if self.published.as_ref() == Some(&part) {
             return;
         }
@@ -396,7 +418,9 @@ impl Driver {
     fn follow_instances(&mut self) {
         let instances = &self.view.state.instances;
         let started = |id: &InstanceId| {
-            instances.get(id).is_some_and(|instance| instance.word() != "planned")
+            instances
+                .get(id)
+                .is_some_and(|instance| instance.word() != "planned")
         };
         let probed = |id: &InstanceId| instances.get(id).is_some_and(|i| i.is_probed());
         retain(&mut self.watching, started);
@@ -410,10 +434,12 @@ impl Driver {
             let instance = &self.view.state.instances[&id];
             if instance.is_probed() && !self.probing.contains_key(&id) {
                 let body = self.view.bodies.get(&instance.release);
-                let Some(service) = body.and_then(|b| b.spec.services.get(&instance.service)) else {
+                let Some(service) = body.and_then(|b| b.spec.services.get(&instance.service))
+                else {
                     continue;
                 };
-                let settings = probe::Settings::new(service, instance.address, &self.shared.controls);
+                let settings =
+                    probe::Settings::new(service, instance.address, &self.shared.controls);
                 let prober = probe::run(self.sender.clone(), id.clone(), settings);
                 let task = self.tasks.spawn(prober);
                 self.probing.insert(id, task);
@@ -424,7 +450,10 @@ impl Driver {
     /// Measures traffic while a rollout is under way.
     fn follow_traffic(&mut self) {
         let wanted = self.view.state.rollout.is_some();
-        let runs = self.measuring.as_ref().is_some_and(|task| !task.is_finished());
+        let runs = self
+            .measuring
+            .as_ref()
+            .is_some_and(|task| !task.is_finished());
         if wanted && !runs {
             let receiver = self.views.subscribe();
             let work = measure::run(Arc::clone(&self.shared), receiver, self.sender.clone());
@@ -479,12 +508,13 @@ pub fn replay(
     const PAGE: usize = 1_000;
     let stream = stream_of(scope);
     let mut state = match journal.load_snapshot(&stream) {
-        Ok(Some(snapshot)) if snapshot.version == SNAPSHOT_VERSION => {
-            serde_json::from_slice(&snapshot.body).unwrap_or_else(|error| {
-                tracing::warn!(%stream, %error, "the snapshot is of another version; replaying all");
-                Environment::new(scope.clone())
-            })
-        }
+        Ok(Some(snapshot)) if snapshot.version == SNAPSHOT_VERSION => serde_json::from_slice(
+            &snapshot.body,
+        )
+        .unwrap_or_else(|error| {
+            tracing::warn!(%stream, %error, "the snapshot is of another version; replaying all");
+            Environment::new(scope.clone())
+        }),
         Ok(_) => Environment::new(scope.clone()),
         Err(error) => {
             tracing::warn!(%stream, %error, "the snapshot cannot be read; replaying all");
@@ -497,7 +527,12 @@ pub fn replay(
         for record in page {
             if record.version > EVENT_VERSION || record.kind != EVENT_KIND {
                 let (kind, version) = (record.kind, record.version);
-                return Err(ReplayError::Unknown { stream, sequence: record.sequence, kind, version });
+                return Err(ReplayError::Unknown {
+                    stream,
+                    sequence: record.sequence,
+                    kind,
+                    version,
+                });
             }
             let sequence = record.sequence;
             let event: Event = record.json().map_err(|source| ReplayError::Unreadable {
@@ -518,8 +553,19 @@ pub fn replay(
 pub enum ReplayError {
     #[error(transparent)]
     Read(#[from] landfast_journal::ReadError),
-    #[error("record {sequence} of `{stream}` is `{kind}` version {version}, which a newer Landfast wrote")]
-    Unknown { stream: String, sequence: u64, kind: String, version: u16 },
+    #[error(
+        "record {sequence} of `{stream}` is `{kind}` version {version}, which a newer Landfast wrote"
+    )]
+    Unknown {
+        stream: String,
+        sequence: u64,
+        kind: String,
+        version: u16,
+    },
     #[error("record {sequence} of `{stream}` cannot be read")]
-    Unreadable { stream: String, sequence: u64, source: serde_json::Error },
+    Unreadable {
+        stream: String,
+        sequence: u64,
+        source: serde_json::Error,
+    },
 }

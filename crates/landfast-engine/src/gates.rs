@@ -13,16 +13,29 @@ pub(crate) async fn preflight(context: &Context, release: ReleaseId) -> Result<S
     let body = body.ok_or_else(|| format!("release {release} is not kept"))?;
     let (shared, view) = (context.shared.clone(), context.view.clone());
     let judged = tokio::task::spawn_blocking(move || {
-        let plan = view.state.rollout.as_ref().map(|rollout| rollout.plan.clone());
+        let plan = view
+            .state
+            .rollout
+            .as_ref()
+            .map(|rollout| rollout.plan.clone());
         let plan = plan.unwrap_or_else(|| release::plan(&body.spec, None));
-        let missing = body.artifacts.iter().find(|(_, digest)| shared.store.path(digest).is_none());
+        let missing = body
+            .artifacts
+            .iter()
+            .find(|(_, digest)| shared.store.path(digest).is_none());
         if let Some((name, digest)) = missing {
-            return Err(format!("artifact `{name}` ({}) is not in the store", digest.short()));
+            return Err(format!(
+                "artifact `{name}` ({}) is not in the store",
+                digest.short()
+            ));
         }
         let refusals = planning::refusals(&shared, &view, &body.spec, &body.artifacts, &plan);
         if refusals.is_empty() {
             let peak = planning::peak(&shared, &view, &body.spec, &plan);
-            return Ok(format!("memory peak {} of {}", peak.peak.memory, peak.host.memory));
+            return Ok(format!(
+                "memory peak {} of {}",
+                peak.peak.memory, peak.host.memory
+            ));
         }
         let lines = refusals.into_iter().map(|refusal| match refusal.hint {
             Some(hint) => format!("{} ({hint})", refusal.reason),
@@ -30,7 +43,9 @@ pub(crate) async fn preflight(context: &Context, release: ReleaseId) -> Result<S
         });
         Err(lines.collect::<Vec<_>>().join("; "))
     });
-    judged.await.unwrap_or_else(|error| Err(format!("the preflight itself failed: {error}")))
+    judged
+        .await
+        .unwrap_or_else(|error| Err(format!("the preflight itself failed: {error}")))
 }
 
 /// Runs every smoke job of the new release against the preview, one after the other.
@@ -41,12 +56,20 @@ pub(crate) async fn smoke(
 ) -> Result<String, String> {
     let body = context.view.bodies.get(&release).cloned();
     let body = body.ok_or_else(|| format!("release {release} is not kept"))?;
-    let found: Vec<(JobName, JobSpec)> =
-        body.spec.jobs_of(Gate::Smoke).map(|(name, job)| (name.clone(), job.clone())).collect();
+    let found: Vec<(JobName, JobSpec)> = body
+        .spec
+        .jobs_of(Gate::Smoke)
+        .map(|(name, job)| (name.clone(), job.clone()))
+        .collect();
     if found.is_empty() {
         return Err("no job has `when = \"gate:smoke\"`".into());
     }
-    let status = context.shared.hub.status().await.map_err(|error| error.to_string())?;
+    let status = context
+        .shared
+        .hub
+        .status()
+        .await
+        .map_err(|error| error.to_string())?;
     let mut extra = BTreeMap::from([("LANDFAST_ROLLOUT".to_owned(), rollout.to_string())]);
     if let Some(preview) = status.preview {
         extra.insert("LANDFAST_PREVIEW_URL".into(), format!("http://{preview}"));
@@ -59,7 +82,13 @@ pub(crate) async fn smoke(
     let mut passed = Vec::new();
     for (name, job) in found {
         let scope = &context.view.state.scope;
-        let run = jobs::Run { scope, body: &body, name: &name, job: &job, cause: "smoke gate" };
+        let run = jobs::Run {
+            scope,
+            body: &body,
+            name: &name,
+            job: &job,
+            cause: "smoke gate",
+        };
         let record = jobs::run(&context.shared, run, extra.clone()).await?;
         match record.verdict() {
             Ok(()) => passed.push(format!("`{name}` passed in {} ms", record.millis())),

@@ -64,7 +64,10 @@ impl RunRecord {
     /// # Errors
     /// A sentence fragment: `exited with code 1: connection refused`.
     pub fn verdict(&self) -> Result<(), String> {
-        let line = self.last_line.as_ref().map_or(String::new(), |line| format!(": {line}"));
+        let line = self
+            .last_line
+            .as_ref()
+            .map_or(String::new(), |line| format!(": {line}"));
         match &self.exit {
             Some(Exit::Code { code: 0 }) if !self.timed_out => Ok(()),
             _ if self.timed_out => Err(format!("took longer than its timeout{line}")),
@@ -75,7 +78,8 @@ impl RunRecord {
 
     /// How long it took.
     pub fn millis(&self) -> u128 {
-        self.ended_at.map_or(0, |ended| ended.since(self.started_at).as_millis())
+        self.ended_at
+            .map_or(0, |ended| ended.since(self.started_at).as_millis())
     }
 }
 
@@ -111,7 +115,9 @@ pub async fn begin(shared: &Arc<Shared>, run: &Run<'_>) -> Result<RunRecord, Str
         }
         Err("no number was free for the run".to_owned())
     });
-    numbered.await.unwrap_or_else(|error| Err(error.to_string()))
+    numbered
+        .await
+        .unwrap_or_else(|error| Err(error.to_string()))
 }
 
 /// Runs a job to its end.
@@ -137,9 +143,15 @@ pub async fn finish(
     mut record: RunRecord,
     extra: BTreeMap<String, String>,
 ) -> Result<RunRecord, String> {
-    let id = InstanceRef { scope: run.scope.clone(), instance: record.instance.clone() };
+    let id = InstanceRef {
+        scope: run.scope.clone(),
+        instance: record.instance.clone(),
+    };
     let spec = job_spec(shared, &id, run.body, run.name, run.job, extra)?;
-    let fence = Fence { generation: shared.generation, revision: record.number };
+    let fence = Fence {
+        generation: shared.generation,
+        revision: record.number,
+    };
     let exit = match shared.target.start(fence, &spec).await {
         Ok(_) => match timeout(run.job.timeout, shared.target.wait(&id)).await {
             Ok(exit) => exit.map_err(|error| chain(&error))?,
@@ -149,7 +161,9 @@ pub async fn finish(
                 stopped.map_err(|error| chain(&error))?
             }
         },
-        Err(error) => Exit::NotStarted { reason: chain(&error) },
+        Err(error) => Exit::NotStarted {
+            reason: chain(&error),
+        },
     };
     record.exit = Some(exit);
     record.ended_at = Some(shared.clock.now());
@@ -159,7 +173,10 @@ pub async fn finish(
     let (owner, scope, kept) = (Arc::clone(shared), run.scope.clone(), record.clone());
     let saved = tokio::task::spawn_blocking(move || save(&owner, &scope, &kept, None)).await;
     if let Ok(Err(error)) = saved {
-        tracing::warn!(error = chain(&error), "the end of a job run was not recorded");
+        tracing::warn!(
+            error = chain(&error),
+            "the end of a job run was not recorded"
+        );
     }
     if let Err(error) = shared.target.forget(&id).await {
         tracing::debug!(error = chain(&error), "the target keeps the run");
@@ -184,7 +201,9 @@ fn save(
     expected: Option<u64>,
 ) -> Result<(), PutError> {
     let body = serde_json::to_vec(record).expect("a run has text keys");
-    shared.journal.put(COLLECTION, &key(scope, record.number), expected, body)?;
+    shared
+        .journal
+        .put(COLLECTION, &key(scope, record.number), expected, body)?;
     Ok(())
 }
 
@@ -200,8 +219,10 @@ fn next_number(shared: &Shared, scope: &Scope) -> Result<u64, String> {
     loop {
         let page = shared.journal.list(COLLECTION, Some(&after), PAGE);
         let page = page.map_err(|error| chain(&error))?;
-        let own: Vec<&Document> =
-            page.iter().take_while(|document| document.key.starts_with(&prefix)).collect();
+        let own: Vec<&Document> = page
+            .iter()
+            .take_while(|document| document.key.starts_with(&prefix))
+            .collect();
         if let Some(document) = own.last() {
             last = document.key[prefix.len()..].parse::<u64>().unwrap_or(last);
             after.clone_from(&document.key);
@@ -229,10 +250,17 @@ pub fn leading_release(state: &Environment) -> Option<ReleaseId> {
         Weights::Split { new } if new > 50 => Some(rollout.to),
         Weights::ByCount => {
             let mut counts: BTreeMap<ReleaseId, usize> = BTreeMap::new();
-            for instance in state.instances.values().filter(|instance| instance.is_serving()) {
+            for instance in state
+                .instances
+                .values()
+                .filter(|instance| instance.is_serving())
+            {
                 *counts.entry(instance.release).or_default() += 1;
             }
-            counts.into_iter().max_by_key(|(_, count)| *count).map(|(release, _)| release)
+            counts
+                .into_iter()
+                .max_by_key(|(_, count)| *count)
+                .map(|(release, _)| release)
         }
         Weights::OldOnly | Weights::Split { .. } => rollout.from.or(state.serving),
     }

@@ -44,9 +44,10 @@ impl Wanted {
     fn takes(&self, instance: &InstanceId) -> bool {
         let id = instance.as_str();
         let process = id.split('.').next().unwrap_or(id);
-        let of_process = self.process.as_ref().is_none_or(|wanted| {
-            wanted == process || process.strip_prefix("job-") == Some(wanted)
-        });
+        let of_process = self
+            .process
+            .as_ref()
+            .is_none_or(|wanted| wanted == process || process.strip_prefix("job-") == Some(wanted));
         of_process && self.instance.as_ref().is_none_or(|wanted| wanted == id)
     }
 }
@@ -63,14 +64,21 @@ impl Follower {
     /// # Errors
     /// When the folder cannot be read.
     pub fn begin(folder: PathBuf, wanted: Wanted, tail: usize) -> io::Result<(Self, Vec<Line>)> {
-        let mut follower = Self { folder, wanted, places: BTreeMap::new() };
+        let mut follower = Self {
+            folder,
+            wanted,
+            places: BTreeMap::new(),
+        };
         let mut lines = Vec::new();
         for (id, folder) in follower.instances()? {
             let segments = segments(&folder)?;
             let mut own = Vec::new();
             for (number, path) in segments.iter().rev() {
                 let (mut newest, end) = read_tail(&id, path)?;
-                follower.places.entry(id.clone()).or_insert(Place { segment: *number, offset: end });
+                follower.places.entry(id.clone()).or_insert(Place {
+                    segment: *number,
+                    offset: end,
+                });
                 newest.append(&mut own);
                 own = newest;
                 if own.len() >= tail {
@@ -98,7 +106,10 @@ impl Follower {
                     continue;
                 }
                 if number > place.segment {
-                    place = Place { segment: number, offset: 0 };
+                    place = Place {
+                        segment: number,
+                        offset: 0,
+                    };
                 }
                 place.offset += read_from(&id, &path, place.offset, &mut lines)?;
             }
@@ -118,8 +129,13 @@ impl Follower {
         for entry in entries {
             let entry = entry?;
             let name = entry.file_name();
-            let id = name.to_str().and_then(|name| name.parse::<InstanceId>().ok());
-            found.extend(id.filter(|id| self.wanted.takes(id)).map(|id| (id, entry.path())));
+            let id = name
+                .to_str()
+                .and_then(|name| name.parse::<InstanceId>().ok());
+            found.extend(
+                id.filter(|id| self.wanted.takes(id))
+                    .map(|id| (id, entry.path())),
+            );
         }
         found.sort();
         Ok(found)
@@ -131,18 +147,33 @@ pub fn last_line(folder: &Path) -> Option<String> {
     let segments = segments(folder).ok()?;
     let (_, path) = segments.last()?;
     let text = read_end(path).ok()?.0;
-    let lines = text.split(|byte| *byte == b'\n').rev().filter_map(LogLine::parse);
+    let lines = text
+        .split(|byte| *byte == b'\n')
+        .rev()
+        .filter_map(LogLine::parse);
     let mut own = lines.filter(|line| line.stream != LogStream::Shim && !line.text.is_empty());
-    own.next().map(|line| String::from_utf8_lossy(line.text).into_owned())
+    own.next()
+        .map(|line| String::from_utf8_lossy(line.text).into_owned())
 }
 
 /// The line that most likely says why an instance failed: the first that speaks of an error, else the last one.
 pub fn causal_line(folder: &Path) -> Option<String> {
-    const WORDS: [&str; 6] = ["panicked", "fatal", "error", "exception", "failed", "cannot"];
+    const WORDS: [&str; 6] = [
+        "panicked",
+        "fatal",
+        "error",
+        "exception",
+        "failed",
+        "cannot",
+    ];
     let segments = segments(folder).ok()?;
     let (_, path) = segments.first()?;
     let mut text = Vec::new();
-    File::open(path).ok()?.take(TAIL_BYTES_MAX).read_to_end(&mut text).ok()?;
+    File::open(path)
+        .ok()?
+        .take(TAIL_BYTES_MAX)
+        .read_to_end(&mut text)
+        .ok()?;
     let lines = text.split(|byte| *byte == b'\n').filter_map(LogLine::parse);
     let own = lines.filter(|line| line.stream != LogStream::Shim);
     let mut words = own.map(|line| String::from_utf8_lossy(line.text).into_owned());
@@ -155,7 +186,10 @@ pub fn causal_line(folder: &Path) -> Option<String> {
 
 fn read_tail(id: &InstanceId, path: &Path) -> io::Result<(Vec<Line>, u64)> {
     let (text, end) = read_end(path)?;
-    let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+    let whole = text
+        .iter()
+        .rposition(|byte| *byte == b'\n')
+        .map_or(0, |at| at + 1);
     let unfinished = (text.len() - whole) as u64;
     Ok((parse_lines(id, &text[..whole]), end - unfinished))
 }
@@ -172,12 +206,7 @@ fn read_end(path: &Path) -> io::Result<(Vec<u8>, u64)> {
 }
 
 /// Reads whole lines from an offset on and returns how many bytes they were.
-fn read_from(
-    id: &InstanceId,
-    path: &Path,
-    offset: u64,
-    lines: &mut Vec<Line>,
-) -> io::Result<u64> {
+fn read_from(id: &InstanceId, path: &Path, offset: u64, lines: &mut Vec<Line>) -> io::Result<u64> {
     let mut file = match File::open(path) {
         Ok(file) => file,
         // Rotated away between listing and opening.
@@ -187,7 +216,10 @@ fn read_from(
     file.seek(SeekFrom::Start(offset))?;
     let mut text = Vec::new();
     file.take(READ_BYTES_MAX).read_to_end(&mut text)?;
-    let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+    let whole = text
+        .iter()
+        .rposition(|byte| *byte == b'\n')
+        .map_or(0, |at| at + 1);
     lines.extend(parse_lines(id, &text[..whole]));
     Ok(whole as u64)
 }

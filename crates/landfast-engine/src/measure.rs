@@ -51,9 +51,9 @@ pub(crate) async fn run(
             return;
         };
         let now = shared.clock.now();
-        let due = written.as_ref().is_none_or(|(at, phase)| {
-            now.since(*at) >= LEDGER_EVERY || *phase != rollout.phase
-        });
+        let due = written
+            .as_ref()
+            .is_none_or(|(at, phase)| now.since(*at) >= LEDGER_EVERY || *phase != rollout.phase);
         let watching = rollout.wants_observations() && now.since(meter.observed_at) >= EVERY;
         if !due && !watching {
             continue;
@@ -66,7 +66,14 @@ pub(crate) async fn run(
             synthetic.follow(&view, now);
             let observations = meter.observe(&view.state, &stats, now, &mut synthetic);
             if let Some(observations) = observations {
-                send(&inbox, Input::Observed { rollout: id, observations }).await;
+                send(
+                    &inbox,
+                    Input::Observed {
+                        rollout: id,
+                        observations,
+                    },
+                )
+                .await;
             }
         }
         if due {
@@ -115,7 +122,10 @@ impl Meter {
 
     fn read(&mut self, scope: &Scope, stats: &ProxyStats) -> Reading {
         self.take(scope, stats);
-        let mut reading = Reading { boot: stats.boot.clone(), ..Reading::default() };
+        let mut reading = Reading {
+            boot: stats.boot.clone(),
+            ..Reading::default()
+        };
         for (instance, counters) in &self.seen {
             let Some(release) = release_of(instance) else {
                 continue;
@@ -150,7 +160,13 @@ impl Meter {
         let mut observations: BTreeMap<ServiceName, Observation> = BTreeMap::new();
         let mut probes = synthetic.take();
         for service in watched_services(state) {
-            observations.insert(service, Observation { millis, ..Observation::default() });
+            observations.insert(
+                service,
+                Observation {
+                    millis,
+                    ..Observation::default()
+                },
+            );
         }
         for (id, counters) in &self.seen {
             let Some(instance) = state.instances.get(id) else {
@@ -164,8 +180,16 @@ impl Meter {
             if live.is_empty() && probes.is_empty() {
                 continue;
             }
-            let side = if is_new(state, instance) { &mut observation.new } else { &mut observation.old };
-            side.push(InstanceObservation { instance: id.clone(), live, probes });
+            let side = if is_new(state, instance) {
+                &mut observation.new
+            } else {
+                &mut observation.old
+            };
+            side.push(InstanceObservation {
+                instance: id.clone(),
+                live,
+                probes,
+            });
         }
         Some(observations)
     }
@@ -178,11 +202,17 @@ pub(crate) fn watched_services(state: &Environment) -> BTreeSet<ServiceName> {
     };
     let routed = |release| {
         let record = state.releases.get(&release);
-        let shapes = record.into_iter().flat_map(|record| &record.topology.services);
-        shapes.filter(|(_, shape)| shape.routed).map(|(name, _)| name.clone())
+        let shapes = record
+            .into_iter()
+            .flat_map(|record| &record.topology.services);
+        shapes
+            .filter(|(_, shape)| shape.routed)
+            .map(|(name, _)| name.clone())
     };
     let old: BTreeSet<_> = rollout.from.into_iter().flat_map(routed).collect();
-    routed(rollout.to).filter(|name| old.contains(name)).collect()
+    routed(rollout.to)
+        .filter(|name| old.contains(name))
+        .collect()
 }
 
 /// Whether an instance is of the release that is being judged.
@@ -195,10 +225,15 @@ pub(crate) fn is_new(state: &Environment, instance: &Instance) -> bool {
 fn sample(now: &BackendStats, before: &BackendStats) -> Sample {
     let answered = |stats: &BackendStats| stats.statuses[1..].iter().sum::<u64>();
     let failed = |stats: &BackendStats| stats.statuses[4] + stats.failures;
-    let requests = (answered(now) + now.failures).saturating_sub(answered(before) + before.failures);
+    let requests =
+        (answered(now) + now.failures).saturating_sub(answered(before) + before.failures);
     let errors = failed(now).saturating_sub(failed(before));
     let latency: Histogram = now.latency.since(&before.latency);
-    Sample { requests, errors, latency }
+    Sample {
+        requests,
+        errors,
+        latency,
+    }
 }
 
 fn add(counts: &mut Counts, stats: &BackendStats) {

@@ -2,9 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use landfast_rollout::{
-    Environment, MemberState, ServiceTraffic, TrafficMode, Weights,
-};
+use landfast_rollout::{Environment, MemberState, ServiceTraffic, TrafficMode, Weights};
 use landfast_routing::snapshot::{
     Backend, BackendState, Certificate, EjectionPolicy, Group, HealthCheck, Mode, RetryPolicy,
     Route, RouteLimits, RouteTimeouts, Service,
@@ -15,11 +13,17 @@ use landfast_types::{InstanceId, ReleaseId, RouteName, Scope, ServiceKey, Servic
 use crate::{plane::Part, release::ReleaseBody};
 
 /// What a pause holds at most (`contract.md`, "One rollout moves a whole environment").
-const PAUSE: Mode =
-    Mode::Pause { requests_max: 1_000, bytes_max: 64 << 20, wait_max_ms: 30_000 };
+const PAUSE: Mode = Mode::Pause {
+    requests_max: 1_000,
+    bytes_max: 64 << 20,
+    wait_max_ms: 30_000,
+};
 const MAINTENANCE_RETRY_S: u32 = 30;
 /// An instance that does not answer is not waited for.
-const LEAVING: BackendState = BackendState::Draining { requests_ms: 1_000, streams_ms: 500 };
+const LEAVING: BackendState = BackendState::Draining {
+    requests_ms: 1_000,
+    streams_ms: 500,
+};
 const SLOW_START_MS: u64 = 2_000;
 
 /// Builds the part of an environment. `health_checks` off leaves all judgement to the engine (for controls of
@@ -35,9 +39,12 @@ pub fn part(
     let mut services = BTreeMap::new();
     for (name, traffic) in &environment.traffic.services {
         let current = current_release(environment);
-        let owners = current.into_iter().chain(traffic.groups.keys().rev().copied());
-        let Some(service) =
-            owners.filter_map(spec).find_map(|spec| spec.services.get(name))
+        let owners = current
+            .into_iter()
+            .chain(traffic.groups.keys().rev().copied());
+        let Some(service) = owners
+            .filter_map(spec)
+            .find_map(|spec| spec.services.get(name))
         else {
             continue;
         };
@@ -49,13 +56,26 @@ pub fn part(
         }
         services.insert(ServiceKey::new(scope, name), entry);
     }
-    let has_service = |route: &&RouteSpec| {
-        services.contains_key(&ServiceKey::new(scope, &route.service))
-    };
-    let served: Vec<_> = routes.iter().filter(|(_, route)| has_service(route)).collect();
-    let certificates = served.iter().filter_map(|(_, route)| certificate(route)).collect();
-    let entries = served.iter().map(|(name, route)| route_entry(scope, name, route)).collect();
-    Part { revision: environment.traffic.revision, routes: entries, services, certificates }
+    let has_service =
+        |route: &&RouteSpec| services.contains_key(&ServiceKey::new(scope, &route.service));
+    let served: Vec<_> = routes
+        .iter()
+        .filter(|(_, route)| has_service(route))
+        .collect();
+    let certificates = served
+        .iter()
+        .filter_map(|(_, route)| certificate(route))
+        .collect();
+    let entries = served
+        .iter()
+        .map(|(name, route)| route_entry(scope, name, route))
+        .collect();
+    Part {
+        revision: environment.traffic.revision,
+        routes: entries,
+        services,
+        certificates,
+    }
 }
 
 /// The (host, path) pairs an environment holds now, with the name of the route.
@@ -64,8 +84,15 @@ pub fn claims(
     bodies: &BTreeMap<ReleaseId, Arc<ReleaseBody>>,
 ) -> Vec<(String, String, RouteName)> {
     let rollout = environment.rollout.as_ref();
-    let releases = [environment.serving, rollout.and_then(|r| r.from), rollout.map(|r| r.to)];
-    let specs = releases.into_iter().flatten().filter_map(|release| bodies.get(&release));
+    let releases = [
+        environment.serving,
+        rollout.and_then(|r| r.from),
+        rollout.map(|r| r.to),
+    ];
+    let specs = releases
+        .into_iter()
+        .flatten()
+        .filter_map(|release| bodies.get(&release));
     let routes = specs.flat_map(|body| &body.spec.routes);
     let mut claims: Vec<_> = routes
         .map(|(name, route)| (route.host.clone(), route.path.clone(), name.clone()))
@@ -86,7 +113,9 @@ fn routes<'a>(
     let old = rollout.map_or(environment.serving, |rollout| rollout.from);
     let new = rollout.filter(|r| r.weights != Weights::OldOnly || r.from.is_none());
     let old_leads = rollout.is_none_or(|rollout| rollout.weights != Weights::NewOnly);
-    for release in [old.filter(|_| old_leads), new.map(|rollout| rollout.to)].into_iter().flatten()
+    for release in [old.filter(|_| old_leads), new.map(|rollout| rollout.to)]
+        .into_iter()
+        .flatten()
     {
         let Some(body) = bodies.get(&release) else {
             continue;
@@ -122,24 +151,35 @@ fn service_entry(
     let mode = match traffic.mode {
         TrafficMode::Serve => Mode::Serve,
         TrafficMode::Pause => PAUSE,
-        TrafficMode::Maintenance => {
-            Mode::Maintenance { retry_after_s: MAINTENANCE_RETRY_S, page }
-        }
+        TrafficMode::Maintenance => Mode::Maintenance {
+            retry_after_s: MAINTENANCE_RETRY_S,
+            page,
+        },
     };
     let groups = traffic.groups.iter().map(|(release, group)| {
         let members = group.members.iter();
-        let backends = members.filter_map(|(id, member)| {
-            backend(environment, *release, name, id, *member)
-        });
-        Group { release: *release, weight: group.weight, backends: backends.collect() }
+        let backends =
+            members.filter_map(|(id, member)| backend(environment, *release, name, id, *member));
+        Group {
+            release: *release,
+            weight: group.weight,
+            backends: backends.collect(),
+        }
     });
     Service {
         mode,
         groups: groups.collect(),
         preview: traffic.preview,
         health: health_check(service),
-        retry: RetryPolicy { attempts_max: 1, budget_percent: 20 },
-        ejection: EjectionPolicy { failures: 5, first_ms: 10_000, max_ms: 300_000 },
+        retry: RetryPolicy {
+            attempts_max: 1,
+            budget_percent: 20,
+        },
+        ejection: EjectionPolicy {
+            failures: 5,
+            first_ms: 10_000,
+            max_ms: 300_000,
+        },
         slow_start_ms: SLOW_START_MS,
     }
 }
@@ -161,7 +201,11 @@ fn backend(
             streams_ms: shape.map_or(60_000, |shape| shape.stream_drain.as_millis() as u64),
         },
     };
-    Some(Backend { id: backend_id(&environment.scope, id), address, state })
+    Some(Backend {
+        id: backend_id(&environment.scope, id),
+        address,
+        state,
+    })
 }
 
 /// The name of an instance in the proxy.
@@ -203,7 +247,9 @@ fn route_entry(scope: &Scope, name: &RouteName, route: &RouteSpec) -> Route {
         service: ServiceKey::new(scope, &route.service),
         websocket: route.websocket,
         https_only: route.https_only,
-        limits: RouteLimits { body_bytes_max: route.limits.body.0 },
+        limits: RouteLimits {
+            body_bytes_max: route.limits.body.0,
+        },
         timeouts: RouteTimeouts {
             connect_ms: route.timeouts.connect.as_millis() as u64,
             first_byte_ms: route.timeouts.first_byte.as_millis() as u64,
@@ -224,7 +270,12 @@ fn certificate(route: &RouteSpec) -> Option<Certificate> {
 /// Every (host, path) of a spec with the route's name.
 pub(crate) fn wanted_claims(spec: &AppSpec) -> Vec<(String, String, RouteName, ServiceName)> {
     let claim = |(name, route): (&RouteName, &RouteSpec)| {
-        (route.host.clone(), route.path.clone(), name.clone(), route.service.clone())
+        (
+            route.host.clone(),
+            route.path.clone(),
+            name.clone(),
+            route.service.clone(),
+        )
     };
     spec.routes.iter().map(claim).collect()
 }

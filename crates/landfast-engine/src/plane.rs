@@ -48,25 +48,36 @@ pub trait DataPlane: Send + Sync + 'static {
 impl DataPlane for ControlClient {
     async fn put(&self, snapshot: &Snapshot) -> Result<ProxyStatus, PlaneError> {
         let refused = snapshot.fence;
-        self.put_snapshot(snapshot).await.map_err(|error| plane_error(&error, refused))
+        self.put_snapshot(snapshot)
+            .await
+            .map_err(|error| plane_error(&error, refused))
     }
 
     async fn status(&self) -> Result<ProxyStatus, PlaneError> {
-        self.status().await.map_err(|error| plane_error(&error, Fence::default()))
+        self.status()
+            .await
+            .map_err(|error| plane_error(&error, Fence::default()))
     }
 
     async fn stats(&self) -> Result<ProxyStats, PlaneError> {
-        self.stats().await.map_err(|error| plane_error(&error, Fence::default()))
+        self.stats()
+            .await
+            .map_err(|error| plane_error(&error, Fence::default()))
     }
 
     async fn metrics(&self) -> Result<String, PlaneError> {
-        self.metrics().await.map_err(|error| plane_error(&error, Fence::default()))
+        self.metrics()
+            .await
+            .map_err(|error| plane_error(&error, Fence::default()))
     }
 }
 
 fn plane_error(error: &ControlError, refused: Fence) -> PlaneError {
     if matches!(error, ControlError::Stale { .. }) {
-        return PlaneError::Replaced { refused, seen: error.to_string() };
+        return PlaneError::Replaced {
+            refused,
+            seen: error.to_string(),
+        };
     }
     PlaneError::Unreachable(error.to_string())
 }
@@ -98,7 +109,12 @@ struct Pushed {
 impl Hub {
     /// A hub for one life of the server.
     pub fn new(plane: Arc<dyn DataPlane>, generation: Generation) -> Self {
-        Self { plane, generation, parts: Mutex::default(), pushed: tokio::sync::Mutex::default() }
+        Self {
+            plane,
+            generation,
+            parts: Mutex::default(),
+            pushed: tokio::sync::Mutex::default(),
+        }
     }
 
     /// Sets a part without giving it to the proxy yet: for the start.
@@ -139,7 +155,10 @@ impl Hub {
             return Ok(wanted.map_or(0, |part| part.revision));
         }
         pushed.revision += 1;
-        let fence = Fence { generation: self.generation, revision: pushed.revision };
+        let fence = Fence {
+            generation: self.generation,
+            revision: pushed.revision,
+        };
         let status = self.plane.put(&join(fence, &parts)).await?;
         for problem in &status.problems {
             tracing::warn!(problem, "the proxy could not use all of the table");
@@ -179,11 +198,17 @@ impl Hub {
 }
 
 fn join(fence: Fence, parts: &BTreeMap<Scope, Part>) -> Snapshot {
-    let mut snapshot = Snapshot { version: SNAPSHOT_VERSION, fence, ..Snapshot::default() };
+    let mut snapshot = Snapshot {
+        version: SNAPSHOT_VERSION,
+        fence,
+        ..Snapshot::default()
+    };
     for part in parts.values() {
         snapshot.routes.extend(part.routes.iter().cloned());
         snapshot.services.extend(part.services.clone());
-        snapshot.certificates.extend(part.certificates.iter().cloned());
+        snapshot
+            .certificates
+            .extend(part.certificates.iter().cloned());
     }
     snapshot
 }

@@ -50,18 +50,26 @@ impl Need {
     fn plus(self, other: Self) -> Self {
         Self {
             memory: Bytes(self.memory.0 + other.memory.0),
-            cpu: Cpu { millicores: self.cpu.millicores + other.cpu.millicores },
+            cpu: Cpu {
+                millicores: self.cpu.millicores + other.cpu.millicores,
+            },
         }
     }
 
     fn max(self, other: Self) -> Self {
-        Self { memory: self.memory.max(other.memory), cpu: self.cpu.max(other.cpu) }
+        Self {
+            memory: self.memory.max(other.memory),
+            cpu: self.cpu.max(other.cpu),
+        }
     }
 
     fn of(service: &ServiceSpec, instances: u32) -> Self {
         let memory = service.resources.memory.unwrap_or_default().0 * u64::from(instances);
         let cpu = service.resources.cpu.unwrap_or_default().millicores * u64::from(instances);
-        Self { memory: Bytes(memory), cpu: Cpu { millicores: cpu } }
+        Self {
+            memory: Bytes(memory),
+            cpu: Cpu { millicores: cpu },
+        }
     }
 }
 
@@ -90,14 +98,18 @@ pub fn taken_routes(shared: &Shared, scope: &Scope, spec: &AppSpec) -> Vec<Taken
     let owned: BTreeMap<(String, String), String> = others
         .flat_map(|view| {
             let claims = claims(&view.state, &view.bodies);
-            claims.into_iter().map(|(host, path, name)| {
-                ((host, path), format!("{}/{name}", view.state.scope))
-            })
+            claims
+                .into_iter()
+                .map(|(host, path, name)| ((host, path), format!("{}/{name}", view.state.scope)))
         })
         .collect();
     for (host, path, _, _) in wanted_claims(spec) {
         if let Some(owner) = owned.get(&(host.clone(), path.clone())) {
-            taken.push(TakenRoute { host, path, owner: owner.clone() });
+            taken.push(TakenRoute {
+                host,
+                path,
+                owner: owner.clone(),
+            });
         }
     }
     taken
@@ -106,8 +118,14 @@ pub fn taken_routes(shared: &Shared, scope: &Scope, spec: &AppSpec) -> Vec<Taken
 /// What a rollout to this spec needs at its highest moment.
 pub fn peak(shared: &Shared, view: &View, spec: &AppSpec, plan: &RolloutPlan) -> Peak {
     let state = &view.state;
-    let old_spec = state.serving.and_then(|id| view.bodies.get(&id)).map(|body| &body.spec);
-    let mut peak = Peak { host: host(), ..Peak::default() };
+    let old_spec = state
+        .serving
+        .and_then(|id| view.bodies.get(&id))
+        .map(|body| &body.spec);
+    let mut peak = Peak {
+        host: host(),
+        ..Peak::default()
+    };
     let mut surge = Need::default();
     for (name, service) in &spec.services {
         let replicas = service.replicas;
@@ -136,7 +154,10 @@ pub fn peak(shared: &Shared, view: &View, spec: &AppSpec, plan: &RolloutPlan) ->
         Strategy::Recreate => peak.old.max(peak.new),
     };
     let others = shared.environments();
-    for other in others.iter().filter(|other| other.state.scope != state.scope) {
+    for other in others
+        .iter()
+        .filter(|other| other.state.scope != state.scope)
+    {
         peak.others = peak.others.plus(promised(other));
     }
     peak
@@ -144,16 +165,24 @@ pub fn peak(shared: &Shared, view: &View, spec: &AppSpec, plan: &RolloutPlan) ->
 
 /// What an environment may use as it is.
 fn promised(view: &View) -> Need {
-    let body = view.state.serving.and_then(|release| view.bodies.get(&release));
+    let body = view
+        .state
+        .serving
+        .and_then(|release| view.bodies.get(&release));
     let services = body.into_iter().flat_map(|body| &body.spec.services);
     services.fold(Need::default(), |sum, (name, service)| {
-        sum.plus(Need::of(service, view.state.replicas(view.state.serving, name)))
+        sum.plus(Need::of(
+            service,
+            view.state.replicas(view.state.serving, name),
+        ))
     })
 }
 
 /// What all environments together may use as they are.
 pub fn promised_all(views: &[Arc<View>]) -> Need {
-    views.iter().fold(Need::default(), |sum, view| sum.plus(promised(view)))
+    views
+        .iter()
+        .fold(Need::default(), |sum, view| sum.plus(promised(view)))
 }
 
 /// Everything that speaks against a rollout to this spec on this host.
@@ -195,8 +224,14 @@ fn files_missing(
     spec: &AppSpec,
     artifacts: &BTreeMap<String, Digest>,
 ) -> Vec<Refusal> {
-    let services = spec.services.iter().map(|(name, s)| (name.to_string(), &s.artifact, &s.command));
-    let jobs = spec.jobs.iter().map(|(name, j)| (name.to_string(), &j.artifact, &j.command));
+    let services = spec
+        .services
+        .iter()
+        .map(|(name, s)| (name.to_string(), &s.artifact, &s.command));
+    let jobs = spec
+        .jobs
+        .iter()
+        .map(|(name, j)| (name.to_string(), &j.artifact, &j.command));
     let mut refusals = Vec::new();
     for (name, artifact, command) in services.chain(jobs) {
         let Some(digest) = artifacts.get(artifact) else {
@@ -208,18 +243,24 @@ fn files_missing(
         let Some(program) = command.first() else {
             continue;
         };
-        let inside = program.strip_prefix("./").filter(|inside| !folder.join(inside).is_file());
+        let inside = program
+            .strip_prefix("./")
+            .filter(|inside| !folder.join(inside).is_file());
         if let Some(inside) = inside {
             refusals.push(Refusal {
                 code: "command-missing",
-                reason: format!("`{name}` starts `{program}`, but `{artifact}` holds no file `{inside}`"),
+                reason: format!(
+                    "`{name}` starts `{program}`, but `{artifact}` holds no file `{inside}`"
+                ),
                 hint: Some(format!("it holds: {}", names(&folder))),
             });
         } else if !program.contains('/') && !is_in_path(program) {
             refusals.push(Refusal {
                 code: "command-missing",
                 reason: format!("`{name}` starts `{program}`, which is not in PATH on this host"),
-                hint: Some(format!("install it, or write `./{program}` if it is in the artifact")),
+                hint: Some(format!(
+                    "install it, or write `./{program}` if it is in the artifact"
+                )),
             });
         }
     }
@@ -227,25 +268,43 @@ fn files_missing(
 }
 
 fn is_in_path(program: &str) -> bool {
-    let folders = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
-    folders.iter().any(|folder| Path::new(folder).join(program).is_file())
+    let folders = [
+        "/usr/local/sbin",
+        "/usr/local/bin",
+        "/usr/sbin",
+        "/usr/bin",
+        "/sbin",
+        "/bin",
+    ];
+    folders
+        .iter()
+        .any(|folder| Path::new(folder).join(program).is_file())
 }
 
 fn names(folder: &Path) -> String {
     let Ok(entries) = fs::read_dir(folder) else {
         return "nothing that can be read".into();
     };
-    let mut names: Vec<_> =
-        entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    let mut names: Vec<_> = entries
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
     names.sort();
     let more = names.len().saturating_sub(8);
     names.truncate(8);
-    let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let rest = if more > 0 {
+        format!(" and {more} more")
+    } else {
+        String::new()
+    };
     format!("{}{rest}", names.join(", "))
 }
 
 fn certificates_unreadable(spec: &AppSpec) -> Vec<Refusal> {
-    let tls = spec.routes.iter().filter_map(|(name, route)| Some((name, route.tls.as_ref()?)));
+    let tls = spec
+        .routes
+        .iter()
+        .filter_map(|(name, route)| Some((name, route.tls.as_ref()?)));
     let files = tls.flat_map(|(name, tls)| [(name, &tls.certificate), (name, &tls.key)]);
     let unreadable = files.filter_map(|(name, path)| {
         let error = fs::File::open(path).err()?;
@@ -263,7 +322,10 @@ fn disk_short(state: &Path) -> Option<Refusal> {
     let free = Bytes(stat.f_bavail.saturating_mul(stat.f_frsize));
     (free < DISK_FREE_MIN).then(|| Refusal {
         code: "disk-short",
-        reason: format!("`{}` has {free} left; {DISK_FREE_MIN} is the least", state.display()),
+        reason: format!(
+            "`{}` has {free} left; {DISK_FREE_MIN} is the least",
+            state.display()
+        ),
         hint: Some("make room, or move the state folder with --state".into()),
     })
 }
@@ -271,22 +333,38 @@ fn disk_short(state: &Path) -> Option<Refusal> {
 /// What this host has.
 pub fn host() -> Need {
     let memory = fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
-        let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-        let kibibytes = line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?;
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix("MemTotal:"))?;
+        let kibibytes = line
+            .trim()
+            .strip_suffix(" kB")?
+            .trim()
+            .parse::<u64>()
+            .ok()?;
         Some(Bytes(kibibytes << 10))
     });
     let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
-    Need { memory: memory.unwrap_or(Bytes(u64::MAX >> 1)), cpu: Cpu { millicores: cores * 1_000 } }
+    Need {
+        memory: memory.unwrap_or(Bytes(u64::MAX >> 1)),
+        cpu: Cpu {
+            millicores: cores * 1_000,
+        },
+    }
 }
 
 /// How long a rollback of this plan takes, in words and in milliseconds, when the release is up.
 pub fn rollback_estimate(view: &View, plan: &RolloutPlan) -> (u64, String) {
     let ready = plan.min_ready.as_millis() as u64;
-    let from = view.state.serving.map_or("none".to_owned(), |release| release.to_string());
+    let from = view
+        .state
+        .serving
+        .map_or("none".to_owned(), |release| release.to_string());
     match plan.strategy {
-        Strategy::BlueGreen | Strategy::Canary { .. } => {
-            (1_000, format!("switch back: release {from} stands by at full capacity until the seal"))
-        }
+        Strategy::BlueGreen | Strategy::Canary { .. } => (
+            1_000,
+            format!("switch back: release {from} stands by at full capacity until the seal"),
+        ),
         Strategy::Rolling { .. } => (
             ready + 2_000,
             format!("start the instances of release {from} first, then switch back"),

@@ -6,7 +6,7 @@ use std::{
 };
 
 use landfast_journal::{Journal, ReadError};
-use landfast_rollout::{Environment, Input, Rejected};
+use landfast_rollout::{Environment, Input, Phase, Rejected};
 use landfast_spec::AppSpec;
 use landfast_target::{InstanceRef, ObservedState, Target};
 use landfast_types::{Digest, Generation, InstanceId, ReleaseId, Scope};
@@ -51,7 +51,11 @@ pub enum StartError {
     #[error("the journal cannot be read")]
     Journal(#[from] ReadError),
     #[error("release {release} of `{scope}` cannot be read back")]
-    Body { scope: Scope, release: ReleaseId, source: serde_json::Error },
+    Body {
+        scope: Scope,
+        release: ReleaseId,
+        source: serde_json::Error,
+    },
     #[error("the target does not say what runs")]
     Target(#[source] landfast_target::TargetError),
 }
@@ -90,7 +94,9 @@ pub enum DeployError {
     ArtifactUnnamed { name: String },
     #[error("`{name}` is both a variable of `{process}` and a secret")]
     EnvAndSecret { name: String, process: String },
-    #[error("`{name}` of `{process}` is required, and neither the manifest nor a secret gives it a value")]
+    #[error(
+        "`{name}` of `{process}` is required, and neither the manifest nor a secret gives it a value"
+    )]
     EnvMissing { name: String, process: String },
     #[error("the environment's secrets cannot be read")]
     Secrets(#[from] crate::secrets::SecretError),
@@ -155,13 +161,22 @@ impl Platform {
         &self,
         states: &[(Environment, BTreeMap<ReleaseId, Arc<ReleaseBody>>)],
     ) -> Result<BTreeMap<Scope, BTreeSet<InstanceId>>, StartError> {
-        let known: BTreeMap<&Scope, &Environment> =
-            states.iter().map(|(state, _)| (&state.scope, state)).collect();
+        let known: BTreeMap<&Scope, &Environment> = states
+            .iter()
+            .map(|(state, _)| (&state.scope, state))
+            .collect();
         let mut running: BTreeMap<Scope, BTreeSet<InstanceId>> = BTreeMap::new();
-        for observed in self.shared.target.list().await.map_err(StartError::Target)? {
+        for observed in self
+            .shared
+            .target
+            .list()
+            .await
+            .map_err(StartError::Target)?
+        {
             let InstanceRef { scope, instance } = observed.id.clone();
-            let expected =
-                known.get(&scope).is_some_and(|state| state.instances.contains_key(&instance));
+            let expected = known
+                .get(&scope)
+                .is_some_and(|state| state.instances.contains_key(&instance));
             if expected {
                 // One that ended while nobody looked is told by its watch, with its exit.
                 running.entry(scope).or_default().insert(instance);
@@ -174,7 +189,10 @@ impl Platform {
 
     fn end_stray(&self, id: InstanceRef) {
         let shared = Arc::clone(&self.shared);
-        let fence = landfast_types::Fence { generation: shared.generation, revision: u64::MAX };
+        let fence = landfast_types::Fence {
+            generation: shared.generation,
+            revision: u64::MAX,
+        };
         self.spawn(async move {
             tracing::info!(scope = %id.scope, instance = %id.instance, "ending what no rollout knows");
             if let Err(error) = shared.target.stop(fence, &id, std::time::Duration::from_secs(10)).await {
@@ -201,12 +219,18 @@ impl Platform {
             .insert(scope.clone(), handle.view.clone());
         self.handles().insert(scope, handle.clone());
         self.spawn(driver.run(running));
-        self.spawn(jobs::schedule(Arc::clone(&self.shared), handle.view.clone()));
+        self.spawn(jobs::schedule(
+            Arc::clone(&self.shared),
+            handle.view.clone(),
+        ));
         handle
     }
 
     fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
-        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).spawn(work);
+        self.tasks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .spawn(work);
     }
 
     fn handles(&self) -> std::sync::MutexGuard<'_, BTreeMap<Scope, DriverHandle>> {
@@ -232,7 +256,8 @@ impl Platform {
 
     /// One environment, empty when nothing was ever deployed to it.
     pub fn environment_or_empty(&self, scope: &Scope) -> Arc<View> {
-        self.environment(scope).unwrap_or_else(|| planning::empty_view(scope))
+        self.environment(scope)
+            .unwrap_or_else(|| planning::empty_view(scope))
     }
 
     /// Asks an environment for something.
@@ -245,7 +270,11 @@ impl Platform {
         if let Some(reading) = measure::reading(&self.shared, scope).await {
             // The ledger of whatever this begins opens at the counters of now.
             let measured = crate::driver::Message::Input(Input::Measured { reading });
-            handle.inbox.send(measured).await.map_err(|_| CommandError::Stopping)?;
+            handle
+                .inbox
+                .send(measured)
+                .await
+                .map_err(|_| CommandError::Stopping)?;
         }
         handle.command(input, None).await
     }
@@ -271,12 +300,10 @@ impl Platform {
         let secrets = self.check(&order)?;
         let view = self.environment_or_empty(&scope);
         let fingerprint = release::fingerprint(&order.spec, &order.artifacts, &secrets);
-        let serving = view.state.serving.and_then(|release| view.bodies.get(&release));
-        if let Some(body) = serving
-            && body.fingerprint == fingerprint
-            && view.state.rollout.is_none()
-        {
-            return Ok(Deployed::Unchanged { release: body.release });
+        if let Some(body) = settled_release(&view).filter(|body| body.fingerprint == fingerprint) {
+            return Ok(Deployed::Unchanged {
+                release: body.release,
+            });
         }
         let taken = planning::taken_routes(&self.shared, &scope, &order.spec);
         if !taken.is_empty() {
@@ -285,7 +312,9 @@ impl Platform {
                 reason: format!("{}{} belongs to {}", taken.host, taken.path, taken.owner),
                 hint: Some("choose another host or path, or remove the route there first".into()),
             };
-            return Err(DeployError::Refused(taken.into_iter().map(refusal).collect()));
+            return Err(DeployError::Refused(
+                taken.into_iter().map(refusal).collect(),
+            ));
         }
         let mut plan = release::plan(&order.spec, order.strategy);
         if self.shared.controls.health_gate_off {
@@ -304,11 +333,20 @@ impl Platform {
         };
         if let Some(reading) = measure::reading(&self.shared, &scope).await {
             let measured = crate::driver::Message::Input(Input::Measured { reading });
-            handle.inbox.send(measured).await.map_err(|_| CommandError::Stopping)?;
+            handle
+                .inbox
+                .send(measured)
+                .await
+                .map_err(|_| CommandError::Stopping)?;
         }
         let (topology, by) = (release::topology(&body.spec), order.by);
         let (release, supersede) = (body.release, order.supersede);
-        let input = Input::Deploy { topology, plan, supersede, by };
+        let input = Input::Deploy {
+            topology,
+            plan,
+            supersede,
+            by,
+        };
         let view = handle.command(input, Some(body)).await?;
         self.collect(&scope).await;
         Ok(Deployed::Begun { release, view })
@@ -319,11 +357,17 @@ impl Platform {
         let scope = order.spec.scope();
         let services = order.spec.services.iter();
         let services = services.map(|(name, s)| (name.to_string(), &s.artifact, &s.env));
-        let jobs = order.spec.jobs.iter().map(|(name, j)| (name.to_string(), &j.artifact, &j.env));
+        let jobs = order
+            .spec
+            .jobs
+            .iter()
+            .map(|(name, j)| (name.to_string(), &j.artifact, &j.env));
         let secrets = self.shared.secrets.current(&self.shared.journal, &scope)?;
         for (process, artifact, env) in services.chain(jobs) {
             let Some(digest) = order.artifacts.get(artifact) else {
-                return Err(DeployError::ArtifactUnnamed { name: artifact.clone() });
+                return Err(DeployError::ArtifactUnnamed {
+                    name: artifact.clone(),
+                });
             };
             if self.shared.store.path(digest).is_none() {
                 let (name, digest) = (artifact.clone(), *digest);
@@ -332,10 +376,16 @@ impl Platform {
             for (name, var) in env {
                 let secret = secrets.contains_key(name);
                 if secret && var.value.is_some() {
-                    return Err(DeployError::EnvAndSecret { name: name.clone(), process });
+                    return Err(DeployError::EnvAndSecret {
+                        name: name.clone(),
+                        process,
+                    });
                 }
                 if var.required && var.value.is_none() && !secret {
-                    return Err(DeployError::EnvMissing { name: name.clone(), process });
+                    return Err(DeployError::EnvMissing {
+                        name: name.clone(),
+                        process,
+                    });
                 }
             }
         }
@@ -345,7 +395,11 @@ impl Platform {
     fn handle_or_new(&self, scope: &Scope) -> DriverHandle {
         let known = self.handles().get(scope).cloned();
         known.unwrap_or_else(|| {
-            self.drive(Environment::new(scope.clone()), BTreeMap::new(), BTreeSet::new())
+            self.drive(
+                Environment::new(scope.clone()),
+                BTreeMap::new(),
+                BTreeSet::new(),
+            )
         })
     }
 
@@ -358,7 +412,9 @@ impl Platform {
         if surplus.is_empty() {
             return;
         }
-        let input = Input::Collected { releases: surplus.clone() };
+        let input = Input::Collected {
+            releases: surplus.clone(),
+        };
         let Some(handle) = self.handles().get(scope).cloned() else {
             return;
         };
@@ -369,14 +425,18 @@ impl Platform {
         let (shared, scope) = (Arc::clone(&self.shared), scope.clone());
         let dropped = tokio::task::spawn_blocking(move || {
             for release in surplus {
-                let gone = shared.journal.delete(RELEASES, &release_key(&scope, release), None);
+                let gone = shared
+                    .journal
+                    .delete(RELEASES, &release_key(&scope, release), None);
                 if let Err(error) = gone {
                     tracing::warn!(%scope, %release, error = chain(&error), "its content stays");
                 }
             }
             let views = shared.environments();
             let bodies = views.iter().flat_map(|view| view.bodies.values());
-            let keep = bodies.flat_map(|body| body.artifacts.values().copied()).collect();
+            let keep = bodies
+                .flat_map(|body| body.artifacts.values().copied())
+                .collect();
             if let Err(error) = shared.store.collect(&keep) {
                 tracing::warn!(error = chain(&error), "unused artifacts stay");
             }
@@ -390,7 +450,9 @@ impl Platform {
     pub async fn replaced(&self) -> String {
         let mut replaced = self.shared.replaced.subscribe();
         let seen = replaced.wait_for(Option::is_some).await;
-        seen.ok().and_then(|reason| reason.clone()).unwrap_or_default()
+        seen.ok()
+            .and_then(|reason| reason.clone())
+            .unwrap_or_default()
     }
 
     /// Begins a run of a job by hand; it goes on by itself.
@@ -402,23 +464,55 @@ impl Platform {
         scope: &Scope,
         job: &landfast_types::JobName,
     ) -> Result<jobs::RunRecord, String> {
-        let view = self.environment(scope).ok_or("nothing was deployed here yet")?;
+        let view = self
+            .environment(scope)
+            .ok_or("nothing was deployed here yet")?;
         let release = jobs::leading_release(&view.state).ok_or("no release serves")?;
-        let body = view.bodies.get(&release).ok_or("the release is not kept")?.clone();
+        let body = view
+            .bodies
+            .get(&release)
+            .ok_or("the release is not kept")?
+            .clone();
         let spec = body.spec.jobs.get(job).cloned();
         let spec = spec.ok_or_else(|| format!("release {release} has no job `{job}`"))?;
-        let run = jobs::Run { scope, body: &body, name: job, job: &spec, cause: "by hand" };
+        let run = jobs::Run {
+            scope,
+            body: &body,
+            name: job,
+            job: &spec,
+            cause: "by hand",
+        };
         let record = jobs::begin(&self.shared, &run).await?;
         let (shared, scope, job) = (Arc::clone(&self.shared), scope.clone(), job.clone());
         let begun = record.clone();
         self.spawn(async move {
-            let run = jobs::Run { scope: &scope, body: &body, name: &job, job: &spec, cause: "by hand" };
+            let run = jobs::Run {
+                scope: &scope,
+                body: &body,
+                name: &job,
+                job: &spec,
+                cause: "by hand",
+            };
             if let Err(error) = jobs::finish(&shared, &run, begun, BTreeMap::new()).await {
                 tracing::warn!(%job, error, "the job did not run");
             }
         });
         Ok(record)
     }
+}
+
+/// The release that has all traffic and that nothing waits to replace.
+pub fn settled_release(view: &View) -> Option<&Arc<ReleaseBody>> {
+    let state = &view.state;
+    let release = match &state.rollout {
+        None => state.serving,
+        Some(rollout) if matches!(rollout.phase, Phase::Standby | Phase::Sealing) => {
+            Some(rollout.to)
+        }
+        Some(_) => None,
+    };
+    let release = release.filter(|_| state.queued.is_none())?;
+    view.bodies.get(&release)
 }
 
 /// The releases nothing needs any more.
@@ -436,8 +530,14 @@ fn surplus(state: &Environment) -> BTreeSet<ReleaseId> {
     .flatten()
     .chain(state.instances.values().map(|instance| instance.release))
     .collect();
-    let rest = state.releases.keys().rev().filter(|release| !in_use.contains(release));
-    rest.skip(RELEASES_KEPT.saturating_sub(in_use.len())).copied().collect()
+    let rest = state
+        .releases
+        .keys()
+        .rev()
+        .filter(|release| !in_use.contains(release));
+    rest.skip(RELEASES_KEPT.saturating_sub(in_use.len()))
+        .copied()
+        .collect()
 }
 
 type ReadBack = Vec<(Environment, BTreeMap<ReleaseId, Arc<ReleaseBody>>)>;
@@ -448,16 +548,25 @@ fn read_back(shared: &Shared) -> Result<ReadBack, StartError> {
         let Some(scope) = stream.strip_prefix("environment/").and_then(parse_scope) else {
             continue;
         };
-        let state = replay(shared.journal.as_ref(), &scope)
-            .map_err(|source| StartError::Replay { scope: scope.clone(), source })?;
+        let state =
+            replay(shared.journal.as_ref(), &scope).map_err(|source| StartError::Replay {
+                scope: scope.clone(),
+                source,
+            })?;
         let mut bodies = BTreeMap::new();
         for release in state.releases.keys() {
-            let Some(document) = shared.journal.get(RELEASES, &release_key(&scope, *release))? else {
+            let Some(document) = shared
+                .journal
+                .get(RELEASES, &release_key(&scope, *release))?
+            else {
                 continue;
             };
-            let body: ReleaseBody = serde_json::from_slice(&document.body).map_err(|source| {
-                StartError::Body { scope: scope.clone(), release: *release, source }
-            })?;
+            let body: ReleaseBody =
+                serde_json::from_slice(&document.body).map_err(|source| StartError::Body {
+                    scope: scope.clone(),
+                    release: *release,
+                    source,
+                })?;
             bodies.insert(*release, Arc::new(body));
         }
         environments.push((state, bodies));
@@ -467,5 +576,8 @@ fn read_back(shared: &Shared) -> Result<ReadBack, StartError> {
 
 fn parse_scope(text: &str) -> Option<Scope> {
     let (app, environment) = text.split_once('/')?;
-    Some(Scope { app: app.parse().ok()?, environment: environment.parse().ok()? })
+    Some(Scope {
+        app: app.parse().ok()?,
+        environment: environment.parse().ok()?,
+    })
 }

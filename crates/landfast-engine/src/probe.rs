@@ -35,9 +35,17 @@ pub(crate) struct Settings {
 
 impl Settings {
     /// From the service's manifest.
-    pub(crate) fn new(service: &ServiceSpec, address: Option<SocketAddr>, controls: &Controls) -> Self {
+    pub(crate) fn new(
+        service: &ServiceSpec,
+        address: Option<SocketAddr>,
+        controls: &Controls,
+    ) -> Self {
         let health = service.health.clone();
-        Self { health, address, always_ready: controls.health_gate_off }
+        Self {
+            health,
+            address,
+            always_ready: controls.health_gate_off,
+        }
     }
 }
 
@@ -56,10 +64,15 @@ pub(crate) async fn run(inbox: mpsc::Sender<Message>, instance: InstanceId, sett
             None | Some((false, _)) => readiness.passes >= health.healthy_after.max(1),
             Some((true, _)) => readiness.failures < health.unhealthy_after.max(1),
         };
-        let repeats = told.filter(|(said, _)| *said == passing).map_or(0, |(_, times)| times + 1);
+        let repeats = told
+            .filter(|(said, _)| *said == passing)
+            .map_or(0, |(_, times)| times + 1);
         told = Some((passing, repeats));
-        if repeats % REPEAT_EVERY == 0 {
-            let input = Input::Probed { instance: instance.clone(), passing };
+        if repeats.is_multiple_of(REPEAT_EVERY) {
+            let input = Input::Probed {
+                instance: instance.clone(),
+                passing,
+            };
             if inbox.send(Message::Input(input)).await.is_err() {
                 return;
             }
@@ -72,7 +85,10 @@ pub(crate) async fn run(inbox: mpsc::Sender<Message>, instance: InstanceId, sett
                 && liveness.failures >= health.unhealthy_after.max(1)
             {
                 let reason = format!("does not answer its liveness probe: {reason}");
-                let input = Input::NotLive { instance: instance.clone(), reason };
+                let input = Input::NotLive {
+                    instance: instance.clone(),
+                    reason,
+                };
                 if inbox.send(Message::Input(input)).await.is_err() {
                     return;
                 }
@@ -80,7 +96,12 @@ pub(crate) async fn run(inbox: mpsc::Sender<Message>, instance: InstanceId, sett
         }
         asked = asked.saturating_add(1);
         let eager = if asked < 20 { EAGER_FAST } else { EAGER };
-        sleep(if passing { health.interval } else { health.interval.min(eager) }).await;
+        sleep(if passing {
+            health.interval
+        } else {
+            health.interval.min(eager)
+        })
+        .await;
     }
 }
 
@@ -112,7 +133,9 @@ impl Settings {
         let limit = self.health.timeout;
         let answer = match probe {
             Probe::None => return Ok(()),
-            Probe::Tcp => timeout(limit, connect(address)).await.map(|done| done.map(|_| ())),
+            Probe::Tcp => timeout(limit, connect(address))
+                .await
+                .map(|done| done.map(|_| ())),
             Probe::Http { path } => Ok(ask_path(address, path, limit).await),
         };
         answer.unwrap_or_else(|_| Err(format!("no connection within {} ms", limit.as_millis())))

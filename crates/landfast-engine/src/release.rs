@@ -59,7 +59,9 @@ pub fn topology(spec: &AppSpec) -> Topology {
         };
         (name.clone(), shape)
     };
-    Topology { services: spec.services.iter().map(shape).collect() }
+    Topology {
+        services: spec.services.iter().map(shape).collect(),
+    }
 }
 
 /// How the spec wants its rollouts done, or with another strategy for once.
@@ -71,7 +73,9 @@ pub fn plan(spec: &AppSpec, strategy: Option<landfast_spec::Strategy>) -> Rollou
             max_unavailable: amount(deploy.max_unavailable),
         },
         landfast_spec::Strategy::BlueGreen => Strategy::BlueGreen,
-        landfast_spec::Strategy::Canary => Strategy::Canary { steps: deploy.steps.clone() },
+        landfast_spec::Strategy::Canary => Strategy::Canary {
+            steps: deploy.steps.clone(),
+        },
         landfast_spec::Strategy::Recreate => Strategy::Recreate,
     };
     RolloutPlan {

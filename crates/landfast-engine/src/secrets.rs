@@ -40,7 +40,9 @@ pub struct SecretFacts {
 /// Why a secret could not be read or changed. Never holds a value.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
-    #[error("`{0}` is not a name for a secret: use A to Z, 0 to 9 and `_`, not starting with a digit")]
+    #[error(
+        "`{0}` is not a name for a secret: use A to Z, 0 to 9 and `_`, not starting with a digit"
+    )]
     Name(String),
     #[error("the value has {0} bytes; {SECRET_BYTES_MAX} is the most a process can be given")]
     TooLong(usize),
@@ -76,7 +78,10 @@ struct Stored {
 impl SecretKeeper {
     /// With the host's key.
     pub fn new(vault: Vault) -> Self {
-        Self { vault, changing: Mutex::new(()) }
+        Self {
+            vault,
+            changing: Mutex::new(()),
+        }
     }
 
     /// Adds a version and returns its number.
@@ -149,7 +154,12 @@ impl SecretKeeper {
                 let current = stored.secret.current().filter(|_| !stored.removed);
                 if let Some((version, _)) = current {
                     let created_at = created_at(&stored, version);
-                    facts.push(SecretFacts { name: name.to_owned(), version, created_at, versions });
+                    facts.push(SecretFacts {
+                        name: name.to_owned(),
+                        version,
+                        created_at,
+                        versions,
+                    });
                 }
             }
             match page.last() {
@@ -169,7 +179,10 @@ impl SecretKeeper {
         scope: &Scope,
     ) -> Result<BTreeMap<String, u64>, SecretError> {
         let facts = self.list(journal, scope)?;
-        Ok(facts.into_iter().map(|secret| (secret.name, secret.version)).collect())
+        Ok(facts
+            .into_iter()
+            .map(|secret| (secret.name, secret.version))
+            .collect())
     }
 
     /// The value a release pinned; of a revoked version the newest is used, and that is said.
@@ -185,12 +198,17 @@ impl SecretKeeper {
     ) -> Result<Secret<String>, SecretError> {
         let found = load(journal, scope, name)?;
         let (stored, _) = found.ok_or_else(|| SecretError::Unknown(name.to_owned()))?;
-        let resolved = stored.secret.resolve(version).ok_or(SecretError::AllRevoked)?;
+        let resolved = stored
+            .secret
+            .resolve(version)
+            .ok_or(SecretError::AllRevoked)?;
         if let Some(asked) = resolved.instead_of {
             let used = resolved.version;
             tracing::warn!(%scope, name, asked, used, "a pinned version was revoked; the newest is used");
         }
-        Ok(self.vault.unseal(&context(scope, name, resolved.version), resolved.sealed)?)
+        Ok(self
+            .vault
+            .unseal(&context(scope, name, resolved.version), resolved.sealed)?)
     }
 }
 
@@ -212,7 +230,11 @@ fn check(name: &str, value: &Secret<String>) -> Result<(), SecretError> {
 }
 
 fn context<'a>(scope: &'a Scope, name: &'a str, version: u64) -> Context<'a> {
-    Context { scope, name, version }
+    Context {
+        scope,
+        name,
+        version,
+    }
 }
 
 fn key(scope: &Scope, name: &str) -> String {

@@ -57,7 +57,10 @@ impl Folders {
 
     /// Where the output of all instances of an environment is kept.
     pub fn logs_of(&self, scope: &Scope) -> PathBuf {
-        self.state.join("logs").join(scope.app.as_str()).join(scope.environment.as_str())
+        self.state
+            .join("logs")
+            .join(scope.app.as_str())
+            .join(scope.environment.as_str())
     }
 
     /// Where a volume lies that the manifest gives no path.

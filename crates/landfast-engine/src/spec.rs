@@ -19,7 +19,8 @@ pub(crate) fn instance_spec(
     service: &ServiceName,
 ) -> Result<InstanceSpec, String> {
     let spec = body.spec.services.get(service);
-    let spec = spec.ok_or_else(|| format!("release {} has no service `{service}`", body.release))?;
+    let spec =
+        spec.ok_or_else(|| format!("release {} has no service `{service}`", body.release))?;
     Ok(InstanceSpec {
         id: id.clone(),
         artifact: artifact(body, &spec.artifact)?,
@@ -47,7 +48,11 @@ pub(crate) fn job_spec(
 ) -> Result<InstanceSpec, String> {
     let mut env = environment(shared, id, body, &job.env)?;
     env.insert("LANDFAST_JOB".into(), Secret::new(name.to_string()));
-    env.extend(extra.into_iter().map(|(name, value)| (name, Secret::new(value))));
+    env.extend(
+        extra
+            .into_iter()
+            .map(|(name, value)| (name, Secret::new(value))),
+    );
     Ok(InstanceSpec {
         id: id.clone(),
         artifact: artifact(body, &job.artifact)?,
@@ -67,7 +72,10 @@ fn artifact(body: &ReleaseBody, name: &str) -> Result<Digest, String> {
 }
 
 fn resources(spec: ResourcesSpec) -> Resources {
-    Resources { cpu: spec.cpu, memory: spec.memory }
+    Resources {
+        cpu: spec.cpu,
+        memory: spec.memory,
+    }
 }
 
 /// The variables of a process. Later wins: the manifest (its overlay included), then secrets; on top of them what
@@ -85,21 +93,30 @@ fn environment(
         }
     }
     for (name, version) in &body.secrets {
-        let value = shared.secrets.reveal(&shared.journal, &id.scope, name, *version);
-        env.insert(name.clone(), value.map_err(|error| format!("secret `{name}`: {error}"))?);
+        let value = shared
+            .secrets
+            .reveal(&shared.journal, &id.scope, name, *version);
+        env.insert(
+            name.clone(),
+            value.map_err(|error| format!("secret `{name}`: {error}"))?,
+        );
     }
     for (name, var) in vars {
         match env.get(name) {
             None if var.required => return Err(format!("variable `{name}` has no value")),
             Some(value) if !var.kind.accepts(value.reveal()) => {
-                return Err(format!("variable `{name}` is not of type {}", var.kind.word()));
+                return Err(format!(
+                    "variable `{name}` is not of type {}",
+                    var.kind.word()
+                ));
             }
             None | Some(_) => {}
         }
     }
     // A process finds programs it starts itself; nothing else of the server's own environment reaches it.
     let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-    env.entry("PATH".into()).or_insert_with(|| Secret::new(path.into()));
+    env.entry("PATH".into())
+        .or_insert_with(|| Secret::new(path.into()));
     for (name, value) in [
         ("LANDFAST_APP", id.scope.app.to_string()),
         ("LANDFAST_ENVIRONMENT", id.scope.environment.to_string()),

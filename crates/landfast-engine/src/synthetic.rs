@@ -19,7 +19,8 @@ use crate::{
     measure::{address_of, is_new, watched_services},
 };
 
-const TIMEOUT: Duration = Duration::from_secs(5);
+/// A release that hangs must be seen within seconds.
+const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Sends probes and keeps what came of them until it is taken.
 #[derive(Default)]
@@ -49,13 +50,21 @@ impl Synthetic {
                 Some(probe) if analysis.probes_wanted() > 0 => probe.requests_per_second,
                 Some(_) | None => analysis.probes_wanted(),
             };
-            let ready = body.spec.services.get(&service).map(|spec| &spec.health.ready);
+            let ready = body
+                .spec
+                .services
+                .get(&service)
+                .map(|spec| &spec.health.ready);
             let path = match (configured, ready) {
                 (Some(probe), _) => probe.path.clone(),
                 (None, Some(Probe::Http { path })) => path.clone(),
                 (None, _) => continue,
             };
-            let host = body.spec.routes_of(&service).next().map(|(_, route)| route.host.clone());
+            let host = body
+                .spec
+                .routes_of(&service)
+                .next()
+                .map(|(_, route)| route.host.clone());
             for new in [false, true] {
                 self.send(view, &service, new, wanted, &path, host.as_deref());
             }

@@ -26,7 +26,12 @@ const WAIT_FIRST: Duration = Duration::from_secs(2);
 /// Tells the webhook of the rollout's release, where it names one.
 pub(crate) async fn notify(context: &Context, rollout: RolloutId) {
     let state = &context.view.state;
-    let Some(record) = state.history.iter().rev().find(|record| record.id == rollout) else {
+    let Some(record) = state
+        .history
+        .iter()
+        .rev()
+        .find(|record| record.id == rollout)
+    else {
         return;
     };
     let body = context.view.bodies.get(&record.to);
@@ -38,7 +43,9 @@ pub(crate) async fn notify(context: &Context, rollout: RolloutId) {
     for attempt in 1..=TRIES {
         match timeout(TIMEOUT, post(&url, &message)).await {
             Ok(Ok(())) => return,
-            Ok(Err(reason)) => tracing::warn!(%rollout, attempt, reason, "the webhook did not take it"),
+            Ok(Err(reason)) => {
+                tracing::warn!(%rollout, attempt, reason, "the webhook did not take it")
+            }
             Err(_) => tracing::warn!(%rollout, attempt, "the webhook did not answer in time"),
         }
         if attempt < TRIES {
@@ -72,11 +79,18 @@ fn message(scope: &str, record: &RolloutRecord) -> String {
 }
 
 async fn post(url: &str, message: &str) -> Result<(), String> {
-    let uri: Uri = url.parse().map_err(|error| format!("`{url}` is not a URL: {error}"))?;
-    let host = uri.host().ok_or_else(|| format!("`{url}` names no host"))?.to_owned();
+    let uri: Uri = url
+        .parse()
+        .map_err(|error| format!("`{url}` is not a URL: {error}"))?;
+    let host = uri
+        .host()
+        .ok_or_else(|| format!("`{url}` names no host"))?
+        .to_owned();
     let tls = uri.scheme_str() == Some("https");
     let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });
-    let authority = uri.authority().map_or(host.as_str(), |authority| authority.as_str());
+    let authority = uri
+        .authority()
+        .map_or(host.as_str(), |authority| authority.as_str());
     let path = uri.path_and_query().map_or("/", |path| path.as_str());
     let request = Request::post(path)
         .header(header::HOST, authority)
@@ -93,7 +107,10 @@ async fn post(url: &str, message: &str) -> Result<(), String> {
     }
     let name = ServerName::try_from(plain_host).map_err(|error| error.to_string())?;
     let connector = TlsConnector::from(Arc::new(tls_config()));
-    let stream = connector.connect(name, stream).await.map_err(|error| chain(&error))?;
+    let stream = connector
+        .connect(name, stream)
+        .await
+        .map_err(|error| chain(&error))?;
     send(stream, request).await
 }
 
@@ -105,7 +122,11 @@ where
     let (mut sender, connection) = handshake.map_err(|error| chain(&error))?;
     let (answer, _) = tokio::join!(sender.send_request(request), connection);
     let status = answer.map_err(|error| chain(&error))?.status();
-    if status.is_success() { Ok(()) } else { Err(format!("it answered {status}")) }
+    if status.is_success() {
+        Ok(())
+    } else {
+        Err(format!("it answered {status}"))
+    }
 }
 
 /// The system's certificates, or Mozilla's where the machine has none.
@@ -116,5 +137,7 @@ fn tls_config() -> ClientConfig {
     if roots.is_empty() {
         roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
     }
-    ClientConfig::builder().with_root_certificates(roots).with_no_client_auth()
+    ClientConfig::builder()
+        .with_root_certificates(roots)
+        .with_no_client_auth()
 }

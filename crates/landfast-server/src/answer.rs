@@ -5,7 +5,9 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::{HeaderValue, StatusCode, header};
-use landfast_api::{At, Diagnostic, DiagnosticSeverity, Moving, PROBLEM_JSON, Problem, ProblemCode};
+use landfast_api::{
+    At, Diagnostic, DiagnosticSeverity, Moving, PROBLEM_JSON, Problem, ProblemCode,
+};
 use landfast_engine::{CommandError, DeployError, SecretError};
 use landfast_journal::{AppendError, StorageError};
 use landfast_rollout::Rejected;
@@ -73,24 +75,32 @@ where
     type Rejection = Failure;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Failure> {
-        let bytes = bytes::Bytes::from_request(request, state).await.map_err(|rejection| {
-            let code = if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
-                ProblemCode::TooLarge
-            } else {
-                ProblemCode::RequestInvalid
-            };
-            Failure::new(code, rejection.body_text())
-        })?;
-        let bytes = if bytes.is_empty() { bytes::Bytes::from_static(b"{}") } else { bytes };
+        let bytes = bytes::Bytes::from_request(request, state)
+            .await
+            .map_err(|rejection| {
+                let code = if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
+                    ProblemCode::TooLarge
+                } else {
+                    ProblemCode::RequestInvalid
+                };
+                Failure::new(code, rejection.body_text())
+            })?;
+        let bytes = if bytes.is_empty() {
+            bytes::Bytes::from_static(b"{}")
+        } else {
+            bytes
+        };
         let mut reader = serde_json::Deserializer::from_slice(&bytes);
-        serde_path_to_error::deserialize(&mut reader).map(Self).map_err(|error| {
-            let place = error.path().to_string();
-            let detail = match place.as_str() {
-                "." | "?" => error.inner().to_string(),
-                place => format!("`{place}`: {}", error.inner()),
-            };
-            Failure::new(ProblemCode::RequestInvalid, detail)
-        })
+        serde_path_to_error::deserialize(&mut reader)
+            .map(Self)
+            .map_err(|error| {
+                let place = error.path().to_string();
+                let detail = match place.as_str() {
+                    "." | "?" => error.inner().to_string(),
+                    place => format!("`{place}`: {}", error.inner()),
+                };
+                Failure::new(ProblemCode::RequestInvalid, detail)
+            })
     }
 }
 
@@ -121,7 +131,13 @@ impl From<Rejected> for Failure {
             Rejected::WouldBreak(_) => Code::Internal,
         };
         let mut problem = Problem::new(code, rejected.to_string());
-        if let Rejected::RolloutMoving { rollout, to, since, by } = &rejected {
+        if let Rejected::RolloutMoving {
+            rollout,
+            to,
+            since,
+            by,
+        } = &rejected
+        {
             problem.moving = Some(Moving {
                 rollout: rollout.0,
                 to: to.0,
@@ -141,7 +157,11 @@ impl From<CommandError> for Failure {
             CommandError::Stopping => Self::new(ProblemCode::NotReady, error.to_string()),
             CommandError::Journal(cause) => {
                 let full = matches!(&*cause, AppendError::Storage(StorageError::Full { .. }));
-                let code = if full { ProblemCode::DiskFull } else { ProblemCode::Internal };
+                let code = if full {
+                    ProblemCode::DiskFull
+                } else {
+                    ProblemCode::Internal
+                };
                 Self::new(code, chain(cause.as_ref()))
             }
         }

@@ -30,9 +30,15 @@ pub(crate) async fn stream(
 ) -> Answer<Response> {
     let after = match headers.get("last-event-id") {
         Some(value) => {
-            let number = value.to_str().ok().and_then(|text| text.trim().parse::<u64>().ok());
+            let number = value
+                .to_str()
+                .ok()
+                .and_then(|text| text.trim().parse::<u64>().ok());
             Some(number.ok_or_else(|| {
-                Failure::new(ProblemCode::RequestInvalid, "Last-Event-ID must be a number")
+                Failure::new(
+                    ProblemCode::RequestInvalid,
+                    "Last-Event-ID must be a number",
+                )
             })?)
         }
         None => None,
@@ -65,7 +71,11 @@ async fn follow(
     let shared = state.platform.shared().clone();
     let mut news = shared.position.subscribe();
     let mut leaving = state.leaving.clone();
-    if sender.send(Bytes::from_static(b": connected\n\n")).await.is_err() {
+    if sender
+        .send(Bytes::from_static(b": connected\n\n"))
+        .await
+        .is_err()
+    {
         return;
     }
     loop {
@@ -87,7 +97,10 @@ async fn follow(
             if record.kind != EVENT_KIND {
                 continue;
             }
-            let of = record.stream.strip_prefix("environment/").and_then(parse_scope);
+            let of = record
+                .stream
+                .strip_prefix("environment/")
+                .and_then(parse_scope);
             let Some(of) = of.filter(|of| scope.as_ref().is_none_or(|scope| scope == of)) else {
                 continue;
             };
@@ -96,7 +109,10 @@ async fn follow(
             };
             if let Some(wire) = wire::event(record.position, &of, &event) {
                 let data = serde_json::to_string(&wire).expect("an event has text keys");
-                text.push_str(&format!("id: {}\nevent: {}\ndata: {data}\n\n", wire.sequence, wire.kind));
+                text.push_str(&format!(
+                    "id: {}\nevent: {}\ndata: {data}\n\n",
+                    wire.sequence, wire.kind
+                ));
             }
         }
         if !text.is_empty() && sender.send(Bytes::from(text)).await.is_err() {
@@ -120,5 +136,8 @@ async fn follow(
 
 fn parse_scope(text: &str) -> Option<Scope> {
     let (app, environment) = text.split_once('/')?;
-    Some(Scope { app: app.parse().ok()?, environment: environment.parse().ok()? })
+    Some(Scope {
+        app: app.parse().ok()?,
+        environment: environment.parse().ok()?,
+    })
 }

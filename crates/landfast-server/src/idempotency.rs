@@ -33,15 +33,22 @@ impl Key {
         let Some(value) = headers.get(IDEMPOTENCY_KEY) else {
             return Ok(None);
         };
-        let key = value.to_str().ok().filter(|key| !key.is_empty() && key.len() <= KEY_LEN_MAX);
+        let key = value
+            .to_str()
+            .ok()
+            .filter(|key| !key.is_empty() && key.len() <= KEY_LEN_MAX);
         let key = key.ok_or_else(|| {
-            let detail = format!("the {IDEMPOTENCY_KEY} must be 1 to {KEY_LEN_MAX} visible characters");
+            let detail =
+                format!("the {IDEMPOTENCY_KEY} must be 1 to {KEY_LEN_MAX} visible characters");
             Failure::new(ProblemCode::RequestInvalid, detail)
         })?;
         let mut hasher = Hasher::default();
         hasher.update_framed(place.as_bytes());
         hasher.update_framed(body);
-        Ok(Some(Self { key: key.to_owned(), request: hasher.finish() }))
+        Ok(Some(Self {
+            key: key.to_owned(),
+            request: hasher.finish(),
+        }))
     }
 
     /// The answer that was given before.
@@ -64,10 +71,17 @@ impl Key {
     /// Keeps the answer for a repetition.
     pub(crate) fn keep<T: Serialize>(&self, journal: &Arc<dyn Journal>, status: u16, answer: &T) {
         let body = serde_json::to_value(answer).unwrap_or_default();
-        let kept = Kept { request: self.request, status, body };
+        let kept = Kept {
+            request: self.request,
+            status,
+            body,
+        };
         let bytes = serde_json::to_vec(&kept).expect("an answer has text keys");
         if let Err(error) = journal.put(COLLECTION, &self.key, None, bytes) {
-            tracing::warn!(error = chain(&error), "an answer was not kept; repeating the request is not safe");
+            tracing::warn!(
+                error = chain(&error),
+                "an answer was not kept; repeating the request is not safe"
+            );
         }
     }
 }

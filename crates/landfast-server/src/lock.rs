@@ -26,7 +26,10 @@ pub enum LockError {
 impl StateLock {
     /// Takes the lock of a state folder.
     pub(crate) fn take(folder: &Path) -> Result<Self, LockError> {
-        let error = |source| LockError::Io { folder: folder.to_owned(), source };
+        let error = |source| LockError::Io {
+            folder: folder.to_owned(),
+            source,
+        };
         let mut options = OpenOptions::new();
         let options = options.read(true).write(true).create(true).truncate(false);
         let mut file = options.open(folder.join("lock")).map_err(error)?;
@@ -37,7 +40,10 @@ impl StateLock {
             let mut holder = String::new();
             file.read_to_string(&mut holder).map_err(error)?;
             let holder = holder.trim().to_owned();
-            return Err(LockError::Held { folder: folder.to_owned(), holder });
+            return Err(LockError::Held {
+                folder: folder.to_owned(),
+                holder,
+            });
         }
         // For the message above only: the lock itself is the kernel's.
         file.set_len(0).map_err(error)?;

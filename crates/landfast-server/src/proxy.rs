@@ -84,7 +84,10 @@ impl ProxyOrder {
 
     fn spawn(&self) -> io::Result<Child> {
         let log = self.open_log()?;
-        #[expect(clippy::disallowed_methods, reason = "the proxy is a process of its own, argv only")]
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the proxy is a process of its own, argv only"
+        )]
         let mut command = Command::new(&self.executable);
         command
             .args(&self.arguments)

@@ -122,7 +122,8 @@ pub async fn run(settings: ServerSettings) -> Result<(), ServerError> {
 
     let clock = Arc::new(SystemClock::default());
     let journal = Arc::new(
-        SqliteJournal::open(&settings.state.join("journal.sqlite")).map_err(ServerError::Journal)?,
+        SqliteJournal::open(&settings.state.join("journal.sqlite"))
+            .map_err(ServerError::Journal)?,
     );
     let generation = journal.next_generation().map_err(ServerError::Generation)?;
     let vault = open_vault(journal.as_ref(), &settings.state.join("secrets.key"))?;
@@ -135,7 +136,10 @@ pub async fn run(settings: ServerSettings) -> Result<(), ServerError> {
 
     let proxy = proxy_order(&settings);
     proxy.ensure().await?;
-    let folders = Folders { state: settings.state.clone(), run: settings.run.clone() };
+    let folders = Folders {
+        state: settings.state.clone(),
+        run: settings.run.clone(),
+    };
     let platform = Platform::start(PlatformSettings {
         journal,
         target: Arc::new(target),
@@ -156,10 +160,15 @@ pub async fn run(settings: ServerSettings) -> Result<(), ServerError> {
     tasks.spawn(proxy.guard());
     if let Some(address) = settings.tcp {
         let tcp = TcpListener::bind(address).await;
-        let tcp = tcp.map_err(|source| ServerError::Listen { at: address.to_string(), source })?;
+        let tcp = tcp.map_err(|source| ServerError::Listen {
+            at: address.to_string(),
+            source,
+        })?;
         let (router, left) = (router.clone(), leaving.subscribe());
         tasks.spawn(async move {
-            let served = axum::serve(tcp, router).with_graceful_shutdown(wait_for(left)).await;
+            let served = axum::serve(tcp, router)
+                .with_graceful_shutdown(wait_for(left))
+                .await;
             if let Err(error) = served {
                 tracing::error!(%error, "the API on TCP ended");
             }
@@ -184,7 +193,9 @@ pub async fn run(settings: ServerSettings) -> Result<(), ServerError> {
 
 /// A key is made only where nothing was sealed yet: a new one would open none of the old secrets.
 fn open_vault(journal: &SqliteJournal, path: &Path) -> Result<Vault, ServerError> {
-    let sealed = journal.list(landfast_engine::SECRETS, None, 1).map_err(ServerError::Read)?;
+    let sealed = journal
+        .list(landfast_engine::SECRETS, None, 1)
+        .map_err(ServerError::Read)?;
     let vault = if sealed.is_empty() {
         Vault::open_or_create_key(path)
     } else {
@@ -200,7 +211,10 @@ async fn wait_for(mut leaving: watch::Receiver<bool>) {
 }
 
 async fn told_to_end() {
-    let streams = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+    let streams = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    );
     let (Ok(mut terminate), Ok(mut interrupt)) = streams else {
         return std::future::pending().await;
     };
@@ -211,7 +225,10 @@ async fn told_to_end() {
 }
 
 fn private_folder(path: &Path) -> Result<(), ServerError> {
-    let error = |source| ServerError::Folder { path: path.to_owned(), source };
+    let error = |source| ServerError::Folder {
+        path: path.to_owned(),
+        source,
+    };
     fs::create_dir_all(path).map_err(error)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o711)).map_err(error)
 }
@@ -219,7 +236,10 @@ fn private_folder(path: &Path) -> Result<(), ServerError> {
 /// Binds the API's socket. The lock on the state folder is ours already; a socket in the same run folder may still
 /// belong to a server of another state folder.
 async fn listen(socket: &Path) -> Result<UnixListener, ServerError> {
-    let error = |source| ServerError::Listen { at: socket.display().to_string(), source };
+    let error = |source| ServerError::Listen {
+        at: socket.display().to_string(),
+        source,
+    };
     if UnixStream::connect(socket).await.is_ok() {
         return Err(ServerError::SocketTaken(socket.to_owned()));
     }
@@ -239,7 +259,10 @@ fn proxy_order(settings: &ServerSettings) -> ProxyOrder {
     let mut add = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
     add("--control", control.display().to_string());
     add("--routes", folder.join("routes.json").display().to_string());
-    add("--access-log", folder.join("access.log").display().to_string());
+    add(
+        "--access-log",
+        folder.join("access.log").display().to_string(),
+    );
     add("--preview", settings.preview.to_string());
     for address in &settings.http {
         add("--http", address.to_string());
@@ -248,5 +271,10 @@ fn proxy_order(settings: &ServerSettings) -> ProxyOrder {
         add("--https", address.to_string());
     }
     let executable = settings.executable.clone();
-    ProxyOrder { executable, arguments, control, log: folder.join("proxy.log") }
+    ProxyOrder {
+        executable,
+        arguments,
+        control,
+        log: folder.join("proxy.log"),
+    }
 }

@@ -27,7 +27,11 @@ pub(crate) struct Inner {
 impl AppState {
     /// Runs what feeds an open answer. It ends with its reader, and with the server.
     pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
-        let mut streams = self.0.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut streams = self
+            .0
+            .streams
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         while streams.try_join_next().is_some() {}
         streams.spawn(work);
     }

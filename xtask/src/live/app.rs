@@ -1,9 +1,6 @@
 //! The example app in a folder of its own, as a user has it: a manifest and a binary that changes with each build.
 
-use std::{
-    fs,
-    path::PathBuf,
-};
+use std::{fs, path::PathBuf};
 
 use anyhow::{Context as _, ensure};
 use serde_json::Value;
@@ -56,10 +53,19 @@ pub(crate) struct App {
 impl App {
     /// Writes the manifest.
     pub(crate) fn new(host: &Host, build: &Build, settings: AppSettings) -> anyhow::Result<Self> {
-        let folder = host.folder.join(format!("{}-{}", settings.name, settings.environment));
+        let folder = host
+            .folder
+            .join(format!("{}-{}", settings.name, settings.environment));
         fs::create_dir_all(folder.join("bin"))?;
-        let releases = super::RELEASES.iter().map(|(version, _)| build.release(*version)).collect();
-        let app = Self { folder, settings, releases };
+        let releases = super::RELEASES
+            .iter()
+            .map(|(version, _)| build.release(*version))
+            .collect();
+        let app = Self {
+            folder,
+            settings,
+            releases,
+        };
         app.write_manifest()?;
         Ok(app)
     }
@@ -67,7 +73,17 @@ impl App {
     /// Writes the manifest again after the settings have changed.
     pub(crate) fn write_manifest(&self) -> anyhow::Result<()> {
         let AppSettings {
-            name, environment, host, replicas, strategy, gates, steps, hold, standby, min_ready, progress,
+            name,
+            environment,
+            host,
+            replicas,
+            strategy,
+            gates,
+            steps,
+            hold,
+            standby,
+            min_ready,
+            progress,
         } = &self.settings;
         let text = format!(
             r#"app = "{name}"
@@ -115,7 +131,10 @@ probe = {{ path = "/v2/constraints", rate = "2/s" }}
 
     /// Builds a release: puts another binary in the place the manifest names.
     pub(crate) fn build(&self, version: u64) -> anyhow::Result<()> {
-        let binary = self.releases.get(version as usize - 1).context("no such release was built")?;
+        let binary = self
+            .releases
+            .get(version as usize - 1)
+            .context("no such release was built")?;
         replace_file(binary, &self.binary())
     }
 
@@ -152,7 +171,10 @@ probe = {{ path = "/v2/constraints", rate = "2/s" }}
     ) -> anyhow::Result<()> {
         self.build(version)?;
         let code = self.deploy(host, strategy, wait)?;
-        ensure!(code == 0, "the deploy of {version} by {strategy} ended with exit code {code}");
+        ensure!(
+            code == 0,
+            "the deploy of {version} by {strategy} ended with exit code {code}"
+        );
         Ok(())
     }
 
@@ -161,7 +183,10 @@ probe = {{ path = "/v2/constraints", rate = "2/s" }}
     }
 
     pub(crate) fn history(&self, host: &Host) -> anyhow::Result<Vec<Value>> {
-        let history = host.json(&self.folder, &self.arguments(&["history", "--limit", "1000"]))?;
+        let history = host.json(
+            &self.folder,
+            &self.arguments(&["history", "--limit", "1000"]),
+        )?;
         Ok(history["rollouts"].as_array().cloned().unwrap_or_default())
     }
 
@@ -185,8 +210,10 @@ probe = {{ path = "/v2/constraints", rate = "2/s" }}
             .output()
             .context("failed to run curl")?;
         serde_json::from_slice(&output.stdout).with_context(|| {
-            format!("{path} answered {}", String::from_utf8_lossy(&output.stdout))
+            format!(
+                "{path} answered {}",
+                String::from_utf8_lossy(&output.stdout)
+            )
         })
     }
 }
-

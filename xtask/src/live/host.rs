@@ -65,7 +65,11 @@ impl Host {
 
     /// The folder a volume of the default kind lies in.
     pub(crate) fn volume(&self, app: &str, environment: &str, name: &str) -> PathBuf {
-        self.state().join("volumes").join(app).join(environment).join(name)
+        self.state()
+            .join("volumes")
+            .join(app)
+            .join(environment)
+            .join(name)
     }
 
     /// Starts the server and waits until it answers.
@@ -79,7 +83,10 @@ impl Host {
 
     /// Starts the server without waiting.
     pub(crate) fn spawn_server(&mut self) -> anyhow::Result<()> {
-        let log = File::options().create(true).append(true).open(self.folder.join("server.log"))?;
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.folder.join("server.log"))?;
         let mut server = command(&self.landfast);
         server
             .args(["server", "--state"])
@@ -129,32 +136,24 @@ impl Host {
         output.with_context(|| format!("failed to run landfast {arguments:?}"))
     }
 
-    /// Starts the command line in a folder without waiting for it.
-    pub(crate) fn cli_spawn(&self, folder: &Path, arguments: &[&str]) -> anyhow::Result<Child> {
-        let mut cli = command(&self.landfast);
-        cli.args(arguments)
-            .arg("--socket")
-            .arg(self.run().join("landfast.sock"))
-            .current_dir(folder)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        spawn(&mut cli)
-    }
-
     /// Runs a command that must succeed, and reads its JSON.
     pub(crate) fn json(&self, folder: &Path, arguments: &[&str]) -> anyhow::Result<Value> {
         let mut arguments = arguments.to_vec();
         arguments.push("--json");
         let output = self.cli(folder, &arguments)?;
         let shown = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "landfast {arguments:?} failed: {}", shown.trim());
+        ensure!(
+            output.status.success(),
+            "landfast {arguments:?} failed: {}",
+            shown.trim()
+        );
         serde_json::from_slice(&output.stdout)
             .with_context(|| format!("landfast {arguments:?} printed no JSON"))
     }
 
     fn quiet(&self, arguments: &[&str]) -> bool {
-        self.cli(&self.folder, arguments).is_ok_and(|output| output.status.success())
+        self.cli(&self.folder, arguments)
+            .is_ok_and(|output| output.status.success())
     }
 
     /// The processes of the proxy: its holder, and the worker that serves.
@@ -167,14 +166,21 @@ impl Host {
         };
         let children = fs::read_to_string(format!("/proc/{holder}/task/{holder}/children"));
         let children = children.unwrap_or_default();
-        let worker = children.split_whitespace().next().and_then(|pid| pid.parse().ok());
+        let worker = children
+            .split_whitespace()
+            .next()
+            .and_then(|pid| pid.parse().ok());
         Ok((*holder, worker.context("the proxy has no worker")?))
     }
 
     /// The instances with their processes: id, shim, instance.
     pub(crate) fn instances(&self) -> Vec<(String, u32, u32)> {
         let mut found = Vec::new();
-        for entry in fs::read_dir(self.run().join("i")).into_iter().flatten().flatten() {
+        for entry in fs::read_dir(self.run().join("i"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
             let text = fs::read_to_string(entry.path().join("state.json")).unwrap_or_default();
             let Ok(state) = serde_json::from_str::<Value>(&text) else {
                 continue;
@@ -232,13 +238,19 @@ impl Host {
         let all: Vec<u32> = instances
             .iter()
             .flat_map(|(_, shim, main)| [*shim, *main])
-            .chain(proxy.into_iter().flat_map(|(holder, worker)| [holder, worker]))
+            .chain(
+                proxy
+                    .into_iter()
+                    .flat_map(|(holder, worker)| [holder, worker]),
+            )
             .collect();
         let gone = wait_until("all processes end", Duration::from_secs(15), || {
             all.iter().all(|pid| !is_alive(*pid))
         });
         if gone.is_err() {
-            all.iter().filter(|pid| is_alive(**pid)).for_each(|pid| kill(*pid));
+            all.iter()
+                .filter(|pid| is_alive(**pid))
+                .for_each(|pid| kill(*pid));
         }
     }
 }

@@ -28,7 +28,13 @@ pub(crate) struct JudgeSettings {
 
 impl Default for JudgeSettings {
     fn default() -> Self {
-        Self { rate: 1_000, websockets: 1_000, events: 100, http2: 20, paths: Vec::new() }
+        Self {
+            rate: 1_000,
+            websockets: 1_000,
+            events: 100,
+            http2: 20,
+            paths: Vec::new(),
+        }
     }
 }
 
@@ -51,7 +57,9 @@ impl Judge {
         app: &App,
         settings: &JudgeSettings,
     ) -> anyhow::Result<Self> {
-        let control = host.folder.join(format!("judge-{}.sock", app.settings.name));
+        let control = host
+            .folder
+            .join(format!("judge-{}.sock", app.settings.name));
         drop(std::fs::remove_file(&control));
         let log = std::fs::File::create(host.folder.join("judge.log"))?;
         let mut judge = command(build.judge());
@@ -75,7 +83,9 @@ impl Judge {
         let child = spawn(&mut judge)?;
         let judge = Self { child, control };
         wait_until("the judge measures", Duration::from_secs(20), || {
-            judge.snapshot().is_ok_and(|verdict| verdict.number("requests") > 0)
+            judge
+                .snapshot()
+                .is_ok_and(|verdict| verdict.number("requests") > 0)
         })?;
         Ok(judge)
     }
@@ -137,7 +147,10 @@ impl Verdict {
         let lines = of("lost").into_iter().chain(of("cuts")).take(12);
         let lines = lines.map(|sample| format!("  {sample}"));
         let late = self.number("judge_late");
-        let judge = format!("  judge: late {late} times, faults {}", self.number("judge_faults"));
+        let judge = format!(
+            "  judge: late {late} times, faults {}",
+            self.number("judge_faults")
+        );
         lines.chain([judge]).collect::<Vec<_>>().join("\n")
     }
 }

@@ -14,7 +14,8 @@ use anyhow::{Context as _, bail};
 pub(crate) fn now_micros() -> i64 {
     #[expect(clippy::disallowed_methods, reason = "proofs measure seconds")]
     let now = SystemTime::now();
-    now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as i64)
+    now.duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_micros() as i64)
 }
 
 /// A monotonic instant.
@@ -44,7 +45,9 @@ pub(crate) fn wait_until(
 /// Starts a process.
 pub(crate) fn spawn(command: &mut Command) -> anyhow::Result<Child> {
     let shown = format!("{command:?}");
-    command.spawn().with_context(|| format!("failed to start {shown}"))
+    command
+        .spawn()
+        .with_context(|| format!("failed to start {shown}"))
 }
 
 /// Sends SIGKILL.
@@ -68,7 +71,11 @@ pub(crate) fn pids_of(text: &str) -> Vec<(u32, String)> {
     let mut found = Vec::new();
     let own = std::process::id();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<u32>().ok())
+        else {
             continue;
         };
         let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
@@ -84,7 +91,10 @@ pub(crate) fn pids_of(text: &str) -> Vec<(u32, String)> {
 /// Whether a process runs.
 pub(crate) fn is_alive(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let state = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().next());
+    let state = stat
+        .rsplit(')')
+        .next()
+        .and_then(|rest| rest.split_whitespace().next());
     !matches!(state, None | Some("Z" | "X"))
 }
 
@@ -99,8 +109,12 @@ pub(crate) fn proportional_kib(pid: u32) -> u64 {
 /// The processor time a process and its threads took so far, in clock ticks of 10 ms.
 pub(crate) fn processor_ticks(pid: u32) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let fields: Vec<&str> =
-        stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let fields: Vec<&str> = stat
+        .rsplit(')')
+        .next()
+        .unwrap_or_default()
+        .split_whitespace()
+        .collect();
     let number = |index: usize| fields.get(index).and_then(|text| text.parse::<u64>().ok());
     number(11).unwrap_or(0) + number(12).unwrap_or(0)
 }

@@ -59,7 +59,12 @@ pub(crate) fn deploys(build: &Build) -> anyhow::Result<()> {
             seen.lost(),
             seen.cut()
         );
-        ensure!(seen.lost() + seen.cut() == 0, "lost in step {}:\n{}", number + 1, seen.samples());
+        ensure!(
+            seen.lost() + seen.cut() == 0,
+            "lost in step {}:\n{}",
+            number + 1,
+            seen.samples()
+        );
     }
     let ours: u64 = app
         .history(&host)?
@@ -74,17 +79,32 @@ pub(crate) fn deploys(build: &Build) -> anyhow::Result<()> {
         verdict.number("streams_opened"),
         verdict.cut(),
     );
-    ensure!(verdict.is_valid(), "the judge fell behind:\n{}", verdict.samples());
-    ensure!(verdict.lost() + verdict.cut() == 0, "lost:\n{}", verdict.samples());
+    ensure!(
+        verdict.is_valid(),
+        "the judge fell behind:\n{}",
+        verdict.samples()
+    );
+    ensure!(
+        verdict.lost() + verdict.cut() == 0,
+        "lost:\n{}",
+        verdict.samples()
+    );
     ensure!(ours == 0, "the ledgers disagree with the judge");
     Ok(())
 }
 
 /// The next sound release that differs from the one that serves.
 fn next_release(app: &App, host: &Host, number: usize) -> anyhow::Result<u64> {
-    let serving = app.get(host, "/version")?["version"].as_str().unwrap_or_default().to_owned();
+    let serving = app.get(host, "/version")?["version"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
     let sound = [1, 2, 3, 4, 9];
-    let release = sound.iter().cycle().skip(number).find(|version| version.to_string() != serving);
+    let release = sound
+        .iter()
+        .cycle()
+        .skip(number)
+        .find(|version| version.to_string() != serving);
     Ok(*release.unwrap_or(&1))
 }
 
@@ -95,7 +115,10 @@ fn take(host: &Host, app: &App, step: Step, number: usize) -> anyhow::Result<()>
         Step::Broken(release, strategy) => {
             app.build(release)?;
             let code = app.deploy(host, strategy, "promotion")?;
-            ensure!(code == 5, "broken release {release} ended with exit code {code}, not 5");
+            ensure!(
+                code == 5,
+                "broken release {release} ended with exit code {code}, not 5"
+            );
             Ok(())
         }
         Step::Rollback => {
@@ -103,7 +126,10 @@ fn take(host: &Host, app: &App, step: Step, number: usize) -> anyhow::Result<()>
             let output = host.cli(&app.folder, &arguments)?;
             let code = output.status.code().unwrap_or(-1);
             let shown = String::from_utf8_lossy(&output.stderr).into_owned();
-            ensure!([0, 5].contains(&code), "the rollback ended with exit code {code}: {shown}");
+            ensure!(
+                [0, 5].contains(&code),
+                "the rollback ended with exit code {code}: {shown}"
+            );
             Ok(())
         }
         Step::Abort(strategy) => {
@@ -118,8 +144,13 @@ fn take(host: &Host, app: &App, step: Step, number: usize) -> anyhow::Result<()>
             let code = aborted.status.code().unwrap_or(-1);
             let shown = String::from_utf8_lossy(&aborted.stderr).into_owned();
             // It may have been sealed in the meantime, which the command says.
-            ensure!([0, 4, 5].contains(&code) || shown.contains("no rollout"), "abort: {code}: {shown}");
-            wait_until("the rollout ends", Duration::from_secs(90), || app.moving(host).is_none())?;
+            ensure!(
+                [0, 4, 5].contains(&code) || shown.contains("no rollout"),
+                "abort: {code}: {shown}"
+            );
+            wait_until("the rollout ends", Duration::from_secs(90), || {
+                app.moving(host).is_none()
+            })?;
             Ok(())
         }
     }
@@ -129,13 +160,27 @@ fn take(host: &Host, app: &App, step: Step, number: usize) -> anyhow::Result<()>
 pub(crate) fn controls(build: &Build) -> anyhow::Result<()> {
     let mut blind = Vec::new();
     for (control, release) in [("drain-confirmation-off", 2), ("health-gate-off", 8)] {
-        let settings = HostSettings { server_arguments: vec![format!("--{control}")] };
+        let settings = HostSettings {
+            server_arguments: vec![format!("--{control}")],
+        };
         let host = Host::start(build, "controls", settings)?;
         let gates = r#"["preflight"]"#.to_owned();
-        let app = App::new(&host, build, AppSettings { gates, ..AppSettings::default() })?;
+        let app = App::new(
+            &host,
+            build,
+            AppSettings {
+                gates,
+                ..AppSettings::default()
+            },
+        )?;
         app.deploy_well(&host, 1, "rolling", "promotion")?;
         sleep(Duration::from_secs(2));
-        let load = JudgeSettings { rate: 300, websockets: 100, events: 10, ..JudgeSettings::default() };
+        let load = JudgeSettings {
+            rate: 300,
+            websockets: 100,
+            events: 10,
+            ..JudgeSettings::default()
+        };
         let judge = Judge::start(build, &host, &app, &load)?;
         app.build(release)?;
         app.deploy(&host, "rolling", "promotion")?;

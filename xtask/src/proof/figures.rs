@@ -6,8 +6,8 @@ use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
 
 use crate::live::{
-    App, AppSettings, Build, Host, HostSettings, Judge, JudgeSettings, instant,
-    processor_ticks, proportional_kib, wait_until,
+    App, AppSettings, Build, Host, HostSettings, Judge, JudgeSettings, instant, processor_ticks,
+    proportional_kib, wait_until,
 };
 
 fn start(build: &Build, name: &str, settings: AppSettings) -> anyhow::Result<(Host, App)> {
@@ -42,8 +42,14 @@ pub(crate) fn plan(build: &Build) -> anyhow::Result<()> {
         times.push(begun.elapsed());
     }
     times.sort();
-    println!("figure: plan for {SERVICES} services: {} ms (median of 5)", times[2].as_millis());
-    ensure!(times[2] < Duration::from_millis(200), "it took 200 ms or more");
+    println!(
+        "figure: plan for {SERVICES} services: {} ms (median of 5)",
+        times[2].as_millis()
+    );
+    ensure!(
+        times[2] < Duration::from_millis(200),
+        "it took 200 ms or more"
+    );
     Ok(())
 }
 
@@ -55,14 +61,20 @@ pub(crate) fn exit(build: &Build) -> anyhow::Result<()> {
     for strategy in ["rolling", "blue-green", "canary"] {
         app.build(6)?;
         let code = app.deploy(&host, strategy, "seal")?;
-        ensure!(code == 5, "{strategy}: exit code {code}, not 5 (rolled back)");
+        ensure!(
+            code == 5,
+            "{strategy}: exit code {code}, not 5 (rolled back)"
+        );
         let events = events(&app, &host)?;
         let at = |kind: &str| {
             let of_kind = events.iter().rev().filter(|event| event["kind"] == kind);
             of_kind.filter_map(|event| millis(&event["at"])).next()
         };
         let (ended, failed) = (last_exit(&host), at("rollout-failed"));
-        let (ended, failed) = (ended.context("no exit was kept")?, failed.context("nothing failed")?);
+        let (ended, failed) = (
+            ended.context("no exit was kept")?,
+            failed.context("nothing failed")?,
+        );
         let took = failed - ended;
         println!("  {strategy}: failed {took} ms after the exit");
         slowest = slowest.max(took);
@@ -79,8 +91,12 @@ fn last_exit(host: &Host) -> Option<i64> {
     for entry in fs::read_dir(folder).ok()?.flatten() {
         for segment in fs::read_dir(entry.path()).ok()?.flatten() {
             let text = fs::read_to_string(segment.path()).unwrap_or_default();
-            let ends = text.lines().filter(|line| line.contains(" s ") && line.contains("ended"));
-            let at = ends.filter_map(|line| millis_of(line.split(' ').next()?)).max();
+            let ends = text
+                .lines()
+                .filter(|line| line.contains(" s ") && line.contains("ended"));
+            let at = ends
+                .filter_map(|line| millis_of(line.split(' ').next()?))
+                .max();
             newest = newest.max(at);
         }
     }
@@ -103,11 +119,16 @@ fn events(app: &App, host: &Host) -> anyhow::Result<Vec<Value>> {
     drop(child.kill());
     drop(child.wait());
     let text = fs::read_to_string(&file)?;
-    Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+    Ok(text
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .collect())
 }
 
 fn build_landfast() -> std::path::PathBuf {
-    Build::find().map(|build| build.landfast()).unwrap_or_default()
+    Build::find()
+        .map(|build| build.landfast())
+        .unwrap_or_default()
 }
 
 fn millis(value: &Value) -> Option<i64> {
@@ -131,13 +152,23 @@ pub(crate) fn source(build: &Build) -> anyhow::Result<()> {
     let first = app.get(&host, "/version")?;
     app.deploy_well(&host, 2, "blue-green", "seal")?;
     let second = app.get(&host, "/version")?;
-    ensure!(first["digest"] != second["digest"], "the releases do not differ");
+    ensure!(
+        first["digest"] != second["digest"],
+        "the releases do not differ"
+    );
     fs::remove_dir_all(app.folder.join("bin"))?;
     app.build(7)?;
     let output = host.cli(&app.folder, &app.arguments(&["rollback", "--wait", "seal"]))?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    ensure!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let back = app.get(&host, "/version")?;
-    println!("figure: /version before {}, after the rollback {}", first["digest"], back["digest"]);
+    println!(
+        "figure: /version before {}, after the rollback {}",
+        first["digest"], back["digest"]
+    );
     ensure!(back == first, "another release answers: {back}");
     Ok(())
 }
@@ -165,17 +196,37 @@ pub(crate) fn scopes(build: &Build) -> anyhow::Result<()> {
     }
     for (app, release) in &running {
         let version = app.get(&host, "/version")?;
-        ensure!(version["version"] == release.to_string(), "{} is served by {version}", app.settings.host);
+        ensure!(
+            version["version"].as_str() == Some(release.to_string().as_str()),
+            "{} is served by {version}",
+            app.settings.host
+        );
     }
-    let thief = App::new(&host, build, settings("thief", "production", "shop.example"))?;
+    let thief = App::new(
+        &host,
+        build,
+        settings("thief", "production", "shop.example"),
+    )?;
     thief.build(4)?;
     let plan = host.json(&thief.folder, &thief.arguments(&["plan"]))?;
-    let owner = plan["routes"][0]["taken_by"].as_str().unwrap_or_default().to_owned();
+    let owner = plan["routes"][0]["taken_by"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
     let output = host.cli(&thief.folder, &thief.arguments(&["deploy"]))?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    println!("figure: three environments serve; the second claim: plan names `{owner}`, deploy says: {}", said.trim());
-    ensure!(owner == "shop/production/public", "the plan does not name the owner");
-    ensure!(!output.status.success() && said.contains("shop/production/public"), "the deploy went through");
+    println!(
+        "figure: three environments serve; the second claim: plan names `{owner}`, deploy says: {}",
+        said.trim()
+    );
+    ensure!(
+        owner == "shop/production/public",
+        "the plan does not name the owner"
+    );
+    ensure!(
+        !output.status.success() && said.contains("shop/production/public"),
+        "the deploy went through"
+    );
     let version = running[0].0.get(&host, "/version")?;
     ensure!(version["version"] == "1", "the owner's route was touched");
     Ok(())
@@ -183,18 +234,34 @@ pub(crate) fn scopes(build: &Build) -> anyhow::Result<()> {
 
 /// From the command to the last request routed to the bad release.
 pub(crate) fn rollback(build: &Build) -> anyhow::Result<()> {
-    let settings = AppSettings { standby: "10m".into(), ..AppSettings::default() };
+    let settings = AppSettings {
+        standby: "10m".into(),
+        ..AppSettings::default()
+    };
     let (host, app) = start(build, "rollback", settings)?;
     app.deploy_well(&host, 1, "rolling", "promotion")?;
     let sealed = host.cli(&app.folder, &app.arguments(&["seal", "--wait", "seal"]))?;
-    ensure!(sealed.status.success(), "{}", String::from_utf8_lossy(&sealed.stderr));
+    ensure!(
+        sealed.status.success(),
+        "{}",
+        String::from_utf8_lossy(&sealed.stderr)
+    );
     app.deploy_well(&host, 2, "blue-green", "promotion")?;
-    let load = JudgeSettings { rate: 300, websockets: 50, events: 10, ..JudgeSettings::default() };
+    let load = JudgeSettings {
+        rate: 300,
+        websockets: 50,
+        events: 10,
+        ..JudgeSettings::default()
+    };
     let judge = Judge::start(build, &host, &app, &load)?;
     sleep(Duration::from_secs(3));
     let asked = crate::live::now_micros();
     let output = host.cli(&app.folder, &app.arguments(&["rollback", "--wait", "seal"]))?;
-    ensure!([Some(0), Some(5)].contains(&output.status.code()), "{}", String::from_utf8_lossy(&output.stderr));
+    ensure!(
+        [Some(0), Some(5)].contains(&output.status.code()),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let verdict = judge.finish()?;
     sleep(Duration::from_secs(2));
     let last = last_routed(&host, 2)?;
@@ -205,7 +272,11 @@ pub(crate) fn rollback(build: &Build) -> anyhow::Result<()> {
         verdict.lost()
     );
     ensure!(took <= 1_000, "it took longer than a second");
-    ensure!(verdict.lost() + verdict.cut() == 0, "lost:\n{}", verdict.samples());
+    ensure!(
+        verdict.lost() + verdict.cut() == 0,
+        "lost:\n{}",
+        verdict.samples()
+    );
     Ok(())
 }
 
@@ -220,7 +291,10 @@ fn last_routed(host: &Host, release: u64) -> anyhow::Result<i64> {
         if entry["release"].as_u64() != Some(release) {
             continue;
         }
-        let Some(at) = entry["at_us"].as_i64().or_else(|| entry["time_us"].as_i64()) else {
+        let Some(at) = entry["at_us"]
+            .as_i64()
+            .or_else(|| entry["time_us"].as_i64())
+        else {
             bail!("the access log has no instant: {line}");
         };
         last = last.max(Some(at / 1_000));
@@ -237,7 +311,11 @@ pub(crate) fn idle(build: &Build) -> anyhow::Result<()> {
     let weigh = |host: &Host| -> anyhow::Result<(Vec<u32>, Vec<u32>)> {
         let (holder, worker) = host.proxy()?;
         let server = host.server_pid().context("the server runs")?;
-        let shims = host.instances().into_iter().map(|(_, shim, _)| shim).collect();
+        let shims = host
+            .instances()
+            .into_iter()
+            .map(|(_, shim, _)| shim)
+            .collect();
         Ok((vec![server, holder, worker], shims))
     };
     let (main, shims) = weigh(&host)?;
@@ -253,11 +331,21 @@ pub(crate) fn idle(build: &Build) -> anyhow::Result<()> {
         .collect();
     // A further shim: what it adds to the sum.
     let scaled = host.cli(&app.folder, &app.arguments(&["scale", "api", "6"]))?;
-    ensure!(scaled.status.success(), "{}", String::from_utf8_lossy(&scaled.stderr));
-    wait_until("six instances run", Duration::from_secs(30), || host.instances().len() == 6)?;
+    ensure!(
+        scaled.status.success(),
+        "{}",
+        String::from_utf8_lossy(&scaled.stderr)
+    );
+    wait_until("six instances run", Duration::from_secs(30), || {
+        host.instances().len() == 6
+    })?;
     sleep(Duration::from_secs(3));
     let (main, shims) = weigh(&host)?;
-    let more: u64 = main.iter().chain(&shims).map(|pid| proportional_kib(*pid)).sum();
+    let more: u64 = main
+        .iter()
+        .chain(&shims)
+        .map(|pid| proportional_kib(*pid))
+        .sum();
     let further = more.saturating_sub(total) as f64 / 3.0 / 1024.0;
     let share = (after - before) as f64 / (SECONDS as f64 * 100.0) * 100.0;
     println!(
@@ -273,7 +361,13 @@ pub(crate) fn idle(build: &Build) -> anyhow::Result<()> {
 
 /// A release that fails half, at 20 requests per second in all.
 pub(crate) fn canary(build: &Build) -> anyhow::Result<()> {
-    let settings = AppSettings { hold: "5m".into(), ..AppSettings::default() };
+    // Without a smoke gate, which would refuse such a release before its first request.
+    let gates = r#"["preflight", "analysis"]"#.to_owned();
+    let settings = AppSettings {
+        hold: "5m".into(),
+        gates,
+        ..AppSettings::default()
+    };
     let (host, app) = start(build, "canary", settings)?;
     app.deploy_well(&host, 1, "rolling", "seal")?;
     let load = JudgeSettings {
@@ -284,14 +378,17 @@ pub(crate) fn canary(build: &Build) -> anyhow::Result<()> {
         ..JudgeSettings::default()
     };
     let judge = Judge::start(build, &host, &app, &load)?;
-    app.build(5)?;
+    app.build(10)?;
     let code = app.deploy(&host, "canary", "seal")?;
     ensure!(code == 5, "exit code {code}, not 5 (rolled back)");
     let verdict = judge.finish()?;
     let events = events(&app, &host)?;
     let after = |kind: &str, words: &str| {
         let found = events.iter().rev().find(|event| {
-            event["kind"] == kind && event["text"].as_str().is_some_and(|text| text.contains(words))
+            event["kind"] == kind
+                && event["text"]
+                    .as_str()
+                    .is_some_and(|text| text.contains(words))
         });
         found.and_then(|event| millis(&event["at"]))
     };

@@ -15,7 +15,13 @@ fn rounds(full: usize, short: usize) -> usize {
 }
 
 fn load(rate: u32) -> JudgeSettings {
-    JudgeSettings { rate, websockets: 0, events: 0, http2: 0, ..JudgeSettings::default() }
+    JudgeSettings {
+        rate,
+        websockets: 0,
+        events: 0,
+        http2: 0,
+        ..JudgeSettings::default()
+    }
 }
 
 /// A host that serves release 1, sealed.
@@ -33,14 +39,18 @@ pub(crate) fn instance_kill(build: &Build) -> anyhow::Result<()> {
     let judge = Judge::start(build, &host, &app, &load(rate))?;
     let rounds = rounds(20, 3);
     for _ in 0..rounds {
-        wait_until("three instances serve", Duration::from_secs(60), || ready(&app, &host) == 3)?;
+        wait_until("three instances serve", Duration::from_secs(60), || {
+            ready(&app, &host) == 3
+        })?;
         sleep(Duration::from_secs(1));
         let instances = host.instances();
         let (_, _, main) = instances.first().context("no instance runs")?;
         kill(*main);
         sleep(Duration::from_secs(1));
     }
-    wait_until("three instances serve", Duration::from_secs(60), || ready(&app, &host) == 3)?;
+    wait_until("three instances serve", Duration::from_secs(60), || {
+        ready(&app, &host) == 3
+    })?;
     let verdict = judge.finish()?;
     let idempotent = lost_of(&verdict, "get") + lost_of(&verdict, "wait");
     let others = lost_of(&verdict, "post");
@@ -48,9 +58,16 @@ pub(crate) fn instance_kill(build: &Build) -> anyhow::Result<()> {
         "figure: {rounds} kills, {} requests: {idempotent} idempotent lost, {others} others lost (in flight on the instance)",
         verdict.number("requests")
     );
-    ensure!(idempotent == 0, "idempotent requests were lost:\n{}", verdict.samples());
+    ensure!(
+        idempotent == 0,
+        "idempotent requests were lost:\n{}",
+        verdict.samples()
+    );
     // About three requests of 64 KiB are in flight on an instance at any moment.
-    ensure!(others <= rounds as u64 * 20, "more were lost than can have been in flight");
+    ensure!(
+        others <= rounds as u64 * 20,
+        "more were lost than can have been in flight"
+    );
     Ok(())
 }
 
@@ -65,7 +82,9 @@ fn ready(app: &App, host: &Host) -> u64 {
     };
     let groups = status["services"].as_array().into_iter().flatten();
     let groups = groups.flat_map(|service| service["groups"].as_array().into_iter().flatten());
-    groups.map(|group| group["ready"].as_u64().unwrap_or(0)).sum()
+    groups
+        .map(|group| group["ready"].as_u64().unwrap_or(0))
+        .sum()
 }
 
 /// The proxy's worker dies while the server is stopped: connections wait, none is refused.
@@ -96,7 +115,10 @@ pub(crate) fn proxy_kill(build: &Build) -> anyhow::Result<()> {
         slowest.as_millis()
     );
     ensure!(refused == 0, "connections were refused");
-    ensure!(slowest < Duration::from_secs(1), "the next answer took a second or more");
+    ensure!(
+        slowest < Duration::from_secs(1),
+        "the next answer took a second or more"
+    );
     Ok(())
 }
 
@@ -104,14 +126,20 @@ pub(crate) fn proxy_kill(build: &Build) -> anyhow::Result<()> {
 pub(crate) fn host_loss(build: &Build) -> anyhow::Result<()> {
     let (mut host, app) = serving(build, "hostloss")?;
     let killed = host.kill_everything();
-    wait_until("everything is dead", Duration::from_secs(10), || host.instances().is_empty())?;
+    wait_until("everything is dead", Duration::from_secs(10), || {
+        host.instances().is_empty()
+    })?;
     fs::remove_dir_all(host.run()).context("failed to empty the run folder")?;
     // A stranger now has a number that a process of ours may have had: nobody may signal it.
     let mut stranger = crate::live::spawn(crate::live::command("sleep").arg("300"))?;
     let begun = instant();
     host.start_server()?;
-    wait_until("three instances serve", Duration::from_secs(60), || ready(&app, &host) == 3)?;
-    wait_until("the app answers", Duration::from_secs(10), || app.get(&host, "/version").is_ok())?;
+    wait_until("three instances serve", Duration::from_secs(60), || {
+        ready(&app, &host) == 3
+    })?;
+    wait_until("the app answers", Duration::from_secs(10), || {
+        app.get(&host, "/version").is_ok()
+    })?;
     let took = begun.elapsed();
     let unharmed = matches!(stranger.try_wait(), Ok(None));
     drop(stranger.kill());
@@ -130,7 +158,11 @@ pub(crate) fn host_loss(build: &Build) -> anyhow::Result<()> {
 pub(crate) fn server_kill(build: &Build) -> anyhow::Result<()> {
     let (mut host, app) = serving(build, "skill")?;
     let rate = if is_short() { 200 } else { 500 };
-    let settings = JudgeSettings { websockets: 100, events: 10, ..load(rate) };
+    let settings = JudgeSettings {
+        websockets: 100,
+        events: 10,
+        ..load(rate)
+    };
     let judge = Judge::start(build, &host, &app, &settings)?;
     let rounds = rounds(50, 4);
     let mut ends: std::collections::BTreeMap<String, usize> = std::collections::BTreeMap::new();
@@ -141,7 +173,10 @@ pub(crate) fn server_kill(build: &Build) -> anyhow::Result<()> {
         let begun = app.arguments(&["deploy", "--strategy", strategy, "--wait", "start"]);
         let output = host.cli(&app.folder, &begun)?;
         let shown = String::from_utf8_lossy(&output.stderr).into_owned();
-        ensure!(output.status.success(), "round {round}: the deploy did not begin: {shown}");
+        ensure!(
+            output.status.success(),
+            "round {round}: the deploy did not begin: {shown}"
+        );
         // Moments without a pattern: a fixed scramble of the round.
         let millis = (round as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) % 9_000;
         sleep(Duration::from_millis(millis));
@@ -153,14 +188,28 @@ pub(crate) fn server_kill(build: &Build) -> anyhow::Result<()> {
             moving.is_none() || moving.as_deref() == Some("parked")
         })?;
         let history = app.history(&host)?;
-        let end = history.first().and_then(|rollout| rollout["state"].as_str()).unwrap_or("?");
+        let end = history
+            .first()
+            .and_then(|rollout| rollout["state"].as_str())
+            .unwrap_or("?");
         if end == "parked" {
-            bail!("round {round}: parked, which nothing here calls for: {}", history[0]["reason"]);
+            bail!(
+                "round {round}: parked, which nothing here calls for: {}",
+                history[0]["reason"]
+            );
         }
         *ends.entry(end.to_owned()).or_default() += 1;
         let seen = judge.snapshot()?;
-        println!("  {:>2}: {strategy} killed after {millis} ms: {end}; {} lost", round + 1, seen.lost());
-        ensure!(seen.lost() + seen.cut() == 0, "lost in round {round}:\n{}", seen.samples());
+        println!(
+            "  {:>2}: {strategy} killed after {millis} ms: {end}; {} lost",
+            round + 1,
+            seen.lost()
+        );
+        ensure!(
+            seen.lost() + seen.cut() == 0,
+            "lost in round {round}:\n{}",
+            seen.samples()
+        );
     }
     let verdict = judge.finish()?;
     println!(
@@ -169,6 +218,10 @@ pub(crate) fn server_kill(build: &Build) -> anyhow::Result<()> {
         verdict.lost(),
         verdict.cut()
     );
-    ensure!(verdict.lost() + verdict.cut() == 0, "lost:\n{}", verdict.samples());
+    ensure!(
+        verdict.lost() + verdict.cut() == 0,
+        "lost:\n{}",
+        verdict.samples()
+    );
     Ok(())
 }

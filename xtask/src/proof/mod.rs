@@ -41,7 +41,8 @@ pub(crate) fn run(arguments: &[String]) -> anyhow::Result<()> {
             for name in ["crash", "planted", "false-aborts", "power"] {
                 simulated::run(name)?;
             }
-            LIVE.iter().try_for_each(|(name, proof)| one(name, *proof))?;
+            LIVE.iter()
+                .try_for_each(|(name, proof)| one(name, *proof))?;
             crate::demo::run()
         }
         "demo" => crate::demo::run(),

@@ -9,8 +9,26 @@ pub(crate) fn run(name: &str) -> anyhow::Result<()> {
     println!("proof {name}");
     let seeds = if is_short() { "100" } else { "1000" };
     let arguments: Vec<&str> = match name {
-        "crash" => vec!["test", "--locked", "-p", "landfast-engine", "--test", "crash", "--", "--nocapture"],
-        "planted" => vec!["test", "--locked", "-p", "landfast-sim", "--test", "planted", "--", "--nocapture"],
+        "crash" => vec![
+            "test",
+            "--locked",
+            "-p",
+            "landfast-engine",
+            "--test",
+            "crash",
+            "--",
+            "--nocapture",
+        ],
+        "planted" => vec![
+            "test",
+            "--locked",
+            "-p",
+            "landfast-sim",
+            "--test",
+            "planted",
+            "--",
+            "--nocapture",
+        ],
         "canary" => proof_canary(&["abort"]),
         "false-aborts" => proof_canary(&["equal", seeds]),
         "power" => proof_canary(&["power", seeds]),
@@ -22,7 +40,16 @@ pub(crate) fn run(name: &str) -> anyhow::Result<()> {
 }
 
 fn proof_canary<'a>(arguments: &[&'a str]) -> Vec<&'a str> {
-    let mut all = vec!["run", "--locked", "--release", "-p", "landfast-sim", "--bin", "proof-canary", "--"];
+    let mut all = vec![
+        "run",
+        "--locked",
+        "--release",
+        "-p",
+        "landfast-sim",
+        "--bin",
+        "proof-canary",
+        "--",
+    ];
     all.extend(arguments);
     all
 }

@@ -57,11 +57,16 @@ async fn fill_processes(
     let Ok(observed) = state.platform.shared().target.list().await else {
         return;
     };
-    let of_scope = observed.into_iter().filter(|observed| observed.id.scope == *scope);
+    let of_scope = observed
+        .into_iter()
+        .filter(|observed| observed.id.scope == *scope);
     let pids: std::collections::BTreeMap<String, u32> = of_scope
         .filter_map(|observed| Some((observed.id.instance.to_string(), observed.pid?)))
         .collect();
-    let groups = status.services.iter_mut().flat_map(|service| &mut service.groups);
+    let groups = status
+        .services
+        .iter_mut()
+        .flat_map(|service| &mut service.groups);
     for instance in groups.flat_map(|group| &mut group.instances) {
         instance.pid = pids.get(&instance.id).copied();
         instance.memory_bytes = instance.pid.and_then(resident_bytes);
@@ -71,7 +76,12 @@ async fn fill_processes(
 fn resident_bytes(pid: u32) -> Option<u64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    let kibibytes = line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?;
+    let kibibytes = line
+        .trim()
+        .strip_suffix(" kB")?
+        .trim()
+        .parse::<u64>()
+        .ok()?;
     Some(kibibytes << 10)
 }
 
@@ -118,13 +128,23 @@ pub(crate) async fn scale(
     Json(request): Json<ScaleRequest>,
 ) -> Answer<Response> {
     let scope = scope(&app, &environment)?;
-    let service: ServiceName = request.service.parse().map_err(|error| {
-        Failure::new(ProblemCode::RequestInvalid, format!("{error}"))
-    })?;
-    let current = |view: &View| view.state.rollout.as_ref().map(|r| r.to).or(view.state.serving);
+    let service: ServiceName = request
+        .service
+        .parse()
+        .map_err(|error| Failure::new(ProblemCode::RequestInvalid, format!("{error}")))?;
+    let current = |view: &View| {
+        view.state
+            .rollout
+            .as_ref()
+            .map(|r| r.to)
+            .or(view.state.serving)
+    };
     let before = known(&state, &scope)?;
     let replicas_before = before.state.replicas(current(&before), &service);
-    let input = Input::Scale { service: service.clone(), replicas: request.replicas };
+    let input = Input::Scale {
+        service: service.clone(),
+        replicas: request.replicas,
+    };
     let view = state.platform.command(&scope, input).await?;
     let shape = current(&view).and_then(|release| view.state.shape(release, &service));
     let answer = ScaleAnswer {
@@ -143,7 +163,10 @@ pub(crate) async fn secrets(
     let scope = scope(&app, &environment)?;
     let pinned = pinned(&state, &scope);
     let secrets = list(&state, &scope).await?;
-    let secrets = secrets.into_iter().map(|facts| wire_secret(facts, &pinned)).collect();
+    let secrets = secrets
+        .into_iter()
+        .map(|facts| wire_secret(facts, &pinned))
+        .collect();
     Ok(json_response(StatusCode::OK, &SecretList { secrets }))
 }
 
@@ -153,9 +176,15 @@ pub(crate) async fn secret(
 ) -> Answer<Response> {
     let scope = scope(&app, &environment)?;
     let pinned = pinned(&state, &scope);
-    let found = list(&state, &scope).await?.into_iter().find(|facts| facts.name == name);
+    let found = list(&state, &scope)
+        .await?
+        .into_iter()
+        .find(|facts| facts.name == name);
     let facts = found.ok_or_else(|| {
-        Failure::new(ProblemCode::SecretUnknown, format!("there is no secret `{name}`"))
+        Failure::new(
+            ProblemCode::SecretUnknown,
+            format!("there is no secret `{name}`"),
+        )
     })?;
     Ok(json_response(StatusCode::OK, &wire_secret(facts, &pinned)))
 }
@@ -167,17 +196,25 @@ pub(crate) async fn set_secret(
 ) -> Answer<Response> {
     let scope = scope(&app, &environment)?;
     let value = String::from_utf8(body.to_vec()).map_err(|_| {
-        Failure::new(ProblemCode::RequestInvalid, "a secret's value must be UTF-8")
+        Failure::new(
+            ProblemCode::RequestInvalid,
+            "a secret's value must be UTF-8",
+        )
     })?;
     let value = Secret::new(value);
     let bodies = state.platform.environment_or_empty(&scope);
-    let kept = bodies.bodies.values().filter_map(|body| body.secrets.get(&name).copied());
+    let kept = bodies
+        .bodies
+        .values()
+        .filter_map(|body| body.secrets.get(&name).copied());
     let in_use: BTreeSet<u64> = kept.collect();
     let shared = state.platform.shared().clone();
     let (own, secret_name) = (scope.clone(), name.clone());
     blocking(move || {
         let now = shared.clock.now();
-        shared.secrets.set(&shared.journal, now, &own, &secret_name, &value, &in_use)
+        shared
+            .secrets
+            .set(&shared.journal, now, &own, &secret_name, &value, &in_use)
     })
     .await??;
     secret(State(state), Path((app, environment, name))).await
@@ -201,14 +238,14 @@ async fn list(state: &AppState, scope: &Scope) -> Answer<Vec<SecretFacts>> {
 /// The versions the serving release was made with.
 fn pinned(state: &AppState, scope: &Scope) -> std::collections::BTreeMap<String, u64> {
     let view = state.platform.environment_or_empty(scope);
-    let body = view.state.serving.and_then(|release| view.bodies.get(&release));
+    let body = view
+        .state
+        .serving
+        .and_then(|release| view.bodies.get(&release));
     body.map(|body| body.secrets.clone()).unwrap_or_default()
 }
 
-fn wire_secret(
-    facts: SecretFacts,
-    pinned: &std::collections::BTreeMap<String, u64>,
-) -> WireSecret {
+fn wire_secret(facts: SecretFacts, pinned: &std::collections::BTreeMap<String, u64>) -> WireSecret {
     WireSecret {
         pinned: pinned.get(&facts.name).copied(),
         name: facts.name,

@@ -8,7 +8,8 @@ use axum::{
 };
 use http::{HeaderMap, StatusCode, header};
 use landfast_api::{
-    AppList, At, Folders, Health, Host, HostResources, Listeners, ProxyInfo, RouteList, openapi_json,
+    AppList, At, Folders, Health, Host, HostResources, Listeners, ProxyInfo, RouteList,
+    openapi_json,
 };
 use landfast_engine::planning;
 
@@ -31,14 +32,28 @@ pub(crate) async fn host(State(state): State<AppState>) -> Response {
     let settings = &state.settings;
     let status = state.platform.shared().hub.status().await.ok();
     let text = |addresses: &[std::net::SocketAddr]| {
-        addresses.iter().map(ToString::to_string).collect::<Vec<_>>()
+        addresses
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
     };
     let listeners = Listeners {
         socket: settings.run.join("landfast.sock").display().to_string(),
         tcp: settings.tcp.iter().map(ToString::to_string).collect(),
-        http: text(status.as_ref().map_or(&settings.http, |status| &status.http)),
-        https: text(status.as_ref().map_or(&settings.https, |status| &status.https)),
-        preview: status.as_ref().and_then(|status| status.preview).map(|at| at.to_string()),
+        http: text(
+            status
+                .as_ref()
+                .map_or(&settings.http, |status| &status.http),
+        ),
+        https: text(
+            status
+                .as_ref()
+                .map_or(&settings.https, |status| &status.https),
+        ),
+        preview: status
+            .as_ref()
+            .and_then(|status| status.preview)
+            .map(|at| at.to_string()),
     };
     let proxy = ProxyInfo {
         reachable: status.is_some(),
@@ -47,7 +62,10 @@ pub(crate) async fn host(State(state): State<AppState>) -> Response {
         problems: status.map(|status| status.problems).unwrap_or_default(),
     };
     let host = Host {
-        name: fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned(),
+        name: fs::read_to_string("/proc/sys/kernel/hostname")
+            .unwrap_or_default()
+            .trim()
+            .to_owned(),
         version: settings.version.clone(),
         generation: state.platform.shared().generation.0,
         pid: std::process::id(),
@@ -68,16 +86,27 @@ fn resources(state: &AppState) -> HostResources {
     let host = planning::host();
     let promised = planning::promised_all(&state.platform.environments());
     let available = fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
-        let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-        line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kib| kib << 10)
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+        line.trim()
+            .strip_suffix(" kB")?
+            .trim()
+            .parse::<u64>()
+            .ok()
+            .map(|kib| kib << 10)
     });
     let disk = rustix::fs::statvfs(&state.settings.state).ok();
     HostResources {
         cpu_millis: host.cpu.millicores,
         memory_bytes: host.memory.0,
         memory_available_bytes: available.unwrap_or(0),
-        disk_bytes: disk.as_ref().map_or(0, |stat| stat.f_blocks * stat.f_frsize),
-        disk_free_bytes: disk.as_ref().map_or(0, |stat| stat.f_bavail * stat.f_frsize),
+        disk_bytes: disk
+            .as_ref()
+            .map_or(0, |stat| stat.f_blocks * stat.f_frsize),
+        disk_free_bytes: disk
+            .as_ref()
+            .map_or(0, |stat| stat.f_bavail * stat.f_frsize),
         cpu_promised_millis: promised.cpu.millicores,
         memory_promised_bytes: promised.memory.0,
     }
@@ -86,7 +115,10 @@ fn resources(state: &AppState) -> HostResources {
 pub(crate) async fn apps(State(state): State<AppState>) -> Response {
     let folders = &state.platform.shared().folders;
     let views = state.platform.environments();
-    let apps = views.iter().map(|view| wire::app_summary(view, folders)).collect();
+    let apps = views
+        .iter()
+        .map(|view| wire::app_summary(view, folders))
+        .collect();
     json_response(StatusCode::OK, &AppList { apps })
 }
 
@@ -101,26 +133,38 @@ pub(crate) async fn routes(State(state): State<AppState>) -> Response {
     };
     routes.sort_by(|a, b| {
         let key = |route: &landfast_api::Route| {
-            (rank(&route.host), route.host.clone(), std::cmp::Reverse(route.path.len()))
+            (
+                rank(&route.host),
+                route.host.clone(),
+                std::cmp::Reverse(route.path.len()),
+            )
         };
         key(a).cmp(&key(b))
     });
     json_response(StatusCode::OK, &RouteList { routes })
 }
 
-pub(crate) async fn events(
-    State(state): State<AppState>,
-    headers: HeaderMap,
-) -> Answer<Response> {
+pub(crate) async fn events(State(state): State<AppState>, headers: HeaderMap) -> Answer<Response> {
     events::stream(state, &headers, None).await
 }
 
 pub(crate) async fn metrics(State(state): State<AppState>) -> Response {
-    let mut text = state.platform.shared().hub.metrics().await.unwrap_or_default();
+    let mut text = state
+        .platform
+        .shared()
+        .hub
+        .metrics()
+        .await
+        .unwrap_or_default();
     text.push_str("# HELP landfast_instances_ready Instances that count as ready.\n");
     text.push_str("# TYPE landfast_instances_ready gauge\n");
     for view in state.platform.environments() {
-        let ready = view.state.instances.values().filter(|instance| instance.is_serving()).count();
+        let ready = view
+            .state
+            .instances
+            .values()
+            .filter(|instance| instance.is_serving())
+            .count();
         let scope = &view.state.scope;
         let (app, environment) = (&scope.app, &scope.environment);
         text.push_str(&format!(

@@ -44,7 +44,10 @@ pub(crate) async fn logs(
     let scope = scope(&app, &environment)?;
     known(&state, &scope)?;
     let folder = state.platform.shared().folders.logs_of(&scope);
-    let wanted = Wanted { process: query.service.clone(), instance: query.instance.clone() };
+    let wanted = Wanted {
+        process: query.service.clone(),
+        instance: query.instance.clone(),
+    };
     let tail = query.tail.unwrap_or(TAIL_DEFAULT).min(TAIL_MAX) as usize;
     let begun = blocking(move || Follower::begin(folder, wanted, tail)).await?;
     let (follower, lines) = begun.map_err(|error| Failure::internal(chain(&error)))?;
@@ -113,7 +116,9 @@ fn push_line<T: Serialize>(text: &mut Vec<u8>, value: &T) {
 
 fn ndjson(receiver: mpsc::Receiver<Bytes>) -> Answer<Response> {
     let body = Body::from_stream(ReceiverStream::new(receiver).map(Ok::<Bytes, Infallible>));
-    let response = Response::builder().header(header::CONTENT_TYPE, NDJSON).body(body);
+    let response = Response::builder()
+        .header(header::CONTENT_TYPE, NDJSON)
+        .body(body);
     response.map_err(|error| Failure::internal(error.to_string()))
 }
 
@@ -125,11 +130,16 @@ pub(crate) async fn exec(
     let scope = scope(&app, &environment)?;
     let view = known(&state, &scope)?;
     if request.command.is_empty() {
-        return Err(Failure::new(ProblemCode::RequestInvalid, "`command` is empty"));
+        return Err(Failure::new(
+            ProblemCode::RequestInvalid,
+            "`command` is empty",
+        ));
     }
     let running = view.state.instances.values();
     let chosen = match (&request.instance, &request.service) {
-        (Some(id), _) => running.into_iter().find(|instance| instance.id.as_str() == id),
+        (Some(id), _) => running
+            .into_iter()
+            .find(|instance| instance.id.as_str() == id),
         (None, Some(service)) => {
             let of_service = running.filter(|instance| instance.service.as_str() == service);
             of_service.max_by_key(|instance| (instance.is_serving(), instance.release))
@@ -137,12 +147,24 @@ pub(crate) async fn exec(
         (None, None) => running.max_by_key(|instance| (instance.is_serving(), instance.release)),
     };
     let id: InstanceId = chosen.map(|instance| instance.id.clone()).ok_or_else(|| {
-        let asked = request.instance.as_deref().or(request.service.as_deref()).unwrap_or("any");
-        Failure::new(ProblemCode::InstanceUnknown, format!("no instance of `{asked}` runs"))
+        let asked = request
+            .instance
+            .as_deref()
+            .or(request.service.as_deref())
+            .unwrap_or("any");
+        Failure::new(
+            ProblemCode::InstanceUnknown,
+            format!("no instance of `{asked}` runs"),
+        )
     })?;
-    let reference = InstanceRef { scope, instance: id.clone() };
+    let reference = InstanceRef {
+        scope,
+        instance: id.clone(),
+    };
     let target = state.platform.shared().target.clone();
-    let output = target.exec(&reference, request.command, request.stdin).await;
+    let output = target
+        .exec(&reference, request.command, request.stdin)
+        .await;
     let mut output = output.map_err(|error| {
         let code = match &error {
             TargetError::CommandMissing { .. } => ProblemCode::CommandMissing,
@@ -153,10 +175,14 @@ pub(crate) async fn exec(
     })?;
     let (sender, receiver) = mpsc::channel(WAITING_MAX);
     state.spawn(async move {
-        let mut frames = vec![ExecFrame::Started { instance: id.to_string() }];
+        let mut frames = vec![ExecFrame::Started {
+            instance: id.to_string(),
+        }];
         loop {
             let mut text = Vec::new();
-            frames.drain(..).for_each(|frame| push_line(&mut text, &frame));
+            frames
+                .drain(..)
+                .for_each(|frame| push_line(&mut text, &frame));
             // A reader that is gone ends the command: its output is dropped with `output`.
             if sender.send(Bytes::from(text)).await.is_err() {
                 return;
@@ -171,7 +197,13 @@ pub(crate) async fn exec(
                 Some(ExecOutput::Exited(exit)) => {
                     let code = exit_code(&exit);
                     let mut text = Vec::new();
-                    push_line(&mut text, &ExecFrame::Exit { code, text: exit.to_string() });
+                    push_line(
+                        &mut text,
+                        &ExecFrame::Exit {
+                            code,
+                            text: exit.to_string(),
+                        },
+                    );
                     drop(sender.send(Bytes::from(text)).await);
                     return;
                 }
@@ -210,14 +242,20 @@ pub(crate) async fn run_job(
         return Ok(earlier);
     }
     let release = jobs::leading_release(&view.state);
-    let spec = release.and_then(|release| view.bodies.get(&release)).map(|body| &body.spec);
+    let spec = release
+        .and_then(|release| view.bodies.get(&release))
+        .map(|body| &body.spec);
     let name = JobName::new(&job).ok();
     let known = name.filter(|name| spec.is_some_and(|spec| spec.jobs.contains_key(name)));
     let Some(name) = known else {
         let detail = format!("the release that serves has no job `{job}`");
         return Err(Failure::new(ProblemCode::JobUnknown, detail));
     };
-    let record = state.platform.run_job(&scope, &name).await.map_err(Failure::internal)?;
+    let record = state
+        .platform
+        .run_job(&scope, &name)
+        .await
+        .map_err(Failure::internal)?;
     let run = wire_run(&record);
     if let Some(key) = &key {
         key.keep(&journal, StatusCode::ACCEPTED.as_u16(), &run);
@@ -230,12 +268,18 @@ pub(crate) async fn job_run(
     Path((app, environment, job, run)): Path<(String, String, String, String)>,
 ) -> Answer<Response> {
     let scope = scope(&app, &environment)?;
-    let number = run.rsplit('.').next().and_then(|number| number.parse::<u64>().ok());
+    let number = run
+        .rsplit('.')
+        .next()
+        .and_then(|number| number.parse::<u64>().ok());
     let shared = state.platform.shared().clone();
     let found = blocking(move || number.and_then(|number| jobs::load(&shared, &scope, number)));
     let found = found.await?.filter(|record| record.job.as_str() == job);
     let record = found.ok_or_else(|| {
-        Failure::new(ProblemCode::RunUnknown, format!("job `{job}` has no run `{run}`"))
+        Failure::new(
+            ProblemCode::RunUnknown,
+            format!("job `{job}` has no run `{run}`"),
+        )
     })?;
     Ok(json_response(StatusCode::OK, &wire_run(&record)))
 }
@@ -246,7 +290,11 @@ fn wire_run(record: &jobs::RunRecord) -> JobRun {
         (Some(_), Ok(())) => JobRunState::Succeeded,
         (Some(_), Err(_)) => JobRunState::Failed,
     };
-    let timed_out = if record.timed_out { " after its timeout" } else { "" };
+    let timed_out = if record.timed_out {
+        " after its timeout"
+    } else {
+        ""
+    };
     JobRun {
         run: record.instance.to_string(),
         job: record.job.to_string(),
@@ -254,7 +302,10 @@ fn wire_run(record: &jobs::RunRecord) -> JobRun {
         state,
         started_at: At(record.started_at),
         ended_at: record.ended_at.map(At),
-        exit: record.exit.as_ref().map(|exit| format!("{exit}{timed_out}")),
+        exit: record
+            .exit
+            .as_ref()
+            .map(|exit| format!("{exit}{timed_out}")),
         exit_code: record.exit.as_ref().and_then(exit_code),
     }
 }

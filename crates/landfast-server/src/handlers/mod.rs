@@ -85,5 +85,7 @@ pub(crate) type InEnvironment = Path<(String, String)>;
 pub(crate) fn actor(headers: &HeaderMap) -> String {
     let named = headers.get(ACTOR).and_then(|value| value.to_str().ok());
     let named = named.map(|name| name.chars().filter(|c| !c.is_control()).take(100).collect());
-    named.filter(|name: &String| !name.is_empty()).unwrap_or_else(|| "somebody local".into())
+    named
+        .filter(|name: &String| !name.is_empty())
+        .unwrap_or_else(|| "somebody local".into())
 }

@@ -11,7 +11,7 @@ use landfast_api::{
     Change, DiffLine, DiffMark, Manifest, Peak, Plan, PlanRequest, Problem, ProblemCode, Refusal,
     RollbackPlan, RouteClaim, ServicePlan, Strategy,
 };
-use landfast_engine::{View, fingerprint, plan as engine_plan, planning};
+use landfast_engine::{View, fingerprint, plan as engine_plan, planning, settled_release};
 use landfast_rollout::Strategy as Moves;
 use landfast_spec::AppSpec;
 use landfast_types::{Digest, Scope, ServiceName};
@@ -49,7 +49,9 @@ pub(crate) fn read_manifest(
     );
     let Some(spec) = parsed.spec else {
         let errors = parsed.diagnostics.iter();
-        let errors = errors.filter(|one| one.severity == landfast_spec::Severity::Error).count();
+        let errors = errors
+            .filter(|one| one.severity == landfast_spec::Severity::Error)
+            .count();
         let detail = format!("{}: {errors} errors", manifest.file_name);
         let mut problem = Problem::new(ProblemCode::ManifestInvalid, detail);
         problem.diagnostics = diagnostics(&parsed.diagnostics);
@@ -63,13 +65,22 @@ pub(crate) fn read_manifest(
     let artifacts = artifacts
         .iter()
         .map(|(name, digest)| {
-            let digest: Digest = digest.parse().map_err(|error: landfast_types::DigestError| {
-                Failure::new(ProblemCode::RequestInvalid, format!("artifact `{name}`: {error}"))
-            })?;
+            let digest: Digest = digest
+                .parse()
+                .map_err(|error: landfast_types::DigestError| {
+                    Failure::new(
+                        ProblemCode::RequestInvalid,
+                        format!("artifact `{name}`: {error}"),
+                    )
+                })?;
             Ok((name.clone(), digest))
         })
         .collect::<Answer<Artifacts>>()?;
-    Ok(ReadManifest { spec, artifacts, warnings })
+    Ok(ReadManifest {
+        spec,
+        artifacts,
+        warnings,
+    })
 }
 
 /// The strategy a request names in place of the manifest's.
@@ -80,9 +91,10 @@ pub(crate) fn strategy(strategy: Option<Strategy>) -> Answer<Option<landfast_spe
         Some(Strategy::BlueGreen) => Ok(Some(landfast_spec::Strategy::BlueGreen)),
         Some(Strategy::Canary) => Ok(Some(landfast_spec::Strategy::Canary)),
         Some(Strategy::Recreate) => Ok(Some(landfast_spec::Strategy::Recreate)),
-        Some(Strategy::Unknown) => {
-            Err(Failure::new(ProblemCode::RequestInvalid, "`strategy` is none this server knows"))
-        }
+        Some(Strategy::Unknown) => Err(Failure::new(
+            ProblemCode::RequestInvalid,
+            "`strategy` is none this server knows",
+        )),
     }
 }
 
@@ -106,23 +118,31 @@ fn make(
 ) -> Plan {
     let shared = state.platform.shared();
     let view = state.platform.environment_or_empty(scope);
-    let ReadManifest { spec, artifacts, warnings } = read;
+    let ReadManifest {
+        spec,
+        artifacts,
+        warnings,
+    } = read;
     let plan = engine_plan(&spec, strategy);
-    let old = view.state.serving.and_then(|release| view.bodies.get(&release));
-    let secrets = shared.secrets.current(&shared.journal, scope).unwrap_or_default();
-    let same = old.is_some_and(|body| {
-        body.fingerprint == fingerprint(&spec, &artifacts, &secrets)
-    });
-    let mut refusals: Vec<Refusal> =
-        planning::refusals(shared, &view, &spec, &artifacts, &plan)
-            .into_iter()
-            .map(|refusal| Refusal {
-                code: refusal_code(refusal.code).as_str().to_owned(),
-                reason: refusal.reason,
-                hint: refusal.hint,
-                diagnostics: Vec::new(),
-            })
-            .collect();
+    let old = view
+        .state
+        .serving
+        .and_then(|release| view.bodies.get(&release));
+    let secrets = shared
+        .secrets
+        .current(&shared.journal, scope)
+        .unwrap_or_default();
+    let unchanged = settled_release(&view)
+        .is_some_and(|body| body.fingerprint == fingerprint(&spec, &artifacts, &secrets));
+    let mut refusals: Vec<Refusal> = planning::refusals(shared, &view, &spec, &artifacts, &plan)
+        .into_iter()
+        .map(|refusal| Refusal {
+            code: refusal_code(refusal.code).as_str().to_owned(),
+            reason: refusal.reason,
+            hint: refusal.hint,
+            diagnostics: Vec::new(),
+        })
+        .collect();
     if let Some(rollout) = &view.state.rollout
         && !rollout.is_waiting()
         && !matches!(rollout.phase, landfast_rollout::Phase::Standby)
@@ -139,17 +159,31 @@ fn make(
     Plan {
         app: scope.app.to_string(),
         environment: scope.environment.to_string(),
-        unchanged: same && view.state.rollout.is_none(),
+        unchanged,
         from: view.state.serving.map(|release| release.0),
         to: view.state.next_release().0,
         strategy: wire_strategy(&plan.strategy),
-        services: services(&view, old.map(|body| &body.spec), &spec, old.map(|b| &b.artifacts), &artifacts),
+        services: services(
+            &view,
+            old.map(|body| &body.spec),
+            &spec,
+            old.map(|b| &b.artifacts),
+            &artifacts,
+        ),
         steps: steps(&view, &spec, &plan),
-        gates: plan.gates.iter().map(|gate| gate.name().to_owned()).collect(),
+        gates: plan
+            .gates
+            .iter()
+            .map(|gate| gate.name().to_owned())
+            .collect(),
         rollback: RollbackPlan {
             to: view.state.serving.map(|release| release.0),
             expected_ms: view.state.serving.map(|_| expected_ms),
-            how: if view.state.serving.is_some() { how } else { "this is the first release".into() },
+            how: if view.state.serving.is_some() {
+                how
+            } else {
+                "this is the first release".into()
+            },
         },
         routes: claims(state, scope, &spec),
         peak: wire_peak(peak),
@@ -189,7 +223,9 @@ fn wire_peak(peak: planning::Peak) -> Peak {
 fn claims(state: &AppState, scope: &Scope, spec: &AppSpec) -> Vec<RouteClaim> {
     let taken = planning::taken_routes(state.platform.shared(), scope, spec);
     let claim = |(name, route): (&landfast_types::RouteName, &landfast_spec::RouteSpec)| {
-        let owner = taken.iter().find(|t| t.host == route.host && t.path == route.path);
+        let owner = taken
+            .iter()
+            .find(|t| t.host == route.host && t.path == route.path);
         RouteClaim {
             route: name.to_string(),
             host: route.host.clone(),
@@ -211,12 +247,18 @@ fn services(
 ) -> Vec<ServicePlan> {
     let mut names: Vec<ServiceName> = new.waves().concat();
     let dropped = old.iter().flat_map(|spec| spec.services.keys());
-    names.extend(dropped.filter(|name| !new.services.contains_key(*name)).cloned());
+    names.extend(
+        dropped
+            .filter(|name| !new.services.contains_key(*name))
+            .cloned(),
+    );
     let none = Artifacts::new();
     let old_artifacts = old_artifacts.unwrap_or(&none);
     let plan = |name: ServiceName| {
-        let (before, after) =
-            (old.and_then(|spec| spec.services.get(&name)), new.services.get(&name));
+        let (before, after) = (
+            old.and_then(|spec| spec.services.get(&name)),
+            new.services.get(&name),
+        );
         let text = |service: Option<&landfast_spec::ServiceSpec>, artifacts: &Artifacts| {
             let Some(service) = service else {
                 return String::new();
@@ -236,14 +278,20 @@ fn services(
         let running = view.state.replicas(view.state.serving, &name);
         let manifest = after.map(|service| service.replicas);
         let over = view.state.scale.get(&name);
-        let over = over.filter(|over| Some(over.manifest) == manifest).map(|over| over.replicas);
+        let over = over
+            .filter(|over| Some(over.manifest) == manifest)
+            .map(|over| over.replicas);
         ServicePlan {
             service: name.to_string(),
             change,
             replicas_from: before.map(|_| running),
             replicas_to: over.or(manifest),
             scale_override: over,
-            lines: if change == Change::Changed { diff(&from, &to) } else { Vec::new() },
+            lines: if change == Change::Changed {
+                diff(&from, &to)
+            } else {
+                Vec::new()
+            },
         }
     };
     names.into_iter().map(plan).collect()
@@ -251,14 +299,19 @@ fn services(
 
 fn diff(from: &str, to: &str) -> Vec<DiffLine> {
     let diff = TextDiff::from_lines(from, to);
-    let changes = diff.iter_all_changes().filter(|change| change.tag() != ChangeTag::Equal);
+    let changes = diff
+        .iter_all_changes()
+        .filter(|change| change.tag() != ChangeTag::Equal);
     let line = |change: similar::Change<&str>| {
         let mark = match change.tag() {
             ChangeTag::Insert => DiffMark::Added,
             ChangeTag::Delete => DiffMark::Removed,
             ChangeTag::Equal => DiffMark::Kept,
         };
-        DiffLine { mark, text: change.value().trim_end().to_owned() }
+        DiffLine {
+            mark,
+            text: change.value().trim_end().to_owned(),
+        }
     };
     changes.map(line).collect()
 }
@@ -295,17 +348,24 @@ fn steps(view: &View, spec: &AppSpec, plan: &landfast_rollout::RolloutPlan) -> V
             steps.push("hold requests (at most 1,000 for 30 s), end the old release".into());
         }
     }
-    steps.push(format!("each counts after {} of unbroken passes", duration(plan.min_ready)));
+    steps.push(format!(
+        "each counts after {} of unbroken passes",
+        duration(plan.min_ready)
+    ));
     for gate in &plan.gates {
         match gate {
-            landfast_rollout::Gate::Smoke => steps.push("run the smoke jobs against the preview".into()),
+            landfast_rollout::Gate::Smoke => {
+                steps.push("run the smoke jobs against the preview".into())
+            }
             landfast_rollout::Gate::Hold => steps.push(format!("wait {}", duration(plan.hold))),
             landfast_rollout::Gate::Approval => steps.push("wait for `landfast promote`".into()),
             landfast_rollout::Gate::Preflight | landfast_rollout::Gate::Analysis => {}
         }
     }
     match &strategy {
-        Moves::Rolling { .. } => steps.push("replace the old instances one by one, each drained first".into()),
+        Moves::Rolling { .. } => {
+            steps.push("replace the old instances one by one, each drained first".into())
+        }
         Moves::BlueGreen => steps.push("switch all traffic at once".into()),
         Moves::Canary { steps: shares } => {
             for share in shares {
@@ -314,13 +374,20 @@ fn steps(view: &View, spec: &AppSpec, plan: &landfast_rollout::RolloutPlan) -> V
                 } else {
                     "held"
                 };
-                steps.push(format!("{} % of traffic, {judged} for {}", share.get(), duration(plan.hold)));
+                steps.push(format!(
+                    "{} % of traffic, {judged} for {}",
+                    share.get(),
+                    duration(plan.hold)
+                ));
             }
         }
         Moves::Recreate => steps.push("let the held requests through to the new release".into()),
     }
     if !first {
-        steps.push(format!("keep the old release returnable for {}, then seal", duration(plan.standby)));
+        steps.push(format!(
+            "keep the old release returnable for {}, then seal",
+            duration(plan.standby)
+        ));
     }
     steps
 }

@@ -16,7 +16,9 @@ use landfast_rollout::Input;
 use landfast_types::{ReleaseId, Scope};
 use serde::Deserialize;
 
-use super::{InEnvironment, actor, environment::known, plan::read_manifest, scope, upload::blocking};
+use super::{
+    InEnvironment, actor, environment::known, plan::read_manifest, scope, upload::blocking,
+};
 use crate::{
     answer::{Answer, Failure, Json},
     idempotency::{Key, json_response},
@@ -64,8 +66,12 @@ pub(crate) async fn deploy(
         Deployed::Begun { release, view } => {
             let rollout = current(&state, &view).await?;
             let warnings = read.warnings;
-            let answer =
-                DeployAnswer { unchanged: false, release: release.0, rollout, warnings };
+            let answer = DeployAnswer {
+                unchanged: false,
+                release: release.0,
+                rollout,
+                warnings,
+            };
             (StatusCode::ACCEPTED, answer)
         }
     };
@@ -104,7 +110,10 @@ pub(crate) async fn list(
     let more = rollouts.len() > limit;
     rollouts.truncate(limit);
     let next = rollouts.last().map(|rollout| rollout.id).filter(|_| more);
-    Ok(json_response(StatusCode::OK, &RolloutList { rollouts, next }))
+    Ok(json_response(
+        StatusCode::OK,
+        &RolloutList { rollouts, next },
+    ))
 }
 
 pub(crate) async fn one(
@@ -123,7 +132,15 @@ pub(crate) async fn promote(
     Json(_request): Json<ReasonRequest>,
 ) -> Answer<Response> {
     let scope = scope(&app, &environment)?;
-    steer(&state, &scope, id, Input::Promote { by: actor(&headers) }).await
+    steer(
+        &state,
+        &scope,
+        id,
+        Input::Promote {
+            by: actor(&headers),
+        },
+    )
+    .await
 }
 
 pub(crate) async fn abort(
@@ -134,7 +151,16 @@ pub(crate) async fn abort(
 ) -> Answer<Response> {
     let scope = scope(&app, &environment)?;
     let reason = request.reason.unwrap_or_else(|| "by hand".into());
-    steer(&state, &scope, id, Input::Abort { by: actor(&headers), reason }).await
+    steer(
+        &state,
+        &scope,
+        id,
+        Input::Abort {
+            by: actor(&headers),
+            reason,
+        },
+    )
+    .await
 }
 
 pub(crate) async fn seal(
@@ -144,7 +170,15 @@ pub(crate) async fn seal(
     Json(_request): Json<ReasonRequest>,
 ) -> Answer<Response> {
     let scope = scope(&app, &environment)?;
-    steer(&state, &scope, id, Input::Seal { by: actor(&headers) }).await
+    steer(
+        &state,
+        &scope,
+        id,
+        Input::Seal {
+            by: actor(&headers),
+        },
+    )
+    .await
 }
 
 /// Does something to a rollout, if it is still the one under way.
@@ -171,7 +205,10 @@ pub(crate) async fn rollback(
 ) -> Answer<Response> {
     let scope = scope(&app, &environment)?;
     let request: RollbackRequest = parse(&body)?;
-    let input = Input::Rollback { to: request.to.map(ReleaseId), by: actor(&headers) };
+    let input = Input::Rollback {
+        to: request.to.map(ReleaseId),
+        by: actor(&headers),
+    };
     begin(&state, &scope, "rollback", &headers, &body, input).await
 }
 
@@ -182,7 +219,17 @@ pub(crate) async fn restart(
     body: Bytes,
 ) -> Answer<Response> {
     let scope = scope(&app, &environment)?;
-    begin(&state, &scope, "restart", &headers, &body, Input::Restart { by: actor(&headers) }).await
+    begin(
+        &state,
+        &scope,
+        "restart",
+        &headers,
+        &body,
+        Input::Restart {
+            by: actor(&headers),
+        },
+    )
+    .await
 }
 
 async fn begin(
@@ -201,18 +248,24 @@ async fn begin(
         return Ok(earlier);
     }
     let view = state.platform.command(scope, input).await?;
-    let rollout = current(state, &view).await?.ok_or_else(|| {
-        Failure::internal(format!("the {what} ended before it could be shown"))
-    })?;
+    let rollout = current(state, &view)
+        .await?
+        .ok_or_else(|| Failure::internal(format!("the {what} ended before it could be shown")))?;
     if let Some(key) = &key {
         key.keep(&journal, StatusCode::ACCEPTED.as_u16(), &rollout);
     }
     Ok(json_response(StatusCode::ACCEPTED, &rollout))
 }
 
-/// The rollout under way, or else the one that ended last: a restart that moved nothing ends at once.
+/// The rollout that was just asked for: the one that waits, the one under way, or else the one that ended last (a
+/// restart that moved nothing ends at once).
 async fn current(state: &AppState, view: &std::sync::Arc<View>) -> Answer<Option<Rollout>> {
-    let id = view.state.rollout.as_ref().map(|rollout| rollout.id);
+    let queued = view
+        .state
+        .queued
+        .as_ref()
+        .map(|_| view.state.next_rollout());
+    let id = queued.or_else(|| view.state.rollout.as_ref().map(|rollout| rollout.id));
     let id = id.or_else(|| view.state.history.last().map(|record| record.id));
     let Some(id) = id else {
         return Ok(None);
@@ -228,7 +281,10 @@ async fn by_id(state: &AppState, view: std::sync::Arc<View>, id: u64) -> Answer<
         Some(rollout)
     });
     found.await?.ok_or_else(|| {
-        Failure::new(ProblemCode::RolloutUnknown, format!("there is no rollout {id}"))
+        Failure::new(
+            ProblemCode::RolloutUnknown,
+            format!("there is no rollout {id}"),
+        )
     })
 }
 

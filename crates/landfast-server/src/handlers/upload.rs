@@ -30,12 +30,19 @@ pub(crate) async fn missing(
         let detail = format!("at most {DIGESTS_MAX} digests at once");
         return Err(Failure::new(ProblemCode::TooLarge, detail));
     }
-    let digests: Vec<Digest> = request.digests.iter().map(|text| digest(text)).collect::<Answer<_>>()?;
+    let digests: Vec<Digest> = request
+        .digests
+        .iter()
+        .map(|text| digest(text))
+        .collect::<Answer<_>>()?;
     let store = state.platform.shared().store.clone();
     let missing = blocking(move || store.missing(&digests)).await?;
     let missing = missing
         .into_iter()
-        .map(|(digest, offset)| MissingBlob { digest: digest.to_string(), offset })
+        .map(|(digest, offset)| MissingBlob {
+            digest: digest.to_string(),
+            offset,
+        })
         .collect();
     Ok(json_response(StatusCode::OK, &MissingBlobs { missing }))
 }
@@ -63,20 +70,31 @@ pub(crate) async fn piece(
         }
         Ok::<_, StoreError>(piece.offset + body.len() as u64)
     });
-    Ok(json_response(StatusCode::OK, &BlobSize { size: size.await?? }))
+    Ok(json_response(
+        StatusCode::OK,
+        &BlobSize { size: size.await?? },
+    ))
 }
 
 pub(crate) async fn create(
     State(state): State<AppState>,
     Json(listing): Json<ArtifactListing>,
 ) -> Answer<Response> {
-    let entries = listing.files.into_iter().map(entry).collect::<Answer<Vec<_>>>()?;
-    let listing = TreeListing::new(entries).map_err(|error| {
-        Failure::new(ProblemCode::RequestInvalid, error.to_string())
-    })?;
+    let entries = listing
+        .files
+        .into_iter()
+        .map(entry)
+        .collect::<Answer<Vec<_>>>()?;
+    let listing = TreeListing::new(entries)
+        .map_err(|error| Failure::new(ProblemCode::RequestInvalid, error.to_string()))?;
     let store = state.platform.shared().store.clone();
     let digest = blocking(move || store.commit(&listing)).await??;
-    Ok(json_response(StatusCode::OK, &ArtifactCreated { digest: digest.to_string() }))
+    Ok(json_response(
+        StatusCode::OK,
+        &ArtifactCreated {
+            digest: digest.to_string(),
+        },
+    ))
 }
 
 fn entry(entry: ArtifactEntry) -> Answer<Entry> {
@@ -91,11 +109,14 @@ fn entry(entry: ArtifactEntry) -> Answer<Entry> {
             size: entry.size,
             digest: digest(entry.digest.as_deref().ok_or_else(|| lacks("digest"))?)?,
         },
-        ArtifactEntryKind::Link => {
-            EntryKind::Symlink { target: entry.target.clone().ok_or_else(|| lacks("target"))? }
-        }
+        ArtifactEntryKind::Link => EntryKind::Symlink {
+            target: entry.target.clone().ok_or_else(|| lacks("target"))?,
+        },
     };
-    Ok(Entry { path: entry.path, kind })
+    Ok(Entry {
+        path: entry.path,
+        kind,
+    })
 }
 
 fn digest(text: &str) -> Answer<Digest> {

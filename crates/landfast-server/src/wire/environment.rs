@@ -33,7 +33,9 @@ pub(crate) fn environment_status(
         services: services(view, proxy),
         routes: routes(view),
         rollout: active_rollout(view, folders),
-        scale_overrides: overrides.map(|(name, over)| (name.to_string(), over.replicas)).collect(),
+        scale_overrides: overrides
+            .map(|(name, over)| (name.to_string(), over.replicas))
+            .collect(),
         problems: problems(view, proxy),
         at: At(now),
         sequence: 0,
@@ -50,7 +52,11 @@ pub(crate) fn app_summary(view: &View, folders: &Folders) -> AppSummary {
         state: environment_state(view),
         release: view.state.serving.map(|release| release.0),
         instances_wanted: services.iter().map(|service| service.replicas_wanted).sum(),
-        instances_ready: services.iter().flat_map(|s| &s.groups).map(|group| group.ready).sum(),
+        instances_ready: services
+            .iter()
+            .flat_map(|s| &s.groups)
+            .map(|group| group.ready)
+            .sum(),
         rollout: rollout.map(|rollout| RolloutBrief {
             id: rollout.id,
             to: rollout.to,
@@ -62,9 +68,20 @@ pub(crate) fn app_summary(view: &View, folders: &Folders) -> AppSummary {
 
 /// Releases and rollouts, newest first.
 pub(crate) fn history(view: &View, folders: &Folders) -> History {
-    let ended = view.state.history.iter().rev().map(|record| ended_rollout(view, record));
-    let rollouts = active_rollout(view, folders).into_iter().chain(ended).collect();
-    History { releases: releases(view), rollouts }
+    let ended = view
+        .state
+        .history
+        .iter()
+        .rev()
+        .map(|record| ended_rollout(view, record));
+    let rollouts = active_rollout(view, folders)
+        .into_iter()
+        .chain(ended)
+        .collect();
+    History {
+        releases: releases(view),
+        rollouts,
+    }
 }
 
 fn environment_state(view: &View) -> EnvironmentState {
@@ -72,7 +89,10 @@ fn environment_state(view: &View) -> EnvironmentState {
     if state.stopped {
         return EnvironmentState::Stopped;
     }
-    let Some(serving) = state.serving.or(state.rollout.as_ref().map(|rollout| rollout.to)) else {
+    let Some(serving) = state
+        .serving
+        .or(state.rollout.as_ref().map(|rollout| rollout.to))
+    else {
         return EnvironmentState::Empty;
     };
     let Some(record) = state.releases.get(&serving) else {
@@ -87,7 +107,11 @@ fn environment_state(view: &View) -> EnvironmentState {
         }
         short |= ready.old + ready.new < wanted;
     }
-    if short { EnvironmentState::Degraded } else { EnvironmentState::Serving }
+    if short {
+        EnvironmentState::Degraded
+    } else {
+        EnvironmentState::Serving
+    }
 }
 
 fn releases(view: &View) -> Vec<Release> {
@@ -104,7 +128,12 @@ fn releases(view: &View) -> Vec<Release> {
         }
     };
     let started_by = |release: ReleaseId| {
-        let ended = view.state.history.iter().find(|r| r.to == release).map(|r| r.by.clone());
+        let ended = view
+            .state
+            .history
+            .iter()
+            .find(|r| r.to == release)
+            .map(|r| r.by.clone());
         ended.or_else(|| rollout.filter(|r| r.to == release).map(|r| r.by.clone()))
     };
     let one = |(id, record): (&ReleaseId, &landfast_rollout::ReleaseRecord)| {
@@ -114,7 +143,9 @@ fn releases(view: &View) -> Vec<Release> {
             id: id.0,
             state: state(*id),
             created_at: At(record.created_at),
-            artifacts: artifacts.map(|(name, d)| (name.clone(), d.to_string())).collect(),
+            artifacts: artifacts
+                .map(|(name, d)| (name.clone(), d.to_string()))
+                .collect(),
             commit: body.and_then(|body| body.commit.clone()),
             note: body.and_then(|body| body.note.clone()),
             by: started_by(*id),
@@ -126,12 +157,23 @@ fn releases(view: &View) -> Vec<Release> {
 
 fn services(view: &View, proxy: Option<&ProxyStatus>) -> Vec<ServiceStatus> {
     let state = &view.state;
-    let current = state.rollout.as_ref().map(|rollout| rollout.to).or(state.serving);
+    let current = state
+        .rollout
+        .as_ref()
+        .map(|rollout| rollout.to)
+        .or(state.serving);
     let mut groups: BTreeMap<ServiceName, BTreeMap<ReleaseId, Vec<&Running>>> = BTreeMap::new();
     for release in [state.serving, current].into_iter().flatten() {
         let record = state.releases.get(&release);
-        for service in record.into_iter().flat_map(|record| record.topology.services.keys()) {
-            groups.entry(service.clone()).or_default().entry(release).or_default();
+        for service in record
+            .into_iter()
+            .flat_map(|record| record.topology.services.keys())
+        {
+            groups
+                .entry(service.clone())
+                .or_default()
+                .entry(release)
+                .or_default();
         }
     }
     for running in state.instances.values() {
@@ -163,32 +205,50 @@ fn group(
 ) -> GroupStatus {
     let state = &view.state;
     let traffic = state.traffic.services.get(service);
-    let total: u32 =
-        traffic.map_or(0, |traffic| traffic.groups.values().map(|group| group.weight).sum());
-    let weight = traffic.and_then(|traffic| traffic.groups.get(&release)).map_or(0, |g| g.weight);
-    let ready = running.iter().filter(|instance| instance.is_serving()).count() as u32;
+    let total: u32 = traffic.map_or(0, |traffic| {
+        traffic.groups.values().map(|group| group.weight).sum()
+    });
+    let weight = traffic
+        .and_then(|traffic| traffic.groups.get(&release))
+        .map_or(0, |g| g.weight);
+    let ready = running
+        .iter()
+        .filter(|instance| instance.is_serving())
+        .count() as u32;
     GroupStatus {
         release: release.0,
         role: role(view, release),
         weight_percent: f64::from(weight) * 100.0 / f64::from(total.max(1)),
         wanted: state.replicas(Some(release), service),
         ready,
-        instances: running.iter().map(|running| instance(view, running, proxy)).collect(),
+        instances: running
+            .iter()
+            .map(|running| instance(view, running, proxy))
+            .collect(),
     }
 }
 
 fn role(view: &View, release: ReleaseId) -> GroupRole {
     let Some(rollout) = &view.state.rollout else {
         let serves = view.state.serving == Some(release);
-        return if serves { GroupRole::Serving } else { GroupRole::Leaving };
+        return if serves {
+            GroupRole::Serving
+        } else {
+            GroupRole::Leaving
+        };
     };
     let new = rollout.to == release;
     match (&rollout.phase, new) {
         (Phase::Standby, true) | (Phase::Sealing, true) => GroupRole::Serving,
         (Phase::Standby, false) => GroupRole::Standby,
-        (Phase::Sealing, false) | (Phase::Reverting { stage: Reverting::Retiring, .. }, true) => {
-            GroupRole::Leaving
-        }
+        (Phase::Sealing, false)
+        | (
+            Phase::Reverting {
+                stage: Reverting::Retiring,
+                ..
+            },
+            true,
+        ) => GroupRole::Leaving,
         (_, true) => GroupRole::Incoming,
         (_, false) if rollout.weights == Weights::NewOnly => GroupRole::Standby,
         (_, false) => GroupRole::Serving,
@@ -206,8 +266,11 @@ pub(crate) fn instance(view: &View, running: &Running, proxy: Option<&ProxyStatu
         State::Draining { since, .. } => (InstanceState::Draining, since),
         State::Stopping { since } => (InstanceState::Stopping, since),
     };
-    let backend =
-        proxy.and_then(|proxy| proxy.backends.get(&backend_id(&view.state.scope, &running.id)));
+    let backend = proxy.and_then(|proxy| {
+        proxy
+            .backends
+            .get(&backend_id(&view.state.scope, &running.id))
+    });
     Instance {
         id: running.id.to_string(),
         service: running.service.to_string(),
@@ -232,11 +295,19 @@ pub(crate) fn instance(view: &View, running: &Running, proxy: Option<&ProxyStatu
 pub(crate) fn routes(view: &View) -> Vec<Route> {
     let state = &view.state;
     let rollout = state.rollout.as_ref();
-    let releases =
-        [rollout.map(|rollout| rollout.to), state.serving, rollout.and_then(|r| r.from)];
+    let releases = [
+        rollout.map(|rollout| rollout.to),
+        state.serving,
+        rollout.and_then(|r| r.from),
+    ];
     let route = |(host, path, name): (String, String, landfast_types::RouteName)| {
-        let specs = releases.into_iter().flatten().filter_map(|release| view.bodies.get(&release));
-        let spec = specs.filter_map(|body| body.spec.routes.get(&name)).next()?;
+        let specs = releases
+            .into_iter()
+            .flatten()
+            .filter_map(|release| view.bodies.get(&release));
+        let spec = specs
+            .filter_map(|body| body.spec.routes.get(&name))
+            .next()?;
         let traffic = state.traffic.services.get(&spec.service);
         let groups = traffic.iter().flat_map(|traffic| &traffic.groups);
         let total: u32 = groups.clone().map(|(_, group)| group.weight).sum();
@@ -263,23 +334,38 @@ pub(crate) fn routes(view: &View) -> Vec<Route> {
             mode: mode.to_owned(),
         })
     };
-    claims(state, &view.bodies).into_iter().filter_map(route).collect()
+    claims(state, &view.bodies)
+        .into_iter()
+        .filter_map(route)
+        .collect()
 }
 
 fn problems(view: &View, proxy: Option<&ProxyStatus>) -> Vec<Trouble> {
     let mut problems = Vec::new();
     let mut add = |text: String, hint: Option<&str>| {
-        problems.push(Trouble { text, hint: hint.map(str::to_owned) });
+        problems.push(Trouble {
+            text,
+            hint: hint.map(str::to_owned),
+        });
     };
     if let Some(problem) = &view.journal_problem {
         let hint = "make room on the state folder's disk; what waits is then written by itself";
-        add(format!("the journal takes no records: {problem}"), Some(hint));
+        add(
+            format!("the journal takes no records: {problem}"),
+            Some(hint),
+        );
     }
     match proxy {
-        None => add("the proxy does not answer".into(), Some("the server starts it again by itself")),
+        None => add(
+            "the proxy does not answer".into(),
+            Some("the server starts it again by itself"),
+        ),
         Some(proxy) => {
             for problem in &proxy.problems {
-                add(problem.clone(), Some("traffic of other hosts is not touched"));
+                add(
+                    problem.clone(),
+                    Some("traffic of other hosts is not touched"),
+                );
             }
         }
     }
@@ -287,14 +373,20 @@ fn problems(view: &View, proxy: Option<&ProxyStatus>) -> Vec<Trouble> {
         && let Phase::Parked { reason, .. } = &rollout.phase
     {
         let hint = "go on with `landfast promote`, or take it back with `landfast abort`";
-        add(format!("rollout {} is parked: {}", rollout.id, reason.sentence()), Some(hint));
+        add(
+            format!("rollout {} is parked: {}", rollout.id, reason.sentence()),
+            Some(hint),
+        );
     }
     for running in view.state.instances.values() {
         if let State::Failing { .. } = running.state {
             let said = view.failing.get(&running.id);
             let said = said.map_or(String::new(), |said| format!(": {said}"));
             let hint = format!("landfast logs --instance {}", running.id);
-            add(format!("{} fails its readiness probe{said}", running.id), Some(&hint));
+            add(
+                format!("{} fails its readiness probe{said}", running.id),
+                Some(&hint),
+            );
         }
     }
     problems

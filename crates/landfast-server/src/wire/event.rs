@@ -27,7 +27,11 @@ pub(crate) fn event(position: u64, scope: &Scope, event: &Event) -> Option<WireE
             wire.release = Some(to.0);
         }
         Change::RolloutQueued { to, .. } => wire.release = Some(to.0),
-        Change::InstancePlanned { instance, service, release } => {
+        Change::InstancePlanned {
+            instance,
+            service,
+            release,
+        } => {
             wire.instance = Some(instance.to_string());
             wire.service = Some(service.to_string());
             wire.release = Some(release.0);
@@ -51,81 +55,146 @@ pub(crate) fn event(position: u64, scope: &Scope, event: &Event) -> Option<WireE
 pub fn event_text(change: &Change) -> Option<(&'static str, Level, String)> {
     use Level::{Error, Info, Warning};
     let line = match change {
-        Change::ReleaseCreated { release, .. } => {
-            ("release-created", Info, format!("release {release} was made"))
-        }
+        Change::ReleaseCreated { release, .. } => (
+            "release-created",
+            Info,
+            format!("release {release} was made"),
+        ),
         Change::ReleasesCollected { releases } => {
             let names: Vec<_> = releases.iter().map(ToString::to_string).collect();
-            ("releases-collected", Info, format!("old releases were dropped: {}", names.join(", ")))
+            (
+                "releases-collected",
+                Info,
+                format!("old releases were dropped: {}", names.join(", ")),
+            )
         }
-        Change::RolloutQueued { to, by, .. } => {
-            ("rollout-queued", Info, format!("a rollout to release {to} by {by} waits its turn"))
-        }
-        Change::RolloutStarted { rollout, from, to, plan, by, .. } => {
+        Change::RolloutQueued { to, by, .. } => (
+            "rollout-queued",
+            Info,
+            format!("a rollout to release {to} by {by} waits its turn"),
+        ),
+        Change::RolloutStarted {
+            rollout,
+            from,
+            to,
+            plan,
+            by,
+            ..
+        } => {
             let from = from.map_or(String::new(), |from| format!(" from release {from}"));
             let strategy = plan.strategy.name();
             let text = format!("rollout {rollout}{from} to release {to} ({strategy}) by {by}");
             ("rollout-started", Info, text)
         }
         Change::PhaseEntered { phase } => return phase_text(phase),
-        Change::GateOpened { gate, passed: true, detail } => {
-            ("gate-passed", Info, format!("the {gate} gate passed: {detail}"))
-        }
-        Change::GateOpened { gate, passed: false, detail } => {
-            ("gate-failed", Error, format!("the {gate} gate refused: {detail}"))
-        }
+        Change::GateOpened {
+            gate,
+            passed: true,
+            detail,
+        } => (
+            "gate-passed",
+            Info,
+            format!("the {gate} gate passed: {detail}"),
+        ),
+        Change::GateOpened {
+            gate,
+            passed: false,
+            detail,
+        } => (
+            "gate-failed",
+            Error,
+            format!("the {gate} gate refused: {detail}"),
+        ),
         Change::Promoted { by } => ("promoted", Info, format!("{by} let it go on")),
-        Change::Progressed { service, ready } => {
-            ("instance-ready", Info, format!("{ready} of the new release's `{service}` ready"))
-        }
+        Change::Progressed { service, ready } => (
+            "instance-ready",
+            Info,
+            format!("{ready} of the new release's `{service}` ready"),
+        ),
         Change::Failed { reason } => ("rollout-failed", Error, reason.clone()),
-        Change::HoldExtended { reason } => {
-            ("hold-extended", Warning, format!("the hold is extended once: {reason}"))
-        }
-        Change::RolloutEnded { outcome: Outcome::Sealed } => {
-            ("rollout-sealed", Info, "the rollout is sealed".to_owned())
-        }
-        Change::RolloutEnded { outcome: Outcome::RolledBack { reason } } => {
-            ("rollout-rolled-back", Error, format!("rolled back: {reason}"))
-        }
-        Change::InstancePlanned { instance, .. } => {
-            ("instance-planned", Info, format!("{instance} is to be started"))
-        }
+        Change::HoldExtended { reason } => (
+            "hold-extended",
+            Warning,
+            format!("the hold is extended once: {reason}"),
+        ),
+        Change::RolloutEnded {
+            outcome: Outcome::Sealed,
+        } => ("rollout-sealed", Info, "the rollout is sealed".to_owned()),
+        Change::RolloutEnded {
+            outcome: Outcome::RolledBack { reason },
+        } => (
+            "rollout-rolled-back",
+            Error,
+            format!("rolled back: {reason}"),
+        ),
+        Change::InstancePlanned { instance, .. } => (
+            "instance-planned",
+            Info,
+            format!("{instance} is to be started"),
+        ),
         Change::InstanceStarted { instance, address } => {
             let at = address.map_or(String::new(), |address| format!(" at {address}"));
             ("instance-started", Info, format!("{instance} runs{at}"))
         }
-        Change::InstancePassing { instance } => {
-            ("instance-passing", Info, format!("{instance} passes its readiness probe"))
-        }
-        Change::InstanceServing { instance } => {
-            ("instance-serving", Info, format!("{instance} counts as ready"))
-        }
-        Change::InstanceFailing { instance } => {
-            ("instance-failing", Warning, format!("{instance} fails its readiness probe"))
-        }
-        Change::InstanceDraining { instance, hasty, reason } => {
+        Change::InstancePassing { instance } => (
+            "instance-passing",
+            Info,
+            format!("{instance} passes its readiness probe"),
+        ),
+        Change::InstanceServing { instance } => (
+            "instance-serving",
+            Info,
+            format!("{instance} counts as ready"),
+        ),
+        Change::InstanceFailing { instance } => (
+            "instance-failing",
+            Warning,
+            format!("{instance} fails its readiness probe"),
+        ),
+        Change::InstanceDraining {
+            instance,
+            hasty,
+            reason,
+        } => {
             let level = if *hasty { Warning } else { Info };
-            ("instance-draining", level, format!("{instance} leaves traffic: {reason}"))
+            (
+                "instance-draining",
+                level,
+                format!("{instance} leaves traffic: {reason}"),
+            )
         }
-        Change::InstanceStopping { instance } => {
-            ("instance-stopping", Info, format!("{instance} is drained and told to end"))
-        }
+        Change::InstanceStopping { instance } => (
+            "instance-stopping",
+            Info,
+            format!("{instance} is drained and told to end"),
+        ),
         Change::InstanceEnded { instance, exit, .. } => {
             ("instance-ended", Info, format!("{instance} {exit}"))
         }
         Change::TrafficChanged { traffic } => return Some(traffic_text(traffic)),
-        Change::Scaled { service, replicas: Some(replicas) } => {
-            ("scaled", Info, format!("`{service}` is scaled to {replicas}"))
-        }
-        Change::Scaled { service, replicas: None } => {
-            ("scaled", Info, format!("`{service}` has the manifest's replicas again"))
-        }
+        Change::Scaled {
+            service,
+            replicas: Some(replicas),
+        } => (
+            "scaled",
+            Info,
+            format!("`{service}` is scaled to {replicas}"),
+        ),
+        Change::Scaled {
+            service,
+            replicas: None,
+        } => (
+            "scaled",
+            Info,
+            format!("`{service}` has the manifest's replicas again"),
+        ),
         Change::Stopped => ("stopped", Warning, "the environment is stopped".to_owned()),
         Change::Resumed => ("started", Info, "the environment is started".to_owned()),
-        Change::TakenOver => {
-            ("taken-over", Info, "a new life of the server took over".to_owned())
-        }
+        Change::TakenOver => (
+            "taken-over",
+            Info,
+            "a new life of the server took over".to_owned(),
+        ),
         Change::TrafficConfirmed { .. }
         | Change::AnalysisObserved { .. }
         | Change::Notified { .. }
@@ -141,28 +210,40 @@ fn phase_text(phase: &Phase) -> Option<(&'static str, Level, String)> {
         Phase::Pausing => ("phase", Info, "holding requests".to_owned()),
         Phase::Clearing => ("phase", Info, "ending the old release".to_owned()),
         Phase::Warming { level: 0 } => ("phase", Info, "starting the new release".to_owned()),
-        Phase::Warming { level } => {
-            ("phase", Info, format!("starting level {} of the new release", level + 1))
-        }
+        Phase::Warming { level } => (
+            "phase",
+            Info,
+            format!("starting level {} of the new release", level + 1),
+        ),
         Phase::Gating { gate } => ("gate-waiting", Info, format!("waiting for the {gate} gate")),
         Phase::Moving { service: 0 } => ("phase", Info, "replacing instances".to_owned()),
         Phase::Moving { .. } | Phase::Promoting { .. } => return None,
-        Phase::Stepping { step } => {
-            ("phase", Info, format!("starting the capacity of step {}", step + 1))
-        }
+        Phase::Stepping { step } => (
+            "phase",
+            Info,
+            format!("starting the capacity of step {}", step + 1),
+        ),
         Phase::Shifting { .. } => ("phase", Info, "moving traffic".to_owned()),
         Phase::Holding { step } => ("phase", Info, format!("watching step {}", step + 1)),
-        Phase::Standby => {
-            ("rollout-promoted", Info, "the new release serves; the old one stands by".to_owned())
-        }
+        Phase::Standby => (
+            "rollout-promoted",
+            Info,
+            "the new release serves; the old one stands by".to_owned(),
+        ),
         Phase::Sealing => ("phase", Info, "letting the old release go".to_owned()),
         Phase::Reverting { reason, stage } => {
             let stage = format!("{stage:?}").to_lowercase();
-            ("rolling-back", Warning, format!("taking back ({stage}): {reason}"))
+            (
+                "rolling-back",
+                Warning,
+                format!("taking back ({stage}): {reason}"),
+            )
         }
-        Phase::Parked { reason, .. } => {
-            ("rollout-parked", Error, format!("parked: {}", reason.sentence()))
-        }
+        Phase::Parked { reason, .. } => (
+            "rollout-parked",
+            Error,
+            format!("parked: {}", reason.sentence()),
+        ),
     };
     Some(line)
 }
@@ -178,8 +259,16 @@ fn traffic_text(traffic: &landfast_rollout::Traffic) -> (&'static str, Level, St
                 format!("release {release} {percent:.0} %")
             })
             .collect();
-        let shares = if shares.is_empty() { "nobody".to_owned() } else { shares.join(", ") };
+        let shares = if shares.is_empty() {
+            "nobody".to_owned()
+        } else {
+            shares.join(", ")
+        };
         parts.push(format!("`{service}` to {shares}"));
     }
-    ("weights-moved", Level::Info, format!("traffic: {}", parts.join("; ")))
+    (
+        "weights-moved",
+        Level::Info,
+        format!("traffic: {}", parts.join("; ")),
+    )
 }

@@ -4,9 +4,9 @@ mod environment;
 mod event;
 mod rollout;
 
+pub use self::event::event_text;
 pub(crate) use self::{
     environment::{app_summary, environment_status, history, routes},
     event::event,
     rollout::rollout_by_id,
 };
-pub use self::event::event_text;

@@ -15,11 +15,70 @@ use super::environment::instance;
 
 /// The rollout with a number: the one under way, or one that ended.
 pub(crate) fn rollout_by_id(view: &View, folders: &Folders, id: u64) -> Option<Rollout> {
-    if view.state.rollout.as_ref().is_some_and(|rollout| rollout.id == RolloutId(id)) {
+    if view
+        .state
+        .rollout
+        .as_ref()
+        .is_some_and(|rollout| rollout.id == RolloutId(id))
+    {
         return active_rollout(view, folders);
     }
-    let record = view.state.history.iter().rev().find(|record| record.id == RolloutId(id))?;
+    if view.state.queued.is_some() && view.state.next_rollout() == RolloutId(id) {
+        return queued_rollout(view);
+    }
+    let record = view
+        .state
+        .history
+        .iter()
+        .rev()
+        .find(|record| record.id == RolloutId(id))?;
     Some(ended_rollout(view, record))
+}
+
+/// The rollout that waits for the one under way to end. It begins with the next number.
+fn queued_rollout(view: &View) -> Option<Rollout> {
+    let state = &view.state;
+    let (queued, before) = (state.queued.as_ref()?, state.rollout.as_ref()?);
+    let body = view.bodies.get(&queued.to);
+    let begun = body.map_or(before.started_at, |body| body.created_at);
+    let from = match before.phase {
+        Phase::Sealing => Some(before.to.0),
+        _ => before.from.map(|release| release.0),
+    };
+    Some(Rollout {
+        app: state.scope.app.to_string(),
+        environment: state.scope.environment.to_string(),
+        id: state.next_rollout().0,
+        kind: kind(queued.kind),
+        strategy: strategy(queued.plan.strategy.name()),
+        from,
+        to: queued.to.0,
+        state: RolloutState::Waiting,
+        phase: format!(
+            "waiting for rollout {} to end: {}",
+            before.id,
+            before.phase_words()
+        ),
+        reason: None,
+        cause: None,
+        step: None,
+        weights: weights(state),
+        gates: Vec::new(),
+        deadlines: Vec::new(),
+        instances: Vec::new(),
+        traffic: Vec::new(),
+        ledger: Ledger {
+            started_at: At(begun),
+            ..Ledger::default()
+        },
+        started_at: At(begun),
+        promoted_at: None,
+        ended_at: None,
+        note: body.and_then(|body| body.note.clone()),
+        commit: body.and_then(|body| body.commit.clone()),
+        by: Some(queued.by.clone()),
+        sequence: 0,
+    })
 }
 
 /// The rollout under way.
@@ -28,13 +87,17 @@ pub(crate) fn active_rollout(view: &View, folders: &Folders) -> Option<Rollout> 
     let rollout = state.rollout.as_ref()?;
     let body = view.bodies.get(&rollout.to);
     let weights = weights(state);
-    let traffic = rollout.ledger.releases.iter().map(|(release, counts)| ReleaseTraffic {
-        release: release.0,
-        requests: counts.requests,
-        errors: counts.server_errors + counts.failures.saturating_sub(counts.retried),
-        requests_per_second: None,
-        p99_ms: p99(&counts.latency),
-    });
+    let traffic = rollout
+        .ledger
+        .releases
+        .iter()
+        .map(|(release, counts)| ReleaseTraffic {
+            release: release.0,
+            requests: counts.requests,
+            errors: counts.server_errors + counts.failures.saturating_sub(counts.retried),
+            requests_per_second: None,
+            p99_ms: p99(&counts.latency),
+        });
     let wire_state = rollout_state(rollout);
     let promoted = matches!(rollout.phase, Phase::Standby | Phase::Sealing);
     Some(Rollout {
@@ -48,7 +111,10 @@ pub(crate) fn active_rollout(view: &View, folders: &Folders) -> Option<Rollout> 
         state: wire_state,
         phase: rollout.phase_words(),
         reason: reason(rollout),
-        cause: rollout.failure.as_ref().map(|what| cause(state, folders, what)),
+        cause: rollout
+            .failure
+            .as_ref()
+            .map(|what| cause(state, folders, what)),
         step: step(rollout),
         weights,
         gates: gates(rollout),
@@ -92,7 +158,11 @@ pub(crate) fn ended_rollout(view: &View, record: &RolloutRecord) -> Rollout {
         to: record.to.0,
         state,
         phase,
-        cause: reason.as_ref().map(|what| Cause { what: what.clone(), instance: None, line: None }),
+        cause: reason.as_ref().map(|what| Cause {
+            what: what.clone(),
+            instance: None,
+            line: None,
+        }),
         reason,
         step: None,
         weights: Vec::new(),
@@ -100,7 +170,12 @@ pub(crate) fn ended_rollout(view: &View, record: &RolloutRecord) -> Rollout {
         deadlines: Vec::new(),
         instances: Vec::new(),
         traffic: Vec::new(),
-        ledger: ledger(&record.ledger, record.started_at, Some(record.ended_at), Some(state)),
+        ledger: ledger(
+            &record.ledger,
+            record.started_at,
+            Some(record.ended_at),
+            Some(state),
+        ),
         started_at: At(record.started_at),
         promoted_at: None,
         ended_at: Some(At(record.ended_at)),
@@ -131,7 +206,9 @@ fn strategy(name: &str) -> Strategy {
 
 fn rollout_state(rollout: &Moving) -> RolloutState {
     match &rollout.phase {
-        Phase::Gating { gate: landfast_rollout::Gate::Approval } => RolloutState::Waiting,
+        Phase::Gating {
+            gate: landfast_rollout::Gate::Approval,
+        } => RolloutState::Waiting,
         Phase::Standby | Phase::Sealing => RolloutState::Promoted,
         Phase::Reverting { .. } => RolloutState::RollingBack,
         Phase::Parked { .. } => RolloutState::Parked,
@@ -158,11 +235,17 @@ fn reason(rollout: &Moving) -> Option<String> {
 
 /// The first thing that went wrong, with the line of the instance's log that most likely says why.
 fn cause(state: &Environment, folders: &Folders, what: &str) -> Cause {
-    let id = what.split_whitespace().find_map(|word| {
-        word.parse::<landfast_types::InstanceId>().ok()
-    });
-    let line = id.as_ref().and_then(|id| logs::causal_line(&folders.logs(&state.scope, id)));
-    Cause { what: what.to_owned(), instance: id.map(|id| id.to_string()), line }
+    let id = what
+        .split_whitespace()
+        .find_map(|word| word.parse::<landfast_types::InstanceId>().ok());
+    let line = id
+        .as_ref()
+        .and_then(|id| logs::causal_line(&folders.logs(&state.scope, id)));
+    Cause {
+        what: what.to_owned(),
+        instance: id.map(|id| id.to_string()),
+        line,
+    }
 }
 
 fn step(rollout: &Moving) -> Option<Step> {
@@ -174,7 +257,11 @@ fn step(rollout: &Moving) -> Option<Step> {
         _ => return None,
     };
     let percent = u32::from(rollout.step_percent(index));
-    Some(Step { number: index as u32 + 1, of: steps.len() as u32, percent })
+    Some(Step {
+        number: index as u32 + 1,
+        of: steps.len() as u32,
+        percent,
+    })
 }
 
 /// The share of new requests of each release, over all services.
@@ -183,10 +270,14 @@ fn weights(state: &Environment) -> Vec<Weight> {
         return Vec::new();
     };
     let total: u32 = service.groups.values().map(|group| group.weight).sum();
-    let weight = |(release, group): (&landfast_types::ReleaseId, &landfast_rollout::GroupTraffic)| {
-        let percent = f64::from(group.weight) * 100.0 / f64::from(total.max(1));
-        Weight { release: release.0, percent }
-    };
+    let weight =
+        |(release, group): (&landfast_types::ReleaseId, &landfast_rollout::GroupTraffic)| {
+            let percent = f64::from(group.weight) * 100.0 / f64::from(total.max(1));
+            Weight {
+                release: release.0,
+                percent,
+            }
+        };
     service.groups.iter().map(weight).collect()
 }
 
@@ -201,7 +292,10 @@ fn gates(rollout: &Moving) -> Vec<Gate> {
         let known = rollout.gates.get(gate);
         let inconclusive = matches!(
             &rollout.phase,
-            Phase::Parked { reason: ParkReason::Inconclusive(_), .. }
+            Phase::Parked {
+                reason: ParkReason::Inconclusive(_),
+                ..
+            }
         ) && *gate == landfast_rollout::Gate::Analysis;
         let state = match known {
             Some(state) if state.passed => GateState::Passed,
@@ -211,7 +305,11 @@ fn gates(rollout: &Moving) -> Vec<Gate> {
             None => GateState::Pending,
         };
         let reason = known.map(|state| state.detail.clone());
-        Gate { name: gate.name().to_owned(), state, reason }
+        Gate {
+            name: gate.name().to_owned(),
+            state,
+            reason,
+        }
     };
     rollout.plan.gates.iter().map(gate).collect()
 }
@@ -219,22 +317,36 @@ fn gates(rollout: &Moving) -> Vec<Gate> {
 fn deadlines(rollout: &Moving) -> Vec<Deadline> {
     let mut deadlines = Vec::new();
     let mut add = |name: &str, at: Timestamp, then: &str| {
-        deadlines.push(Deadline { name: name.to_owned(), at: At(at), then: then.to_owned() });
+        deadlines.push(Deadline {
+            name: name.to_owned(),
+            at: At(at),
+            then: then.to_owned(),
+        });
     };
     let (since, plan) = (rollout.phase_since, &rollout.plan);
     match &rollout.phase {
         Phase::Holding { .. } => {
             let times = if rollout.hold_extended { 2 } else { 1 };
-            add("hold", since + plan.hold * times, "the next step, when the analysis passes");
+            add(
+                "hold",
+                since + plan.hold * times,
+                "the next step, when the analysis passes",
+            );
         }
         Phase::Standby => add("standby", since + plan.standby, "the old release is let go"),
-        Phase::Gating { gate: landfast_rollout::Gate::Hold } => {
+        Phase::Gating {
+            gate: landfast_rollout::Gate::Hold,
+        } => {
             add("hold", since + plan.hold, "traffic moves");
         }
         Phase::Gating { .. } | Phase::Parked { .. } | Phase::Sealing => {}
         _ => {
             let then = "rolls back unless another instance is ready";
-            add("progress_deadline", rollout.progressed_at + plan.progress_deadline, then);
+            add(
+                "progress_deadline",
+                rollout.progressed_at + plan.progress_deadline,
+                then,
+            );
         }
     }
     deadlines
@@ -243,7 +355,9 @@ fn deadlines(rollout: &Moving) -> Vec<Deadline> {
 fn p99(latency: &Histogram) -> Option<f64> {
     // With fewer answers the 99th percentile is the slowest one, which says nothing.
     const ANSWERS_MIN: u64 = 100;
-    let quantile = latency.quantile(0.99).filter(|_| latency.count() >= ANSWERS_MIN)?;
+    let quantile = latency
+        .quantile(0.99)
+        .filter(|_| latency.count() >= ANSWERS_MIN)?;
     Some(quantile.as_secs_f64() * 1e3)
 }
 
