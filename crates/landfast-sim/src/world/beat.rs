@@ -72,6 +72,10 @@ impl World {
             .map(|instance| instance.id.clone())
             .collect();
         for instance in probed {
+            // It may have died of the answer before: then nobody probes any more.
+            if self.server.is_none() {
+                return;
+            }
             let Some(body) = self.target.bodies.get_mut(&instance) else {
                 continue;
             };
