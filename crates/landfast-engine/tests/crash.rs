@@ -1,6 +1,8 @@
-//! Crash everywhere: for each record a scenario writes to the real journal, the server dies right after it, before
+//! Crash everywhere: for each record (a sample of them unless LANDFAST_CRASH_STRIDE=1) a scenario writes to the real journal, the server dies right after it, before
 //! and after acting on it; a new server on the same journal must come to the same end. Instances and proxy live on
 //! meanwhile, as they do when a real server is killed.
+
+#![expect(clippy::print_stdout, reason = "the proof prints its figure")]
 
 use std::{
     collections::BTreeMap,
@@ -219,6 +221,7 @@ impl Proxy {
             preview: None,
             backends,
             problems: Vec::new(),
+            holder_pid: None,
         }
     }
 
@@ -312,7 +315,7 @@ impl World {
     /// Starts a server that may write so many records.
     async fn server(&self, records: u64, at_once: bool) -> (Arc<Platform>, Arc<Mortal>) {
         let life = Life::default();
-        let inner = SqliteJournal::open(&self.folder.path().join("journal.sqlite")).expect("opens");
+        let inner = SqliteJournal::open(self.folder.path().join("journal.sqlite")).expect("opens");
         let generation = inner.next_generation().expect("writes");
         let journal = Arc::new(Mortal {
             inner,
@@ -334,7 +337,7 @@ impl World {
                 life,
             }),
             store: Arc::new(Store::open(self.folder.path().join("store")).expect("a store")),
-            clock: Arc::new(SystemClock::default()),
+            clock: Arc::new(SystemClock::start(Timestamp::EPOCH)),
             vault,
             generation,
             folders: Folders {
@@ -585,7 +588,13 @@ async fn undisturbed(
 async fn dies_everywhere(scenario: &Scenario) {
     let (records, end) = undisturbed(scenario).await;
     let mut lives = 0;
-    for death in 1..=records {
+    // Every record in `make proof-crash`; in everyday tests a sample, shifted so that scenarios differ in theirs.
+    let stride = std::env::var("LANDFAST_CRASH_STRIDE")
+        .ok()
+        .and_then(|text| text.parse().ok());
+    let stride = stride.unwrap_or(7_usize).max(1);
+    let first = 1 + scenario.name.len() as u64 % stride as u64;
+    for death in (first..=records).step_by(stride) {
         for at_once in [true, false] {
             let world = World::new().await;
             let (platform, journal) = world.server(death, at_once).await;
@@ -609,7 +618,7 @@ async fn dies_everywhere(scenario: &Scenario) {
         }
     }
     println!(
-        "{}: died at each of {records} records, {lives} deaths, the same end",
+        "{}: {lives} deaths over {records} records (every {stride}), the same end",
         scenario.name
     );
 }

@@ -218,7 +218,14 @@ impl From<SecretError> for Failure {
             SecretError::Name(_) | SecretError::Nul => ProblemCode::RequestInvalid,
             SecretError::TooLong(_) => ProblemCode::TooLarge,
             SecretError::Unknown(_) => ProblemCode::SecretUnknown,
-            _ => ProblemCode::Internal,
+            SecretError::AllRevoked
+            | SecretError::Busy
+            | SecretError::Unreadable(_)
+            | SecretError::Key(_)
+            | SecretError::Unseal(_)
+            | SecretError::Versions(_)
+            | SecretError::Read(_)
+            | SecretError::Put(_) => ProblemCode::Internal,
         };
         Self::new(code, chain(&error))
     }
@@ -243,7 +250,12 @@ impl From<StoreError> for Failure {
             StoreError::Tree(_) | StoreError::SizeDiffers { .. } => {
                 Self::new(ProblemCode::RequestInvalid, detail)
             }
-            _ => Self::internal(detail),
+            StoreError::Io { .. }
+            | StoreError::Special(_)
+            | StoreError::NotUtf8(_)
+            | StoreError::SourceChanged(_)
+            | StoreError::NoArtifact(_)
+            | StoreError::Changed { .. } => Self::internal(detail),
         }
     }
 }

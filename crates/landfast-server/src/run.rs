@@ -18,6 +18,7 @@ use landfast_proxy::control::ControlClient;
 use landfast_secrets::Vault;
 use landfast_store::Store;
 use landfast_target_process::{ProcessSettings, ProcessTarget};
+use landfast_types::Timestamp;
 use tokio::{
     net::{TcpListener, UnixListener, UnixStream},
     signal::unix::{SignalKind, signal},
@@ -100,7 +101,7 @@ impl ServerError {
             Self::Proxy(ProxyError::Ended(_)) => {
                 Some("if a port is taken, end its owner or choose others with --http and --https".into())
             }
-            _ => None,
+            Self::Lock(_) | Self::Folder { .. } | Self::Read(_) | Self::Generation(_) | Self::Store(_) | Self::Proxy(_) | Self::Start(_) | Self::Listen { .. } | Self::NotLoopback(_) | Self::Serve(_) => None,
         }
     }
 }
@@ -120,11 +121,10 @@ pub async fn run(settings: ServerSettings) -> Result<(), ServerError> {
     let socket = settings.run.join("landfast.sock");
     let listener = listen(&socket).await?;
 
-    let clock = Arc::new(SystemClock::default());
     let journal = Arc::new(
-        SqliteJournal::open(&settings.state.join("journal.sqlite"))
-            .map_err(ServerError::Journal)?,
+        SqliteJournal::open(settings.state.join("journal.sqlite")).map_err(ServerError::Journal)?,
     );
+    let clock = Arc::new(SystemClock::start(last_recorded(journal.as_ref())?));
     let generation = journal.next_generation().map_err(ServerError::Generation)?;
     let vault = open_vault(journal.as_ref(), &settings.state.join("secrets.key"))?;
     let store = Arc::new(Store::open(settings.state.join("store")).map_err(ServerError::Store)?);
@@ -189,6 +189,15 @@ pub async fn run(settings: ServerSettings) -> Result<(), ServerError> {
         tracing::debug!("some answers were still open");
     }
     ended
+}
+
+/// When the newest record of all was written.
+fn last_recorded(journal: &SqliteJournal) -> Result<Timestamp, ServerError> {
+    let last = journal.last_position().map_err(ServerError::Read)?;
+    let records = journal
+        .read_all(last.saturating_sub(1), 1)
+        .map_err(ServerError::Read)?;
+    Ok(records.first().map_or(Timestamp::EPOCH, |record| record.at))
 }
 
 /// A key is made only where nothing was sealed yet: a new one would open none of the old secrets.

@@ -29,12 +29,16 @@ pub(crate) fn run(name: &str) -> anyhow::Result<()> {
             "--",
             "--nocapture",
         ],
-        "canary" => proof_canary(&["abort"]),
-        "false-aborts" => proof_canary(&["equal", seeds]),
-        "power" => proof_canary(&["power", seeds]),
+        "canary" => proof_canary(&[seeds, "fails half, 20/s, probes"]),
+        "false-aborts" => proof_canary(&[seeds, "equal, "]),
+        "power" => proof_canary(&[seeds, "worse, "]),
         _ => bail!("there is no simulated proof `{name}`"),
     };
-    let status = command("cargo").args(&arguments).status()?;
+    let mut cargo = command("cargo");
+    if name == "crash" && !is_short() {
+        cargo.env("LANDFAST_CRASH_STRIDE", "1");
+    }
+    let status = cargo.args(&arguments).status()?;
     ensure!(status.success(), "cargo {} failed", arguments.join(" "));
     Ok(())
 }

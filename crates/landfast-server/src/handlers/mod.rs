@@ -24,7 +24,7 @@ use crate::{
 
 /// Every path of the API.
 pub(crate) fn router(state: AppState) -> Router {
-    let pieces = DefaultBodyLimit::max(BLOB_PIECE_BYTES_MAX as usize + 1024);
+    let pieces = DefaultBodyLimit::max(BLOB_PIECE_BYTES_MAX + 1024);
     Router::new()
         .route(paths::HEALTH, get(host::health))
         .route(paths::OPENAPI, get(host::openapi))

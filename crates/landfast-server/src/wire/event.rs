@@ -46,7 +46,21 @@ pub(crate) fn event(position: u64, scope: &Scope, event: &Event) -> Option<WireE
         Change::Progressed { service, .. } | Change::Scaled { service, .. } => {
             wire.service = Some(service.to_string());
         }
-        _ => {}
+        Change::ReleasesCollected { .. }
+        | Change::PhaseEntered { .. }
+        | Change::GateOpened { .. }
+        | Change::Promoted { .. }
+        | Change::Failed { .. }
+        | Change::AnalysisObserved { .. }
+        | Change::HoldExtended { .. }
+        | Change::RolloutEnded { .. }
+        | Change::Notified { .. }
+        | Change::Measured { .. }
+        | Change::TrafficChanged { .. }
+        | Change::TrafficConfirmed { .. }
+        | Change::TakenOver
+        | Change::Stopped
+        | Change::Resumed => {}
     }
     Some(wire)
 }

@@ -43,7 +43,19 @@ fn queued_rollout(view: &View) -> Option<Rollout> {
     let begun = body.map_or(before.started_at, |body| body.created_at);
     let from = match before.phase {
         Phase::Sealing => Some(before.to.0),
-        _ => before.from.map(|release| release.0),
+        Phase::Preflight
+        | Phase::Pausing
+        | Phase::Clearing
+        | Phase::Warming { .. }
+        | Phase::Gating { .. }
+        | Phase::Moving { .. }
+        | Phase::Stepping { .. }
+        | Phase::Shifting { .. }
+        | Phase::Holding { .. }
+        | Phase::Promoting { .. }
+        | Phase::Standby
+        | Phase::Reverting { .. }
+        | Phase::Parked { .. } => before.from.map(|release| release.0),
     };
     Some(Rollout {
         app: state.scope.app.to_string(),
@@ -146,7 +158,15 @@ pub(crate) fn ended_rollout(view: &View, record: &RolloutRecord) -> Rollout {
     };
     let phase = match state {
         RolloutState::Sealed => "sealed".to_owned(),
-        _ => "rolled back".to_owned(),
+        RolloutState::Waiting
+        | RolloutState::Moving
+        | RolloutState::Promoted
+        | RolloutState::RollingBack
+        | RolloutState::RolledBack
+        | RolloutState::Parked
+        | RolloutState::Superseded
+        | RolloutState::Refused
+        | RolloutState::Unknown => "rolled back".to_owned(),
     };
     Rollout {
         app: view.state.scope.app.to_string(),
@@ -229,7 +249,18 @@ fn reason(rollout: &Moving) -> Option<String> {
     match &rollout.phase {
         Phase::Reverting { reason, .. } => Some(reason.clone()),
         Phase::Parked { reason, .. } => Some(reason.sentence()),
-        _ => rollout.failure.clone(),
+        Phase::Preflight
+        | Phase::Pausing
+        | Phase::Clearing
+        | Phase::Warming { .. }
+        | Phase::Gating { .. }
+        | Phase::Moving { .. }
+        | Phase::Stepping { .. }
+        | Phase::Shifting { .. }
+        | Phase::Holding { .. }
+        | Phase::Promoting { .. }
+        | Phase::Standby
+        | Phase::Sealing => rollout.failure.clone(),
     }
 }
 
@@ -254,7 +285,17 @@ fn step(rollout: &Moving) -> Option<Step> {
     };
     let index = match &rollout.phase {
         Phase::Stepping { step } | Phase::Shifting { step } | Phase::Holding { step } => *step,
-        _ => return None,
+        Phase::Preflight
+        | Phase::Pausing
+        | Phase::Clearing
+        | Phase::Warming { .. }
+        | Phase::Gating { .. }
+        | Phase::Moving { .. }
+        | Phase::Promoting { .. }
+        | Phase::Standby
+        | Phase::Sealing
+        | Phase::Reverting { .. }
+        | Phase::Parked { .. } => return None,
     };
     let percent = u32::from(rollout.step_percent(index));
     Some(Step {
@@ -286,7 +327,17 @@ fn gates(rollout: &Moving) -> Vec<Gate> {
         Phase::Preflight => Some(landfast_rollout::Gate::Preflight),
         Phase::Gating { gate } => Some(*gate),
         Phase::Holding { .. } => Some(landfast_rollout::Gate::Analysis),
-        _ => None,
+        Phase::Pausing
+        | Phase::Clearing
+        | Phase::Warming { .. }
+        | Phase::Moving { .. }
+        | Phase::Stepping { .. }
+        | Phase::Shifting { .. }
+        | Phase::Promoting { .. }
+        | Phase::Standby
+        | Phase::Sealing
+        | Phase::Reverting { .. }
+        | Phase::Parked { .. } => None,
     };
     let gate = |gate: &landfast_rollout::Gate| {
         let known = rollout.gates.get(gate);
@@ -340,7 +391,15 @@ fn deadlines(rollout: &Moving) -> Vec<Deadline> {
             add("hold", since + plan.hold, "traffic moves");
         }
         Phase::Gating { .. } | Phase::Parked { .. } | Phase::Sealing => {}
-        _ => {
+        Phase::Preflight
+        | Phase::Pausing
+        | Phase::Clearing
+        | Phase::Warming { .. }
+        | Phase::Moving { .. }
+        | Phase::Stepping { .. }
+        | Phase::Shifting { .. }
+        | Phase::Promoting { .. }
+        | Phase::Reverting { .. } => {
             let then = "rolls back unless another instance is ready";
             add(
                 "progress_deadline",
