@@ -7,7 +7,7 @@ SHELL := /bin/sh
 .NOTPARALLEL:
 
 CARGO ?= cargo
-PROOF = $(CARGO) build --locked --release --workspace --bins && $(CARGO) xtask proof
+PROOF = $(CARGO) build --locked --release -p landfast -p landfast-judge && $(CARGO) xtask proof
 
 .PHONY: help
 help: ## list the targets
@@ -64,7 +64,7 @@ clean-run: ## what CI does: .ci/run in a fresh clone of the last commit, cold, t
 
 .PHONY: demo
 demo: ## a real app, five releases, under load: nothing may be lost
-	$(CARGO) build --locked --release -p landfast -p landfast-judge -p flextime
+	$(CARGO) build --locked --release -p landfast -p landfast-judge
 	$(CARGO) xtask demo
 
 .PHONY: bench

@@ -25,7 +25,7 @@ pub(crate) fn run(name: &str) -> anyhow::Result<()> {
             "-p",
             "landfast-sim",
             "--test",
-            "planted",
+            "worlds",
             "--",
             "--nocapture",
         ],
