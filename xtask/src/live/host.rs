@@ -209,6 +209,8 @@ impl Host {
         for (_, shim, main) in instances {
             killed.extend([shim, main]);
         }
+        // A host that is lost stops all at once: nobody sees another die and answers it.
+        killed.iter().for_each(|pid| signal(*pid, "-STOP"));
         killed.iter().for_each(|pid| kill(*pid));
         killed
     }

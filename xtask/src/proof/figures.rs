@@ -84,16 +84,14 @@ pub(crate) fn exit(build: &Build) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The newest line a shim wrote: how its instance ended.
+/// When an instance of the broken release last said that it leaves at once.
 fn last_exit(host: &Host) -> Option<i64> {
     let folder = host.state().join("logs/flextime/production");
     let mut newest = None;
     for entry in fs::read_dir(folder).ok()?.flatten() {
         for segment in fs::read_dir(entry.path()).ok()?.flatten() {
             let text = fs::read_to_string(segment.path()).unwrap_or_default();
-            let ends = text
-                .lines()
-                .filter(|line| line.contains(" s ") && line.contains("ended"));
+            let ends = text.lines().filter(|line| line.contains("built to"));
             let at = ends
                 .filter_map(|line| millis_of(line.split(' ').next()?))
                 .max();
@@ -208,7 +206,9 @@ pub(crate) fn scopes(build: &Build) -> anyhow::Result<()> {
         settings("thief", "production", "shop.example"),
     )?;
     thief.build(4)?;
-    let plan = host.json(&thief.folder, &thief.arguments(&["plan"]))?;
+    // A plan that a deploy would be refused for prints all the same, and says so by its exit code.
+    let planned = host.cli(&thief.folder, &thief.arguments(&["plan", "--json"]))?;
+    let plan: Value = serde_json::from_slice(&planned.stdout).context("the plan is no JSON")?;
     let owner = plan["routes"][0]["taken_by"]
         .as_str()
         .unwrap_or_default()
@@ -265,7 +265,7 @@ pub(crate) fn rollback(build: &Build) -> anyhow::Result<()> {
     let verdict = judge.finish()?;
     sleep(Duration::from_secs(2));
     let last = last_routed(&host, 2)?;
-    let took = last - asked / 1_000;
+    let took = last - asked / 1_000 % 86_400_000;
     println!(
         "figure: the last request was routed to the bad release {took} ms after the command; {} requests, {} lost",
         verdict.number("requests"),
@@ -280,7 +280,7 @@ pub(crate) fn rollback(build: &Build) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// When the last request was routed to a release, by the access log, in milliseconds since the epoch.
+/// When the last request was routed to a release, by the access log, in milliseconds of the day.
 fn last_routed(host: &Host, release: u64) -> anyhow::Result<i64> {
     let text = fs::read_to_string(host.state().join("proxy/access.log"))?;
     let mut last = None;
@@ -291,13 +291,10 @@ fn last_routed(host: &Host, release: u64) -> anyhow::Result<i64> {
         if entry["release"].as_u64() != Some(release) {
             continue;
         }
-        let Some(at) = entry["at_us"]
-            .as_i64()
-            .or_else(|| entry["time_us"].as_i64())
-        else {
+        let Some(at) = millis(&entry["at"]) else {
             bail!("the access log has no instant: {line}");
         };
-        last = last.max(Some(at / 1_000));
+        last = last.max(Some(at));
     }
     last.context("nothing was routed to the release")
 }
