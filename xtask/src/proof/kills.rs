@@ -42,9 +42,12 @@ pub(crate) fn instance_kill(build: &Build) -> anyhow::Result<()> {
         wait_until("three instances serve", Duration::from_secs(60), || {
             ready(&app, &host) == 3
         })?;
-        sleep(Duration::from_secs(1));
+        // The oldest, and not before it has served for 30 s: sooner it would be a crash loop, with its back-off.
+        sleep(Duration::from_secs(11));
         let instances = host.instances();
-        let (_, _, main) = instances.first().context("no instance runs")?;
+        let number = |id: &str| id.rsplit('.').next().and_then(|n| n.parse::<u64>().ok());
+        let oldest = instances.iter().min_by_key(|(id, ..)| number(id));
+        let (_, _, main) = oldest.context("no instance runs")?;
         kill(*main);
         sleep(Duration::from_secs(1));
     }
