@@ -35,6 +35,8 @@ pub enum Violation {
     LetGoEarly { service: ServiceName },
     /// A rollout to one release was replaced by another without an end.
     TwoRollouts,
+    /// The rules contradict each other and never come to rest.
+    Restless,
 }
 
 impl fmt::Display for Violation {
@@ -68,6 +70,7 @@ impl fmt::Display for Violation {
                 )
             }
             Self::TwoRollouts => f.write_str("a second rollout would move the environment"),
+            Self::Restless => f.write_str("the rules would never come to rest"),
         }
     }
 }

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// Rounds after which the rules must have come to rest. Each round makes progress in a finite order, so this
-/// is never reached; it turns a mistake into a message instead of a hang.
+/// is never reached; it turns a mistake into a parked rollout instead of a hang.
 const ROUNDS_MAX: usize = 10_000;
 
 pub(crate) fn decide(
@@ -35,8 +35,12 @@ pub(crate) fn decide(
         now,
     };
     draft.take(input.clone())?;
-    draft.settle();
-    let Some(violation) = broken(environment, &draft.state) else {
+    let violation = if draft.settle() {
+        broken(environment, &draft.state)
+    } else {
+        Some(Violation::Restless)
+    };
+    let Some(violation) = violation else {
         return Ok(draft.events);
     };
     // A broken invariant parks the rollout instead of acting on it; traffic stays as it is. What was told is
@@ -95,7 +99,8 @@ impl Draft {
         self.rollout().ok_or(Rejected::NoRollout)
     }
 
-    fn settle(&mut self) {
+    /// Applies the rules until none has anything left to say; false when they never come to rest.
+    fn settle(&mut self) -> bool {
         for _ in 0..ROUNDS_MAX {
             let before = self.events.len();
             self.judge_instances();
@@ -104,9 +109,9 @@ impl Draft {
             self.fit_sizes();
             self.fit_traffic();
             if self.events.len() == before {
-                return;
+                return true;
             }
         }
-        unreachable!("the rules of {} do not come to rest", self.state.scope);
+        false
     }
 }
