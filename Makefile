@@ -37,7 +37,7 @@ check-lints: ## clippy, every warning an error
 
 .PHONY: check-tests
 check-tests: ## all tests
-	$(CARGO) test --locked --workspace
+	$(CARGO) test --locked --workspace --no-fail-fast
 
 .PHONY: check-documents
 check-documents: ## generated documents are committed as the code makes them; rustdoc without a warning

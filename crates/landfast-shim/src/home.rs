@@ -2,25 +2,20 @@
 //!
 //! Run folders vanish under running processes: a session manager empties a user's when the last session ends, an
 //! operator cleans up too much. An instance that no server can find would go on beside the one that replaces it,
-//! so the shim makes its folder anew, and where it cannot, the instance must end.
+//! so the shim makes its folder anew, and where it cannot, the instance must end. It looks every few seconds:
+//! inotify would tell sooner, but a user has 128 of those, and a host may have more shims than that.
 
 use std::{
     fs::{self, DirBuilder, File},
     io,
-    os::{
-        fd::OwnedFd,
-        unix::{
-            fs::{DirBuilderExt as _, MetadataExt as _},
-            net::UnixListener,
-        },
+    os::unix::{
+        fs::{DirBuilderExt as _, MetadataExt as _},
+        net::UnixListener,
     },
     path::PathBuf,
 };
 
-use rustix::{
-    fs::{FlockOperation, inotify},
-    io::Errno,
-};
+use rustix::{fs::FlockOperation, io::Errno};
 
 use crate::{
     clock,
@@ -31,8 +26,6 @@ pub(crate) struct Home {
     folder: PathBuf,
     lock: File,
     pub(crate) listener: UnixListener,
-    /// Tells when something in the folder is removed. Without it (no inotify left for this user) nobody looks.
-    pub(crate) watch: Option<OwnedFd>,
 }
 
 /// Why a folder could not be taken.
@@ -62,15 +55,7 @@ impl Home {
             folder,
             lock,
             listener,
-            watch: watch(),
         })
-    }
-
-    /// Empties the queue of events; what they say is looked up afterwards.
-    pub(crate) fn read_events(&self, buffer: &mut [u8]) {
-        if let Some(watch) = &self.watch {
-            while rustix::io::read(watch, &mut *buffer).is_ok_and(|count| count > 0) {}
-        }
     }
 
     /// Whether a server would find this shim.
@@ -100,7 +85,6 @@ impl Home {
             self.lock = take_lock()?;
         }
         self.listener = listen().map_err(HomeError::io("bind the control socket"))?;
-        self.watch = watch();
         Ok(())
     }
 
@@ -131,16 +115,6 @@ fn listen() -> io::Result<UnixListener> {
     let listener = UnixListener::bind(SOCKET_FILE)?;
     listener.set_nonblocking(true)?;
     Ok(listener)
-}
-
-fn watch() -> Option<OwnedFd> {
-    let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
-    let watch = inotify::init(flags).ok()?;
-    let events = inotify::WatchFlags::DELETE
-        | inotify::WatchFlags::DELETE_SELF
-        | inotify::WatchFlags::MOVE_SELF;
-    inotify::add_watch(&watch, ".", events).ok()?;
-    Some(watch)
 }
 
 /// Leaves a word for whoever looks into the folder; standard error is a file there.

@@ -40,8 +40,8 @@ const EXEC_DRAIN_MAX: Duration = Duration::from_millis(500);
 const PERSIST_INTERVAL: Duration = Duration::from_secs(2);
 /// Answers that a client does not read hold the shim back for so long at most.
 const FAREWELL_MAX: Duration = Duration::from_secs(1);
-/// Whoever removes the folder is given so long to be done with it.
-const FOLDER_QUIET: Duration = Duration::from_millis(300);
+/// How long a shim that lost its folder can go unnoticed.
+const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -70,8 +70,6 @@ struct Output {
 enum Source {
     Signals,
     Listener,
-    /// Somebody removes something in the shim's folder.
-    Folder,
     Output(usize),
     Connection(usize),
     ExecStdin(usize),
@@ -84,8 +82,8 @@ pub(crate) struct Supervisor {
     main: Option<Pid>,
     phase: Phase,
     home: Home,
-    /// Something in the folder was removed: look what is left once it is quiet.
-    look_at: Option<Monotonic>,
+    /// When to look next whether the folder is still there.
+    look_at: Monotonic,
     signals: OwnedFd,
     core_limit: Rlimit,
     outputs: Vec<Output>,
@@ -132,7 +130,7 @@ impl Supervisor {
             main: None,
             phase: Phase::Running,
             home,
-            look_at: None,
+            look_at: Monotonic::now().after(LOOK_INTERVAL),
             signals,
             core_limit,
             outputs: Vec::new(),
@@ -222,10 +220,8 @@ impl Supervisor {
             sources.push(source);
             polled.push(PollFd::from_borrowed_fd(descriptor, flags));
         });
-        let timeout = self
-            .deadline()
-            .map(|deadline| until(Monotonic::now(), deadline));
-        if poll(&mut polled, timeout.as_ref()).is_err() {
+        let timeout = until(Monotonic::now(), self.deadline());
+        if poll(&mut polled, Some(&timeout)).is_err() {
             // EINTR, or no memory in the kernel for a moment: look at the clock and poll again.
             return Vec::new();
         }
@@ -236,9 +232,6 @@ impl Supervisor {
     fn each_descriptor<'a>(&'a self, mut watch: impl FnMut(Source, BorrowedFd<'a>, PollFlags)) {
         watch(Source::Signals, self.signals.as_fd(), PollFlags::IN);
         watch(Source::Listener, self.home.listener.as_fd(), PollFlags::IN);
-        if let Some(events) = &self.home.watch {
-            watch(Source::Folder, events.as_fd(), PollFlags::IN);
-        }
         for (index, output) in self.outputs.iter().enumerate() {
             if let Some(pipe) = &output.pipe {
                 watch(Source::Output(index), pipe.as_fd(), PollFlags::IN);
@@ -272,8 +265,8 @@ impl Supervisor {
         }
     }
 
-    /// The next instant to wake for; an idle shim has none and sleeps.
-    fn deadline(&self) -> Option<Monotonic> {
+    /// The next instant to wake for.
+    fn deadline(&self) -> Monotonic {
         let phase = match self.phase {
             Phase::Running => None,
             Phase::Stopping { kill_at } | Phase::Sweeping { kill_at } => Some(kill_at),
@@ -283,7 +276,7 @@ impl Supervisor {
             let (_, drain_until) = connection.exec.as_ref()?.ended.as_ref()?;
             Some(*drain_until)
         });
-        execs.chain(phase).chain(self.look_at).min()
+        execs.chain(phase).fold(self.look_at, Monotonic::min)
     }
 
     fn serve(&mut self, source: Source, flags: PollFlags, now: Monotonic) {
@@ -296,10 +289,6 @@ impl Supervisor {
                 self.reap(now);
             }
             Source::Listener => self.accept(),
-            Source::Folder => {
-                self.home.read_events(&mut self.buffer);
-                self.look_at = Some(now.after(FOLDER_QUIET));
-            }
             Source::Output(index) => {
                 self.record_output(index);
             }
@@ -554,7 +543,7 @@ impl Supervisor {
         self.answer_awaited();
     }
 
-    /// Somebody removed something in the folder.
+    /// Makes the folder anew if somebody removed something in it.
     fn look_after_home(&mut self, now: Monotonic) {
         let can_be_found = match self.phase {
             Phase::Running | Phase::Stopping { .. } => self.home.is_intact(),
@@ -580,8 +569,8 @@ impl Supervisor {
 
     /// Does what is due.
     fn tick(&mut self, now: Monotonic) {
-        if self.look_at.is_some_and(|look_at| now >= look_at) {
-            self.look_at = None;
+        if now >= self.look_at {
+            self.look_at = now.after(LOOK_INTERVAL);
             self.look_after_home(now);
         }
         match self.phase {

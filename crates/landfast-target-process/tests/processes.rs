@@ -255,8 +255,8 @@ async fn shows_secrets_to_the_instance_only() {
         .filter_map(|entry| fs::read_link(entry.path()).ok())
         .collect();
     opened.retain(|path| !path.starts_with("/dev/null"));
-    // Its last words, lock, signals, events, socket and segment, and two pipes.
-    assert_eq!(opened.len(), 8, "{opened:?}");
+    // Its last words, lock, signals, socket and segment, and two pipes.
+    assert_eq!(opened.len(), 7, "{opened:?}");
     target
         .stop(fence(2), &world.id(1), Duration::ZERO)
         .await
