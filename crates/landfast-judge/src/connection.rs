@@ -52,6 +52,8 @@ pub enum TlsError {
 pub(crate) struct Failure {
     pub reason: Reason,
     pub detail: String,
+    /// Milliseconds the application worked on it, where that is known.
+    pub app_ms: Option<u64>,
 }
 
 impl Failure {
@@ -59,6 +61,7 @@ impl Failure {
         Self {
             reason,
             detail: detail.into(),
+            app_ms: None,
         }
     }
 }

@@ -32,7 +32,7 @@ pub(crate) async fn hold(shared: Arc<Shared>, number: usize) {
         let opened =
             opened.unwrap_or_else(|_| Err(Failure::new(Reason::NoAnswer, "no answer in time")));
         let wait = match opened {
-            Err(Failure { reason, detail }) => {
+            Err(Failure { reason, detail, .. }) => {
                 shared
                     .tally()
                     .lost(sample(Kind::Events, reason, detail, &route));
@@ -50,7 +50,7 @@ pub(crate) async fn hold(shared: Arc<Shared>, number: usize) {
                 match end {
                     None => return,
                     Some(Ok(())) => tally.streams().ended += 1,
-                    Some(Err(Failure { reason, detail })) => {
+                    Some(Err(Failure { reason, detail, .. })) => {
                         let mut sample = sample(Kind::Events, reason, detail, &route);
                         sample.release = Some(release);
                         tally.cut(sample);

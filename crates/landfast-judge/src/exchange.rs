@@ -162,12 +162,17 @@ pub(crate) async fn perform(shared: Arc<Shared>, planned: Planned, scheduled: In
                 shared.posts()[number] = Post::Acknowledged;
             }
         }
-        Err(Failure { reason, detail }) => {
+        Err(Failure {
+            reason,
+            detail,
+            app_ms,
+        }) => {
             let status = detail
                 .strip_prefix("status ")
                 .and_then(|rest| rest.get(..3)?.parse().ok());
             let mut sample = sample(planned.kind, reason, detail, &route);
             (sample.status, sample.id) = (status, request.id.clone());
+            (sample.waited_ms, sample.app_ms) = (Some(latency.as_millis() as u64), app_ms);
             tally.lost(sample);
             if let Some(number) = post {
                 shared.posts()[number] = Post::Lost;
@@ -189,6 +194,8 @@ pub(crate) fn sample(kind: Kind, reason: Reason, detail: String, route: &Route) 
         status: None,
         release: None,
         id: None,
+        waited_ms: None,
+        app_ms: None,
     }
 }
 
@@ -257,7 +264,10 @@ fn judge(
                 latency.as_millis(),
                 app_time.as_millis()
             );
-            return Err(Failure::new(Reason::Late, detail));
+            return Err(Failure {
+                app_ms: Some(app_time.as_millis() as u64),
+                ..Failure::new(Reason::Late, detail)
+            });
         }
     }
     if let Some(number) = post

@@ -60,6 +60,9 @@ struct Arguments {
     paths: Vec<String>,
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// How many losses to describe one by one; all are counted.
+    #[arg(long, default_value_t = 200)]
+    samples: usize,
     /// Unix socket that takes the lines `start`, `snapshot` and `stop`, each answered with one line of JSON.
     #[arg(long)]
     control: Option<PathBuf>,
@@ -130,6 +133,7 @@ fn settings(arguments: &Arguments) -> anyhow::Result<Settings> {
     settings.stream_every = arguments.every;
     settings.receipts.clone_from(&arguments.receipts);
     settings.seed = arguments.seed;
+    settings.samples_max = arguments.samples;
     if !arguments.paths.is_empty() {
         settings.paths.clone_from(&arguments.paths);
     }

@@ -76,6 +76,10 @@ pub struct LostSample {
     pub status: Option<u16>,
     pub release: Option<String>,
     pub id: Option<String>,
+    /// From the scheduled instant of the request to `at`.
+    pub waited_ms: Option<u64>,
+    /// How long the application worked on it, of an answer that came late.
+    pub app_ms: Option<u64>,
 }
 
 /// Requests of one kind.

@@ -45,7 +45,7 @@ pub(crate) async fn hold(shared: Arc<Shared>, number: usize) {
         let opened =
             opened.unwrap_or_else(|_| Err(Failure::new(Reason::NoAnswer, "no handshake in time")));
         let wait = match opened {
-            Err(Failure { reason, detail }) => {
+            Err(Failure { reason, detail, .. }) => {
                 shared
                     .tally()
                     .lost(sample(Kind::Websocket, reason, detail, &route));
@@ -60,7 +60,7 @@ pub(crate) async fn hold(shared: Arc<Shared>, number: usize) {
                 match end {
                     End::Stopped => return,
                     End::Moved => tally.streams().moved += 1,
-                    End::Cut(Failure { reason, detail }) => {
+                    End::Cut(Failure { reason, detail, .. }) => {
                         let mut sample = sample(Kind::Websocket, reason, detail, &route);
                         sample.release = Some(socket.release.clone());
                         tally.cut(sample);

@@ -70,6 +70,7 @@ impl Judge {
             .args(["--websockets", &settings.websockets.to_string()])
             .args(["--events", &settings.events.to_string()])
             .args(["--http2", &settings.http2.to_string()])
+            .args(["--samples", "5000"])
             .arg("--receipts")
             .arg(app.receipts(host))
             .arg("--control")
