@@ -16,7 +16,12 @@ mod folder;
 mod ports;
 mod start;
 
-use std::{ops::RangeInclusive, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    ops::RangeInclusive,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 pub use landfast_shim::logs;
@@ -86,11 +91,22 @@ pub struct ProcessTarget {
     execs: std::sync::Mutex<JoinSet<()>>,
 }
 
+/// The same number for the same path, and mostly another one for another path (FNV-1a).
+fn path_seed(path: &Path) -> u64 {
+    let bytes = path.as_os_str().as_encoded_bytes();
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
 impl ProcessTarget {
     /// A target on a run folder. Whatever runs there already is found by [`Target::list`].
     pub fn new(settings: ProcessSettings) -> Self {
         Self {
-            ports: std::sync::Mutex::new(Ports::new(settings.ports.clone())),
+            ports: std::sync::Mutex::new(Ports::new(
+                settings.ports.clone(),
+                path_seed(&settings.run),
+            )),
             settings,
             stripes: (0..STRIPES).map(|_| Mutex::new(())).collect(),
             execs: std::sync::Mutex::new(JoinSet::new()),

@@ -15,6 +15,8 @@ use crate::folder::Folder;
 #[derive(Debug)]
 pub(crate) struct Ports {
     range: RangeInclusive<u16>,
+    /// Where a server without instances begins.
+    first: u16,
     /// The port given out last; before the first, it is taken from the youngest instance there is.
     last: Option<u16>,
     /// Given to instances that are just being started.
@@ -52,8 +54,13 @@ impl Used {
 }
 
 impl Ports {
-    pub(crate) fn new(range: RangeInclusive<u16>) -> Self {
+    /// `seed` says where in the range to begin: between the look whether a port is free and the instance's own bind,
+    /// another server of this machine may look too, so two servers should not go through the range side by side.
+    pub(crate) fn new(range: RangeInclusive<u16>, seed: u64) -> Self {
+        let count = u64::from(range.end().saturating_sub(*range.start())) + 1;
+        let offset = u16::try_from(seed % count).unwrap_or(0);
         Self {
+            first: range.start() + offset,
             range,
             last: None,
             reserved: BTreeSet::new(),
@@ -73,7 +80,8 @@ impl Ports {
         let start = *self.range.start();
         let next = match last {
             Some(last) if last < *self.range.end() => last + 1,
-            Some(_) | None => start,
+            Some(_) => start,
+            None => self.first,
         };
         let mut round = (next..=*self.range.end()).chain(start..next);
         let port = round.find(|port| {
@@ -120,7 +128,7 @@ mod tests {
     #[test]
     fn goes_round_the_range_past_what_is_taken() {
         let first = free();
-        let mut ports = Ports::new(first..=first + 2);
+        let mut ports = Ports::new(first..=first + 2, 0);
         assert_eq!(ports.reserve(&used(&[])), Some(first));
         assert_eq!(ports.reserve(&used(&[first + 1])), Some(first + 2));
         assert_eq!(ports.reserve(&used(&[first + 1])), None);
@@ -132,7 +140,7 @@ mod tests {
     #[test]
     fn goes_on_after_the_youngest_instance() {
         let first = free();
-        let mut ports = Ports::new(first..=first + 2);
+        let mut ports = Ports::new(first..=first + 2, 0);
         let used = Used {
             ports: BTreeSet::new(),
             youngest: Some(first + 1),
@@ -141,11 +149,19 @@ mod tests {
     }
 
     #[test]
+    fn begins_where_the_seed_says_and_still_finds_every_port() {
+        let first = free();
+        let mut ports = Ports::new(first..=first + 2, 5);
+        let given: Vec<_> = (0..3).map(|_| ports.reserve(&used(&[]))).collect();
+        assert_eq!(given, [Some(first + 2), Some(first), Some(first + 1)]);
+    }
+
+    #[test]
     fn leaves_out_a_port_that_a_stranger_listens_on() {
         let first = free();
         let _stranger = TcpListener::bind(address(first)).unwrap();
         assert_eq!(
-            Ports::new(first..=first + 2).reserve(&used(&[])),
+            Ports::new(first..=first + 2, 0).reserve(&used(&[])),
             Some(first + 1)
         );
     }
