@@ -19,7 +19,7 @@ use landfast_engine::{
 };
 use landfast_shim::logs::LogStream as Wrote;
 use landfast_target::{ExecOutput, Exit, InstanceRef, TargetError};
-use landfast_types::{InstanceId, JobName};
+use landfast_types::{InstanceId, JobName, Scope};
 use serde::Serialize;
 use tokio::{sync::mpsc, time::sleep};
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
@@ -56,29 +56,47 @@ pub(crate) async fn logs(
     let owner = state.clone();
     state.spawn(async move {
         if send_lines(&sender, &lines).await.is_ok() && follow {
-            follow_logs(owner, follower, sender).await;
+            follow_logs(owner, scope, query.instance, follower, sender).await;
         }
     });
     ndjson(receiver)
 }
 
-async fn follow_logs(state: AppState, mut follower: Follower, sender: mpsc::Sender<Bytes>) {
+/// Sends lines as they come. Those of one run of a job end with the run.
+async fn follow_logs(
+    state: AppState,
+    scope: Scope,
+    instance: Option<String>,
+    mut follower: Follower,
+    sender: mpsc::Sender<Bytes>,
+) {
     let mut leaving = state.leaving.clone();
+    let run = instance.and_then(|instance| {
+        let number = run_number(&instance)?;
+        Some((scope, instance, number))
+    });
     loop {
         tokio::select! {
             () = until_leaving(&mut leaving) => return,
             () = sender.closed() => return,
             () = sleep(LOOK_EVERY) => {}
         }
+        let (shared, run) = (state.platform.shared().clone(), run.clone());
         let read = tokio::task::spawn_blocking(move || {
+            // Looked up before the lines are read: what it wrote before its end is among them.
+            let has_ended = run.is_some_and(|(scope, instance, number)| {
+                jobs::load(&shared, &scope, number).is_some_and(|record| {
+                    record.instance.as_str() == instance && record.ended_at.is_some()
+                })
+            });
             let lines = follower.more();
-            (follower, lines)
+            (follower, lines, has_ended)
         });
-        let Ok((back, Ok(lines))) = read.await else {
+        let Ok((back, Ok(lines), has_ended)) = read.await else {
             return;
         };
         follower = back;
-        if send_lines(&sender, &lines).await.is_err() {
+        if send_lines(&sender, &lines).await.is_err() || has_ended {
             return;
         }
     }
@@ -268,10 +286,7 @@ pub(crate) async fn job_run(
     Path((app, environment, job, run)): Path<(String, String, String, String)>,
 ) -> Answer<Response> {
     let scope = scope(&app, &environment)?;
-    let number = run
-        .rsplit('.')
-        .next()
-        .and_then(|number| number.parse::<u64>().ok());
+    let number = run_number(&run);
     let shared = state.platform.shared().clone();
     let found = blocking(move || number.and_then(|number| jobs::load(&shared, &scope, number)));
     let found = found.await?.filter(|record| record.job.as_str() == job);
@@ -282,6 +297,11 @@ pub(crate) async fn job_run(
         )
     })?;
     Ok(json_response(StatusCode::OK, &wire_run(&record)))
+}
+
+/// The number of a run from its instance: `job-smoke.r3.17`.
+fn run_number(instance: &str) -> Option<u64> {
+    instance.rsplit('.').next()?.parse().ok()
 }
 
 fn wire_run(record: &jobs::RunRecord) -> JobRun {
