@@ -214,7 +214,7 @@ codes! {
     SecretUnknown, "secret-unknown", 404, "no such secret", Some("`landfast secret list` lists the names");
     /// Another rollout of this environment is moving. One environment is moved by one rollout at a time. Wait for
     /// it, abort it, or deploy with `--supersede`, which takes it back first.
-    RolloutMoving, "rollout-moving", 409, "another rollout is moving", Some("`landfast status --follow` watches it; `--supersede` takes it back first");
+    RolloutMoving, "rollout-moving", 409, "another rollout is moving", Some("`landfast status --follow` watches it; `landfast abort` takes it back, `landfast deploy --supersede` does so first");
     /// There is no rollout to promote, abort or seal.
     NoRollout, "no-rollout", 409, "no rollout is under way", Some("`landfast history` shows how the last one ended");
     /// The rollout is in a state in which this cannot be done, such as promoting one that is rolling back.

@@ -9,7 +9,7 @@ use anyhow::anyhow;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use landfast_api::{
     ArtifactEntry, ArtifactEntryKind, ArtifactListing, DeployRequest, DiffMark, Manifest, Plan,
-    PlanRequest, Strategy,
+    PlanRequest, ServicePlan, Strategy,
 };
 use landfast_client::{Blob, Client, Error};
 use landfast_spec::AppSpec;
@@ -179,11 +179,22 @@ pub(super) async fn plan(
     }
 }
 
+/// What `scale` set in place of the manifest's replicas.
+fn overridden(service: &ServicePlan) -> Option<String> {
+    let replicas = service.scale_override?;
+    let name = &service.service;
+    Some(format!(
+        "  {name}: {replicas} by `landfast scale`, until `replicas` changes in the manifest"
+    ))
+}
+
 fn plan_lines(plan: &Plan, paint: Paint) -> Vec<String> {
     let scope = format!("{}/{}", plan.app, plan.environment);
     if plan.unchanged {
         let from = plan.from.unwrap_or(plan.to);
-        return vec![format!("{scope}: nothing differs from release {from}")];
+        let mut lines = vec![format!("{scope}: nothing differs from release {from}")];
+        lines.extend(plan.services.iter().filter_map(overridden));
+        return lines;
     }
     let releases = match plan.from {
         Some(from) => format!("release {from} → {}", plan.to),
@@ -213,11 +224,7 @@ fn plan_lines(plan: &Plan, paint: Paint) -> Vec<String> {
         };
         lines.push(String::new());
         lines.push(format!("service {}  {word}, {replicas}", service.service));
-        if let Some(replicas) = service.scale_override {
-            lines.push(format!(
-                "  `landfast scale` set {replicas} in place of the manifest's"
-            ));
-        }
+        lines.extend(overridden(service));
         lines.extend(service.lines.iter().map(|line| match line.mark {
             DiffMark::Added => paint.good(&format!("  + {}", line.text)),
             DiffMark::Removed => paint.bad(&format!("  - {}", line.text)),

@@ -1,7 +1,9 @@
 //! Commands that move an environment without a new release.
 
+use std::time::Duration;
+
 use anyhow::anyhow;
-use landfast_api::{EnvironmentStatus, RollbackRequest, Rollout, ScaleRequest};
+use landfast_api::{EnvironmentState, EnvironmentStatus, RollbackRequest, Rollout, ScaleRequest};
 use landfast_client::Client;
 use landfast_types::Scope;
 
@@ -12,6 +14,10 @@ use crate::{
     follow::{self, Want},
     out::Printer,
 };
+
+/// `stop` and `start` wait so long for what they ask for: longer than an instance may take to become ready.
+const SETTLE_MAX: Duration = Duration::from_secs(600);
+const SETTLE_STEP: Duration = Duration::from_millis(200);
 
 /// The rollout that was named, or the one under way.
 async fn rollout_id(client: &Client, scope: &Scope, named: Option<u64>) -> Result<u64, Failure> {
@@ -189,7 +195,11 @@ pub(super) async fn stop(
     arguments: &Reason,
 ) -> Result<Exit, Failure> {
     let scope = scope(global)?;
-    let status = client.stop(&scope, arguments.reason.as_deref()).await?;
+    client.stop(&scope, arguments.reason.as_deref()).await?;
+    let is_stopped = |status: &EnvironmentStatus| {
+        status.state == EnvironmentState::Stopped && ready(status) == 0
+    };
+    let status = settle(printer, client, &scope, is_stopped).await?;
     said(
         printer,
         &status,
@@ -204,8 +214,46 @@ pub(super) async fn start(
     arguments: &Reason,
 ) -> Result<Exit, Failure> {
     let scope = scope(global)?;
-    let status = client.start(&scope, arguments.reason.as_deref()).await?;
+    client.start(&scope, arguments.reason.as_deref()).await?;
+    let is_serving = |status: &EnvironmentStatus| status.state == EnvironmentState::Serving;
+    let status = settle(printer, client, &scope, is_serving).await?;
     said(printer, &status, "`landfast status` shows the instances")
+}
+
+/// Waits until an environment is where it was sent, and says how far it is.
+async fn settle(
+    printer: &Printer,
+    client: &Client,
+    scope: &Scope,
+    is_there: impl Fn(&EnvironmentStatus) -> bool,
+) -> Result<EnvironmentStatus, Failure> {
+    let began = tokio::time::Instant::now();
+    let mut said = None;
+    loop {
+        let status = client.status(scope).await?;
+        if is_there(&status) {
+            return Ok(status);
+        }
+        let ready = ready(&status);
+        if said.replace(ready) != Some(ready) {
+            printer.say(&format!("{scope}: {ready} instances ready"));
+        }
+        if began.elapsed() > SETTLE_MAX {
+            let failure = anyhow!(
+                "{scope} is {} with {ready} instances ready, after {} minutes",
+                status.state.as_str(),
+                SETTLE_MAX.as_secs() / 60
+            );
+            let failure = Failure::new(Exit::Failed, failure);
+            return Err(failure.hint("it goes on without this command; `landfast status` shows it"));
+        }
+        tokio::time::sleep(SETTLE_STEP).await;
+    }
+}
+
+fn ready(status: &EnvironmentStatus) -> u32 {
+    let groups = status.services.iter().flat_map(|service| &service.groups);
+    groups.map(|group| group.ready).sum()
 }
 
 fn said(printer: &Printer, status: &EnvironmentStatus, then: &str) -> Result<Exit, Failure> {
