@@ -508,6 +508,32 @@ fn a_deploy_in_standby_accepts_what_serves() {
 }
 
 #[test]
+fn a_stop_or_a_restart_in_standby_accepts_what_serves() {
+    for is_stop in [true, false] {
+        for strategy in [Strategy::BlueGreen, rolling()] {
+            let mut bench = Bench::serving(api());
+            bench.deploy(api(), plan(strategy)).unwrap();
+            bench.until("standby");
+            let input = match is_stop {
+                true => Input::Stop,
+                false => Input::Restart { by: "bob".into() },
+            };
+            bench.tell(input).unwrap();
+            // Whoever seals what is being sealed is told nothing but yes.
+            if bench.phase() == "sealing" {
+                bench.seal().unwrap();
+            }
+            bench.until("none");
+            bench.run(60);
+            assert_eq!(bench.environment.serving, Some(ReleaseId(2)));
+            assert_eq!(bench.environment.history[1].outcome, Outcome::Sealed);
+            let wanted = if is_stop { 0 } else { 3 };
+            assert_eq!(bench.in_rotation("api"), wanted);
+        }
+    }
+}
+
+#[test]
 fn after_host_loss_everything_starts_again_and_the_rollout_goes_on() {
     for strategy in strategies() {
         let mut bench = Bench::serving(api());

@@ -1,6 +1,6 @@
 //! What people, drivers and the clock say, and what is recorded of it.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use landfast_types::{ReleaseId, RolloutId, ServiceName};
 
@@ -201,6 +201,12 @@ impl Draft {
         }
     }
 
+    /// Whether the new release serves and the old one only stands by or leaves, with nobody in line behind it.
+    fn is_settled(&self, rollout: &Rollout) -> bool {
+        let stands_by = rollout.phase == Phase::Standby && self.state.is_new_ready();
+        (stands_by || rollout.phase == Phase::Sealing) && self.state.queued.is_none()
+    }
+
     pub(super) fn is_moving(&self, rollout: &Rollout) -> Rejected {
         Rejected::RolloutMoving {
             rollout: rollout.id,
@@ -237,6 +243,10 @@ impl Draft {
             // There is nothing to compare a first release with.
             plan.strategy = Strategy::BlueGreen;
             plan.gates.remove(&Gate::Analysis);
+        }
+        if from.is_none() {
+            // There is nothing to go back to, so nothing stands by.
+            plan.standby = Duration::ZERO;
         }
         let rollout = RolloutId(self.state.next_rollout);
         self.emit(Change::RolloutStarted {
@@ -286,10 +296,15 @@ impl Draft {
     }
 
     pub(super) fn restart(&mut self, by: String) -> Result<(), Rejected> {
-        if let Some(rollout) = self.rollout() {
+        if let Some(rollout) = self.rollout()
+            && !self.is_settled(rollout)
+        {
             return Err(self.is_moving(rollout));
         }
-        let current = self.state.serving.ok_or(Rejected::NothingDeployed)?;
+        // What stands in standby serves already, and is sealed by this.
+        let accepted = self.rollout().map(|rollout| rollout.to);
+        let current = accepted.or(self.state.serving);
+        let current = current.ok_or(Rejected::NothingDeployed)?;
         if self.state.stopped {
             return Err(Rejected::EnvironmentStopped);
         }
@@ -299,7 +314,8 @@ impl Draft {
             .get(&current)
             .ok_or(Rejected::NothingDeployed)?;
         let plan = record.plan.for_restart(record.topology.is_exclusive());
-        self.begin(Kind::Restart, current, plan, by);
+        self.make_room(false)?;
+        self.begin_or_queue(Kind::Restart, current, plan, by);
         Ok(())
     }
 
@@ -322,12 +338,18 @@ impl Draft {
 
     pub(super) fn stop(&mut self) -> Result<(), Rejected> {
         if let Some(rollout) = self.rollout() {
-            return Err(self.is_moving(rollout));
+            if !self.is_settled(rollout) {
+                return Err(self.is_moving(rollout));
+            }
+            // Standby ⇒ Sealing: whoever stops what serves does not take it back.
+            if rollout.phase == Phase::Standby {
+                self.enter(Phase::Sealing);
+            }
         }
         if self.state.stopped {
             return Err(Rejected::EnvironmentStopped);
         }
-        if self.state.serving.is_none() {
+        if self.state.serving.is_none() && self.rollout().is_none() {
             return Err(Rejected::NothingDeployed);
         }
         self.emit(Change::Stopped);
@@ -413,6 +435,10 @@ impl Draft {
 
     pub(super) fn seal(&mut self, by: String) -> Result<(), Rejected> {
         let rollout = self.moving_rollout()?;
+        if rollout.phase == Phase::Sealing {
+            // It is being done.
+            return Ok(());
+        }
         let sealable = rollout.phase == Phase::Standby && self.state.is_new_ready();
         if !sealable && !self.is_planted_seal() {
             let phase = rollout.phase_words();

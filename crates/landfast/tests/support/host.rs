@@ -1,0 +1,250 @@
+//! A real server with its proxy, and a small real application in Python.
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::{TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    time::Duration,
+};
+
+use rustix::process::{Pid, Signal};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::landfast;
+
+/// Long enough for a loaded machine; only a failure waits for it.
+const PATIENCE: Duration = Duration::from_secs(60);
+const STEP: Duration = Duration::from_millis(50);
+
+/// The application: `serve` answers with its version and shows a variable, `smoke` asks the preview, `fail` exits 3.
+const APP: &str = r#"#!/usr/bin/env python3
+import http.server, os, signal, socketserver, sys, threading, urllib.request
+VERSION = "@VERSION@"
+FAULT = "@FAULT@"
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        status, text = 200, VERSION
+        if self.path.startswith("/env/"):
+            text = os.environ.get(self.path[5:], "-")
+        elif self.path == "/ready" and FAULT == "never-ready":
+            status, text = 503, "not yet"
+        body = text.encode()
+        self.send_response(status)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *words):
+        pass
+class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
+    daemon_threads = True
+def serve():
+    server = Server(("127.0.0.1", int(os.environ["PORT"])), Handler)
+    signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
+    print("serving", VERSION, flush=True)
+    server.serve_forever()
+if sys.argv[1] == "serve":
+    serve()
+elif sys.argv[1] == "fail":
+    print("failing on purpose", flush=True)
+    sys.exit(3)
+"#;
+
+/// A folder with a state, a run folder and an app; everything that was started ends with it.
+pub struct Host {
+    pub folder: TempDir,
+    pub http: u16,
+    server: Option<Child>,
+}
+
+impl Host {
+    pub fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut host = Self {
+            folder,
+            http: free_port(),
+            server: None,
+        };
+        host.start_server();
+        host
+    }
+
+    pub fn start_server(&mut self) {
+        let log = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.path("server.log"))
+            .unwrap();
+        let server = self
+            .server_command()
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("the binary is built with its tests");
+        self.server = Some(server);
+        let socket = self.socket();
+        self.until("the server answers", || {
+            std::os::unix::net::UnixStream::connect(&socket).is_ok()
+        });
+    }
+
+    /// `landfast server` as the test starts it.
+    #[expect(clippy::disallowed_methods, reason = "a process that goes on running")]
+    pub fn server_command(&self) -> Command {
+        let mut command = Command::new(assert_cmd::cargo::cargo_bin("landfast"));
+        command
+            .arg("server")
+            .args(["--http", &format!("127.0.0.1:{}", self.http)])
+            .args(["--https", &format!("127.0.0.1:{}", free_port())])
+            .args(["--preview", &format!("127.0.0.1:{}", free_port())])
+            .arg("--state")
+            .arg(self.path("state"))
+            .arg("--run")
+            .arg(self.path("run"));
+        command
+    }
+
+    pub fn kill_server(&mut self) {
+        let mut server = self.server.take().expect("it runs");
+        server.kill().unwrap();
+        server.wait().unwrap();
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.path("run/landfast.sock")
+    }
+
+    /// Writes an app into a folder of its own.
+    pub fn app(&self, name: &str, manifest: &str) -> PathBuf {
+        let folder = self.path(name);
+        fs::create_dir_all(folder.join("build")).unwrap();
+        fs::write(folder.join("landfast.toml"), manifest).unwrap();
+        self.build(&folder, "1", "");
+        folder
+    }
+
+    /// Puts another version of the app where the manifest names it.
+    pub fn build(&self, app: &Path, version: &str, fault: &str) {
+        use std::os::unix::fs::PermissionsExt as _;
+        let text = APP.replace("@VERSION@", version).replace("@FAULT@", fault);
+        let file = app.join("build/app.py");
+        fs::write(&file, text).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    /// Runs the command line in an app's folder.
+    pub fn run(&self, app: &Path, arguments: &[&str]) -> Output {
+        self.run_with(app, arguments, "")
+    }
+
+    pub fn run_with(&self, app: &Path, arguments: &[&str], stdin: &str) -> Output {
+        landfast(app)
+            .env("LANDFAST_SOCKET", self.socket())
+            .args(arguments)
+            .write_stdin(stdin)
+            .timeout(PATIENCE * 2)
+            .output()
+            .expect("it runs")
+    }
+
+    /// Runs it and demands an exit code; gives stdout.
+    #[track_caller]
+    pub fn expect(&self, app: &Path, arguments: &[&str], code: i32) -> String {
+        let output = self.run(app, arguments);
+        let err = String::from_utf8_lossy(&output.stderr);
+        let out = String::from_utf8_lossy(&output.stdout).into_owned();
+        let server = fs::read_to_string(self.path("server.log")).unwrap_or_default();
+        assert_eq!(
+            output.status.code(),
+            Some(code),
+            "landfast {arguments:?}\n--- stdout\n{out}\n--- stderr\n{err}\n--- server\n{server}"
+        );
+        out
+    }
+
+    #[track_caller]
+    pub fn json(&self, app: &Path, arguments: &[&str]) -> Value {
+        let arguments: Vec<_> = arguments.iter().copied().chain(["--json"]).collect();
+        let out = self.expect(app, &arguments, 0);
+        serde_json::from_str(&out).unwrap_or_else(|error| panic!("{arguments:?}: {error}\n{out}"))
+    }
+
+    /// Asks the proxy: status and body.
+    pub fn get(&self, host: &str, path: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.http)).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        write!(
+            stream,
+            "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+        )
+        .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a whole answer");
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, body.to_owned())
+    }
+
+    #[track_caller]
+    pub fn until(&self, what: &str, mut holds: impl FnMut() -> bool) {
+        for _ in 0..(PATIENCE.as_millis() / STEP.as_millis()) {
+            if holds() {
+                return;
+            }
+            std::thread::sleep(STEP);
+        }
+        let server = fs::read_to_string(self.path("server.log")).unwrap_or_default();
+        panic!("{what}: never came true\n--- server\n{server}");
+    }
+
+    /// Processes of this host that are not the server: found by the folder they were started with.
+    fn others(&self) -> Vec<Pid> {
+        let mark = self.folder.path().as_os_str().as_encoded_bytes().to_owned();
+        let mut found = Vec::new();
+        for entry in fs::read_dir("/proc").unwrap().flatten() {
+            let Some(pid) = entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse().ok())
+            else {
+                continue;
+            };
+            let read = |name: &str| fs::read(entry.path().join(name)).unwrap_or_default();
+            let cwd = fs::read_link(entry.path().join("cwd")).unwrap_or_default();
+            let holds = |bytes: &[u8]| bytes.windows(mark.len()).any(|part| part == mark);
+            if holds(&read("cmdline")) || cwd.starts_with(self.folder.path()) {
+                found.extend(Pid::from_raw(pid));
+            }
+        }
+        found
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if let Some(mut server) = self.server.take() {
+            drop(server.kill());
+            drop(server.wait());
+        }
+        // Twice: the proxy's holder and its worker each start the other anew.
+        for _ in 0..2 {
+            for pid in self.others() {
+                // One that ended by itself is as good.
+                let _gone = rustix::process::kill_process(pid, Signal::KILL);
+            }
+        }
+    }
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
