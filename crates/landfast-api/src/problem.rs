@@ -186,7 +186,7 @@ macro_rules! codes {
 codes! {
     /// The manifest has errors. Each is listed with its file, line and column, and what to write instead. Nothing
     /// was changed.
-    ManifestInvalid, "manifest-invalid", 422, "the manifest has errors", Some("run `landfast check`");
+    ManifestInvalid, "manifest-invalid", 422, "the manifest has errors", Some("`landfast explain CODE` says more about a code");
     /// The request itself is not what the API expects: a missing field, an unknown word, a malformed number.
     RequestInvalid, "request-invalid", 400, "the request is not understood", None;
     /// There is nothing under this path. The client may be newer than the server: `landfast status` prints both

@@ -35,7 +35,7 @@ mod worker;
 pub use crate::{
     holder::{ADOPT_ARGUMENTS, HolderError, WORKER_ARGUMENTS, adopt_main, holder_main},
     link::LinkError,
-    listen::BindError,
+    listen::{BindError, port_owner},
     settings::{HolderSettings, WorkerSettings},
     worker::{WorkerError, worker_main},
 };

@@ -118,8 +118,8 @@ fn bind_control(path: &Path) -> Result<UnixListener, BindError> {
     Ok(listener)
 }
 
-/// The process that listens on a port, by `/proc`.
-fn port_owner(port: u16) -> Option<String> {
+/// The process that listens on a port, by `/proc`: its name and number, where they can be seen.
+pub fn port_owner(port: u16) -> Option<String> {
     let inode = ["/proc/net/tcp", "/proc/net/tcp6"]
         .iter()
         .find_map(|table| {

@@ -3,9 +3,9 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io,
+    io::{self, Read as _, Seek as _},
     os::unix::process::CommandExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -16,6 +16,9 @@ use tokio::time::sleep;
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How long a fresh proxy may take to answer.
 const START_MAX: Duration = Duration::from_secs(10);
+
+/// What is read of the log of a proxy that did not start.
+const LOG_BYTES_MAX: u64 = 64 << 10;
 
 /// How the proxy is started.
 #[derive(Debug, Clone)]
@@ -44,6 +47,8 @@ impl ProxyOrder {
         if client.status().await.is_ok() {
             return Ok(());
         }
+        // What earlier attempts said is not what this one says.
+        let said_before = fs::metadata(&self.log).map_or(0, |log| log.len());
         let mut child = self.spawn().map_err(ProxyError::Start)?;
         let tries = START_MAX.as_millis() / 100;
         for _ in 0..tries {
@@ -51,7 +56,7 @@ impl ProxyOrder {
                 return Ok(());
             }
             if let Ok(Some(status)) = child.try_wait() {
-                let last = last_lines(&self.log);
+                let last = last_lines(&self.log, said_before);
                 return Err(ProxyError::Ended(format!("{status}: {last}")));
             }
             sleep(Duration::from_millis(100)).await;
@@ -107,8 +112,17 @@ impl ProxyOrder {
     }
 }
 
-fn last_lines(path: &PathBuf) -> String {
-    let text = fs::read_to_string(path).unwrap_or_default();
+/// The last lines of what a log got after its first `skipped` bytes.
+fn last_lines(path: &Path, skipped: u64) -> String {
+    let mut text = Vec::new();
+    let read = File::open(path).and_then(|mut log| {
+        log.seek(io::SeekFrom::Start(skipped))?;
+        log.take(LOG_BYTES_MAX).read_to_end(&mut text)
+    });
+    if let Err(error) = read {
+        return format!("`{}` cannot be read: {error}", path.display());
+    }
+    let text = String::from_utf8_lossy(&text);
     let lines: Vec<&str> = text.lines().rev().take(3).collect();
     lines.into_iter().rev().collect::<Vec<_>>().join(" / ")
 }

@@ -18,7 +18,7 @@ use landfast_proxy::control::ControlClient;
 use landfast_secrets::Vault;
 use landfast_store::Store;
 use landfast_target_process::{ProcessSettings, ProcessTarget};
-use landfast_types::Timestamp;
+use landfast_types::{Generation, Timestamp};
 use tokio::{
     net::{TcpListener, UnixListener, UnixStream},
     signal::unix::{SignalKind, signal},
@@ -79,6 +79,8 @@ pub enum ServerError {
     SocketTaken(PathBuf),
     #[error("failed to listen at `{at}`")]
     Listen { at: String, source: io::Error },
+    #[error("port {} ({address}) is taken by {owner}", address.port())]
+    PortTaken { address: SocketAddr, owner: String },
     #[error("`{0}` is not a loopback address; the API is served on loopback only")]
     NotLoopback(SocketAddr),
     #[error("another server has taken over: {0}")]
@@ -101,7 +103,13 @@ impl ServerError {
             Self::Proxy(ProxyError::Ended(_)) => {
                 Some("if a port is taken, end its owner or choose others with --http and --https".into())
             }
-            Self::Lock(_) | Self::Folder { .. } | Self::Read(_) | Self::Generation(_) | Self::Store(_) | Self::Proxy(_) | Self::Start(_) | Self::Listen { .. } | Self::NotLoopback(_) | Self::Serve(_) => None,
+            Self::PortTaken { .. } => Some("end its owner, or choose another address with --tcp".into()),
+            Self::Listen { .. } => Some("choose another address with --tcp, or another folder with --run".into()),
+            Self::Folder { .. } => {
+                Some("name folders this user may write, with --state and --run".into())
+            }
+            Self::Generation(_) => Some("free some space where the state is; instances and traffic go on, and nothing is lost".into()),
+            Self::Lock(_) | Self::Read(_) | Self::Store(_) | Self::Proxy(_) | Self::Start(_) | Self::NotLoopback(_) | Self::Serve(_) => None,
         }
     }
 }
@@ -120,12 +128,16 @@ pub async fn run(settings: ServerSettings) -> Result<(), ServerError> {
     let _lock = StateLock::take(&settings.state)?;
     let socket = settings.run.join("landfast.sock");
     let listener = listen(&socket).await?;
+    // Everything that can be refused is asked for before a process is started that would stay behind.
+    let tcp = match settings.tcp {
+        Some(address) => Some(listen_tcp(address).await?),
+        None => None,
+    };
 
     let journal = Arc::new(
         SqliteJournal::open(settings.state.join("journal.sqlite")).map_err(ServerError::Journal)?,
     );
     let clock = Arc::new(SystemClock::start(last_recorded(journal.as_ref())?));
-    let generation = journal.next_generation().map_err(ServerError::Generation)?;
     let vault = open_vault(journal.as_ref(), &settings.state.join("secrets.key"))?;
     let store = Arc::new(Store::open(settings.state.join("store")).map_err(ServerError::Store)?);
     let target = ProcessTarget::new(ProcessSettings::new(
@@ -136,6 +148,7 @@ pub async fn run(settings: ServerSettings) -> Result<(), ServerError> {
 
     let proxy = proxy_order(&settings);
     proxy.ensure().await?;
+    let generation = next_generation(journal.as_ref(), &proxy.control).await?;
     let folders = Folders {
         state: settings.state.clone(),
         run: settings.run.clone(),
@@ -158,12 +171,7 @@ pub async fn run(settings: ServerSettings) -> Result<(), ServerError> {
     let router = handlers::router(state);
     let mut tasks = JoinSet::new();
     tasks.spawn(proxy.guard());
-    if let Some(address) = settings.tcp {
-        let tcp = TcpListener::bind(address).await;
-        let tcp = tcp.map_err(|source| ServerError::Listen {
-            at: address.to_string(),
-            source,
-        })?;
+    if let Some(tcp) = tcp {
         let (router, left) = (router.clone(), leaving.subscribe());
         tasks.spawn(async move {
             let served = axum::serve(tcp, router)
@@ -189,6 +197,24 @@ pub async fn run(settings: ServerSettings) -> Result<(), ServerError> {
         tracing::debug!("some answers were still open");
     }
     ended
+}
+
+/// A generation above every other, that of the proxy included: this server holds the lock, so a proxy that has seen a
+/// higher one was led by a server whose journal this is an older copy of.
+async fn next_generation(
+    journal: &SqliteJournal,
+    control: &Path,
+) -> Result<Generation, ServerError> {
+    let seen = ControlClient::new(control.to_owned()).status().await;
+    let seen = seen.map_or(Generation::default(), |status| status.fence.generation);
+    let mut generation = journal.next_generation().map_err(ServerError::Generation)?;
+    if generation <= seen {
+        tracing::warn!(%generation, proxy = %seen, "the journal is older than the proxy; going on above both");
+    }
+    while generation <= seen {
+        generation = journal.next_generation().map_err(ServerError::Generation)?;
+    }
+    Ok(generation)
 }
 
 /// When the newest record of all was written.
@@ -259,6 +285,19 @@ async fn listen(socket: &Path) -> Result<UnixListener, ServerError> {
     let listener = UnixListener::bind(socket).map_err(error)?;
     fs::set_permissions(socket, fs::Permissions::from_mode(0o600)).map_err(error)?;
     Ok(listener)
+}
+
+async fn listen_tcp(address: SocketAddr) -> Result<TcpListener, ServerError> {
+    let taken = |source: &io::Error| source.kind() == io::ErrorKind::AddrInUse;
+    TcpListener::bind(address).await.map_err(|source| {
+        match landfast_proxy::port_owner(address.port()).filter(|_| taken(&source)) {
+            Some(owner) => ServerError::PortTaken { address, owner },
+            None => ServerError::Listen {
+                at: address.to_string(),
+                source,
+            },
+        }
+    })
 }
 
 fn proxy_order(settings: &ServerSettings) -> ProxyOrder {

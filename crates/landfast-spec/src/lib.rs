@@ -40,6 +40,7 @@ pub use crate::{
     scaffold::{FOLDER_FILES, FolderFacts, scaffold},
     schedule::{CronError, CronLine},
     schema::json_schema,
+    shape::is_reserved_variable,
     spec::{
         AppSpec, DeploySpec, EnvType, EnvVar, Gate, HealthSpec, JobSpec, Probe, ResourcesSpec,
         RouteLimitsSpec, RouteSpec, RouteTimeoutsSpec, ServiceSpec, Share, Strategy,

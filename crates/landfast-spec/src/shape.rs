@@ -206,6 +206,11 @@ fn not_a_table(key: &Key, name: &str, node: &Node) -> Problem {
     wrong_type(name, node, "a table", help)
 }
 
+/// Whether Landfast itself sets a variable for each instance, so that nobody else may.
+pub fn is_reserved_variable(name: &str) -> bool {
+    matches!(name, "PORT" | "HOST") || name.starts_with("VOLUME_")
+}
+
 fn variable_name_problem(name: &str, span: &Range<usize>) -> Option<Problem> {
     let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
     if name.is_empty()
@@ -218,7 +223,7 @@ fn variable_name_problem(name: &str, span: &Range<usize>) -> Option<Problem> {
         let usable = better.starts_with(|c: char| c.is_ascii_alphabetic());
         return Some(problem.help_if(usable.then(|| format!("write `{better}`"))));
     }
-    if matches!(name, "PORT" | "HOST") || name.starts_with("VOLUME_") {
+    if is_reserved_variable(name) {
         let message = format!("`{name}` is set by Landfast for each instance");
         return Some(
             Problem::new(Code::ReservedEnv, span.clone(), message)

@@ -57,14 +57,13 @@ pub(crate) struct Global {
         hide_env_values = true
     )]
     pub(crate) app: Option<AppName>,
-    /// Another host: `ssh://[user@]host[:port]`, or `tcp://127.0.0.1:port`
+    /// Another host: `ssh://[user@]host[:port][?socket=/path]`, or `tcp://127.0.0.1:port`; wins over `--socket`
     #[arg(
         long,
         global = true,
         value_name = "URL",
         env = "LANDFAST_HOST",
-        hide_env_values = true,
-        conflicts_with = "socket"
+        hide_env_values = true
     )]
     pub(crate) host: Option<HostUrl>,
     /// The server's Unix socket on this host

@@ -67,7 +67,7 @@ pub(crate) fn scope(global: &Global) -> Result<Scope, Failure> {
 
 /// Connects to the server that was asked for, through ssh where it is on another host.
 pub(crate) async fn connect(printer: &Printer, global: &Global) -> Result<Connection, Failure> {
-    let actor = std::env::var("USER").ok().filter(|user| !user.is_empty());
+    let actor = Some(user_name());
     let (place, title, tunnel) = match &global.host {
         None => (Place::Unix(socket(global)), None, None),
         Some(HostUrl::Tcp(address)) => (Place::Tcp(*address), None, None),
@@ -88,6 +88,22 @@ pub(crate) async fn connect(printer: &Printer, global: &Global) -> Result<Connec
         client: Client::build(place, title, actor),
         tunnel,
     })
+}
+
+/// Who asks, for the history. Cron and services have no `USER`.
+fn user_name() -> String {
+    if let Some(user) = std::env::var("USER").ok().filter(|user| !user.is_empty()) {
+        return user;
+    }
+    let user = rustix::process::getuid().as_raw();
+    let accounts = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    // name:password:uid:…, passwd(5).
+    let mut names = accounts.lines().filter_map(|line| {
+        let mut fields = line.split(':');
+        let (name, uid) = (fields.next()?, fields.nth(1)?);
+        (uid.parse() == Ok(user)).then(|| name.to_owned())
+    });
+    names.next().unwrap_or_else(|| format!("user {user}"))
 }
 
 fn socket(global: &Global) -> PathBuf {

@@ -17,7 +17,7 @@ use std::{
 use anyhow::{Context as _, anyhow};
 use tempfile::TempDir;
 use tokio::{
-    io::{AsyncBufReadExt as _, BufReader},
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::UnixStream,
     process::{Child, Command},
     sync::Notify,
@@ -110,11 +110,13 @@ impl FromStr for HostUrl {
     fn from_str(text: &str) -> Result<Self, String> {
         let shape = || "write `ssh://[user@]host[:port]` or `tcp://127.0.0.1:port`".to_owned();
         if let Some(address) = text.strip_prefix("tcp://") {
-            return address
-                .trim_end_matches('/')
-                .parse()
-                .map(Self::Tcp)
-                .map_err(|_| shape());
+            let address: SocketAddr = address.trim_end_matches('/').parse().map_err(|_| shape())?;
+            if !address.ip().is_loopback() {
+                return Err(
+                    "`tcp://` is for loopback: what it carries is not sealed; use `ssh://`".into(),
+                );
+            }
+            return Ok(Self::Tcp(address));
         }
         let rest = text.strip_prefix("ssh://").ok_or_else(shape)?;
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
@@ -183,9 +185,14 @@ impl Tunnel {
         let mut ssh = Ssh::start(&target, &socket)?;
         match timeout(OPEN_WAIT, ssh.until_ready(&socket)).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                let error = error.context(format!("failed to reach {target}"));
+            Ok(Err(NotReady::Ended(why))) => {
+                let error = anyhow!(why).context(format!("failed to reach {target}"));
                 let hint = "try `ssh` by hand; `-v` shows how it is run";
+                return Err(Failure::new(Exit::Unreachable, error).hint(hint));
+            }
+            Ok(Err(NotReady::NoServer)) => {
+                let error = anyhow!("no server answers at `{}` on {target}", target.socket);
+                let hint = "start it there with `landfast server`, or name its socket: `ssh://host?socket=/path`";
                 return Err(Failure::new(Exit::Unreachable, error).hint(hint));
             }
             Err(_elapsed) => {
@@ -265,6 +272,20 @@ async fn keep(
     ssh.stop().await;
 }
 
+/// Why a tunnel leads nowhere.
+enum NotReady {
+    /// ssh ended; its last words.
+    Ended(String),
+    NoServer,
+}
+
+/// Whether somebody answers a request at all: where nobody listens at the other end, ssh closes without a byte.
+async fn answers(mut stream: UnixStream) -> bool {
+    let request = b"HEAD /v1 HTTP/1.1\r\nhost: landfast\r\nconnection: close\r\n\r\n";
+    let mut first = [0; 1];
+    stream.write_all(request).await.is_ok() && stream.read_exact(&mut first).await.is_ok()
+}
+
 /// One running `ssh`. Dropping it kills it.
 struct Ssh {
     child: Child,
@@ -292,17 +313,21 @@ impl Ssh {
         })
     }
 
-    /// Waits until the local end answers, or ssh ends.
-    async fn until_ready(&mut self, socket: &Path) -> anyhow::Result<()> {
-        loop {
+    /// Waits until a server answers through the local end, or ssh ends.
+    async fn until_ready(&mut self, socket: &Path) -> Result<(), NotReady> {
+        // ssh binds the socket once it is logged in.
+        let stream = loop {
             tokio::select! {
-                why = self.ended() => return Err(anyhow!(why)),
+                why = self.ended() => return Err(NotReady::Ended(why)),
                 () = sleep(Duration::from_millis(50)) => {}
             }
-            // ssh binds the socket once it is logged in; whether a server is behind it, the first request shows.
-            if UnixStream::connect(socket).await.is_ok() {
-                return Ok(());
+            if let Ok(stream) = UnixStream::connect(socket).await {
+                break stream;
             }
+        };
+        tokio::select! {
+            why = self.ended() => Err(NotReady::Ended(why)),
+            answers = answers(stream) => if answers { Ok(()) } else { Err(NotReady::NoServer) },
         }
     }
 
@@ -365,6 +390,7 @@ mod tests {
             "-L /t/s:/run/landfast/landfast.sock -p 22 -- ::1"
         );
         assert_eq!(arguments("tcp://127.0.0.1:7000"), "127.0.0.1:7000");
+        assert!("tcp://10.0.0.1:7000".parse::<HostUrl>().is_err());
     }
 
     #[test]

@@ -70,6 +70,9 @@ pub(crate) fn release_state(release: &Release) -> &'static str {
     release.state.as_str()
 }
 
+/// The gate that waits for a person.
+const APPROVAL: &str = "approval";
+
 fn gate(gate: &Gate, paint: Paint) -> String {
     let word = match gate.state {
         GateState::Pending => paint.dim("not yet"),
@@ -80,9 +83,15 @@ fn gate(gate: &Gate, paint: Paint) -> String {
         GateState::Skipped => paint.dim("skipped"),
         GateState::Unknown => "unknown".to_owned(),
     };
+    let name = &gate.name;
     match &gate.reason {
-        Some(reason) => format!("{} {word}: {reason}", gate.name),
-        None => format!("{} {word}", gate.name),
+        _ if gate.state == GateState::Waiting && name == APPROVAL => {
+            format!(
+                "{name} {word}: `landfast promote` passes it, `landfast abort` takes the rollout back"
+            )
+        }
+        Some(reason) => format!("{name} {word}: {reason}"),
+        None => format!("{name} {word}"),
     }
 }
 
@@ -165,12 +174,12 @@ pub(crate) fn live(rollout: &Rollout, now: Timestamp, paint: Paint) -> Vec<Strin
     }
     lines.push(String::new());
     if !rollout.gates.is_empty() {
-        let gates = rollout
-            .gates
-            .iter()
-            .map(|one| gate(one, paint))
-            .collect::<Vec<_>>();
-        lines.push(format!("gates     {}", gates.join("   ")));
+        // A line each: what is being waited for must not run off the screen.
+        let heads = ["gates     "]
+            .into_iter()
+            .chain(std::iter::repeat("          "));
+        let gates = rollout.gates.iter().map(|one| gate(one, paint));
+        lines.extend(heads.zip(gates).map(|(head, gate)| format!("{head}{gate}")));
     }
     let row = |release: u64| {
         let weight = rollout.weights.iter().find(|one| one.release == release);

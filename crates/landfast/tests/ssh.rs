@@ -249,3 +249,22 @@ fn says_what_ssh_said_when_it_fails() {
     );
     assert!(text.contains("Connection refused"), "{text}");
 }
+
+#[test]
+fn says_at_once_that_no_server_is_there() {
+    let sshd = Sshd::start();
+    let server = Server::start();
+    let nobody = sshd.folder.path().join("nobody.sock");
+    let mut command = landfast(server.folder());
+    let output = command
+        .args(["status", "--app", "shop", "--host", &sshd.url(&nobody)])
+        .env("PATH", sshd.path())
+        .env("TMPDIR", sshd.tmp())
+        .timeout(PATIENCE)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(7), "{text}");
+    assert!(text.contains("no server answers at"), "{text}");
+    assert!(text.contains("hint: start it there"), "{text}");
+}

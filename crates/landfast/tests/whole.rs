@@ -93,12 +93,13 @@ fn every_command_does_what_it_says() {
     let before = instances(&host.json(&app, &["status"]));
     host.expect(&app, &["restart"], 0);
     let after = instances(&host.json(&app, &["status"]));
-    assert!(!before.iter().all(|id| after.contains(id)), "{after:?}");
+    let new = after.iter().filter(|id| !before.contains(id));
+    assert_eq!(new.count(), 2, "{after:?}");
 
     // Straight after, while the restart still lets old instances go.
     host.expect(&app, &["stop", "--reason", "a test"], 0);
     assert_eq!(host.get(HOST, "/").0, 503);
-    host.expect(&app, &["deploy"], 11);
+    host.expect(&app, &["restart"], 11);
     host.expect(&app, &["start"], 0);
     assert_eq!(host.get(HOST, "/"), (200, "1".to_owned()));
 
@@ -183,7 +184,16 @@ fn a_person_promotes_aborts_seals_and_rolls_back() {
     host.expect(&app, &["seal"], 0);
     host.expect(&app, &["deploy"], 5);
     assert_eq!(host.get(HOST, "/").1, "1");
-    println!("{:?}", rollouts(&host.json(&app, &["history"])));
+    let history = rollouts(&host.json(&app, &["history"]));
+    let wanted = [
+        "5 rolled-back",
+        "1 sealed",
+        "4 sealed",
+        "3 rolled-back",
+        "2 superseded",
+        "1 sealed",
+    ];
+    assert_eq!(history, wanted);
 }
 
 #[test]

@@ -195,6 +195,12 @@ pub(crate) async fn set_secret(
     body: Bytes,
 ) -> Answer<Response> {
     let scope = scope(&app, &environment)?;
+    if landfast_spec::is_reserved_variable(&name) {
+        return Err(Failure::new(
+            ProblemCode::RequestInvalid,
+            format!("`{name}` is set by Landfast for each instance; choose another name"),
+        ));
+    }
     let value = String::from_utf8(body.to_vec()).map_err(|_| {
         Failure::new(
             ProblemCode::RequestInvalid,

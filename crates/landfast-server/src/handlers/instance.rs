@@ -14,7 +14,7 @@ use landfast_api::{
     ProblemCode,
 };
 use landfast_engine::{
-    jobs,
+    View, jobs,
     logs::{Follower, Line, Wanted},
 };
 use landfast_shim::logs::LogStream as Wrote;
@@ -42,8 +42,9 @@ pub(crate) async fn logs(
     Query(query): Query<LogQuery>,
 ) -> Answer<Response> {
     let scope = scope(&app, &environment)?;
-    known(&state, &scope)?;
+    let view = known(&state, &scope)?;
     let folder = state.platform.shared().folders.logs_of(&scope);
+    is_known(&view, &folder, &query)?;
     let wanted = Wanted {
         process: query.service.clone(),
         instance: query.instance.clone(),
@@ -60,6 +61,36 @@ pub(crate) async fn logs(
         }
     });
     ndjson(receiver)
+}
+
+/// Refuses what never was here, instead of waiting for lines that cannot come.
+fn is_known(view: &View, folder: &std::path::Path, query: &LogQuery) -> Answer<()> {
+    if let Some(name) = &query.service {
+        let specs = view.bodies.values().map(|body| &body.spec);
+        let mut specs = specs.filter(|spec| {
+            spec.services.keys().any(|service| service.as_str() == name)
+                || spec.jobs.keys().any(|job| job.as_str() == name)
+        });
+        if specs.next().is_none() {
+            let detail = format!("no release that is kept has a service or job `{name}`");
+            return Err(Failure::new(ProblemCode::ServiceUnknown, detail));
+        }
+    }
+    if let Some(id) = &query.instance {
+        let runs = view
+            .state
+            .instances
+            .values()
+            .any(|running| running.id.as_str() == id);
+        if !runs
+            && !folder.join(id).exists()
+            && run_number(id).is_none_or(|_| !id.starts_with("job-"))
+        {
+            let detail = format!("`{id}` does not run, and nothing it wrote is kept");
+            return Err(Failure::new(ProblemCode::InstanceUnknown, detail));
+        }
+    }
+    Ok(())
 }
 
 /// Sends lines as they come. Those of one run of a job end with the run.

@@ -52,7 +52,8 @@ pub(crate) fn read_manifest(
         let errors = errors
             .filter(|one| one.severity == landfast_spec::Severity::Error)
             .count();
-        let detail = format!("{}: {errors} errors", manifest.file_name);
+        let noun = if errors == 1 { "error" } else { "errors" };
+        let detail = format!("{}: {errors} {noun}", manifest.file_name);
         let mut problem = Problem::new(ProblemCode::ManifestInvalid, detail);
         problem.diagnostics = diagnostics(&parsed.diagnostics);
         return Err(problem.into());

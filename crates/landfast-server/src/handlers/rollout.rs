@@ -26,6 +26,9 @@ use crate::{
     wire,
 };
 
+/// Characters of a note or a reason that are kept.
+const WORDS_MAX: usize = 500;
+
 type OfRollout = Path<(String, String, u64)>;
 
 pub(crate) async fn deploy(
@@ -51,7 +54,7 @@ pub(crate) async fn deploy(
         supersede: request.supersede,
         by: actor(&headers),
         commit: request.commit,
-        note: request.note,
+        note: request.note.map(|note| plain(&note)),
     };
     let (status, answer) = match state.platform.deploy(order).await? {
         Deployed::Unchanged { release } => {
@@ -125,11 +128,27 @@ pub(crate) async fn one(
     Ok(json_response(StatusCode::OK, &rollout))
 }
 
+/// Who asks, with the reason they gave: `ann (new certificate)`.
+fn who_and_why(headers: &HeaderMap, reason: Option<String>) -> String {
+    let who = actor(headers);
+    match reason.map(|reason| plain(&reason)) {
+        Some(why) if !why.is_empty() => format!("{who} ({why})"),
+        Some(_) | None => who,
+    }
+}
+
+/// What people write is printed on other people's terminals: one line, without control characters.
+fn plain(text: &str) -> String {
+    let printable = |c: char| if c.is_control() { ' ' } else { c };
+    let text: String = text.chars().map(printable).take(WORDS_MAX).collect();
+    text.trim().to_owned()
+}
+
 pub(crate) async fn promote(
     State(state): State<AppState>,
     Path((app, environment, id)): OfRollout,
     headers: HeaderMap,
-    Json(_request): Json<ReasonRequest>,
+    Json(request): Json<ReasonRequest>,
 ) -> Answer<Response> {
     let scope = scope(&app, &environment)?;
     steer(
@@ -137,7 +156,7 @@ pub(crate) async fn promote(
         &scope,
         id,
         Input::Promote {
-            by: actor(&headers),
+            by: who_and_why(&headers, request.reason),
         },
     )
     .await
@@ -150,7 +169,9 @@ pub(crate) async fn abort(
     Json(request): Json<ReasonRequest>,
 ) -> Answer<Response> {
     let scope = scope(&app, &environment)?;
-    let reason = request.reason.unwrap_or_else(|| "by hand".into());
+    let reason = request
+        .reason
+        .map_or_else(|| "by hand".into(), |reason| plain(&reason));
     steer(
         &state,
         &scope,
@@ -167,7 +188,7 @@ pub(crate) async fn seal(
     State(state): State<AppState>,
     Path((app, environment, id)): OfRollout,
     headers: HeaderMap,
-    Json(_request): Json<ReasonRequest>,
+    Json(request): Json<ReasonRequest>,
 ) -> Answer<Response> {
     let scope = scope(&app, &environment)?;
     steer(
@@ -175,7 +196,7 @@ pub(crate) async fn seal(
         &scope,
         id,
         Input::Seal {
-            by: actor(&headers),
+            by: who_and_why(&headers, request.reason),
         },
     )
     .await
@@ -207,7 +228,7 @@ pub(crate) async fn rollback(
     let request: RollbackRequest = parse(&body)?;
     let input = Input::Rollback {
         to: request.to.map(ReleaseId),
-        by: actor(&headers),
+        by: who_and_why(&headers, request.reason),
     };
     begin(&state, &scope, "rollback", &headers, &body, input).await
 }
@@ -219,15 +240,15 @@ pub(crate) async fn restart(
     body: Bytes,
 ) -> Answer<Response> {
     let scope = scope(&app, &environment)?;
+    let request: ReasonRequest = parse(&body)?;
+    let by = who_and_why(&headers, request.reason);
     begin(
         &state,
         &scope,
         "restart",
         &headers,
         &body,
-        Input::Restart {
-            by: actor(&headers),
-        },
+        Input::Restart { by },
     )
     .await
 }

@@ -28,7 +28,7 @@ pub(crate) fn environment_status(
         app: state.scope.app.to_string(),
         environment: state.scope.environment.to_string(),
         state: environment_state(view),
-        release: state.serving.map(|release| release.0),
+        release: serving(view).map(|release| release.0),
         releases: releases(view),
         services: services(view, proxy),
         routes: routes(view),
@@ -42,6 +42,13 @@ pub(crate) fn environment_status(
     }
 }
 
+/// The release that has all traffic; while it moves, the one it leaves.
+fn serving(view: &View) -> Option<ReleaseId> {
+    let rollout = view.state.rollout.as_ref();
+    let promoted = rollout.filter(|r| matches!(r.phase, Phase::Standby | Phase::Sealing));
+    promoted.map(|rollout| rollout.to).or(view.state.serving)
+}
+
 /// One environment in a line.
 pub(crate) fn app_summary(view: &View, folders: &Folders) -> AppSummary {
     let services = services(view, None);
@@ -50,7 +57,7 @@ pub(crate) fn app_summary(view: &View, folders: &Folders) -> AppSummary {
         app: view.state.scope.app.to_string(),
         environment: view.state.scope.environment.to_string(),
         state: environment_state(view),
-        release: view.state.serving.map(|release| release.0),
+        release: serving(view).map(|release| release.0),
         instances_wanted: services.iter().map(|service| service.replicas_wanted).sum(),
         instances_ready: services
             .iter()

@@ -148,9 +148,7 @@ pub(super) async fn plan(
     } else {
         printer.data(&plan_lines(&plan, printer.paint).join("\n"))?;
     }
-    for warning in &plan.warnings {
-        printer.warn(warning);
-    }
+    warnings(printer, &plan.warnings);
     match plan.refusals.first() {
         None => Ok(Exit::Done),
         Some(first) => {
@@ -186,6 +184,14 @@ fn overridden(service: &ServicePlan) -> Option<String> {
     Some(format!(
         "  {name}: {replicas} by `landfast scale`, until `replicas` changes in the manifest"
     ))
+}
+
+/// What the server warns of. What it says of the manifest was shown with its lines already.
+fn warnings(printer: &Printer, warnings: &[String]) {
+    const OF_MANIFEST: &str = ": warning[LF";
+    for warning in warnings.iter().filter(|one| !one.contains(OF_MANIFEST)) {
+        printer.warn(warning);
+    }
 }
 
 fn plan_lines(plan: &Plan, paint: Paint) -> Vec<String> {
@@ -326,9 +332,13 @@ fn refused(printer: &Printer, error: Error) -> Failure {
     let Some(moving) = moving else { return failure };
     let by = moving.by.map(|by| format!(" by {by}")).unwrap_or_default();
     let since = crate::table::instant(moving.since);
+    let phase = match moving.phase.as_str() {
+        "" => String::new(),
+        phase => format!(" ({phase})"),
+    };
     let what = format!(
-        "rollout {} to release {}, begun{by} at {since} UTC, is moving ({})",
-        moving.rollout, moving.to, moving.phase
+        "rollout {} to release {}, begun{by} at {since} UTC, is moving{phase}",
+        moving.rollout, moving.to
     );
     Failure {
         error: anyhow!(what),
@@ -360,9 +370,7 @@ pub(super) async fn deploy(
         .deploy(&source.scope, &request, &idempotency_key())
         .await;
     let answer = answer.map_err(|error| refused(printer, error))?;
-    for warning in &answer.warnings {
-        printer.warn(warning);
-    }
+    warnings(printer, &answer.warnings);
     let Some(rollout) = answer.rollout.clone().filter(|_| !answer.unchanged) else {
         if printer.json {
             printer.json(&answer)?;

@@ -132,6 +132,14 @@ fn status_lines(status: &EnvironmentStatus, now: Timestamp, paint: Paint) -> Vec
                 GroupRole::Leaving => "leaving",
                 GroupRole::Unknown => "unknown",
             };
+            if group.wanted == 0 && group.instances.is_empty() {
+                // Rolling lets the instances go and keeps what starts them.
+                lines.push(format!(
+                    "  release {} {role}: none runs; kept to be started",
+                    group.release
+                ));
+                continue;
+            }
             lines.push(format!(
                 "  release {} {role}: {} of {} ready, {} of new requests",
                 group.release,
