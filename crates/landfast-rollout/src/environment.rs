@@ -483,6 +483,7 @@ impl Environment {
             phase: Phase::Preflight,
             phase_since: at,
             weights,
+            cleared: false,
             gates: BTreeMap::new(),
             high_water: BTreeMap::new(),
             progressed_at: at,

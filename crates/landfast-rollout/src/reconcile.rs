@@ -84,6 +84,7 @@ impl Environment {
         };
         match phase {
             Phase::Preflight | Phase::Pausing => old_only,
+            Phase::Gating { .. } if rollout.is_untouched() => old_only,
             Phase::Clearing => Sides::default(),
             Phase::Warming { level } => Sides {
                 old: self.old_beside_new(rollout, full),
@@ -129,11 +130,7 @@ impl Environment {
     }
 
     fn old_beside_new(&self, rollout: &Rollout, full: Sides) -> u32 {
-        if rollout.is_recreate() && rollout.from.is_some() {
-            0
-        } else {
-            full.old
-        }
+        if rollout.excludes() { 0 } else { full.old }
     }
 
     /// The new capacity before the first request, up to a level of the `after` order.

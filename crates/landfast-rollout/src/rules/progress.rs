@@ -124,12 +124,13 @@ impl Draft {
             });
             return;
         }
-        let excluding = rollout.is_recreate() && rollout.from.is_some();
+        let excluding = rollout.excludes();
         let untouched = match rollout.phase.underlying() {
             Phase::Preflight | Phase::Pausing => true,
             // Beside the new release the old one is whole, as whole as it was, until traffic moves.
             Phase::Warming { .. } | Phase::Gating { .. } | Phase::Stepping { .. } => {
-                !excluding && rollout.weights == Weights::OldOnly
+                let room_made = excluding && rollout.cleared;
+                !room_made && rollout.weights == Weights::OldOnly
             }
             Phase::Clearing
             | Phase::Moving { .. }
@@ -170,7 +171,7 @@ impl Draft {
         let since = rollout.phase_since;
         let plan = rollout.plan.clone();
         match rollout.phase.clone() {
-            // Preflight ⇒ Pausing | Moving | Warming: the host can carry it.
+            // Preflight ⇒ Gating | Pausing | Moving | Warming: the host can carry it.
             Phase::Preflight => {
                 let passed = rollout
                     .gates
@@ -179,8 +180,11 @@ impl Draft {
                 if plan.gates.contains(&Gate::Preflight) && !passed {
                     return;
                 }
+                if rollout.excludes() {
+                    self.gate_or_expose();
+                    return;
+                }
                 let next = match rollout.kind {
-                    _ if rollout.is_recreate() && rollout.from.is_some() => Phase::Pausing,
                     Kind::Restart => Phase::Moving { service: 0 },
                     Kind::Deploy | Kind::Rollback => Phase::Warming { level: 0 },
                 };
@@ -213,7 +217,7 @@ impl Draft {
                         detail,
                     });
                 }
-                // Gating ⇒ Gating | first traffic: the gate is open.
+                // Gating ⇒ Gating | Pausing | first traffic: the gate is open.
                 if self.is_open(gate) && self.state.is_new_ready() {
                     self.gate_or_expose();
                 }
@@ -294,6 +298,7 @@ impl Draft {
         };
         let next = match rollout.closed_gate() {
             Some(gate) => Phase::Gating { gate },
+            None if rollout.is_untouched() => Phase::Pausing,
             None => match rollout.plan.strategy {
                 Strategy::Rolling { .. } => Phase::Moving { service: 0 },
                 Strategy::Canary { .. } => Phase::Stepping { step: 0 },
@@ -452,6 +457,7 @@ impl Rollout {
                 self.analyses.values_mut().for_each(Analysis::begin_step);
             }
         }
+        self.cleared |= *phase == Phase::Clearing;
         self.phase = phase.clone();
         self.phase_since = at;
         self.progressed_at = at;
