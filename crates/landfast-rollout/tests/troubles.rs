@@ -13,10 +13,13 @@ use std::{collections::BTreeMap, time::Duration};
 use landfast_rollout::{
     Action, Change, Environment, Gate, Input, InstanceState, Kind, Outcome, ParkReason, Phase,
     Rejected, RolloutPlan, Strategy,
+    analysis::{InstanceObservation, Observation, Sample},
 };
-use landfast_types::{ReleaseId, RolloutId};
+use landfast_types::{InstanceId, ReleaseId, RolloutId};
 
-use crate::bench::{Bench, Quality, api, api_and_work, canary, name, plan, rolling, secs, with};
+use crate::bench::{
+    Bench, Quality, api, api_and_work, canary, name, plan, rolling, secs, shape, topology, with,
+};
 
 fn strategies() -> [Strategy; 4] {
     [rolling(), Strategy::BlueGreen, canary(), Strategy::Recreate]
@@ -249,6 +252,63 @@ fn an_inconclusive_analysis_extends_once_and_parks_and_a_person_decides() {
             bench.until("none");
             assert_eq!(bench.in_rotation("api"), 3);
         }
+        bench.replay_agrees();
+    }
+}
+
+/// Feeds so many seconds in which the old side answers and the new one fails so many of its requests.
+fn observe(bench: &mut Bench, seconds: u64, new: (u64, u64)) {
+    let counted = |release, number, (requests, errors)| InstanceObservation {
+        instance: InstanceId::new("api", ReleaseId(release), number),
+        live: Sample {
+            requests,
+            errors,
+            ..Sample::default()
+        },
+        probes: Sample::default(),
+    };
+    for _ in 0..seconds {
+        bench.run(1);
+        let observation = Observation {
+            millis: 1_000,
+            old: vec![counted(1, 1, (190, 0))],
+            new: vec![counted(2, 4, new)],
+        };
+        let Some(rollout) = bench.environment.rollout.as_ref().map(|r| r.id) else {
+            return;
+        };
+        let observations = [(name("api"), observation)].into();
+        bench
+            .tell(Input::Observed {
+                rollout,
+                observations,
+            })
+            .unwrap();
+    }
+}
+
+#[test]
+fn a_canary_that_turns_bad_between_two_holds_gets_no_further_traffic() {
+    for (phase, shares) in [
+        ("stepping 1", vec![(1, 0), (95, 5), (1, 0)]),
+        ("shifting 1", vec![(1, 0), (95, 5), (75, 25), (1, 0)]),
+    ] {
+        let mut bench = Bench::serving(api());
+        let sized = topology(&[("api", shape(10, true, &[]))]);
+        bench
+            .deploy(sized, with(canary(), &[Gate::Analysis]))
+            .unwrap();
+        bench.until("holding 0");
+        observe(&mut bench, 25, (10, 0));
+        bench.confirms = phase != "shifting 1";
+        while bench.phase() != phase {
+            observe(&mut bench, 1, (10, 0));
+        }
+        observe(&mut bench, 3, (10, 9));
+        bench.confirms = true;
+        bench.until("none");
+        assert!(bench.ended().contains("5xx of release 2"));
+        assert_eq!(bench.shares("api"), shares);
         bench.replay_agrees();
     }
 }

@@ -7,7 +7,7 @@ use landfast_types::{ServiceName, Timestamp, format_duration};
 #[cfg(feature = "planted")]
 use crate::environment::PlantedBug;
 use crate::{
-    analysis::{Analysis, Verdict},
+    analysis::{Analysis, Finding, Verdict},
     environment::Side,
     event::Change,
     plan::{Gate, Strategy},
@@ -222,6 +222,8 @@ impl Draft {
                     self.gate_or_expose();
                 }
             }
+            // Stepping | Shifting ⇒ Reverting: new is worse than old at the weights in force.
+            Phase::Stepping { .. } | Phase::Shifting { .. } if self.convict() => {}
             // Stepping ⇒ Shifting: the step's capacity is ready.
             Phase::Stepping { step } if self.state.is_new_ready() => {
                 self.enter(Phase::Shifting { step });
@@ -376,6 +378,22 @@ impl Draft {
         }
     }
 
+    /// Between two holds a canary goes on serving its share. It is judged there by the evidence of the last hold,
+    /// which is only put aside once the proxy uses the next weights.
+    fn convict(&mut self) -> bool {
+        let Some(rollout) = self.rollout() else {
+            return false;
+        };
+        let judged = rollout.plan.gates.contains(&Gate::Analysis);
+        let Some(finding) = rollout.conviction().filter(|_| judged) else {
+            return false;
+        };
+        self.emit(Change::Failed {
+            reason: finding.sentence,
+        });
+        true
+    }
+
     pub(super) fn next_step(&mut self, step: usize) {
         let Some(rollout) = self.rollout() else {
             return;
@@ -468,6 +486,20 @@ impl Rollout {
     pub fn wants_observations(&self) -> bool {
         let canary = matches!(self.plan.strategy, Strategy::Canary { .. });
         canary && self.plan.gates.contains(&Gate::Analysis) && self.phase.is_forward()
+    }
+
+    /// What already speaks against the new release, once somebody was sent to it.
+    fn conviction(&self) -> Option<Finding> {
+        let mut analyses = self.analyses.values();
+        analyses.find_map(
+            |analysis| match analysis.verdict(Duration::ZERO, Duration::MAX) {
+                Verdict::Fail(finding) if self.weights != Weights::OldOnly => Some(finding),
+                Verdict::Fail(_)
+                | Verdict::Continue
+                | Verdict::Pass
+                | Verdict::Inconclusive { .. } => None,
+            },
+        )
     }
 
     /// What the analyses of all services say together: the first failure, else the first doubt.
