@@ -317,6 +317,10 @@ impl Platform {
             ));
         }
         let mut plan = release::plan(&order.spec, order.strategy);
+        let moved = planning::moved_routes(&view, &order.spec, &plan);
+        if !moved.is_empty() {
+            return Err(DeployError::Refused(moved));
+        }
         if self.shared.controls.health_gate_off {
             plan.min_ready = std::time::Duration::ZERO;
         }

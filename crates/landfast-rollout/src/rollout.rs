@@ -261,6 +261,25 @@ impl Rollout {
         self.plan.strategy == Strategy::Recreate
     }
 
+    /// Whether sizes still move, forth or back, also while it waits for a person.
+    pub fn is_on_the_way(&self) -> bool {
+        match self.phase.underlying() {
+            Phase::Standby | Phase::Sealing => false,
+            Phase::Preflight
+            | Phase::Pausing
+            | Phase::Clearing
+            | Phase::Warming { .. }
+            | Phase::Gating { .. }
+            | Phase::Moving { .. }
+            | Phase::Stepping { .. }
+            | Phase::Shifting { .. }
+            | Phase::Holding { .. }
+            | Phase::Promoting { .. }
+            | Phase::Reverting { .. }
+            | Phase::Parked { .. } => true,
+        }
+    }
+
     /// Whether the old release has to end before the new one starts.
     pub(crate) fn excludes(&self) -> bool {
         self.is_recreate() && self.from.is_some()
