@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, fs, path::Path, sync::Arc};
 
-use landfast_rollout::{Phase, RolloutPlan, Strategy};
+use landfast_rollout::{Gate, Phase, RolloutPlan, Strategy};
 use landfast_spec::{AppSpec, RouteSpec, ServiceSpec};
 use landfast_types::{Bytes, Cpu, Digest, ReleaseId, Scope, ServiceName};
 
@@ -187,7 +187,8 @@ pub fn peak(shared: &Shared, view: &View, spec: &AppSpec, plan: &RolloutPlan) ->
         host: host(),
         ..Peak::default()
     };
-    let mut surge = Need::default();
+    // What each service has beyond its replicas: while it moves, and for the smoke job until it does.
+    let mut extras: Vec<(Need, Need)> = Vec::new();
     for (name, service) in &spec.services {
         let replicas = service.replicas;
         if service.resources.memory.is_none() {
@@ -198,8 +199,16 @@ pub fn peak(shared: &Shared, view: &View, spec: &AppSpec, plan: &RolloutPlan) ->
             Strategy::Rolling { max_surge, .. } => max_surge.of(replicas),
             Strategy::BlueGreen | Strategy::Canary { .. } | Strategy::Recreate => 0,
         };
-        surge = surge.max(Need::of(service, extra));
+        let asked = plan.gates.contains(&Gate::Smoke) && spec.routes_of(name).next().is_some();
+        let tested = if asked { extra.min(1) } else { 0 };
+        extras.push((Need::of(service, extra), Need::of(service, tested)));
     }
+    let beside = |moving: usize| {
+        let others = extras.iter().enumerate().filter(|(own, _)| *own != moving);
+        others.fold(extras[moving].0, |sum, (_, (_, tested))| sum.plus(*tested))
+    };
+    let surge = (0..extras.len()).map(beside);
+    let surge = surge.fold(Need::default(), Need::max);
     for (name, service) in old_spec.iter().flat_map(|spec| &spec.services) {
         let need = Need::of(service, state.replicas(state.serving, name));
         peak.old = peak.old.plus(need);

@@ -7,7 +7,7 @@ use landfast_types::{InstanceId, ServiceName};
 use crate::{
     environment::{Environment, Side, Sides},
     instance::{Instance, InstanceState},
-    plan::{Strategy, Topology},
+    plan::{Gate, Strategy, Topology},
     rollout::{Kind, Phase, Reverting, Rollout},
 };
 
@@ -156,8 +156,14 @@ impl Environment {
         match &rollout.plan.strategy {
             Strategy::Rolling { .. } => {
                 let first = self.move_order().first() == Some(service);
+                // The smoke job may ask any route, and none of them may answer from the old release.
+                let tested = routed && rollout.plan.gates.contains(&Gate::Smoke);
                 let (surge, _) = rollout.plan.strategy.room(full.new);
-                if first { surge.min(1).min(full.new) } else { 0 }
+                if first || tested {
+                    surge.min(1).min(full.new)
+                } else {
+                    0
+                }
             }
             Strategy::BlueGreen => {
                 if routed {

@@ -182,6 +182,40 @@ fn the_smoke_gate_has_a_preview_to_test() {
 }
 
 #[test]
+fn every_route_has_a_preview_while_the_smoke_job_runs() {
+    for strategy in [rolling(), Strategy::BlueGreen, canary(), Strategy::Recreate] {
+        // The first to move has no route, and one comes after another.
+        let topology = || {
+            topology(&[
+                ("agent", shape(1, false, &[])),
+                ("api", shape(3, true, &[])),
+                ("web", shape(2, true, &["api"])),
+            ])
+        };
+        let mut bench = Bench::serving(topology());
+        bench.judges = false;
+        bench
+            .deploy(topology(), with(strategy.clone(), &[Gate::Smoke]))
+            .unwrap();
+        bench.until("gate smoke");
+        for service in ["api", "web"] {
+            let traffic = &bench.environment.traffic.services[&name(service)];
+            assert_eq!(
+                traffic.preview,
+                Some(ReleaseId(2)),
+                "{strategy:?} {service}"
+            );
+            let members = &traffic.groups[&ReleaseId(2)].members;
+            assert!(!members.is_empty(), "{strategy:?} {service}");
+        }
+        bench.judges = true;
+        bench.until("none");
+        assert_eq!(bench.ended(), "sealed");
+        bench.replay_agrees();
+    }
+}
+
+#[test]
 fn hold_opens_by_time_and_approval_by_a_person() {
     let mut bench = Bench::serving(api());
     bench
