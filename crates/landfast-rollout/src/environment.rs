@@ -5,10 +5,7 @@
 //! late, twice or never. A crash leaves behind whatever was recorded; the driver replays it, says what really
 //! runs ([`Input::Adopted`]), and asks [`Environment::pending`] what is owed.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use landfast_types::{InstanceId, ReleaseId, RolloutId, Scope, ServiceName, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -310,11 +307,9 @@ impl Environment {
                     });
                 }
                 InstanceState::Stopping { .. } => {
-                    let grace = self.shape(instance.release, &instance.service);
-                    let grace = grace.map_or(Duration::from_secs(10), |shape| shape.grace);
                     actions.push(Action::StopInstance {
                         instance: id,
-                        grace,
+                        grace: self.grace(instance),
                     });
                 }
                 InstanceState::Starting { .. }

@@ -1,8 +1,11 @@
 //! How many instances each side of each service should have now, and which ones have to go.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
-use landfast_types::{InstanceId, ServiceName};
+use landfast_types::{InstanceId, ServiceName, Timestamp};
 
 use crate::{
     environment::{Environment, Side, Sides},
@@ -10,6 +13,11 @@ use crate::{
     plan::{Gate, Strategy, Topology},
     rollout::{Kind, Phase, Reverting, Rollout},
 };
+
+/// How long an instance may outlive its grace and the kill after it before nobody waits for it any more.
+const STOP_PATIENCE: Duration = Duration::from_secs(60);
+/// The grace of an instance whose release is not known any more.
+const GRACE_UNKNOWN: Duration = Duration::from_secs(10);
 
 impl Environment {
     /// Every service that has instances or should have some.
@@ -343,6 +351,64 @@ impl Environment {
         self.instances
             .values()
             .all(|instance| self.side_of(instance) != side)
+    }
+
+    /// When what is left of a side is no longer waited for: all of it was told to end, was given its grace and was
+    /// killed, and the system does not let go of it. Nothing while any of it still serves or drains.
+    pub(crate) fn patience_until(&self, side: Side) -> Option<Timestamp> {
+        let mut last = None;
+        for instance in self.instances.values() {
+            if self.side_of(instance) != side {
+                continue;
+            }
+            let InstanceState::Stopping { since } = instance.state else {
+                return None;
+            };
+            last = last.max(Some(since + self.grace(instance) + STOP_PATIENCE));
+        }
+        last
+    }
+
+    /// An instance that is waited for no more and still there.
+    pub(crate) fn unendable(&self, now: Timestamp) -> Option<&InstanceId> {
+        let overdue = |instance: &&Instance| match instance.state {
+            InstanceState::Stopping { since } => {
+                now >= since + self.grace(instance) + STOP_PATIENCE
+            }
+            InstanceState::Planned
+            | InstanceState::Starting { .. }
+            | InstanceState::Passing { .. }
+            | InstanceState::Serving { .. }
+            | InstanceState::Failing { .. }
+            | InstanceState::Draining { .. } => false,
+        };
+        let mut instances = self.instances.values();
+        instances.find(overdue).map(|instance| &instance.id)
+    }
+
+    /// How long an instance may take to end by itself.
+    pub(crate) fn grace(&self, instance: &Instance) -> Duration {
+        let shape = self.shape(instance.release, &instance.service);
+        shape.map_or(GRACE_UNKNOWN, |shape| shape.grace)
+    }
+
+    /// Whether the old release has everything back and only the end of the new one is waited for.
+    pub(crate) fn is_only_ending(&self) -> bool {
+        let retires = |rollout: &Rollout| {
+            matches!(
+                rollout.phase,
+                Phase::Reverting {
+                    stage: Reverting::Retiring,
+                    ..
+                }
+            )
+        };
+        let kept = |side| {
+            self.instances
+                .values()
+                .any(|i| i.is_kept() && self.side_of(i) == side)
+        };
+        self.rollout.as_ref().is_some_and(retires) && !kept(Side::New)
     }
 
     /// The instances of a group that go first when it shrinks: those that serve nobody, then the newest.

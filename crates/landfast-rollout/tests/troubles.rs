@@ -18,7 +18,8 @@ use landfast_rollout::{
 use landfast_types::{InstanceId, ReleaseId, RolloutId};
 
 use crate::bench::{
-    Bench, Quality, api, api_and_work, canary, name, plan, rolling, secs, shape, topology, with,
+    Bench, Quality, api, api_and_work, canary, name, plan, rolling, secs, shape, single, topology,
+    with,
 };
 
 fn strategies() -> [Strategy; 4] {
@@ -782,6 +783,62 @@ fn where_the_old_release_does_not_come_back_it_parks_and_both_ways_are_open() {
         assert_eq!(bench.in_rotation("api"), 3);
         bench.replay_agrees();
     }
+}
+
+#[test]
+fn an_instance_that_cannot_be_ended_holds_up_neither_the_seal_nor_the_way_back() {
+    for back in [false, true] {
+        let mut bench = Bench::serving(api());
+        bench.deploy(api(), plan(Strategy::BlueGreen)).unwrap();
+        bench.until("standby");
+        let stuck = bench.of("api", if back { 2 } else { 1 })[0].clone();
+        bench.stuck.insert(stuck.clone());
+        if back {
+            bench.abort().unwrap();
+            bench.until("back: retiring");
+        } else {
+            bench.seal().unwrap();
+        }
+        bench.run(60);
+        assert_ne!(bench.phase(), "none", "it is given its time");
+        bench.run(15);
+        assert_eq!(bench.phase(), "none");
+        assert_eq!(bench.ended().contains("aborted by ann"), back);
+        let stops = |action: &Action| matches!(action, Action::StopInstance { instance, .. } if *instance == stuck);
+        assert!(
+            bench.environment.pending().iter().any(stops),
+            "it goes on being stopped"
+        );
+        assert!(!bench.is_offered(&stuck));
+        bench.deploy(api(), plan(rolling())).unwrap();
+        bench.until("none");
+        assert_eq!(
+            (bench.ended().as_str(), bench.in_rotation("api")),
+            ("sealed", 3)
+        );
+        bench.replay_agrees();
+    }
+}
+
+#[test]
+fn one_writer_that_cannot_be_ended_lets_no_other_start() {
+    let mut bench = Bench::serving(single());
+    let quick = || RolloutPlan {
+        progress_deadline: secs(120),
+        ..plan(rolling())
+    };
+    let stuck = bench.of("api", 1)[0].clone();
+    bench.stuck.insert(stuck);
+    bench.deploy(single(), quick()).unwrap();
+    bench.run(900);
+    assert_eq!(bench.of("api", 2).len(), 0);
+    assert_eq!(bench.phase(), "parked");
+    let words = bench.environment.rollout.as_ref().unwrap().phase_words();
+    assert!(words.contains("api.r1.1 does not end"), "{words}");
+    bench.stuck.clear();
+    bench.abort().unwrap();
+    bench.until("none");
+    assert_eq!(bench.in_rotation("api"), 1);
 }
 
 #[test]

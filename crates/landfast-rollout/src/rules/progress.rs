@@ -66,7 +66,10 @@ impl Draft {
             && self.is_out_of_time(rollout)
         {
             let waited = format_duration(rollout.plan.progress_deadline);
-            let detail = format!("no progress for {waited}");
+            let detail = match self.state.unendable(self.now) {
+                Some(stuck) => format!("{stuck} does not end, and no progress for {waited}"),
+                None => format!("no progress for {waited}"),
+            };
             self.park(ParkReason::CannotRestore(detail));
             return;
         }
@@ -95,9 +98,10 @@ impl Draft {
     }
 
     pub(super) fn is_out_of_time(&self, rollout: &Rollout) -> bool {
-        rollout
+        let since = rollout
             .timed_since()
-            .is_some_and(|since| self.now.since(since) >= rollout.plan.progress_deadline)
+            .filter(|_| !self.state.is_only_ending());
+        since.is_some_and(|since| self.now.since(since) >= rollout.plan.progress_deadline)
     }
 
     pub(super) fn answer_failure(&mut self, reason: &str) {
@@ -270,8 +274,8 @@ impl Draft {
             {
                 self.enter(Phase::Sealing);
             }
-            // Sealing ⇒ sealed: nothing of the old release runs.
-            Phase::Sealing if self.state.is_gone(Side::Old) => {
+            // Sealing ⇒ sealed: nothing of the old release runs, or what does cannot be ended.
+            Phase::Sealing if self.has_ended(Side::Old) => {
                 self.emit(Change::RolloutEnded {
                     outcome: Outcome::Sealed,
                 });
@@ -415,7 +419,7 @@ impl Draft {
                 Reverting::Switching
             }
             Reverting::Switching if state.is_traffic_settled() => Reverting::Retiring,
-            Reverting::Retiring if state.is_gone(Side::New) => {
+            Reverting::Retiring if self.has_ended(Side::New) => {
                 self.emit(Change::RolloutEnded {
                     outcome: Outcome::RolledBack { reason },
                 });
@@ -431,6 +435,13 @@ impl Draft {
             reason,
             stage: next,
         });
+    }
+
+    /// Whether a side is gone, or what is left of it is out of traffic, was killed and does not end. That one goes on
+    /// being stopped without a rollout: a process that the kernel holds must not keep the environment from moving.
+    fn has_ended(&self, side: Side) -> bool {
+        let until = self.state.patience_until(side);
+        self.state.is_gone(side) || until.is_some_and(|until| self.now >= until)
     }
 
     #[cfg(feature = "planted")]
