@@ -80,6 +80,9 @@ pub struct ReleaseRecord {
     pub created_at: Timestamp,
     /// When a rollout to it was sealed for the first time.
     pub sealed_at: Option<Timestamp>,
+    /// When a rollback left it behind. A later rollback does not lead to it, unless a person names it.
+    #[serde(default)]
+    pub left_at: Option<Timestamp>,
 }
 
 /// A rollout that has ended.
@@ -191,6 +194,7 @@ impl Environment {
                     plan: plan.clone(),
                     created_at: at,
                     sealed_at: None,
+                    left_at: None,
                 };
                 self.releases.insert(*release, record);
             }
@@ -363,12 +367,12 @@ impl Environment {
         }
     }
 
-    /// The last sealed release before the current one, for a rollback without a number.
+    /// The last sealed release before the current one that no rollback has left, for a rollback without a number.
     pub fn rollback_target(&self) -> Option<ReleaseId> {
         let current = self.serving?;
         let earlier = self.releases.range(..current).rev();
         earlier
-            .filter(|(_, record)| record.sealed_at.is_some())
+            .filter(|(_, record)| record.sealed_at.is_some() && record.left_at.is_none())
             .map(|(id, _)| *id)
             .next()
     }
@@ -500,6 +504,9 @@ impl Environment {
         match outcome {
             Outcome::Sealed => {
                 self.serving = Some(rollout.to);
+                if rollout.kind == Kind::Rollback {
+                    self.leave_behind(at, rollout.to);
+                }
                 if let Some(record) = self.releases.get_mut(&rollout.to) {
                     record.sealed_at.get_or_insert(at);
                     // Not before: until here the old release may come back at the size it was given.
@@ -530,6 +537,17 @@ impl Environment {
         let serving = self.serving;
         for groups in self.backoff.values_mut() {
             groups.retain(|release, _| Some(*release) == serving);
+        }
+    }
+
+    /// Whoever goes back to a release does not want those after it.
+    fn leave_behind(&mut self, at: Timestamp, to: ReleaseId) {
+        for (release, record) in self.releases.range_mut(to..) {
+            if *release == to {
+                record.left_at = None;
+            } else {
+                record.left_at.get_or_insert(at);
+            }
         }
     }
 

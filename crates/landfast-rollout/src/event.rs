@@ -310,8 +310,6 @@ pub enum Rejected {
     NoSuchRelease(ReleaseId),
     #[error("release {0} is the one that serves")]
     AlreadyServing(ReleaseId),
-    #[error("release {0} never served")]
-    NeverServed(ReleaseId),
     #[error("service `{0}` is not part of the release that serves")]
     NoSuchService(ServiceName),
     #[error("the environment is stopped")]

@@ -470,14 +470,60 @@ fn rollback_goes_further_back_and_never_forth() {
     bench.rollback(Some(4)).unwrap();
     bench.until("none");
     assert_eq!(bench.environment.serving, Some(ReleaseId(4)));
-    // One that was taken back never served.
-    bench.quality.insert(ReleaseId(5), Quality::Exits);
+    bench.replay_agrees();
+}
+
+#[test]
+fn rollback_does_not_return_to_a_release_that_a_rollback_left() {
+    let quick = || RolloutPlan {
+        standby: Duration::ZERO,
+        ..plan(rolling())
+    };
+    let mut bench = Bench::serving(api());
+    let deploy = |bench: &mut Bench| {
+        bench.deploy(api(), quick()).unwrap();
+        bench.until("none");
+    };
+    let rollback = |bench: &mut Bench, to: Option<u64>| {
+        bench.rollback(to).unwrap();
+        bench.until("none");
+        bench.environment.serving.unwrap().0
+    };
+    // 2, 3, and back to 2 because 3 is bad; 4 is no better.
+    deploy(&mut bench);
+    deploy(&mut bench);
+    assert_eq!(rollback(&mut bench, None), 2);
+    deploy(&mut bench);
+    assert_eq!(rollback(&mut bench, None), 2, "not 3");
+    // Past 2 as well, by number: none of 2, 3 and 4 is wanted then.
+    deploy(&mut bench);
+    assert_eq!(rollback(&mut bench, Some(1)), 1);
+    deploy(&mut bench);
+    assert_eq!(bench.environment.rollback_target(), Some(ReleaseId(1)));
+    // By number everything that is kept can be had, and then it is wanted again.
+    assert_eq!(rollback(&mut bench, Some(3)), 3);
+    deploy(&mut bench);
+    assert_eq!(rollback(&mut bench, None), 3);
+    bench.replay_agrees();
+}
+
+#[test]
+fn rollback_by_number_goes_to_any_release_that_is_kept() {
+    let quick = || RolloutPlan {
+        standby: Duration::ZERO,
+        ..plan(rolling())
+    };
+    let mut bench = Bench::serving(api());
+    // Taken back by a bad day of the host, never sealed.
+    bench.quality.insert(ReleaseId(2), Quality::Exits);
     bench.deploy(api(), quick()).unwrap();
     bench.until("none");
-    assert_eq!(
-        bench.rollback(Some(5)),
-        Err(Rejected::NeverServed(ReleaseId(5)))
-    );
+    bench.quality.clear();
+    assert_eq!(bench.environment.rollback_target(), None);
+    bench.rollback(Some(2)).unwrap();
+    bench.until("none");
+    assert_eq!(bench.environment.serving, Some(ReleaseId(2)));
+    assert_eq!(bench.environment.rollback_target(), Some(ReleaseId(1)));
     bench.replay_agrees();
 }
 

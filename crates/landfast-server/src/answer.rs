@@ -120,8 +120,7 @@ impl From<Rejected> for Failure {
             | Rejected::NotSealable { .. }
             | Rejected::AlreadyReverting { .. }
             | Rejected::AlreadyServing(_)
-            | Rejected::NotStopped
-            | Rejected::NeverServed(_) => Code::NotNow,
+            | Rejected::NotStopped => Code::NotNow,
             Rejected::NothingDeployed => Code::EnvironmentUnknown,
             Rejected::NoEarlierRelease { .. } => Code::NothingToRollBackTo,
             Rejected::NoSuchRelease(_) => Code::ReleaseUnknown,

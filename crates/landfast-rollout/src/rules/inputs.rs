@@ -277,9 +277,6 @@ impl Draft {
             .releases
             .get(&target)
             .ok_or(Rejected::NoSuchRelease(target))?;
-        if record.sealed_at.is_none() {
-            return Err(Rejected::NeverServed(target));
-        }
         let plan = record.plan.for_rollback(record.topology.is_exclusive());
         self.begin(Kind::Rollback, target, plan, by);
         Ok(())
