@@ -78,7 +78,7 @@ pub fn part(
     }
 }
 
-/// The (host, path) pairs an environment holds now, with the name of the route.
+/// The (host, path) pairs an environment holds now or will hold when what waits begins, with the name of the route.
 pub fn claims(
     environment: &Environment,
     bodies: &BTreeMap<ReleaseId, Arc<ReleaseBody>>,
@@ -88,6 +88,7 @@ pub fn claims(
         environment.serving,
         rollout.and_then(|r| r.from),
         rollout.map(|r| r.to),
+        environment.queued.as_ref().map(|queued| queued.to),
     ];
     let specs = releases
         .into_iter()
@@ -309,7 +310,7 @@ pub(crate) fn wanted_claims(spec: &AppSpec) -> Vec<(String, String, RouteName, S
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::time::Duration;
 
     use landfast_rollout::{Action, Input, RolloutPlan};
@@ -319,7 +320,7 @@ mod tests {
     use crate::release::topology;
 
     /// An app whose route leads to a service; `replicas` of each service.
-    fn spec(route_to: &str, services: &[&str]) -> AppSpec {
+    pub(crate) fn spec(route_to: &str, services: &[&str]) -> AppSpec {
         let mut text = format!(
             "app = \"shop\"\n[routes.public]\nhost = \"shop.example\"\nservice = \"{route_to}\"\n"
         );
@@ -335,19 +336,19 @@ mod tests {
             .unwrap_or_else(|| panic!("{:?}", parsed.diagnostics))
     }
 
-    struct World {
+    pub(crate) struct World {
         now: Timestamp,
-        environment: Environment,
-        bodies: BTreeMap<ReleaseId, Arc<ReleaseBody>>,
+        pub(crate) environment: Environment,
+        pub(crate) bodies: BTreeMap<ReleaseId, Arc<ReleaseBody>>,
         parts: Vec<Part>,
     }
 
     impl World {
-        fn new() -> Self {
+        pub(crate) fn new(app: &str) -> Self {
             Self {
                 now: Timestamp::from_millis(1_790_000_000_000),
                 environment: Environment::new(Scope {
-                    app: "shop".parse().unwrap(),
+                    app: app.parse().unwrap(),
                     environment: "production".parse().unwrap(),
                 }),
                 bodies: BTreeMap::new(),
@@ -355,13 +356,13 @@ mod tests {
             }
         }
 
-        fn tell(&mut self, input: Input) {
+        pub(crate) fn tell(&mut self, input: Input) {
             for event in self.environment.decide(self.now, input).unwrap() {
                 self.environment.apply(&event);
             }
         }
 
-        fn deploy(&mut self, spec: AppSpec) {
+        pub(crate) fn deploy(&mut self, spec: AppSpec) {
             let release = self.environment.next_release();
             let input = Input::Deploy {
                 topology: topology(&spec),
@@ -369,7 +370,7 @@ mod tests {
                     standby: Duration::from_secs(30),
                     ..RolloutPlan::default()
                 },
-                supersede: false,
+                supersede: true,
                 by: "ann".into(),
             };
             let body = ReleaseBody {
@@ -417,7 +418,7 @@ mod tests {
             }
         }
 
-        fn settle(&mut self) {
+        pub(crate) fn settle(&mut self) {
             for _ in 0..1_000 {
                 self.second();
                 if self.environment.rollout.is_none() {
@@ -443,7 +444,7 @@ mod tests {
     fn rolling_moves_a_route_to_another_service_when_that_one_is_at_size() {
         // The service it leaves: gone in the new release, and kept there with a route of its own.
         for kept in [false, true] {
-            let mut world = World::new();
+            let mut world = World::new("shop");
             world.deploy(spec("api", &["api"]));
             world.settle();
             world.parts.clear();
@@ -471,8 +472,24 @@ mod tests {
     }
 
     #[test]
+    fn what_waits_in_the_queue_is_claimed() {
+        let mut world = World::new("shop");
+        world.deploy(spec("api", &["api"]));
+        world.settle();
+        world.deploy(spec("api", &["api"]));
+        world.second();
+        let mut later = spec("api", &["api"]);
+        later.routes.values_mut().next().unwrap().host = "later.example".into();
+        world.deploy(later);
+        assert!(world.environment.queued.is_some());
+        let claims = claims(&world.environment, &world.bodies);
+        let hosts: Vec<_> = claims.iter().map(|(host, _, _)| host.as_str()).collect();
+        assert_eq!(hosts, ["later.example", "shop.example"]);
+    }
+
+    #[test]
     fn rolling_keeps_a_route_that_is_taken_back_before_it_moved() {
-        let mut world = World::new();
+        let mut world = World::new("shop");
         world.deploy(spec("api", &["api"]));
         world.settle();
         world.parts.clear();

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, fs, path::Path, sync::Arc};
 
-use landfast_rollout::{Gate, Phase, RolloutPlan, Strategy};
+use landfast_rollout::{Gate, Phase, Rejected, RolloutPlan, Strategy};
 use landfast_spec::{AppSpec, RouteSpec, ServiceSpec};
 use landfast_types::{Bytes, Cpu, Digest, ReleaseId, Scope, ServiceName};
 
@@ -92,9 +92,32 @@ pub struct TakenRoute {
 
 /// The routes of a spec that other environments of this host own.
 pub fn taken_routes(shared: &Shared, scope: &Scope, spec: &AppSpec) -> Vec<TakenRoute> {
+    taken_among(&shared.environments(), scope, spec)
+}
+
+/// Why a rollback would claim what somebody else owns by now: its release may have routes that were given up since.
+pub(crate) fn rollback_taken(
+    views: &[Arc<View>],
+    view: &View,
+    to: Option<ReleaseId>,
+) -> Option<Rejected> {
+    if view.state.rollout.is_some() {
+        // It is an abort: both releases hold their routes.
+        return None;
+    }
+    let release = to.or_else(|| view.state.rollback_target())?;
+    let body = view.bodies.get(&release)?;
+    let taken = taken_among(views, &view.state.scope, &body.spec);
+    taken.into_iter().next().map(|taken| Rejected::RouteTaken {
+        release,
+        route: format!("{}{}", taken.host, taken.path),
+        owner: taken.owner,
+    })
+}
+
+fn taken_among(views: &[Arc<View>], scope: &Scope, spec: &AppSpec) -> Vec<TakenRoute> {
     let mut taken = Vec::new();
-    let others = shared.environments();
-    let others = others.iter().filter(|view| view.state.scope != *scope);
+    let others = views.iter().filter(|view| view.state.scope != *scope);
     let owned: BTreeMap<(String, String), String> = others
         .flat_map(|view| {
             let claims = claims(&view.state, &view.bodies);
@@ -479,6 +502,38 @@ mod tests {
         parsed
             .spec
             .unwrap_or_else(|| panic!("{:?}", parsed.diagnostics))
+    }
+
+    #[test]
+    fn a_rollback_does_not_take_a_route_from_its_new_owner() {
+        use crate::part::tests::{World, spec};
+        let view = |world: &World| {
+            Arc::new(View {
+                state: world.environment.clone(),
+                bodies: world.bodies.clone(),
+                ..(*empty_view(&world.environment.scope)).clone()
+            })
+        };
+        let (mut first, mut second) = (World::new("first"), World::new("second"));
+        first.deploy(spec("api", &["api"]));
+        first.settle();
+        let mut without = spec("api", &["api"]);
+        without.routes.values_mut().next().unwrap().host = "other.example".into();
+        first.deploy(without);
+        first.settle();
+        let alone = [view(&first), view(&second)];
+        assert_eq!(rollback_taken(&alone, &alone[0], None), None);
+        second.deploy(spec("api", &["api"]));
+        second.settle();
+        let both = [view(&first), view(&second)];
+        for to in [None, Some(ReleaseId(1))] {
+            let refused = rollback_taken(&both, &both[0], to).unwrap();
+            assert_eq!(
+                refused.to_string(),
+                "release 1 has the route shop.example/, which belongs to second/production/public now: remove it \
+                 there first, or deploy a release without it"
+            );
+        }
     }
 
     #[test]

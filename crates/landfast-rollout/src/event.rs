@@ -310,6 +310,14 @@ pub enum Rejected {
     NoSuchRelease(ReleaseId),
     #[error("release {0} is the one that serves")]
     AlreadyServing(ReleaseId),
+    #[error(
+        "release {release} has the route {route}, which belongs to {owner} now: remove it there first, or deploy a release without it"
+    )]
+    RouteTaken {
+        release: ReleaseId,
+        route: String,
+        owner: String,
+    },
     #[error("service `{0}` is not part of the release that serves")]
     NoSuchService(ServiceName),
     #[error("the environment is stopped")]

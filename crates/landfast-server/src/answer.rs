@@ -124,6 +124,7 @@ impl From<Rejected> for Failure {
             Rejected::NothingDeployed => Code::EnvironmentUnknown,
             Rejected::NoEarlierRelease { .. } => Code::NothingToRollBackTo,
             Rejected::NoSuchRelease(_) => Code::ReleaseUnknown,
+            Rejected::RouteTaken { .. } => Code::RouteTaken,
             Rejected::NoSuchService(_) => Code::ServiceUnknown,
             Rejected::EnvironmentStopped => Code::EnvironmentStopped,
             Rejected::SmokeNeedsSurge => Code::GateRefused,
