@@ -5,7 +5,10 @@
 //! late, twice or never. A crash leaves behind whatever was recorded; the driver replays it, says what really
 //! runs ([`Input::Adopted`]), and asks [`Environment::pending`] what is owed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use landfast_types::{InstanceId, ReleaseId, RolloutId, Scope, ServiceName, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -23,6 +26,12 @@ use crate::{
 
 /// How many ended rollouts are remembered in the state; the journal has them all.
 const HISTORY_MAX: usize = 50;
+
+/// Ends further apart than this have nothing to do with each other.
+const CRASH_WINDOW: Duration = Duration::from_secs(300);
+
+/// Ends that are told within this of a takeover may be older than it.
+const FOUND_DEAD: Duration = Duration::from_secs(10);
 
 /// The state of one environment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -48,6 +57,9 @@ pub struct Environment {
     pub(crate) backoff: BTreeMap<ServiceName, BTreeMap<ReleaseId, Backoff>>,
     pub(crate) notify: BTreeSet<RolloutId>,
     pub(crate) last_reading: Option<Reading>,
+    /// When the present life of the server took over.
+    #[serde(default)]
+    pub(crate) taken_over_at: Option<Timestamp>,
     pub(crate) next_instance: u64,
     pub(crate) next_rollout: u64,
     pub(crate) next_release: u64,
@@ -151,6 +163,7 @@ impl Environment {
             backoff: BTreeMap::new(),
             notify: BTreeSet::new(),
             last_reading: None,
+            taken_over_at: None,
             next_instance: 1,
             next_rollout: 1,
             next_release: 1,
@@ -487,7 +500,7 @@ impl Environment {
             high_water: BTreeMap::new(),
             progressed_at: at,
             failure: None,
-            crashes: 0,
+            crash_times: BTreeMap::new(),
             frozen: BTreeMap::new(),
             analyses: BTreeMap::new(),
             hold_extended: false,
@@ -679,6 +692,7 @@ impl Environment {
     }
 
     fn take_over(&mut self, at: Timestamp) {
+        self.taken_over_at = Some(at);
         if let Some(rollout) = &mut self.rollout {
             rollout.progressed_at = at;
         }
@@ -696,6 +710,24 @@ impl Environment {
                 | InstanceState::Stopping { .. } => {}
             }
         }
+    }
+
+    /// Whether an instance that is found to have ended may have done so while nobody looked, with its host perhaps:
+    /// it ran before the takeover and was not heard of since.
+    pub(crate) fn is_found_dead(&self, now: Timestamp, instance: &Instance) -> bool {
+        let Some(taken_over) = self.taken_over_at else {
+            return false;
+        };
+        let silent_since = match instance.state {
+            InstanceState::Planned | InstanceState::Passing { .. } => None,
+            InstanceState::Starting { since }
+            | InstanceState::Serving { since }
+            | InstanceState::Failing { since }
+            | InstanceState::Draining { since, .. }
+            | InstanceState::Stopping { since } => Some(since),
+        };
+        let silent = silent_since.is_some_and(|since| since <= taken_over);
+        silent && now.since(taken_over) < FOUND_DEAD
     }
 
     /// The maintenance page goes when a service that has a route serves again.
@@ -723,7 +755,9 @@ impl Environment {
         *backoff = backoff.after_end(at, &instance);
         let new = self.side_of(&instance) == Side::New;
         if let Some(rollout) = self.rollout.as_mut().filter(|_| new) {
-            rollout.crashes += 1;
+            let times = rollout.crash_times.entry(instance.service).or_default();
+            times.retain(|earlier| at.since(*earlier) < CRASH_WINDOW);
+            times.push(at);
         }
     }
 }

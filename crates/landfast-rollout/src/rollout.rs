@@ -60,8 +60,9 @@ pub struct Rollout {
     pub progressed_at: Timestamp,
     /// The first thing that went wrong, until it was answered.
     pub failure: Option<String>,
-    /// How often an instance of the new release ended after it had served.
-    pub crashes: u32,
+    /// When instances of the new release lately ended by themselves.
+    #[serde(default)]
+    pub crash_times: BTreeMap<ServiceName, Vec<Timestamp>>,
     /// The sizes at which it was parked. They stay while it waits.
     #[serde(default)]
     pub frozen: BTreeMap<ServiceName, Sides>,
@@ -320,7 +321,7 @@ impl Rollout {
             Change::Promoted { .. } => {
                 self.hold_extended = false;
                 self.failure = None;
-                self.crashes = 0;
+                self.crash_times.clear();
             }
             Change::Progressed { service, ready } => {
                 self.high_water.insert(service.clone(), *ready);

@@ -72,6 +72,62 @@ fn a_crash_loop_is_taken_back() {
 }
 
 #[test]
+fn ends_that_have_nothing_to_do_with_each_other_are_no_crash_loop() {
+    let both = || topology(&[("api", shape(3, true, &[])), ("web", shape(3, true, &[]))]);
+    let long = RolloutPlan {
+        standby: secs(3_600),
+        ..plan(Strategy::BlueGreen)
+    };
+    let mut bench = Bench::serving(both());
+    bench.deploy(both(), long).unwrap();
+    bench.until("standby");
+    for _ in 0..3 {
+        // Four at once, but no more than two of one service; and the next ones much later.
+        for service in ["api", "web"] {
+            for victim in bench.of(service, 2).iter().take(2) {
+                bench.end(victim);
+            }
+        }
+        bench.run(310);
+        assert_eq!(bench.phase(), "standby");
+    }
+    bench.replay_agrees();
+}
+
+#[test]
+fn what_is_found_dead_after_a_takeover_is_not_held_against_the_release() {
+    for phase in ["warming 0", "standby"] {
+        let mut bench = Bench::serving(api());
+        bench.deploy(api(), plan(Strategy::BlueGreen)).unwrap();
+        bench.until(phase);
+        bench.run(1);
+        let all: std::collections::BTreeSet<_> =
+            bench.environment.instances.keys().cloned().collect();
+        bench.now = bench.now + secs(600);
+        // The shims' folders outlived the host: each says that its instance ended.
+        bench
+            .tell(Input::Adopted {
+                running: all.clone(),
+            })
+            .unwrap();
+        for instance in &all {
+            bench.end(instance);
+        }
+        bench.until("none");
+        assert_eq!(bench.ended(), "sealed", "{phase}");
+    }
+    // What comes after it counts again.
+    let mut bench = Bench::serving(api());
+    bench.deploy(api(), plan(Strategy::BlueGreen)).unwrap();
+    bench.run(1);
+    let running = bench.environment.instances.keys().cloned().collect();
+    bench.tell(Input::Adopted { running }).unwrap();
+    bench.quality.insert(ReleaseId(2), Quality::Exits);
+    bench.until("none");
+    assert!(bench.ended().contains("before it was ready"));
+}
+
+#[test]
 fn one_instance_that_never_passes_fails_after_its_deadline() {
     let mut bench = Bench::serving(api());
     bench.quality.insert(ReleaseId(2), Quality::Mute);

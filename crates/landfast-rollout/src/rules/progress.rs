@@ -15,8 +15,8 @@ use crate::{
     rules::Draft,
 };
 
-/// So many ends of instances that had served make a crash loop.
-const CRASHES_MAX: u32 = 3;
+/// So many ends of one service's instances within a few minutes make a crash loop.
+const CRASHES_MAX: usize = 3;
 
 impl Draft {
     pub(super) fn note_progress(&mut self) {
@@ -81,10 +81,11 @@ impl Draft {
         if let Some(reason) = &rollout.failure {
             return Some(reason.clone());
         }
-        if rollout.crashes >= CRASHES_MAX {
-            let (to, crashes) = (rollout.to, rollout.crashes);
+        let mut crashes = rollout.crash_times.iter();
+        if let Some((service, times)) = crashes.find(|(_, times)| times.len() >= CRASHES_MAX) {
+            let (to, count) = (rollout.to, times.len());
             return Some(format!(
-                "release {to} is crash-looping: {crashes} instances ended"
+                "release {to} is crash-looping: {count} instances of `{service}` ended"
             ));
         }
         if self.is_out_of_time(rollout) {
