@@ -375,6 +375,10 @@ impl Environment {
             return 0;
         };
         match self.scale.get(service) {
+            // A number set while the service was not exclusive does not make a second writer of it.
+            Some(over) if over.manifest == shape.replicas && shape.exclusive => {
+                over.replicas.min(1)
+            }
             Some(over) if over.manifest == shape.replicas => over.replicas,
             Some(_) | None => shape.replicas,
         }

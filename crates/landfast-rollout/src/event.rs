@@ -320,6 +320,10 @@ pub enum Rejected {
     },
     #[error("service `{0}` is not part of the release that serves")]
     NoSuchService(ServiceName),
+    #[error(
+        "service `{service}` cannot have {replicas} instances: it is exclusive, so two of it must never run at once; leave it at 1, or deploy a release in which it is not exclusive"
+    )]
+    OneWriter { service: ServiceName, replicas: u32 },
     #[error("the environment is stopped")]
     EnvironmentStopped,
     #[error("the environment is not stopped")]

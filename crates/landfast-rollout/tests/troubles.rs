@@ -923,6 +923,35 @@ fn an_instance_that_cannot_be_ended_holds_up_neither_the_seal_nor_the_way_back()
 }
 
 #[test]
+fn an_exclusive_service_has_one_instance() {
+    let mut bench = Bench::serving(single());
+    let scale = |replicas| Input::Scale {
+        service: name("api"),
+        replicas,
+    };
+    let refused = bench.tell(scale(Some(2))).unwrap_err();
+    let service = name("api");
+    let replicas = 2;
+    assert_eq!(refused, Rejected::OneWriter { service, replicas });
+    for replicas in [Some(0), Some(1), None] {
+        bench.tell(scale(replicas)).unwrap();
+    }
+    // A number from before it became exclusive.
+    let one = || topology(&[("api", shape(1, true, &[]))]);
+    let mut bench = Bench::serving(one());
+    bench.scale("api", Some(3));
+    bench.run(30);
+    bench.most.clear();
+    bench.deploy(single(), plan(rolling())).unwrap();
+    bench.until("none");
+    assert_eq!(
+        (bench.ended().as_str(), bench.of("api", 2).len()),
+        ("sealed", 1)
+    );
+    bench.replay_agrees();
+}
+
+#[test]
 fn one_writer_that_cannot_be_ended_lets_no_other_start() {
     let mut bench = Bench::serving(single());
     let quick = || RolloutPlan {

@@ -127,6 +127,7 @@ impl From<Rejected> for Failure {
             Rejected::RouteTaken { .. } => Code::RouteTaken,
             Rejected::NoSuchService(_) => Code::ServiceUnknown,
             Rejected::EnvironmentStopped => Code::EnvironmentStopped,
+            Rejected::OneWriter { .. } => Code::OneWriter,
             Rejected::SmokeNeedsSurge => Code::GateRefused,
             Rejected::WouldBreak(_) => Code::Internal,
         };

@@ -310,8 +310,11 @@ impl Draft {
             .map(|rollout| rollout.to)
             .or(self.state.serving);
         let release = release.ok_or(Rejected::NothingDeployed)?;
-        if self.state.shape(release, &service).is_none() {
+        let Some(shape) = self.state.shape(release, &service) else {
             return Err(Rejected::NoSuchService(service));
+        };
+        if let Some(replicas) = replicas.filter(|replicas| shape.exclusive && *replicas > 1) {
+            return Err(Rejected::OneWriter { service, replicas });
         }
         self.emit(Change::Scaled { service, replicas });
         Ok(())
