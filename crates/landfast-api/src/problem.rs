@@ -227,6 +227,8 @@ codes! {
     RouteTaken, "route-taken", 409, "a route is taken", Some("choose another host or path, or remove the route from its owner first");
     /// Old and new release together need more memory or CPU than the host has. `landfast plan` shows the sum.
     DoesNotFit, "does-not-fit", 409, "the rollout does not fit on this host", Some("`landfast plan` shows the sums; lower `resources`, or use the strategy `rolling` or `recreate`");
+    /// The service is `exclusive`: two instances of it must never run at once, so there can be only one.
+    OneWriter, "one-writer", 409, "an exclusive service has one instance", Some("leave it at 1, or deploy a release in which it is not `exclusive`");
     /// A gate refused before anything moved.
     GateRefused, "gate-refused", 409, "a gate refused", None;
     /// A name is both in `env` and a secret. One of the two has to go, or it would be unclear which one holds.

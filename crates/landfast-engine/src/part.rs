@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use landfast_rollout::{Environment, MemberState, ServiceTraffic, TrafficMode, Weights};
+use landfast_rollout::{Environment, MemberState, Rollout, ServiceTraffic, TrafficMode, Weights};
 use landfast_routing::snapshot::{
     Backend, BackendState, Certificate, EjectionPolicy, Group, HealthCheck, Mode, RetryPolicy,
     Route, RouteLimits, RouteTimeouts, Service,
@@ -78,7 +78,7 @@ pub fn part(
     }
 }
 
-/// The (host, path) pairs an environment holds now, with the name of the route.
+/// The (host, path) pairs an environment holds now or will hold when what waits begins, with the name of the route.
 pub fn claims(
     environment: &Environment,
     bodies: &BTreeMap<ReleaseId, Arc<ReleaseBody>>,
@@ -88,6 +88,7 @@ pub fn claims(
         environment.serving,
         rollout.and_then(|r| r.from),
         rollout.map(|r| r.to),
+        environment.queued.as_ref().map(|queued| queued.to),
     ];
     let specs = releases
         .into_iter()
@@ -103,7 +104,7 @@ pub fn claims(
 }
 
 /// The routes in force: those of the release that is exposed, over those of the one it comes from while that
-/// can still serve.
+/// can still serve. In rolling a route gets to another service once that one is at size.
 fn routes<'a>(
     environment: &Environment,
     bodies: &'a BTreeMap<ReleaseId, Arc<ReleaseBody>>,
@@ -122,6 +123,9 @@ fn routes<'a>(
         };
         // A route that moved to another name keeps one owner: the newer claim wins.
         for (name, route) in &body.spec.routes {
+            if waits_for_size(environment, &routes, release, route) {
+                continue;
+            }
             let same = |_: &RouteName, other: &mut &RouteSpec| {
                 (other.host.as_str(), other.path.as_str()) != (&route.host, &route.path)
             };
@@ -130,6 +134,31 @@ fn routes<'a>(
         }
     }
     routes
+}
+
+/// Whether a route of the new release stays out of force because rolling has not brought its service to size yet.
+/// Until then requests go where the old release's routes send them, while somebody serves there.
+fn waits_for_size(
+    environment: &Environment,
+    in_force: &BTreeMap<RouteName, &RouteSpec>,
+    release: ReleaseId,
+    route: &RouteSpec,
+) -> bool {
+    let rolls = |rollout: &&Rollout| {
+        let comes = rollout.to == release && rollout.from.is_some_and(|from| from != release);
+        comes && rollout.weights == Weights::ByCount && rollout.is_on_the_way()
+    };
+    if environment.rollout.as_ref().filter(rolls).is_none() {
+        return false;
+    }
+    let covers = |other: &&&RouteSpec| other.host == route.host && other.path == route.path;
+    let before = in_force.values().find(covers);
+    if before.is_some_and(|before| before.service == route.service) {
+        return false;
+    }
+    let served = before.is_none_or(|before| environment.traffic.capacity(&before.service) > 0);
+    let whole = environment.replicas(Some(release), &route.service);
+    served && environment.ready(&route.service).new < whole
 }
 
 /// The release whose settings hold for a service: the new one once it is exposed.
@@ -278,4 +307,203 @@ pub(crate) fn wanted_claims(spec: &AppSpec) -> Vec<(String, String, RouteName, S
         )
     };
     spec.routes.iter().map(claim).collect()
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::time::Duration;
+
+    use landfast_rollout::{Action, Input, RolloutPlan};
+    use landfast_types::{Digest, EnvironmentName, Timestamp};
+
+    use super::*;
+    use crate::release::topology;
+
+    /// An app whose route leads to a service; `replicas` of each service.
+    pub(crate) fn spec(route_to: &str, services: &[&str]) -> AppSpec {
+        let mut text = format!(
+            "app = \"shop\"\n[routes.public]\nhost = \"shop.example\"\nservice = \"{route_to}\"\n"
+        );
+        for service in services {
+            text.push_str(&format!(
+                "[services.{service}]\nartifact = \"a\"\ncommand = [\"./a\"]\nport = 3000\nreplicas = 2\n"
+            ));
+        }
+        let production: EnvironmentName = "production".parse().unwrap();
+        let parsed = landfast_spec::parse("landfast.toml", &text, &production);
+        parsed
+            .spec
+            .unwrap_or_else(|| panic!("{:?}", parsed.diagnostics))
+    }
+
+    pub(crate) struct World {
+        now: Timestamp,
+        pub(crate) environment: Environment,
+        pub(crate) bodies: BTreeMap<ReleaseId, Arc<ReleaseBody>>,
+        parts: Vec<Part>,
+    }
+
+    impl World {
+        pub(crate) fn new(app: &str) -> Self {
+            Self {
+                now: Timestamp::from_millis(1_790_000_000_000),
+                environment: Environment::new(Scope {
+                    app: app.parse().unwrap(),
+                    environment: "production".parse().unwrap(),
+                }),
+                bodies: BTreeMap::new(),
+                parts: Vec::new(),
+            }
+        }
+
+        pub(crate) fn tell(&mut self, input: Input) {
+            for event in self.environment.decide(self.now, input).unwrap() {
+                self.environment.apply(&event);
+            }
+        }
+
+        pub(crate) fn deploy(&mut self, spec: AppSpec) {
+            let release = self.environment.next_release();
+            let input = Input::Deploy {
+                topology: topology(&spec),
+                plan: RolloutPlan {
+                    standby: Duration::from_secs(30),
+                    ..RolloutPlan::default()
+                },
+                supersede: true,
+                by: "ann".into(),
+            };
+            let body = ReleaseBody {
+                release,
+                spec,
+                artifacts: BTreeMap::new(),
+                secrets: BTreeMap::new(),
+                created_at: self.now,
+                commit: None,
+                note: None,
+                fingerprint: Digest::of(b""),
+            };
+            self.bodies.insert(release, Arc::new(body));
+            self.tell(input);
+        }
+
+        /// Everything is ready at once, the proxy confirms, nothing is in flight.
+        fn second(&mut self) {
+            self.now = self.now + Duration::from_secs(1);
+            self.tell(Input::Tick);
+            for action in self.environment.pending() {
+                let input = match action {
+                    Action::StartInstance { instance, .. } => {
+                        let address = Some(([127, 0, 0, 1], 9).into());
+                        self.tell(Input::Started {
+                            instance: instance.clone(),
+                            address,
+                        });
+                        let passing = true;
+                        Input::Probed { instance, passing }
+                    }
+                    Action::StopInstance { instance, .. } => {
+                        let exit = "stopped".into();
+                        Input::Ended { instance, exit }
+                    }
+                    Action::Publish { revision } => {
+                        self.parts.push(part(&self.environment, &self.bodies, true));
+                        Input::TrafficConfirmed { revision }
+                    }
+                    Action::AwaitDrain { instance, .. } => Input::Drained { instance },
+                    Action::JudgeGate { .. } => continue,
+                    Action::Notify { rollout } => Input::Notified { rollout },
+                };
+                self.tell(input);
+            }
+        }
+
+        pub(crate) fn settle(&mut self) {
+            for _ in 0..1_000 {
+                self.second();
+                if self.environment.rollout.is_none() {
+                    return;
+                }
+            }
+            panic!("it never ended");
+        }
+    }
+
+    /// How many instances get what is sent to the only route.
+    fn answered_by(part: &Part) -> (String, usize) {
+        let service = &part.routes[0].service;
+        let groups = part.services[service].groups.iter();
+        let serving = groups.filter(|group| group.weight > 0).flat_map(|group| {
+            let backends = group.backends.iter();
+            backends.filter(|backend| backend.state == BackendState::Serving)
+        });
+        (service.service.to_string(), serving.count())
+    }
+
+    #[test]
+    fn rolling_moves_a_route_to_another_service_when_that_one_is_at_size() {
+        // The service it leaves: gone in the new release, and kept there with a route of its own.
+        for kept in [false, true] {
+            let mut world = World::new("shop");
+            world.deploy(spec("api", &["api"]));
+            world.settle();
+            world.parts.clear();
+            let new = if kept {
+                let mut new = spec("web", &["api", "web"]);
+                let mut own = new.routes.values().next().unwrap().clone();
+                own.host = "api.example".into();
+                own.service = "api".parse().unwrap();
+                new.routes.insert("zapi".parse().unwrap(), own);
+                new
+            } else {
+                spec("web", &["web"])
+            };
+            world.deploy(new);
+            world.settle();
+            let answers: Vec<_> = world.parts.iter().map(answered_by).collect();
+            let least = answers.iter().map(|(_, serving)| *serving).min();
+            assert_eq!(least, Some(2), "{answers:?}");
+            assert_eq!(answers.first().unwrap().0, "api");
+            assert_eq!(answers.last().unwrap().0, "web");
+            let mut order: Vec<_> = answers.into_iter().map(|(service, _)| service).collect();
+            order.dedup();
+            assert_eq!(order, ["api", "web"], "it moves once");
+        }
+    }
+
+    #[test]
+    fn what_waits_in_the_queue_is_claimed() {
+        let mut world = World::new("shop");
+        world.deploy(spec("api", &["api"]));
+        world.settle();
+        world.deploy(spec("api", &["api"]));
+        world.second();
+        let mut later = spec("api", &["api"]);
+        later.routes.values_mut().next().unwrap().host = "later.example".into();
+        world.deploy(later);
+        assert!(world.environment.queued.is_some());
+        let claims = claims(&world.environment, &world.bodies);
+        let hosts: Vec<_> = claims.iter().map(|(host, _, _)| host.as_str()).collect();
+        assert_eq!(hosts, ["later.example", "shop.example"]);
+    }
+
+    #[test]
+    fn rolling_keeps_a_route_that_is_taken_back_before_it_moved() {
+        let mut world = World::new("shop");
+        world.deploy(spec("api", &["api"]));
+        world.settle();
+        world.parts.clear();
+        world.deploy(spec("web", &["web"]));
+        while world.environment.ready(&"web".parse().unwrap()).new == 0 {
+            world.second();
+        }
+        world.tell(Input::Abort {
+            by: "ann".into(),
+            reason: "it looks wrong".into(),
+        });
+        world.settle();
+        for part in &world.parts {
+            assert_eq!(answered_by(part), ("api".into(), 2));
+        }
+    }
 }

@@ -3,9 +3,9 @@
 
 use std::{collections::BTreeMap, fs, path::Path, sync::Arc};
 
-use landfast_rollout::{RolloutPlan, Strategy};
-use landfast_spec::{AppSpec, ServiceSpec};
-use landfast_types::{Bytes, Cpu, Digest, Scope, ServiceName};
+use landfast_rollout::{Gate, Phase, Rejected, RolloutPlan, Strategy};
+use landfast_spec::{AppSpec, RouteSpec, ServiceSpec};
+use landfast_types::{Bytes, Cpu, Digest, ReleaseId, Scope, ServiceName};
 
 use crate::{
     driver::View,
@@ -92,9 +92,32 @@ pub struct TakenRoute {
 
 /// The routes of a spec that other environments of this host own.
 pub fn taken_routes(shared: &Shared, scope: &Scope, spec: &AppSpec) -> Vec<TakenRoute> {
+    taken_among(&shared.environments(), scope, spec)
+}
+
+/// Why a rollback would claim what somebody else owns by now: its release may have routes that were given up since.
+pub(crate) fn rollback_taken(
+    views: &[Arc<View>],
+    view: &View,
+    to: Option<ReleaseId>,
+) -> Option<Rejected> {
+    if view.state.rollout.is_some() {
+        // It is an abort: both releases hold their routes.
+        return None;
+    }
+    let release = to.or_else(|| view.state.rollback_target())?;
+    let body = view.bodies.get(&release)?;
+    let taken = taken_among(views, &view.state.scope, &body.spec);
+    taken.into_iter().next().map(|taken| Rejected::RouteTaken {
+        release,
+        route: format!("{}{}", taken.host, taken.path),
+        owner: taken.owner,
+    })
+}
+
+fn taken_among(views: &[Arc<View>], scope: &Scope, spec: &AppSpec) -> Vec<TakenRoute> {
     let mut taken = Vec::new();
-    let others = shared.environments();
-    let others = others.iter().filter(|view| view.state.scope != *scope);
+    let others = views.iter().filter(|view| view.state.scope != *scope);
     let owned: BTreeMap<(String, String), String> = others
         .flat_map(|view| {
             let claims = claims(&view.state, &view.bodies);
@@ -115,6 +138,67 @@ pub fn taken_routes(shared: &Shared, scope: &Scope, spec: &AppSpec) -> Vec<Taken
     taken
 }
 
+/// Routes that would change their service by a strategy that cannot move them: a route leads to one service at a
+/// time, so a canary could not send it its share only, and would compare two different services.
+pub fn moved_routes(view: &View, spec: &AppSpec, plan: &RolloutPlan) -> Vec<Refusal> {
+    let leaves = release_left(view).and_then(|release| view.bodies.get(&release));
+    leaves.map_or_else(Vec::new, |body| {
+        unmovable_routes(&body.spec, spec, &plan.strategy)
+    })
+}
+
+/// The release a deploy of now would come from.
+fn release_left(view: &View) -> Option<ReleaseId> {
+    match &view.state.rollout {
+        Some(rollout) if matches!(rollout.phase, Phase::Standby | Phase::Sealing) => {
+            Some(rollout.to)
+        }
+        Some(_) | None => view.state.serving,
+    }
+}
+
+fn unmovable_routes(old: &AppSpec, new: &AppSpec, strategy: &Strategy) -> Vec<Refusal> {
+    let exclusive = |spec: &AppSpec| spec.services.values().any(|service| service.exclusive);
+    if exclusive(old) || exclusive(new) {
+        // It is a recreate, whatever the plan says.
+        return Vec::new();
+    }
+    let mut refusals = Vec::new();
+    for (name, route) in &new.routes {
+        let claims = |other: &&RouteSpec| other.host == route.host && other.path == route.path;
+        let Some(before) = old.routes.values().find(claims) else {
+            continue;
+        };
+        let (from, to) = (&before.service, &route.service);
+        // A service that goes on without a route is replaced by instances that nobody is sent to.
+        let loses_its_routes =
+            new.services.contains_key(from) && new.routes_of(from).next().is_none();
+        let movable = match strategy {
+            Strategy::BlueGreen | Strategy::Recreate => true,
+            Strategy::Rolling { .. } => !loses_its_routes,
+            Strategy::Canary { .. } => false,
+        };
+        if from != to && !movable {
+            refusals.push(Refusal {
+                code: "route-moves",
+                reason: format!(
+                    "route `{name}` ({}{}) leads to service `{from}` now and to `{to}` in this release, which \
+                     {} cannot do without sending requests to the wrong one",
+                    route.host,
+                    route.path,
+                    strategy.name()
+                ),
+                hint: Some(
+                    "deploy this release with `--strategy blue-green` (or `recreate`), which move a route in one \
+                     switch"
+                        .into(),
+                ),
+            });
+        }
+    }
+    refusals
+}
+
 /// What a rollout to this spec needs at its highest moment.
 pub fn peak(shared: &Shared, view: &View, spec: &AppSpec, plan: &RolloutPlan) -> Peak {
     let state = &view.state;
@@ -126,7 +210,8 @@ pub fn peak(shared: &Shared, view: &View, spec: &AppSpec, plan: &RolloutPlan) ->
         host: host(),
         ..Peak::default()
     };
-    let mut surge = Need::default();
+    // What each service has beyond its replicas: while it moves, and for the smoke job until it does.
+    let mut extras: Vec<(Need, Need)> = Vec::new();
     for (name, service) in &spec.services {
         let replicas = service.replicas;
         if service.resources.memory.is_none() {
@@ -137,8 +222,16 @@ pub fn peak(shared: &Shared, view: &View, spec: &AppSpec, plan: &RolloutPlan) ->
             Strategy::Rolling { max_surge, .. } => max_surge.of(replicas),
             Strategy::BlueGreen | Strategy::Canary { .. } | Strategy::Recreate => 0,
         };
-        surge = surge.max(Need::of(service, extra));
+        let asked = plan.gates.contains(&Gate::Smoke) && spec.routes_of(name).next().is_some();
+        let tested = if asked { extra.min(1) } else { 0 };
+        extras.push((Need::of(service, extra), Need::of(service, tested)));
     }
+    let beside = |moving: usize| {
+        let others = extras.iter().enumerate().filter(|(own, _)| *own != moving);
+        others.fold(extras[moving].0, |sum, (_, (_, tested))| sum.plus(*tested))
+    };
+    let surge = (0..extras.len()).map(beside);
+    let surge = surge.fold(Need::default(), Need::max);
     for (name, service) in old_spec.iter().flat_map(|spec| &spec.services) {
         let need = Need::of(service, state.replicas(state.serving, name));
         peak.old = peak.old.plus(need);
@@ -201,6 +294,7 @@ pub fn refusals(
             hint: Some("choose another host or path, or remove the route there first".into()),
         });
     }
+    refusals.extend(moved_routes(view, spec, plan));
     let peak = peak(shared, view, spec, plan);
     if !peak.fits() {
         refusals.push(Refusal {
@@ -386,4 +480,96 @@ pub(crate) fn empty_view(scope: &Scope) -> Arc<View> {
         failing: BTreeMap::new(),
         journal_problem: None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use landfast_rollout::Amount;
+    use landfast_types::{EnvironmentName, Percent};
+
+    use super::*;
+
+    fn spec(text: &str) -> AppSpec {
+        let mut manifest = "app = \"shop\"\n".to_owned();
+        for service in ["api", "web"] {
+            manifest.push_str(&format!(
+                "[services.{service}]\nartifact = \"a\"\ncommand = [\"./a\"]\nport = 3000\n"
+            ));
+        }
+        manifest.push_str(text);
+        let production: EnvironmentName = "production".parse().unwrap();
+        let parsed = landfast_spec::parse("landfast.toml", &manifest, &production);
+        parsed
+            .spec
+            .unwrap_or_else(|| panic!("{:?}", parsed.diagnostics))
+    }
+
+    #[test]
+    fn a_rollback_does_not_take_a_route_from_its_new_owner() {
+        use crate::part::tests::{World, spec};
+        let view = |world: &World| {
+            Arc::new(View {
+                state: world.environment.clone(),
+                bodies: world.bodies.clone(),
+                ..(*empty_view(&world.environment.scope)).clone()
+            })
+        };
+        let (mut first, mut second) = (World::new("first"), World::new("second"));
+        first.deploy(spec("api", &["api"]));
+        first.settle();
+        let mut without = spec("api", &["api"]);
+        without.routes.values_mut().next().unwrap().host = "other.example".into();
+        first.deploy(without);
+        first.settle();
+        let alone = [view(&first), view(&second)];
+        assert_eq!(rollback_taken(&alone, &alone[0], None), None);
+        second.deploy(spec("api", &["api"]));
+        second.settle();
+        let both = [view(&first), view(&second)];
+        for to in [None, Some(ReleaseId(1))] {
+            let refused = rollback_taken(&both, &both[0], to).unwrap();
+            assert_eq!(
+                refused.to_string(),
+                "release 1 has the route shop.example/, which belongs to second/production/public now: remove it \
+                 there first, or deploy a release without it"
+            );
+        }
+    }
+
+    #[test]
+    fn refuses_to_move_a_route_where_the_strategy_cannot() {
+        let route = |service: &str| {
+            format!("[routes.public]\nhost = \"shop.example\"\nservice = \"{service}\"\n")
+        };
+        let own = "[routes.own]\nhost = \"api.example\"\nservice = \"api\"\n";
+        let exclusive = "exclusive = true\n";
+        let rolling = Strategy::Rolling {
+            max_surge: Amount::Count(1),
+            max_unavailable: Amount::Count(0),
+        };
+        let canary = Strategy::Canary {
+            steps: vec![Percent::new(5).unwrap(), Percent::HUNDRED],
+        };
+        let old = spec(&route("api"));
+        let table = [
+            (&rolling, route("web"), true),
+            (&rolling, route("web") + own, false),
+            (&rolling, route("api"), false),
+            (&canary, route("web") + own, true),
+            (&canary, route("api") + own, false),
+            (&canary, exclusive.to_owned() + &route("web"), false),
+            (&Strategy::BlueGreen, route("web"), false),
+            (&Strategy::Recreate, route("web"), false),
+        ];
+        for (strategy, text, refused) in table {
+            let refusals = unmovable_routes(&old, &spec(&text), strategy);
+            assert_eq!(!refusals.is_empty(), refused, "{strategy:?} {text}");
+            for refusal in refusals {
+                for word in ["`public`", "`api`", "`web`", strategy.name()] {
+                    assert!(refusal.reason.contains(word), "{}", refusal.reason);
+                }
+                assert!(refusal.hint.unwrap().contains("blue-green"));
+            }
+        }
+    }
 }

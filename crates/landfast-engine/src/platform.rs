@@ -107,7 +107,7 @@ pub struct Platform {
     shared: Arc<Shared>,
     drivers: Mutex<BTreeMap<Scope, DriverHandle>>,
     tasks: Mutex<JoinSet<()>>,
-    /// Routes are claimed by one deploy at a time.
+    /// Routes are claimed by one deploy or rollback at a time.
     claiming: tokio::sync::Mutex<()>,
 }
 
@@ -267,6 +267,15 @@ impl Platform {
     pub async fn command(&self, scope: &Scope, input: Input) -> Reply {
         let handle = self.handles().get(scope).cloned();
         let handle = handle.ok_or(CommandError::Rejected(Rejected::NothingDeployed))?;
+        let mut claim = None;
+        if let Input::Rollback { to, .. } = &input {
+            claim = Some(self.claiming.lock().await);
+            let view = handle.view.borrow().clone();
+            let views = self.shared.environments();
+            if let Some(taken) = planning::rollback_taken(&views, &view, *to) {
+                return Err(CommandError::Rejected(taken));
+            }
+        }
         if let Some(reading) = measure::reading(&self.shared, scope).await {
             // The ledger of whatever this begins opens at the counters of now.
             let measured = crate::driver::Message::Input(Input::Measured { reading });
@@ -276,7 +285,9 @@ impl Platform {
                 .await
                 .map_err(|_| CommandError::Stopping)?;
         }
-        handle.command(input, None).await
+        let reply = handle.command(input, None).await;
+        drop(claim);
+        reply
     }
 
     /// What speaks against a deploy.
@@ -317,6 +328,10 @@ impl Platform {
             ));
         }
         let mut plan = release::plan(&order.spec, order.strategy);
+        let moved = planning::moved_routes(&view, &order.spec, &plan);
+        if !moved.is_empty() {
+            return Err(DeployError::Refused(moved));
+        }
         if self.shared.controls.health_gate_off {
             plan.min_ready = std::time::Duration::ZERO;
         }

@@ -155,6 +155,8 @@ async fn decide(client: &Rc<Client>, request: Request<Incoming>, exchange: &mut 
         }
         match &live.table.services[entry.service].mode {
             Mode::Serve => {}
+            // The new release is tested before what is held is let through to it.
+            Mode::Pause { .. } if client.is_preview => {}
             Mode::Maintenance {
                 retry_after_s,
                 page,

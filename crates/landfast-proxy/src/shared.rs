@@ -324,7 +324,8 @@ impl Live {
         }
     }
 
-    /// Picks a backend of a service: the group by weight (or the preview group), then the least loaded of it.
+    /// Picks a backend of a service: the group by weight (on the preview listener the preview group and no other,
+    /// or a test of a new release could pass on the old one), then the least loaded of it.
     /// Where the group's turn finds it without a usable backend, another group with weight takes it.
     /// `avoid`: serials already tried.
     pub(crate) fn pick(
@@ -335,7 +336,8 @@ impl Live {
         avoid: &[u64],
     ) -> Option<usize> {
         let entry = &self.table.services[service];
-        if let (true, Some(group)) = (preview, entry.preview) {
+        if preview {
+            let group = entry.preview?;
             return self.pick_in(group, entry.slow_start_ms, avoid);
         }
         let first = entry.groups[entry.schedule.pick(turn)?];

@@ -521,6 +521,30 @@ async fn the_preview_listener_reaches_the_preview_group_and_https_is_asked_for()
 }
 
 #[tokio::test]
+async fn the_preview_listener_answers_from_the_preview_group_or_not_at_all() {
+    let proxy = Proxy::start().await;
+    let (old, new) = (Upstream::start("old").await, Upstream::start("new").await);
+    let mut wanted = service(vec![
+        group(1, 1, vec![old.backend()]),
+        group(2, 0, vec![new.backend()]),
+    ]);
+    let status = proxy.put(&snapshot(1, wanted.clone())).await;
+    let preview = status.preview.expect("bound");
+    let got = get(preview, "/").await.expect("an answer");
+    assert_eq!((got.status, old.count(), new.count()), (503, 0, 0));
+    // A test that runs while requests are held is what they wait for.
+    wanted.preview = Some(landfast_types::ReleaseId(2));
+    wanted.mode = Mode::Pause {
+        requests_max: 10,
+        bytes_max: 1 << 20,
+        wait_max_ms: 30_000,
+    };
+    proxy.put(&snapshot(2, wanted)).await;
+    let got = get(preview, "/").await.expect("an answer");
+    assert_eq!(got.text(), "new");
+}
+
+#[tokio::test]
 async fn the_access_log_has_a_line_per_request_without_its_query() {
     let mut proxy = Proxy::start().await;
     let upstream = Upstream::start("one").await;

@@ -27,6 +27,12 @@ use crate::{
 /// How many ended rollouts are remembered in the state; the journal has them all.
 const HISTORY_MAX: usize = 50;
 
+/// Ends further apart than this have nothing to do with each other.
+const CRASH_WINDOW: Duration = Duration::from_secs(300);
+
+/// Ends that are told within this of a takeover may be older than it.
+const FOUND_DEAD: Duration = Duration::from_secs(10);
+
 /// The state of one environment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Environment {
@@ -51,6 +57,9 @@ pub struct Environment {
     pub(crate) backoff: BTreeMap<ServiceName, BTreeMap<ReleaseId, Backoff>>,
     pub(crate) notify: BTreeSet<RolloutId>,
     pub(crate) last_reading: Option<Reading>,
+    /// When the present life of the server took over.
+    #[serde(default)]
+    pub(crate) taken_over_at: Option<Timestamp>,
     pub(crate) next_instance: u64,
     pub(crate) next_rollout: u64,
     pub(crate) next_release: u64,
@@ -83,6 +92,9 @@ pub struct ReleaseRecord {
     pub created_at: Timestamp,
     /// When a rollout to it was sealed for the first time.
     pub sealed_at: Option<Timestamp>,
+    /// When a rollback left it behind. A later rollback does not lead to it, unless a person names it.
+    #[serde(default)]
+    pub left_at: Option<Timestamp>,
 }
 
 /// A rollout that has ended.
@@ -151,6 +163,7 @@ impl Environment {
             backoff: BTreeMap::new(),
             notify: BTreeSet::new(),
             last_reading: None,
+            taken_over_at: None,
             next_instance: 1,
             next_rollout: 1,
             next_release: 1,
@@ -194,6 +207,7 @@ impl Environment {
                     plan: plan.clone(),
                     created_at: at,
                     sealed_at: None,
+                    left_at: None,
                 };
                 self.releases.insert(*release, record);
             }
@@ -310,11 +324,9 @@ impl Environment {
                     });
                 }
                 InstanceState::Stopping { .. } => {
-                    let grace = self.shape(instance.release, &instance.service);
-                    let grace = grace.map_or(Duration::from_secs(10), |shape| shape.grace);
                     actions.push(Action::StopInstance {
                         instance: id,
-                        grace,
+                        grace: self.grace(instance),
                     });
                 }
                 InstanceState::Starting { .. }
@@ -363,17 +375,21 @@ impl Environment {
             return 0;
         };
         match self.scale.get(service) {
+            // A number set while the service was not exclusive does not make a second writer of it.
+            Some(over) if over.manifest == shape.replicas && shape.exclusive => {
+                over.replicas.min(1)
+            }
             Some(over) if over.manifest == shape.replicas => over.replicas,
             Some(_) | None => shape.replicas,
         }
     }
 
-    /// The last sealed release before the current one, for a rollback without a number.
+    /// The last sealed release before the current one that no rollback has left, for a rollback without a number.
     pub fn rollback_target(&self) -> Option<ReleaseId> {
         let current = self.serving?;
         let earlier = self.releases.range(..current).rev();
         earlier
-            .filter(|(_, record)| record.sealed_at.is_some())
+            .filter(|(_, record)| record.sealed_at.is_some() && record.left_at.is_none())
             .map(|(id, _)| *id)
             .next()
     }
@@ -483,11 +499,12 @@ impl Environment {
             phase: Phase::Preflight,
             phase_since: at,
             weights,
+            cleared: false,
             gates: BTreeMap::new(),
             high_water: BTreeMap::new(),
             progressed_at: at,
             failure: None,
-            crashes: 0,
+            crash_times: BTreeMap::new(),
             frozen: BTreeMap::new(),
             analyses: BTreeMap::new(),
             hold_extended: false,
@@ -504,6 +521,9 @@ impl Environment {
         match outcome {
             Outcome::Sealed => {
                 self.serving = Some(rollout.to);
+                if rollout.kind == Kind::Rollback {
+                    self.leave_behind(at, rollout.to);
+                }
                 if let Some(record) = self.releases.get_mut(&rollout.to) {
                     record.sealed_at.get_or_insert(at);
                     // Not before: until here the old release may come back at the size it was given.
@@ -534,6 +554,17 @@ impl Environment {
         let serving = self.serving;
         for groups in self.backoff.values_mut() {
             groups.retain(|release, _| Some(*release) == serving);
+        }
+    }
+
+    /// Whoever goes back to a release does not want those after it.
+    fn leave_behind(&mut self, at: Timestamp, to: ReleaseId) {
+        for (release, record) in self.releases.range_mut(to..) {
+            if *release == to {
+                record.left_at = None;
+            } else {
+                record.left_at.get_or_insert(at);
+            }
         }
     }
 
@@ -665,6 +696,7 @@ impl Environment {
     }
 
     fn take_over(&mut self, at: Timestamp) {
+        self.taken_over_at = Some(at);
         if let Some(rollout) = &mut self.rollout {
             rollout.progressed_at = at;
         }
@@ -682,6 +714,24 @@ impl Environment {
                 | InstanceState::Stopping { .. } => {}
             }
         }
+    }
+
+    /// Whether an instance that is found to have ended may have done so while nobody looked, with its host perhaps:
+    /// it ran before the takeover and was not heard of since.
+    pub(crate) fn is_found_dead(&self, now: Timestamp, instance: &Instance) -> bool {
+        let Some(taken_over) = self.taken_over_at else {
+            return false;
+        };
+        let silent_since = match instance.state {
+            InstanceState::Planned | InstanceState::Passing { .. } => None,
+            InstanceState::Starting { since }
+            | InstanceState::Serving { since }
+            | InstanceState::Failing { since }
+            | InstanceState::Draining { since, .. }
+            | InstanceState::Stopping { since } => Some(since),
+        };
+        let silent = silent_since.is_some_and(|since| since <= taken_over);
+        silent && now.since(taken_over) < FOUND_DEAD
     }
 
     /// The maintenance page goes when a service that has a route serves again.
@@ -709,7 +759,9 @@ impl Environment {
         *backoff = backoff.after_end(at, &instance);
         let new = self.side_of(&instance) == Side::New;
         if let Some(rollout) = self.rollout.as_mut().filter(|_| new) {
-            rollout.crashes += 1;
+            let times = rollout.crash_times.entry(instance.service).or_default();
+            times.retain(|earlier| at.since(*earlier) < CRASH_WINDOW);
+            times.push(at);
         }
     }
 }

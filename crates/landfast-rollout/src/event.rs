@@ -310,10 +310,20 @@ pub enum Rejected {
     NoSuchRelease(ReleaseId),
     #[error("release {0} is the one that serves")]
     AlreadyServing(ReleaseId),
-    #[error("release {0} never served")]
-    NeverServed(ReleaseId),
+    #[error(
+        "release {release} has the route {route}, which belongs to {owner} now: remove it there first, or deploy a release without it"
+    )]
+    RouteTaken {
+        release: ReleaseId,
+        route: String,
+        owner: String,
+    },
     #[error("service `{0}` is not part of the release that serves")]
     NoSuchService(ServiceName),
+    #[error(
+        "service `{service}` cannot have {replicas} instances: it is exclusive, so two of it must never run at once; leave it at 1, or deploy a release in which it is not exclusive"
+    )]
+    OneWriter { service: ServiceName, replicas: u32 },
     #[error("the environment is stopped")]
     EnvironmentStopped,
     #[error("the environment is not stopped")]

@@ -1,15 +1,23 @@
 //! How many instances each side of each service should have now, and which ones have to go.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
-use landfast_types::{InstanceId, ServiceName};
+use landfast_types::{InstanceId, ServiceName, Timestamp};
 
 use crate::{
     environment::{Environment, Side, Sides},
     instance::{Instance, InstanceState},
-    plan::{Strategy, Topology},
+    plan::{Gate, Strategy, Topology},
     rollout::{Kind, Phase, Reverting, Rollout},
 };
+
+/// How long an instance may outlive its grace and the kill after it before nobody waits for it any more.
+const STOP_PATIENCE: Duration = Duration::from_secs(60);
+/// The grace of an instance whose release is not known any more.
+const GRACE_UNKNOWN: Duration = Duration::from_secs(10);
 
 impl Environment {
     /// Every service that has instances or should have some.
@@ -84,6 +92,7 @@ impl Environment {
         };
         match phase {
             Phase::Preflight | Phase::Pausing => old_only,
+            Phase::Gating { .. } if rollout.is_untouched() => old_only,
             Phase::Clearing => Sides::default(),
             Phase::Warming { level } => Sides {
                 old: self.old_beside_new(rollout, full),
@@ -129,11 +138,7 @@ impl Environment {
     }
 
     fn old_beside_new(&self, rollout: &Rollout, full: Sides) -> u32 {
-        if rollout.is_recreate() && rollout.from.is_some() {
-            0
-        } else {
-            full.old
-        }
+        if rollout.excludes() { 0 } else { full.old }
     }
 
     /// The new capacity before the first request, up to a level of the `after` order.
@@ -159,8 +164,14 @@ impl Environment {
         match &rollout.plan.strategy {
             Strategy::Rolling { .. } => {
                 let first = self.move_order().first() == Some(service);
+                // The smoke job may ask any route, and none of them may answer from the old release.
+                let tested = routed && rollout.plan.gates.contains(&Gate::Smoke);
                 let (surge, _) = rollout.plan.strategy.room(full.new);
-                if first { surge.min(1).min(full.new) } else { 0 }
+                if first || tested {
+                    surge.min(1).min(full.new)
+                } else {
+                    0
+                }
             }
             Strategy::BlueGreen => {
                 if routed {
@@ -340,6 +351,64 @@ impl Environment {
         self.instances
             .values()
             .all(|instance| self.side_of(instance) != side)
+    }
+
+    /// When what is left of a side is no longer waited for: all of it was told to end, was given its grace and was
+    /// killed, and the system does not let go of it. Nothing while any of it still serves or drains.
+    pub(crate) fn patience_until(&self, side: Side) -> Option<Timestamp> {
+        let mut last = None;
+        for instance in self.instances.values() {
+            if self.side_of(instance) != side {
+                continue;
+            }
+            let InstanceState::Stopping { since } = instance.state else {
+                return None;
+            };
+            last = last.max(Some(since + self.grace(instance) + STOP_PATIENCE));
+        }
+        last
+    }
+
+    /// An instance that is waited for no more and still there.
+    pub(crate) fn unendable(&self, now: Timestamp) -> Option<&InstanceId> {
+        let overdue = |instance: &&Instance| match instance.state {
+            InstanceState::Stopping { since } => {
+                now >= since + self.grace(instance) + STOP_PATIENCE
+            }
+            InstanceState::Planned
+            | InstanceState::Starting { .. }
+            | InstanceState::Passing { .. }
+            | InstanceState::Serving { .. }
+            | InstanceState::Failing { .. }
+            | InstanceState::Draining { .. } => false,
+        };
+        let mut instances = self.instances.values();
+        instances.find(overdue).map(|instance| &instance.id)
+    }
+
+    /// How long an instance may take to end by itself.
+    pub(crate) fn grace(&self, instance: &Instance) -> Duration {
+        let shape = self.shape(instance.release, &instance.service);
+        shape.map_or(GRACE_UNKNOWN, |shape| shape.grace)
+    }
+
+    /// Whether the old release has everything back and only the end of the new one is waited for.
+    pub(crate) fn is_only_ending(&self) -> bool {
+        let retires = |rollout: &Rollout| {
+            matches!(
+                rollout.phase,
+                Phase::Reverting {
+                    stage: Reverting::Retiring,
+                    ..
+                }
+            )
+        };
+        let kept = |side| {
+            self.instances
+                .values()
+                .any(|i| i.is_kept() && self.side_of(i) == side)
+        };
+        self.rollout.as_ref().is_some_and(retires) && !kept(Side::New)
     }
 
     /// The instances of a group that go first when it shrinks: those that serve nobody, then the newest.

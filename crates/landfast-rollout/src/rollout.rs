@@ -4,9 +4,12 @@
 //! rolling      Preflight ▸ Warming ▸ Gating ▸ Moving ▸ Standby ▸ Sealing ▸ sealed
 //! blue-green   Preflight ▸ Warming ▸ Gating ▸ Shifting ▸ Promoting ▸ Standby ▸ Sealing ▸ sealed
 //! canary       Preflight ▸ Warming ▸ Gating ▸ (Stepping ▸ Shifting ▸ Holding)* ▸ Promoting ▸ Standby ▸ …
-//! recreate     Preflight ▸ Pausing ▸ Clearing ▸ Warming ▸ Gating ▸ Shifting ▸ Standby ▸ Sealing ▸ sealed
+//! recreate     Preflight ▸ Gating ▸ Pausing ▸ Clearing ▸ Warming ▸ Gating ▸ Shifting ▸ Standby ▸ Sealing ▸ sealed
 //! any phase    ▸ Reverting(…) ▸ rolled back,  or ▸ Parked ▸ (a person) promote | abort
 //! ```
+//!
+//! In recreate whoever has to be waited for is waited for while the old release still serves; only the smoke job, which
+//! needs the new one, runs while requests are held.
 //!
 //! Nothing is sent to the new release before `Moving` or `Shifting`. The old release is not let go before
 //! `Sealing`. Taking back restores the old capacity first, then switches, then ends the new release.
@@ -48,14 +51,18 @@ pub struct Rollout {
     pub phase: Phase,
     pub phase_since: Timestamp,
     pub weights: Weights,
+    /// The old release was ended to make room for the new one.
+    #[serde(default)]
+    pub cleared: bool,
     pub gates: BTreeMap<Gate, GateState>,
     /// The most instances of each service that ever were ready together, and when that last grew.
     pub high_water: BTreeMap<ServiceName, u32>,
     pub progressed_at: Timestamp,
     /// The first thing that went wrong, until it was answered.
     pub failure: Option<String>,
-    /// How often an instance of the new release ended after it had served.
-    pub crashes: u32,
+    /// When instances of the new release lately ended by themselves.
+    #[serde(default)]
+    pub crash_times: BTreeMap<ServiceName, Vec<Timestamp>>,
     /// The sizes at which it was parked. They stay while it waits.
     #[serde(default)]
     pub frozen: BTreeMap<ServiceName, Sides>,
@@ -193,13 +200,22 @@ impl Rollout {
         }
     }
 
-    /// The first gate before traffic that has not passed yet.
+    /// The first gate before traffic that has not passed yet and that is to be asked now.
     pub(crate) fn closed_gate(&self) -> Option<Gate> {
         let closed = |gate: &Gate| {
             let passed = self.gates.get(gate).is_some_and(|state| state.passed);
             self.plan.gates.contains(gate) && !passed
         };
-        Gate::BEFORE_TRAFFIC.into_iter().find(closed)
+        // Nobody serves once the old release has ended: whoever takes his time is asked before.
+        let asked_now = |gate: &Gate| match (self.excludes(), gate) {
+            (true, Gate::Smoke) => self.cleared,
+            (true, _) => !self.cleared,
+            (false, _) => true,
+        };
+        Gate::BEFORE_TRAFFIC
+            .into_iter()
+            .filter(asked_now)
+            .find(closed)
     }
 
     /// Whether it waits for somebody rather than moves: a newer rollout may take its place.
@@ -246,6 +262,35 @@ impl Rollout {
         self.plan.strategy == Strategy::Recreate
     }
 
+    /// Whether sizes still move, forth or back, also while it waits for a person.
+    pub fn is_on_the_way(&self) -> bool {
+        match self.phase.underlying() {
+            Phase::Standby | Phase::Sealing => false,
+            Phase::Preflight
+            | Phase::Pausing
+            | Phase::Clearing
+            | Phase::Warming { .. }
+            | Phase::Gating { .. }
+            | Phase::Moving { .. }
+            | Phase::Stepping { .. }
+            | Phase::Shifting { .. }
+            | Phase::Holding { .. }
+            | Phase::Promoting { .. }
+            | Phase::Reverting { .. }
+            | Phase::Parked { .. } => true,
+        }
+    }
+
+    /// Whether the old release has to end before the new one starts.
+    pub(crate) fn excludes(&self) -> bool {
+        self.is_recreate() && self.from.is_some()
+    }
+
+    /// Whether the old release serves on because it was not yet asked to make room.
+    pub(crate) fn is_untouched(&self) -> bool {
+        self.excludes() && !self.cleared
+    }
+
     /// The phase in words.
     pub fn phase_words(&self) -> String {
         self.phase.words(self)
@@ -276,7 +321,7 @@ impl Rollout {
             Change::Promoted { .. } => {
                 self.hold_extended = false;
                 self.failure = None;
-                self.crashes = 0;
+                self.crash_times.clear();
             }
             Change::Progressed { service, ready } => {
                 self.high_water.insert(service.clone(), *ready);

@@ -172,13 +172,13 @@ impl Environment {
 
 /// Whether requests wait, because one release must make room for the other.
 fn holds_requests(rollout: &Rollout) -> bool {
-    let unexposed = rollout.is_recreate() && rollout.weights == Weights::OldOnly;
+    let unexposed = rollout.excludes() && rollout.cleared && rollout.weights == Weights::OldOnly;
     match &rollout.phase {
         Phase::Pausing | Phase::Clearing => true,
-        Phase::Warming { .. } | Phase::Gating { .. } => unexposed && rollout.from.is_some(),
+        Phase::Warming { .. } | Phase::Gating { .. } => unexposed,
         Phase::Reverting { stage, .. } => match stage {
             Reverting::Pausing | Reverting::Clearing => true,
-            Reverting::Restoring => rollout.is_recreate() && rollout.from.is_some(),
+            Reverting::Restoring => rollout.excludes(),
             Reverting::Switching | Reverting::Retiring => false,
         },
         Phase::Parked { .. }

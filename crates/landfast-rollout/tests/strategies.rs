@@ -159,6 +159,55 @@ fn recreate_pauses_stops_and_starts() {
 }
 
 #[test]
+fn recreate_waits_for_people_and_time_while_the_old_release_serves() {
+    let gates = [Gate::Preflight, Gate::Smoke, Gate::Hold, Gate::Approval];
+    let mut bench = Bench::serving(single());
+    bench.deploy(single(), with(rolling(), &gates)).unwrap();
+    for gate in ["gate hold", "gate approval"] {
+        bench.until(gate);
+        bench.run(20);
+        assert_eq!(
+            (bench.phase().as_str(), bench.in_rotation("api")),
+            (gate, 1)
+        );
+        let mode = bench.environment.traffic.services[&name("api")].mode;
+        assert_eq!(mode, TrafficMode::Serve, "{gate}");
+    }
+    bench.promote().unwrap();
+    to_the_end(&mut bench);
+    assert_eq!(
+        bench.phases(),
+        [
+            "gate hold",
+            "gate approval",
+            "pausing",
+            "clearing",
+            "warming 0",
+            "gate smoke",
+            "shifting 0",
+            "standby",
+            "sealing"
+        ]
+    );
+    assert_eq!(bench.most[&name("api")], 1, "never two at once");
+    assert_eq!(bench.ended(), "sealed");
+}
+
+#[test]
+fn recreate_that_is_not_approved_leaves_the_old_release_as_it_was() {
+    let mut bench = Bench::serving(single());
+    let before = bench.of("api", 1);
+    let asks = with(rolling(), &[Gate::Approval]);
+    bench.deploy(single(), asks).unwrap();
+    bench.until("gate approval");
+    bench.abort().unwrap();
+    assert_eq!(bench.in_rotation("api"), 1);
+    to_the_end(&mut bench);
+    assert_eq!(bench.phases().last().unwrap(), "back: retiring");
+    assert_eq!(bench.of("api", 1), before, "nobody was ended");
+}
+
+#[test]
 fn recreate_starts_the_old_release_where_the_new_one_fails() {
     let mut bench = Bench::serving(single());
     bench.quality.insert(ReleaseId(2), Quality::Exits);

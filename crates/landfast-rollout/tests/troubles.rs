@@ -13,10 +13,14 @@ use std::{collections::BTreeMap, time::Duration};
 use landfast_rollout::{
     Action, Change, Environment, Gate, Input, InstanceState, Kind, Outcome, ParkReason, Phase,
     Rejected, RolloutPlan, Strategy,
+    analysis::{InstanceObservation, Observation, Sample},
 };
-use landfast_types::{ReleaseId, RolloutId};
+use landfast_types::{InstanceId, ReleaseId, RolloutId};
 
-use crate::bench::{Bench, Quality, api, api_and_work, canary, name, plan, rolling, secs, with};
+use crate::bench::{
+    Bench, Quality, api, api_and_work, canary, name, plan, rolling, secs, shape, single, topology,
+    with,
+};
 
 fn strategies() -> [Strategy; 4] {
     [rolling(), Strategy::BlueGreen, canary(), Strategy::Recreate]
@@ -65,6 +69,62 @@ fn a_crash_loop_is_taken_back() {
     }
     bench.until("none");
     assert!(bench.ended().contains("crash-looping"), "{}", bench.ended());
+}
+
+#[test]
+fn ends_that_have_nothing_to_do_with_each_other_are_no_crash_loop() {
+    let both = || topology(&[("api", shape(3, true, &[])), ("web", shape(3, true, &[]))]);
+    let long = RolloutPlan {
+        standby: secs(3_600),
+        ..plan(Strategy::BlueGreen)
+    };
+    let mut bench = Bench::serving(both());
+    bench.deploy(both(), long).unwrap();
+    bench.until("standby");
+    for _ in 0..3 {
+        // Four at once, but no more than two of one service; and the next ones much later.
+        for service in ["api", "web"] {
+            for victim in bench.of(service, 2).iter().take(2) {
+                bench.end(victim);
+            }
+        }
+        bench.run(310);
+        assert_eq!(bench.phase(), "standby");
+    }
+    bench.replay_agrees();
+}
+
+#[test]
+fn what_is_found_dead_after_a_takeover_is_not_held_against_the_release() {
+    for phase in ["warming 0", "standby"] {
+        let mut bench = Bench::serving(api());
+        bench.deploy(api(), plan(Strategy::BlueGreen)).unwrap();
+        bench.until(phase);
+        bench.run(1);
+        let all: std::collections::BTreeSet<_> =
+            bench.environment.instances.keys().cloned().collect();
+        bench.now = bench.now + secs(600);
+        // The shims' folders outlived the host: each says that its instance ended.
+        bench
+            .tell(Input::Adopted {
+                running: all.clone(),
+            })
+            .unwrap();
+        for instance in &all {
+            bench.end(instance);
+        }
+        bench.until("none");
+        assert_eq!(bench.ended(), "sealed", "{phase}");
+    }
+    // What comes after it counts again.
+    let mut bench = Bench::serving(api());
+    bench.deploy(api(), plan(Strategy::BlueGreen)).unwrap();
+    bench.run(1);
+    let running = bench.environment.instances.keys().cloned().collect();
+    bench.tell(Input::Adopted { running }).unwrap();
+    bench.quality.insert(ReleaseId(2), Quality::Exits);
+    bench.until("none");
+    assert!(bench.ended().contains("before it was ready"));
 }
 
 #[test]
@@ -179,6 +239,40 @@ fn the_smoke_gate_has_a_preview_to_test() {
 }
 
 #[test]
+fn every_route_has_a_preview_while_the_smoke_job_runs() {
+    for strategy in [rolling(), Strategy::BlueGreen, canary(), Strategy::Recreate] {
+        // The first to move has no route, and one comes after another.
+        let topology = || {
+            topology(&[
+                ("agent", shape(1, false, &[])),
+                ("api", shape(3, true, &[])),
+                ("web", shape(2, true, &["api"])),
+            ])
+        };
+        let mut bench = Bench::serving(topology());
+        bench.judges = false;
+        bench
+            .deploy(topology(), with(strategy.clone(), &[Gate::Smoke]))
+            .unwrap();
+        bench.until("gate smoke");
+        for service in ["api", "web"] {
+            let traffic = &bench.environment.traffic.services[&name(service)];
+            assert_eq!(
+                traffic.preview,
+                Some(ReleaseId(2)),
+                "{strategy:?} {service}"
+            );
+            let members = &traffic.groups[&ReleaseId(2)].members;
+            assert!(!members.is_empty(), "{strategy:?} {service}");
+        }
+        bench.judges = true;
+        bench.until("none");
+        assert_eq!(bench.ended(), "sealed");
+        bench.replay_agrees();
+    }
+}
+
+#[test]
 fn hold_opens_by_time_and_approval_by_a_person() {
     let mut bench = Bench::serving(api());
     bench
@@ -249,6 +343,63 @@ fn an_inconclusive_analysis_extends_once_and_parks_and_a_person_decides() {
             bench.until("none");
             assert_eq!(bench.in_rotation("api"), 3);
         }
+        bench.replay_agrees();
+    }
+}
+
+/// Feeds so many seconds in which the old side answers and the new one fails so many of its requests.
+fn observe(bench: &mut Bench, seconds: u64, new: (u64, u64)) {
+    let counted = |release, number, (requests, errors)| InstanceObservation {
+        instance: InstanceId::new("api", ReleaseId(release), number),
+        live: Sample {
+            requests,
+            errors,
+            ..Sample::default()
+        },
+        probes: Sample::default(),
+    };
+    for _ in 0..seconds {
+        bench.run(1);
+        let observation = Observation {
+            millis: 1_000,
+            old: vec![counted(1, 1, (190, 0))],
+            new: vec![counted(2, 4, new)],
+        };
+        let Some(rollout) = bench.environment.rollout.as_ref().map(|r| r.id) else {
+            return;
+        };
+        let observations = [(name("api"), observation)].into();
+        bench
+            .tell(Input::Observed {
+                rollout,
+                observations,
+            })
+            .unwrap();
+    }
+}
+
+#[test]
+fn a_canary_that_turns_bad_between_two_holds_gets_no_further_traffic() {
+    for (phase, shares) in [
+        ("stepping 1", vec![(1, 0), (95, 5), (1, 0)]),
+        ("shifting 1", vec![(1, 0), (95, 5), (75, 25), (1, 0)]),
+    ] {
+        let mut bench = Bench::serving(api());
+        let sized = topology(&[("api", shape(10, true, &[]))]);
+        bench
+            .deploy(sized, with(canary(), &[Gate::Analysis]))
+            .unwrap();
+        bench.until("holding 0");
+        observe(&mut bench, 25, (10, 0));
+        bench.confirms = phase != "shifting 1";
+        while bench.phase() != phase {
+            observe(&mut bench, 1, (10, 0));
+        }
+        observe(&mut bench, 3, (10, 9));
+        bench.confirms = true;
+        bench.until("none");
+        assert!(bench.ended().contains("5xx of release 2"));
+        assert_eq!(bench.shares("api"), shares);
         bench.replay_agrees();
     }
 }
@@ -375,14 +526,60 @@ fn rollback_goes_further_back_and_never_forth() {
     bench.rollback(Some(4)).unwrap();
     bench.until("none");
     assert_eq!(bench.environment.serving, Some(ReleaseId(4)));
-    // One that was taken back never served.
-    bench.quality.insert(ReleaseId(5), Quality::Exits);
+    bench.replay_agrees();
+}
+
+#[test]
+fn rollback_does_not_return_to_a_release_that_a_rollback_left() {
+    let quick = || RolloutPlan {
+        standby: Duration::ZERO,
+        ..plan(rolling())
+    };
+    let mut bench = Bench::serving(api());
+    let deploy = |bench: &mut Bench| {
+        bench.deploy(api(), quick()).unwrap();
+        bench.until("none");
+    };
+    let rollback = |bench: &mut Bench, to: Option<u64>| {
+        bench.rollback(to).unwrap();
+        bench.until("none");
+        bench.environment.serving.unwrap().0
+    };
+    // 2, 3, and back to 2 because 3 is bad; 4 is no better.
+    deploy(&mut bench);
+    deploy(&mut bench);
+    assert_eq!(rollback(&mut bench, None), 2);
+    deploy(&mut bench);
+    assert_eq!(rollback(&mut bench, None), 2, "not 3");
+    // Past 2 as well, by number: none of 2, 3 and 4 is wanted then.
+    deploy(&mut bench);
+    assert_eq!(rollback(&mut bench, Some(1)), 1);
+    deploy(&mut bench);
+    assert_eq!(bench.environment.rollback_target(), Some(ReleaseId(1)));
+    // By number everything that is kept can be had, and then it is wanted again.
+    assert_eq!(rollback(&mut bench, Some(3)), 3);
+    deploy(&mut bench);
+    assert_eq!(rollback(&mut bench, None), 3);
+    bench.replay_agrees();
+}
+
+#[test]
+fn rollback_by_number_goes_to_any_release_that_is_kept() {
+    let quick = || RolloutPlan {
+        standby: Duration::ZERO,
+        ..plan(rolling())
+    };
+    let mut bench = Bench::serving(api());
+    // Taken back by a bad day of the host, never sealed.
+    bench.quality.insert(ReleaseId(2), Quality::Exits);
     bench.deploy(api(), quick()).unwrap();
     bench.until("none");
-    assert_eq!(
-        bench.rollback(Some(5)),
-        Err(Rejected::NeverServed(ReleaseId(5)))
-    );
+    bench.quality.clear();
+    assert_eq!(bench.environment.rollback_target(), None);
+    bench.rollback(Some(2)).unwrap();
+    bench.until("none");
+    assert_eq!(bench.environment.serving, Some(ReleaseId(2)));
+    assert_eq!(bench.environment.rollback_target(), Some(ReleaseId(1)));
     bench.replay_agrees();
 }
 
@@ -714,6 +911,91 @@ fn where_the_old_release_does_not_come_back_it_parks_and_both_ways_are_open() {
         assert_eq!(bench.in_rotation("api"), 3);
         bench.replay_agrees();
     }
+}
+
+#[test]
+fn an_instance_that_cannot_be_ended_holds_up_neither_the_seal_nor_the_way_back() {
+    for back in [false, true] {
+        let mut bench = Bench::serving(api());
+        bench.deploy(api(), plan(Strategy::BlueGreen)).unwrap();
+        bench.until("standby");
+        let stuck = bench.of("api", if back { 2 } else { 1 })[0].clone();
+        bench.stuck.insert(stuck.clone());
+        if back {
+            bench.abort().unwrap();
+            bench.until("back: retiring");
+        } else {
+            bench.seal().unwrap();
+        }
+        bench.run(60);
+        assert_ne!(bench.phase(), "none", "it is given its time");
+        bench.run(15);
+        assert_eq!(bench.phase(), "none");
+        assert_eq!(bench.ended().contains("aborted by ann"), back);
+        let stops = |action: &Action| matches!(action, Action::StopInstance { instance, .. } if *instance == stuck);
+        assert!(
+            bench.environment.pending().iter().any(stops),
+            "it goes on being stopped"
+        );
+        assert!(!bench.is_offered(&stuck));
+        bench.deploy(api(), plan(rolling())).unwrap();
+        bench.until("none");
+        assert_eq!(
+            (bench.ended().as_str(), bench.in_rotation("api")),
+            ("sealed", 3)
+        );
+        bench.replay_agrees();
+    }
+}
+
+#[test]
+fn an_exclusive_service_has_one_instance() {
+    let mut bench = Bench::serving(single());
+    let scale = |replicas| Input::Scale {
+        service: name("api"),
+        replicas,
+    };
+    let refused = bench.tell(scale(Some(2))).unwrap_err();
+    let service = name("api");
+    let replicas = 2;
+    assert_eq!(refused, Rejected::OneWriter { service, replicas });
+    for replicas in [Some(0), Some(1), None] {
+        bench.tell(scale(replicas)).unwrap();
+    }
+    // A number from before it became exclusive.
+    let one = || topology(&[("api", shape(1, true, &[]))]);
+    let mut bench = Bench::serving(one());
+    bench.scale("api", Some(3));
+    bench.run(30);
+    bench.most.clear();
+    bench.deploy(single(), plan(rolling())).unwrap();
+    bench.until("none");
+    assert_eq!(
+        (bench.ended().as_str(), bench.of("api", 2).len()),
+        ("sealed", 1)
+    );
+    bench.replay_agrees();
+}
+
+#[test]
+fn one_writer_that_cannot_be_ended_lets_no_other_start() {
+    let mut bench = Bench::serving(single());
+    let quick = || RolloutPlan {
+        progress_deadline: secs(120),
+        ..plan(rolling())
+    };
+    let stuck = bench.of("api", 1)[0].clone();
+    bench.stuck.insert(stuck);
+    bench.deploy(single(), quick()).unwrap();
+    bench.run(900);
+    assert_eq!(bench.of("api", 2).len(), 0);
+    assert_eq!(bench.phase(), "parked");
+    let words = bench.environment.rollout.as_ref().unwrap().phase_words();
+    assert!(words.contains("api.r1.1 does not end"), "{words}");
+    bench.stuck.clear();
+    bench.abort().unwrap();
+    bench.until("none");
+    assert_eq!(bench.in_rotation("api"), 1);
 }
 
 #[test]

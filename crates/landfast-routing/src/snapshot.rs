@@ -66,7 +66,7 @@ pub struct Service {
     pub mode: Mode,
     pub groups: Vec<Group>,
     /// The group that answers on the preview listener, so that a new release can be tested before it gets
-    /// traffic. Without one the preview listener answers like the public one.
+    /// traffic, also while the service is paused. Without one the preview listener answers 503.
     #[serde(default)]
     pub preview: Option<ReleaseId>,
     /// The active health check that goes on for ever for every backend in the table.

@@ -120,13 +120,14 @@ impl From<Rejected> for Failure {
             | Rejected::NotSealable { .. }
             | Rejected::AlreadyReverting { .. }
             | Rejected::AlreadyServing(_)
-            | Rejected::NotStopped
-            | Rejected::NeverServed(_) => Code::NotNow,
+            | Rejected::NotStopped => Code::NotNow,
             Rejected::NothingDeployed => Code::EnvironmentUnknown,
             Rejected::NoEarlierRelease { .. } => Code::NothingToRollBackTo,
             Rejected::NoSuchRelease(_) => Code::ReleaseUnknown,
+            Rejected::RouteTaken { .. } => Code::RouteTaken,
             Rejected::NoSuchService(_) => Code::ServiceUnknown,
             Rejected::EnvironmentStopped => Code::EnvironmentStopped,
+            Rejected::OneWriter { .. } => Code::OneWriter,
             Rejected::SmokeNeedsSurge => Code::GateRefused,
             Rejected::WouldBreak(_) => Code::Internal,
         };

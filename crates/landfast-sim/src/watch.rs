@@ -97,7 +97,10 @@ impl Watch {
             return 0;
         };
         match self.scale.get(service) {
-            Some((replicas, manifest)) if *manifest == shape.replicas => *replicas,
+            Some((replicas, manifest)) if *manifest == shape.replicas => {
+                let most = if shape.exclusive { 1 } else { u32::MAX };
+                (*replicas).min(most)
+            }
             Some(_) | None => shape.replicas,
         }
     }
@@ -195,10 +198,7 @@ impl Watch {
         };
         let beside = target.bodies.iter().find(|(other, known)| {
             let alive = known.alive && known.service == body.service && *other != id;
-            // Several of one release only where somebody scaled it so.
-            let scaled =
-                known.release == body.release && self.expected(body.release, &body.service) > 1;
-            alive && !scaled && (exclusive(body.release) || exclusive(known.release))
+            alive && (exclusive(body.release) || exclusive(known.release))
         });
         if let Some((other, _)) = beside {
             let detail = format!("{id} starts while {other} runs");

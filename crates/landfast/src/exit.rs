@@ -197,6 +197,7 @@ pub(crate) fn exit_of(code: ProblemCode) -> Exit {
         ProblemCode::RolloutMoving => Exit::RolloutMoving,
         ProblemCode::RouteTaken
         | ProblemCode::DoesNotFit
+        | ProblemCode::OneWriter
         | ProblemCode::GateRefused
         | ProblemCode::SecretShadowsEnv
         | ProblemCode::EnvMissing

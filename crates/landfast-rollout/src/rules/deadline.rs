@@ -105,7 +105,15 @@ pub(crate) fn deadline(state: &Environment) -> Option<(Timestamp, &'static str)>
     }
     if let Some(rollout) = &state.rollout {
         let (since, plan) = (rollout.phase_since, &rollout.plan);
-        if let Some(timed_since) = rollout.timed_since() {
+        let ends = if rollout.phase == Phase::Sealing {
+            Some(Side::Old)
+        } else {
+            Some(Side::New).filter(|_| state.is_only_ending())
+        };
+        if let Some(until) = ends.and_then(|side| state.patience_until(side)) {
+            want(until, "stop");
+        }
+        if let Some(timed_since) = rollout.timed_since().filter(|_| !state.is_only_ending()) {
             want(timed_since + plan.progress_deadline, "progress_deadline");
         }
         let holds = rollout.phase.gate() == Some(Gate::Hold) && !rollout.is_open(Gate::Hold);

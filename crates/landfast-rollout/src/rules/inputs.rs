@@ -287,9 +287,6 @@ impl Draft {
             .releases
             .get(&target)
             .ok_or(Rejected::NoSuchRelease(target))?;
-        if record.sealed_at.is_none() {
-            return Err(Rejected::NeverServed(target));
-        }
         let plan = record.plan.for_rollback(record.topology.is_exclusive());
         self.begin(Kind::Rollback, target, plan, by);
         Ok(())
@@ -329,8 +326,11 @@ impl Draft {
             .map(|rollout| rollout.to)
             .or(self.state.serving);
         let release = release.ok_or(Rejected::NothingDeployed)?;
-        if self.state.shape(release, &service).is_none() {
+        let Some(shape) = self.state.shape(release, &service) else {
             return Err(Rejected::NoSuchService(service));
+        };
+        if let Some(replicas) = replicas.filter(|replicas| shape.exclusive && *replicas > 1) {
+            return Err(Rejected::OneWriter { service, replicas });
         }
         self.emit(Change::Scaled { service, replicas });
         Ok(())

@@ -35,11 +35,14 @@ impl Draft {
         let Some(instance) = self.state.instances.get(id) else {
             return;
         };
-        self.blame(&instance.clone(), &exit);
+        let unseen = self.state.is_found_dead(self.now, instance);
+        if !unseen {
+            self.blame(&instance.clone(), &exit);
+        }
         self.emit(Change::InstanceEnded {
             instance: id.clone(),
             exit,
-            unseen: false,
+            unseen,
         });
     }
 

@@ -7,7 +7,7 @@ use landfast_types::{ServiceName, Timestamp, format_duration};
 #[cfg(feature = "planted")]
 use crate::environment::PlantedBug;
 use crate::{
-    analysis::{Analysis, Verdict},
+    analysis::{Analysis, Finding, Verdict},
     environment::Side,
     event::Change,
     plan::{Gate, Strategy},
@@ -15,8 +15,8 @@ use crate::{
     rules::Draft,
 };
 
-/// So many ends of instances that had served make a crash loop.
-const CRASHES_MAX: u32 = 3;
+/// So many ends of one service's instances within a few minutes make a crash loop.
+const CRASHES_MAX: usize = 3;
 
 impl Draft {
     pub(super) fn note_progress(&mut self) {
@@ -66,7 +66,10 @@ impl Draft {
             && self.is_out_of_time(rollout)
         {
             let waited = format_duration(rollout.plan.progress_deadline);
-            let detail = format!("no progress for {waited}");
+            let detail = match self.state.unendable(self.now) {
+                Some(stuck) => format!("{stuck} does not end, and no progress for {waited}"),
+                None => format!("no progress for {waited}"),
+            };
             self.park(ParkReason::CannotRestore(detail));
             return;
         }
@@ -78,10 +81,11 @@ impl Draft {
         if let Some(reason) = &rollout.failure {
             return Some(reason.clone());
         }
-        if rollout.crashes >= CRASHES_MAX {
-            let (to, crashes) = (rollout.to, rollout.crashes);
+        let mut crashes = rollout.crash_times.iter();
+        if let Some((service, times)) = crashes.find(|(_, times)| times.len() >= CRASHES_MAX) {
+            let (to, count) = (rollout.to, times.len());
             return Some(format!(
-                "release {to} is crash-looping: {crashes} instances ended"
+                "release {to} is crash-looping: {count} instances of `{service}` ended"
             ));
         }
         if self.is_out_of_time(rollout) {
@@ -95,9 +99,10 @@ impl Draft {
     }
 
     pub(super) fn is_out_of_time(&self, rollout: &Rollout) -> bool {
-        rollout
+        let since = rollout
             .timed_since()
-            .is_some_and(|since| self.now.since(since) >= rollout.plan.progress_deadline)
+            .filter(|_| !self.state.is_only_ending());
+        since.is_some_and(|since| self.now.since(since) >= rollout.plan.progress_deadline)
     }
 
     pub(super) fn answer_failure(&mut self, reason: &str) {
@@ -124,12 +129,13 @@ impl Draft {
             });
             return;
         }
-        let excluding = rollout.is_recreate() && rollout.from.is_some();
+        let excluding = rollout.excludes();
         let untouched = match rollout.phase.underlying() {
             Phase::Preflight | Phase::Pausing => true,
             // Beside the new release the old one is whole, as whole as it was, until traffic moves.
             Phase::Warming { .. } | Phase::Gating { .. } | Phase::Stepping { .. } => {
-                !excluding && rollout.weights == Weights::OldOnly
+                let room_made = excluding && rollout.cleared;
+                !room_made && rollout.weights == Weights::OldOnly
             }
             Phase::Clearing
             | Phase::Moving { .. }
@@ -170,7 +176,7 @@ impl Draft {
         let since = rollout.phase_since;
         let plan = rollout.plan.clone();
         match rollout.phase.clone() {
-            // Preflight ⇒ Pausing | Moving | Warming: the host can carry it.
+            // Preflight ⇒ Gating | Pausing | Moving | Warming: the host can carry it.
             Phase::Preflight => {
                 let passed = rollout
                     .gates
@@ -179,8 +185,11 @@ impl Draft {
                 if plan.gates.contains(&Gate::Preflight) && !passed {
                     return;
                 }
+                if rollout.excludes() {
+                    self.gate_or_expose();
+                    return;
+                }
                 let next = match rollout.kind {
-                    _ if rollout.is_recreate() && rollout.from.is_some() => Phase::Pausing,
                     Kind::Restart => Phase::Moving { service: 0 },
                     Kind::Deploy | Kind::Rollback => Phase::Warming { level: 0 },
                 };
@@ -213,11 +222,13 @@ impl Draft {
                         detail,
                     });
                 }
-                // Gating ⇒ Gating | first traffic: the gate is open.
+                // Gating ⇒ Gating | Pausing | first traffic: the gate is open.
                 if self.is_open(gate) && self.state.is_new_ready() {
                     self.gate_or_expose();
                 }
             }
+            // Stepping | Shifting ⇒ Reverting: new is worse than old at the weights in force.
+            Phase::Stepping { .. } | Phase::Shifting { .. } if self.convict() => {}
             // Stepping ⇒ Shifting: the step's capacity is ready.
             Phase::Stepping { step } if self.state.is_new_ready() => {
                 self.enter(Phase::Shifting { step });
@@ -264,8 +275,8 @@ impl Draft {
             {
                 self.enter(Phase::Sealing);
             }
-            // Sealing ⇒ sealed: nothing of the old release runs.
-            Phase::Sealing if self.state.is_gone(Side::Old) => {
+            // Sealing ⇒ sealed: nothing of the old release runs, or what does cannot be ended.
+            Phase::Sealing if self.has_ended(Side::Old) => {
                 self.emit(Change::RolloutEnded {
                     outcome: Outcome::Sealed,
                 });
@@ -294,6 +305,7 @@ impl Draft {
         };
         let next = match rollout.closed_gate() {
             Some(gate) => Phase::Gating { gate },
+            None if rollout.is_untouched() => Phase::Pausing,
             None => match rollout.plan.strategy {
                 Strategy::Rolling { .. } => Phase::Moving { service: 0 },
                 Strategy::Canary { .. } => Phase::Stepping { step: 0 },
@@ -371,6 +383,22 @@ impl Draft {
         }
     }
 
+    /// Between two holds a canary goes on serving its share. It is judged there by the evidence of the last hold,
+    /// which is only put aside once the proxy uses the next weights.
+    fn convict(&mut self) -> bool {
+        let Some(rollout) = self.rollout() else {
+            return false;
+        };
+        let judged = rollout.plan.gates.contains(&Gate::Analysis);
+        let Some(finding) = rollout.conviction().filter(|_| judged) else {
+            return false;
+        };
+        self.emit(Change::Failed {
+            reason: finding.sentence,
+        });
+        true
+    }
+
     pub(super) fn next_step(&mut self, step: usize) {
         let Some(rollout) = self.rollout() else {
             return;
@@ -392,7 +420,7 @@ impl Draft {
                 Reverting::Switching
             }
             Reverting::Switching if state.is_traffic_settled() => Reverting::Retiring,
-            Reverting::Retiring if state.is_gone(Side::New) => {
+            Reverting::Retiring if self.has_ended(Side::New) => {
                 self.emit(Change::RolloutEnded {
                     outcome: Outcome::RolledBack { reason },
                 });
@@ -408,6 +436,13 @@ impl Draft {
             reason,
             stage: next,
         });
+    }
+
+    /// Whether a side is gone, or what is left of it is out of traffic, was killed and does not end. That one goes on
+    /// being stopped without a rollout: a process that the kernel holds must not keep the environment from moving.
+    fn has_ended(&self, side: Side) -> bool {
+        let until = self.state.patience_until(side);
+        self.state.is_gone(side) || until.is_some_and(|until| self.now >= until)
     }
 
     #[cfg(feature = "planted")]
@@ -452,6 +487,7 @@ impl Rollout {
                 self.analyses.values_mut().for_each(Analysis::begin_step);
             }
         }
+        self.cleared |= *phase == Phase::Clearing;
         self.phase = phase.clone();
         self.phase_since = at;
         self.progressed_at = at;
@@ -462,6 +498,20 @@ impl Rollout {
     pub fn wants_observations(&self) -> bool {
         let canary = matches!(self.plan.strategy, Strategy::Canary { .. });
         canary && self.plan.gates.contains(&Gate::Analysis) && self.phase.is_forward()
+    }
+
+    /// What already speaks against the new release, once somebody was sent to it.
+    fn conviction(&self) -> Option<Finding> {
+        let mut analyses = self.analyses.values();
+        analyses.find_map(
+            |analysis| match analysis.verdict(Duration::ZERO, Duration::MAX) {
+                Verdict::Fail(finding) if self.weights != Weights::OldOnly => Some(finding),
+                Verdict::Fail(_)
+                | Verdict::Continue
+                | Verdict::Pass
+                | Verdict::Inconclusive { .. } => None,
+            },
+        )
     }
 
     /// What the analyses of all services say together: the first failure, else the first doubt.

@@ -117,6 +117,8 @@ pub(crate) struct Bench {
     pub(crate) judges: bool,
     /// While false the proxy confirms nothing.
     pub(crate) confirms: bool,
+    /// Instances that do not end, whatever they are told.
+    pub(crate) stuck: BTreeSet<InstanceId>,
     /// While false nothing in flight ever ends.
     pub(crate) drains: bool,
     pub(crate) most: BTreeMap<ServiceName, u32>,
@@ -137,6 +139,7 @@ impl Bench {
             gates: BTreeMap::new(),
             judges: true,
             confirms: true,
+            stuck: BTreeSet::new(),
             drains: true,
             most: BTreeMap::new(),
             order: Vec::new(),
@@ -296,10 +299,12 @@ impl Bench {
                         address: None,
                     }
                 }
-                Action::StopInstance { instance, .. } => Input::Ended {
-                    instance,
-                    exit: "stopped".into(),
-                },
+                Action::StopInstance { instance, .. } if !self.stuck.contains(&instance) => {
+                    Input::Ended {
+                        instance,
+                        exit: "stopped".into(),
+                    }
+                }
                 Action::Publish { revision } if self.confirms => {
                     Input::TrafficConfirmed { revision }
                 }
@@ -315,7 +320,10 @@ impl Bench {
                     detail: "as told".into(),
                 },
                 Action::Notify { rollout } => Input::Notified { rollout },
-                Action::Publish { .. } | Action::AwaitDrain { .. } | Action::JudgeGate { .. } => {
+                Action::StopInstance { .. }
+                | Action::Publish { .. }
+                | Action::AwaitDrain { .. }
+                | Action::JudgeGate { .. } => {
                     continue;
                 }
             };
