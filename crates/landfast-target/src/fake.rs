@@ -1,8 +1,8 @@
 //! A target whose processes are simulated tasks, for tests of whatever drives a target.
 //!
 //! What an instance does is written in its command, in the words of [`crate::conformance`] (`serve`, `sleep=MS`,
-//! `exit=CODE`, `abort`, `ignore-term`, `on-term=CODE,MS`, `out=TEXT`, `err=TEXT`, `env=NAME`, `cat`), or in a script
-//! that [`FakeTarget::script`] keeps for a word of the command. Unknown words do nothing. When the words run out, a job
+//! `exit=CODE`, `abort`, `ignore-term`, `on-term=CODE,MS`, `child`, `out=TEXT`, `err=TEXT`, `env=NAME`, `cat`), or in a
+//! script that [`FakeTarget::script`] keeps for a word of the command. Unknown words do nothing. When the words run out, a job
 //! ends with 0 and a service goes on. Time is tokio's, so a paused clock works.
 //!
 //! It passes the conformance suite that real targets pass; it starts no process and opens no socket.
@@ -34,6 +34,8 @@ const SIGTERM: i32 = 15;
 /// The fake's world began in the middle of 2026.
 const EPOCH: Timestamp = Timestamp::from_millis(1_782_000_000_000);
 const FIRST_PORT: u16 = 20_000;
+/// What a process that ended by itself left behind is killed after this.
+const LEFTOVER_GRACE: Duration = Duration::from_millis(250);
 const PIECE_BYTES_MAX: usize = 64 << 10;
 
 /// An order that was given and taken.
@@ -241,11 +243,13 @@ impl World {
             steps: self.steps(&spec.command),
             goes_on: !spec.is_job,
             on_term: OnTerm::Dies,
+            has_child: false,
             ordered,
         };
         while self.tasks.try_join_next().is_some() {}
         self.tasks.spawn(async move {
             let exit = process.run().await;
+            process.sweep().await;
             end.send_replace(Some((exit, EPOCH + began.elapsed())));
         });
         let guard = FenceGuard::new(order);
@@ -271,6 +275,8 @@ struct Process {
     /// What follows the last step: it serves, or it ends.
     goes_on: bool,
     on_term: OnTerm,
+    /// It started something that ignores SIGTERM.
+    has_child: bool,
     ordered: watch::Receiver<Orders>,
 }
 
@@ -291,6 +297,7 @@ impl Process {
                         core_dumped: false,
                     };
                 }
+                "child" => self.has_child = true,
                 "ignore-term" => self.on_term = OnTerm::Ignores,
                 "on-term" => {
                     let (code, millis) = value.split_once(',').unwrap_or((value, "0"));
@@ -314,6 +321,21 @@ impl Process {
             return self.until_ordered().await;
         }
         Exit::Code { code: 0 }
+    }
+
+    /// Ends what it left behind: at the end of the grace it was given, or soon after it ended by itself.
+    async fn sweep(&mut self) {
+        let given = self.ordered.borrow_and_update().kill_at;
+        let mut kill_at = given.unwrap_or_else(|| Instant::now() + LEFTOVER_GRACE);
+        while self.has_child {
+            tokio::select! {
+                biased;
+                () = tokio::time::sleep_until(kill_at) => return,
+                changed = self.ordered.changed() => if changed.is_err() { return },
+            }
+            let given = self.ordered.borrow_and_update().kill_at;
+            kill_at = given.map_or(kill_at, |given| given.min(kill_at));
+        }
     }
 
     /// Runs until it is ordered to end, in the way it is ordered.
@@ -490,6 +512,7 @@ impl Target for FakeTarget {
             steps: rest,
             goes_on: false,
             on_term: OnTerm::Dies,
+            has_child: false,
             ordered,
         };
         let (sender, receiver) = mpsc::channel(16);

@@ -177,8 +177,9 @@ pub trait Target: Send + Sync + 'static {
     /// calls this first and adopts what it finds.
     async fn list(&self) -> Result<Vec<Observed>, TargetError>;
 
-    /// Waits until an instance ends, and says how. Returns at once for one that ended; [`Exit::Unknown`] for one
-    /// that is not known.
+    /// Waits until an instance and everything it started has ended, and says how the instance did. What it left
+    /// behind when it ended by itself is ended within a moment. Returns at once for one that ended;
+    /// [`Exit::Unknown`] for one that is not known.
     async fn wait(&self, id: &InstanceRef) -> Result<Exit, TargetError>;
 
     /// Runs a command beside a running instance, in its folder and with its environment. Output comes in pieces;
