@@ -20,8 +20,8 @@ use crate::{
 /// How often the proxy is asked whether an instance has drained.
 const DRAIN_POLL: Duration = Duration::from_millis(50);
 const START_TRIES: u32 = 3;
-const RETRY_FIRST: Duration = Duration::from_millis(200);
-const RETRY_MAX: Duration = Duration::from_secs(10);
+pub(crate) const RETRY_FIRST: Duration = Duration::from_millis(200);
+pub(crate) const RETRY_MAX: Duration = Duration::from_secs(10);
 
 /// What an action is done with.
 pub(crate) struct Context {

@@ -24,7 +24,7 @@ use tokio::{
 };
 
 use crate::{
-    actions, measure,
+    actions, jobs, measure,
     part::part,
     plane::Part,
     probe,
@@ -178,6 +178,7 @@ impl Driver {
     /// next server does it.
     pub async fn run(mut self, running: BTreeSet<InstanceId>) {
         self.record(Input::Adopted { running }).await;
+        self.cancel_gate_runs();
         let mut replaced = self.shared.replaced.subscribe();
         loop {
             self.act();
@@ -359,13 +360,18 @@ impl Driver {
     /// Begins what is owed and not under way, and drops what is not owed any more.
     fn act(&mut self) {
         let owed = self.view.state.pending();
+        let mut dropped_gate = false;
         self.acting.retain(|action, task| {
             let keep = owed.contains(action) && !task.is_finished();
             if !keep {
+                dropped_gate |= matches!(action, Action::JudgeGate { .. }) && !task.is_finished();
                 task.abort();
             }
             keep
         });
+        if dropped_gate {
+            self.cancel_gate_runs();
+        }
         for action in owed {
             if !self.acting.contains_key(&action) {
                 let work = actions::perform(self.context(), action.clone());
@@ -376,6 +382,24 @@ impl Driver {
         self.publish_quietly();
         self.follow_instances();
         self.follow_traffic();
+    }
+
+    /// Ends the jobs of gates that nobody waits for any more.
+    fn cancel_gate_runs(&mut self) {
+        let owed = self.view.state.pending().into_iter();
+        let owed: BTreeSet<_> = owed
+            .filter_map(|action| match action {
+                Action::JudgeGate { rollout, .. } => Some(rollout),
+                Action::StartInstance { .. }
+                | Action::StopInstance { .. }
+                | Action::Publish { .. }
+                | Action::AwaitDrain { .. }
+                | Action::Notify { .. } => None,
+            })
+            .collect();
+        let (shared, scope) = (Arc::clone(&self.shared), self.view.state.scope.clone());
+        let is_owed = move |rollout| owed.contains(&rollout);
+        self.tasks.spawn(jobs::cancel(shared, scope, is_owed));
     }
 
     fn context(&self) -> actions::Context {

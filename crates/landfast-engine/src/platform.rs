@@ -8,7 +8,7 @@ use std::{
 use landfast_journal::{Journal, ReadError};
 use landfast_rollout::{Environment, Input, Phase, Rejected};
 use landfast_spec::AppSpec;
-use landfast_target::{InstanceRef, ObservedState, Target};
+use landfast_target::{InstanceRef, Target};
 use landfast_types::{Digest, Generation, InstanceId, ReleaseId, Scope};
 use tokio::{sync::watch, task::JoinSet};
 
@@ -102,6 +102,15 @@ pub enum DeployError {
     Secrets(#[from] crate::secrets::SecretError),
 }
 
+/// Why a job was not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error("the release that serves has no job `{0}`")]
+    Unknown(landfast_types::JobName),
+    #[error(transparent)]
+    Begin(#[from] jobs::BeginError),
+}
+
 /// The engine of a host.
 pub struct Platform {
     shared: Arc<Shared>,
@@ -133,6 +142,7 @@ impl Platform {
             controls: settings.controls,
             position,
             views: Mutex::default(),
+            job_index: Mutex::default(),
             replaced,
         });
         let platform = Arc::new(Self {
@@ -180,7 +190,7 @@ impl Platform {
             if expected {
                 // One that ended while nobody looked is told by its watch, with its exit.
                 running.entry(scope).or_default().insert(instance);
-            } else if !observed.is_job || matches!(observed.state, ObservedState::Exited { .. }) {
+            } else if !observed.is_job {
                 self.end_stray(observed.id);
             }
         }
@@ -458,29 +468,24 @@ impl Platform {
     /// Begins a run of a job by hand; it goes on by itself.
     ///
     /// # Errors
-    /// A sentence, when there is no such job or the journal does not take it.
+    /// [`RunError`]; nothing was begun then.
     pub async fn run_job(
         self: &Arc<Self>,
         scope: &Scope,
         job: &landfast_types::JobName,
-    ) -> Result<jobs::RunRecord, String> {
-        let view = self
-            .environment(scope)
-            .ok_or("nothing was deployed here yet")?;
-        let release = jobs::leading_release(&view.state).ok_or("no release serves")?;
-        let body = view
-            .bodies
-            .get(&release)
-            .ok_or("the release is not kept")?
-            .clone();
-        let spec = body.spec.jobs.get(job).cloned();
-        let spec = spec.ok_or_else(|| format!("release {release} has no job `{job}`"))?;
+    ) -> Result<jobs::RunRecord, RunError> {
+        let unknown = || RunError::Unknown(job.clone());
+        let view = self.environment(scope).ok_or_else(unknown)?;
+        let release = jobs::leading_release(&view.state).ok_or_else(unknown)?;
+        let body = view.bodies.get(&release).ok_or_else(unknown)?.clone();
+        let spec = body.spec.jobs.get(job).cloned().ok_or_else(unknown)?;
         let run = jobs::Run {
             scope,
             body: &body,
             name: job,
             job: &spec,
             cause: "by hand",
+            rollout: None,
         };
         let record = jobs::begin(&self.shared, &run).await?;
         let (shared, scope, job) = (Arc::clone(&self.shared), scope.clone(), job.clone());
@@ -492,6 +497,7 @@ impl Platform {
                 name: &job,
                 job: &spec,
                 cause: "by hand",
+                rollout: None,
             };
             if let Err(error) = jobs::finish(&shared, &run, begun, BTreeMap::new()).await {
                 tracing::warn!(%job, error, "the job did not run");
