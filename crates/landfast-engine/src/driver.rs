@@ -16,6 +16,7 @@ use std::{
 
 use landfast_journal::{AppendError, Change as DocumentChange, NewRecord};
 use landfast_rollout::{Action, Change, Environment, Event, Input, Rejected};
+use landfast_target::InstanceRef;
 use landfast_types::{InstanceId, ReleaseId, ServiceName, Timestamp};
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -298,6 +299,12 @@ impl Driver {
     fn note(&mut self, event: &Event) {
         let scope = &self.view.state.scope;
         if let Change::InstanceEnded { instance, exit, .. } = &event.change {
+            let ended = InstanceRef {
+                scope: scope.clone(),
+                instance: instance.clone(),
+            };
+            self.tasks
+                .spawn(actions::forget(Arc::clone(&self.shared), ended));
             if let Some(known) = self.view.state.instances.get(instance) {
                 let service = known.service.clone();
                 if known.is_kept() {

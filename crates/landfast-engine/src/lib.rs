@@ -23,6 +23,7 @@ mod release;
 mod secrets;
 mod shared;
 mod spec;
+mod strays;
 mod synthetic;
 mod webhook;
 

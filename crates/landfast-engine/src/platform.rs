@@ -25,6 +25,7 @@ use crate::{
     release::{self, ReleaseBody},
     secrets::SecretKeeper,
     shared::{Controls, Folders, Shared},
+    strays,
 };
 
 /// Releases kept beside the ones in use (`contract.md`, "Artifacts and releases").
@@ -163,55 +164,48 @@ impl Platform {
             let own = running.get(&state.scope).cloned().unwrap_or_default();
             platform.drive(state, bodies, own);
         }
+        platform.spawn(strays::run(Arc::clone(&shared)));
         Ok(platform)
     }
 
-    /// What every environment runs, by the target; ends what no environment knows.
+    /// What every environment runs, by the target.
     async fn adopt(
         &self,
         states: &[(Environment, BTreeMap<ReleaseId, Arc<ReleaseBody>>)],
     ) -> Result<BTreeMap<Scope, BTreeSet<InstanceId>>, StartError> {
-        let known: BTreeMap<&Scope, &Environment> = states
-            .iter()
-            .map(|(state, _)| (&state.scope, state))
-            .collect();
+        let target = &self.shared.target;
+        let listed = target.list().await.map_err(StartError::Target)?;
+        let listed: BTreeSet<InstanceRef> = listed.into_iter().map(|each| each.id).collect();
         let mut running: BTreeMap<Scope, BTreeSet<InstanceId>> = BTreeMap::new();
-        for observed in self
-            .shared
-            .target
-            .list()
-            .await
-            .map_err(StartError::Target)?
-        {
-            let InstanceRef { scope, instance } = observed.id.clone();
-            let expected = known
-                .get(&scope)
-                .is_some_and(|state| state.instances.contains_key(&instance));
-            if expected {
-                // One that ended while nobody looked is told by its watch, with its exit.
-                running.entry(scope).or_default().insert(instance);
-            } else if !observed.is_job {
-                self.end_stray(observed.id);
+        let expected = states.iter().flat_map(|(state, _)| {
+            let ids = state.instances.keys().cloned();
+            ids.map(|instance| InstanceRef {
+                scope: state.scope.clone(),
+                instance,
+            })
+        });
+        for id in expected {
+            // One that ended while nobody looked is told by its watch, with its exit.
+            if !listed.contains(&id) {
+                match target.observe(&id).await {
+                    Ok(None) => continue,
+                    Ok(Some(_)) => {}
+                    // A second one beside it would be worse than a missing one: its watch goes on asking.
+                    Err(error) => {
+                        let InstanceRef { scope, instance } = &id;
+                        tracing::warn!(%scope, %instance, error = chain(&error), "taken for running: it cannot be observed");
+                    }
+                }
             }
+            running.entry(id.scope).or_default().insert(id.instance);
         }
         Ok(running)
     }
 
-    fn end_stray(&self, id: InstanceRef) {
-        let shared = Arc::clone(&self.shared);
-        let fence = landfast_types::Fence {
-            generation: shared.generation,
-            revision: u64::MAX,
-        };
-        self.spawn(async move {
-            tracing::info!(scope = %id.scope, instance = %id.instance, "ending what no rollout knows");
-            if let Err(error) = shared.target.stop(fence, &id, std::time::Duration::from_secs(10)).await {
-                tracing::warn!(instance = %id.instance, error = chain(&error), "it was not ended");
-            }
-            if let Err(error) = shared.target.forget(&id).await {
-                tracing::debug!(instance = %id.instance, error = chain(&error), "still kept");
-            }
-        });
+    /// Ends what runs although no environment knows it, and lets go of what ended long ago. Done by itself every
+    /// minute.
+    pub async fn sweep(&self) {
+        strays::sweep(&self.shared).await;
     }
 
     fn drive(

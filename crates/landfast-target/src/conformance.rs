@@ -571,7 +571,10 @@ impl<S: Subject> Bench<'_, S> {
 
     async fn find(&self, target: &dyn Target, id: &InstanceRef) -> Option<Observed> {
         let all = target.list().await.expect("it lists");
-        all.into_iter().find(|observed| observed.id == *id)
+        let listed = all.into_iter().find(|observed| observed.id == *id);
+        let observed = target.observe(id).await.expect("it is observed");
+        assert_eq!(observed, listed, "one view of one instance");
+        listed
     }
 
     /// Lets an app set up its signal handlers, which no target can see.

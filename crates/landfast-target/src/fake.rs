@@ -64,6 +64,9 @@ struct World {
     address_of: Option<AddressOf>,
     calls: Vec<Call>,
     failing_starts: u32,
+    late_starts: Option<Duration>,
+    buried: BTreeSet<InstanceRef>,
+    unreadable: BTreeSet<InstanceRef>,
     started: u16,
     tasks: JoinSet<()>,
 }
@@ -108,6 +111,9 @@ impl FakeTarget {
             address_of: None,
             calls: Vec::new(),
             failing_starts: 0,
+            late_starts: None,
+            buried: BTreeSet::new(),
+            unreadable: BTreeSet::new(),
             started: 0,
             tasks: JoinSet::new(),
         };
@@ -142,6 +148,21 @@ impl FakeTarget {
         self.world().failing_starts = count;
     }
 
+    /// Makes the next start fail although its order arrived: unless it is buried, the process begins this much later.
+    pub fn start_late(&self, after: Duration) {
+        self.world().late_starts = Some(after);
+    }
+
+    /// From here on nothing can be said of this instance, or again.
+    pub fn make_unreadable(&self, id: &InstanceRef, unreadable: bool) {
+        let mut world = self.world();
+        if unreadable {
+            world.unreadable.insert(id.clone());
+        } else {
+            world.unreadable.remove(id);
+        }
+    }
+
     /// Ends a running instance as if by itself.
     pub fn crash(&self, id: &InstanceRef, exit: Exit) {
         if let Some(instance) = self.world().instances.get(id) {
@@ -156,6 +177,7 @@ impl FakeTarget {
         let mut world = self.world();
         world.tasks.abort_all();
         world.instances.clear();
+        world.buried.clear();
     }
 
     /// The orders taken so far, in order.
@@ -194,6 +216,16 @@ impl World {
         self.newest.take(Fence {
             revision: 0,
             ..order
+        })
+    }
+
+    fn check_readable(&self, id: &InstanceRef) -> Result<(), TargetError> {
+        if !self.unreadable.contains(id) {
+            return Ok(());
+        }
+        Err(TargetError::Io {
+            doing: format!("observe instance `{}`", id.instance),
+            source: io::Error::other("the test wants it to fail"),
         })
     }
 
@@ -387,6 +419,13 @@ async fn at(instant: Option<Instant>) {
     }
 }
 
+fn failed(doing: &str) -> StartError {
+    StartError::Io {
+        doing: doing.to_owned(),
+        source: io::Error::other("the test wants it to fail"),
+    }
+}
+
 fn number(text: &str) -> i32 {
     text.parse().expect("a step of a test names a number")
 }
@@ -403,13 +442,20 @@ impl Target for FakeTarget {
         if let Some(instance) = world.instances.get(&spec.id) {
             return Ok(World::observe(instance));
         }
+        if let Some(after) = world.late_starts.take() {
+            let (fake, spec) = (self.clone(), spec.clone());
+            world.tasks.spawn(async move {
+                tokio::time::sleep(after).await;
+                let mut world = fake.world();
+                if !world.buried.contains(&spec.id) && !world.instances.contains_key(&spec.id) {
+                    world.spawn(order, &spec);
+                }
+            });
+            return Err(failed("start a simulated process"));
+        }
         if world.failing_starts > 0 {
             world.failing_starts -= 1;
-            let source = io::Error::other("the test wants it to fail");
-            return Err(StartError::Io {
-                doing: "start a simulated process".to_owned(),
-                source,
-            });
+            return Err(failed("start a simulated process"));
         }
         if world
             .artifacts
@@ -445,6 +491,9 @@ impl Target for FakeTarget {
                     orders.kill_at = Some(orders.kill_at.map_or(kill_at, |at| at.min(kill_at)));
                 });
             }
+            if !world.instances.contains_key(id) {
+                world.buried.insert(id.clone());
+            }
             world.calls.push(Call::Stop(id.clone(), grace));
         }
         Ok(self.end_of(id).await.unwrap_or(Exit::Unknown))
@@ -461,15 +510,24 @@ impl Target for FakeTarget {
     }
 
     async fn list(&self) -> Result<Vec<Observed>, TargetError> {
-        Ok(self
-            .world()
+        let world = self.world();
+        let readable = world
             .instances
-            .values()
-            .map(World::observe)
+            .iter()
+            .filter(|(id, _)| !world.unreadable.contains(id));
+        Ok(readable
+            .map(|(_, instance)| World::observe(instance))
             .collect())
     }
 
+    async fn observe(&self, id: &InstanceRef) -> Result<Option<Observed>, TargetError> {
+        let world = self.world();
+        world.check_readable(id)?;
+        Ok(world.instances.get(id).map(World::observe))
+    }
+
     async fn wait(&self, id: &InstanceRef) -> Result<Exit, TargetError> {
+        self.world().check_readable(id)?;
         Ok(self.end_of(id).await.unwrap_or(Exit::Unknown))
     }
 
