@@ -320,6 +320,16 @@ impl Platform {
                 taken.into_iter().map(refusal).collect(),
             ));
         }
+        // A release that cannot run is none: it would only be found out when an instance is started.
+        let missing = {
+            let (shared, order) = (Arc::clone(&self.shared), order.clone());
+            let look =
+                move || planning::commands_not_inside(&shared.store, &order.spec, &order.artifacts);
+            tokio::task::spawn_blocking(look).await.unwrap_or_default()
+        };
+        if !missing.is_empty() {
+            return Err(DeployError::Refused(missing));
+        }
         let mut plan = release::plan(&order.spec, order.strategy);
         if self.shared.controls.health_gate_off {
             plan.min_ready = std::time::Duration::ZERO;
