@@ -8,7 +8,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use landfast_engine::{Platform, RunError, jobs};
+use landfast_engine::{DeployError, Platform, RunError, jobs};
 use landfast_rollout::Input;
 use landfast_target::{Exit, InstanceRef, Target as _};
 use landfast_types::{InstanceId, JobName, ReleaseId};
@@ -310,4 +310,17 @@ when = "* * * * * UTC"
     );
     let record = ended(&platform, 1).await;
     assert_eq!(record.exit, Some(Exit::Code { code: 0 }));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_that_is_not_in_the_artifact_makes_no_release() {
+    let world = World::new().await;
+    let (platform, _journal) = world.server(u64::MAX, false).await;
+    let manifest = manifest("", "").replace("/bin/true", "./shop");
+    let refused = platform.deploy(world.order(1, &manifest)).await;
+    assert!(
+        matches!(&refused, Err(DeployError::Refused(refusals)) if refusals[0].code == "command-missing"),
+        "{refused:?}"
+    );
+    assert!(platform.environment(&scope()).is_none(), "nothing was made");
 }
