@@ -6,10 +6,11 @@
 //! path: replay, say what really runs, act.
 //!
 //! A journal that cannot be written (a full disk, say) stops decisions and nothing else: traffic and instances
-//! go on, the problem is shown, and the input is tried again every second.
+//! go on, the problem is shown, what happens meanwhile is kept and tried again every second, and commands of people
+//! are refused at once.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -21,7 +22,7 @@ use landfast_types::{InstanceId, ReleaseId, ServiceName, Timestamp};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::{AbortHandle, JoinSet},
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep_until},
 };
 
 use crate::{
@@ -46,6 +47,8 @@ const SNAPSHOT_VERSION: u16 = 1;
 const RECORDS_KEPT: u64 = 20_000;
 /// Messages waiting for the driver; senders wait beyond that.
 const INBOX_MAX: usize = 1_024;
+/// Beyond so many inputs that the journal has not taken, those that are told again anyway are not kept.
+const UNWRITTEN_MAX: usize = 10_000;
 /// The longest the driver sleeps without looking at the clock again: the clock may have been set.
 const SLEEP_MAX: Duration = Duration::from_secs(30);
 
@@ -128,6 +131,11 @@ pub struct Driver {
     probing: BTreeMap<InstanceId, AbortHandle>,
     measuring: Option<AbortHandle>,
     published: Option<Part>,
+    /// What the journal has not taken yet, in order.
+    unwritten: VecDeque<Input>,
+    /// Why it took nothing the last time, while something is kept.
+    journal_error: Option<Arc<AppendError>>,
+    retry_at: Instant,
     snapshot_at: u64,
 }
 
@@ -171,6 +179,9 @@ impl Driver {
             probing: BTreeMap::new(),
             measuring: None,
             published: None,
+            unwritten: VecDeque::new(),
+            journal_error: None,
+            retry_at: actions::instant_in(Duration::ZERO),
         };
         (driver, handle)
     }
@@ -182,7 +193,10 @@ impl Driver {
         self.cancel_gate_runs();
         let mut replaced = self.shared.replaced.subscribe();
         loop {
-            self.act();
+            // What was done and is not recorded is still owed: doing it again would only say so again.
+            if self.unwritten.is_empty() {
+                self.act();
+            }
             let wake = self.wake_at();
             tokio::select! {
                 biased;
@@ -192,7 +206,10 @@ impl Driver {
                     None => return,
                 },
                 Some(ended) = self.tasks.join_next() => log_panic(ended),
-                () = sleep_until(wake) => self.record(Input::Tick).await,
+                () = sleep_until(wake) => match self.unwritten.is_empty() {
+                    true => self.record(Input::Tick).await,
+                    false => self.catch_up().await,
+                },
             }
         }
     }
@@ -201,8 +218,13 @@ impl Driver {
         match message {
             Message::Input(input) => self.record(input).await,
             Message::Command { input, body, reply } => {
-                let answer = self.try_record(input, body).await;
-                let answer = answer.map(|()| Arc::new(self.view.clone()));
+                self.catch_up().await;
+                let recorded = match &self.journal_error {
+                    // A person is told at once; only what nobody can say again is kept.
+                    Some(error) => Err(CommandError::Journal(Arc::clone(error))),
+                    None => self.try_record(input, body).await,
+                };
+                let answer = recorded.map(|()| Arc::new(self.view.clone()));
                 if reply.send(answer).is_err() {
                     tracing::debug!(scope = %self.view.state.scope, "nobody waits for the answer");
                 }
@@ -210,19 +232,44 @@ impl Driver {
         }
     }
 
-    /// Records what an input changes; where the journal cannot take it, tries again until it can.
+    /// Records what an input changes; where the journal cannot take it, keeps it until it can.
     async fn record(&mut self, input: Input) {
-        loop {
-            match self.try_record(input.clone(), None).await {
-                Ok(()) => return,
+        self.keep(input);
+        if self.journal_error.is_none() {
+            self.catch_up().await;
+        }
+    }
+
+    fn keep(&mut self, input: Input) {
+        // These are told again and again.
+        let repeats = matches!(
+            input,
+            Input::Tick | Input::Probed { .. } | Input::Measured { .. }
+        );
+        if repeats && self.unwritten.len() >= UNWRITTEN_MAX {
+            return;
+        }
+        self.unwritten.push_back(input);
+    }
+
+    /// Records what is kept, in order, until the journal takes no more.
+    async fn catch_up(&mut self) {
+        while let Some(input) = self.unwritten.front().cloned() {
+            match self.try_record(input, None).await {
+                Ok(()) => {}
                 Err(CommandError::Rejected(rejected)) => {
                     tracing::debug!(scope = %self.view.state.scope, %rejected, "not taken");
-                    return;
                 }
                 Err(CommandError::Stopping) => return,
-                Err(CommandError::Journal(_)) => sleep(DISK_RETRY).await,
+                Err(CommandError::Journal(error)) => {
+                    self.journal_error = Some(error);
+                    self.retry_at = actions::instant_in(DISK_RETRY);
+                    return;
+                }
             }
+            self.unwritten.pop_front();
         }
+        self.journal_error = None;
     }
 
     async fn try_record(
@@ -354,6 +401,9 @@ impl Driver {
     }
 
     fn wake_at(&self) -> Instant {
+        if !self.unwritten.is_empty() {
+            return self.retry_at;
+        }
         let now = self.shared.clock.now();
         let wait = match self.view.state.deadline() {
             Some((at, _)) => at.since(now).min(SLEEP_MAX),

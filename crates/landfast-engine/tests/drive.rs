@@ -8,7 +8,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use landfast_engine::{DeployError, Platform, RunError, jobs};
+use landfast_engine::{CommandError, DeployError, Platform, RunError, jobs};
 use landfast_rollout::Input;
 use landfast_target::{Exit, InstanceRef, Target as _};
 use landfast_types::{InstanceId, JobName, ReleaseId};
@@ -323,4 +323,26 @@ async fn a_command_that_is_not_in_the_artifact_makes_no_release() {
         "{refused:?}"
     );
     assert!(platform.environment(&scope()).is_none(), "nothing was made");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_is_refused_while_the_journal_takes_nothing() {
+    let (world, platform, journal) = serving(&manifest("", "")).await;
+    let id = only_instance(&platform);
+    journal.full.store(true, Ordering::SeqCst);
+    world.target.crash(&id, Exit::Code { code: 1 });
+    sleep(Duration::from_millis(300)).await;
+    let scope = scope();
+    let commanded = platform.command(&scope, Input::Stop);
+    let answer = tokio::time::timeout(Duration::from_secs(5), commanded).await;
+    let answer = answer.expect("it does not hang");
+    assert!(
+        matches!(answer, Err(CommandError::Journal(_))),
+        "{answer:?}"
+    );
+    journal.full.store(false, Ordering::SeqCst);
+    // What happened meanwhile was kept.
+    let replaced = |view: &landfast_engine::View| !view.state.instances.contains_key(&id.instance);
+    assert!(reach(&platform, &journal, replaced).await);
+    serves(&platform, &journal).await;
 }
