@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use landfast_rollout::{Action, Gate, Input};
-use landfast_target::{InstanceRef, TargetError};
+use landfast_target::{Exit, InstanceRef, TargetError};
 use landfast_types::{Fence, InstanceId, ReleaseId, RolloutId, ServiceName};
 use tokio::{sync::mpsc, time::sleep};
 
@@ -20,8 +20,8 @@ use crate::{
 /// How often the proxy is asked whether an instance has drained.
 const DRAIN_POLL: Duration = Duration::from_millis(50);
 const START_TRIES: u32 = 3;
-const RETRY_FIRST: Duration = Duration::from_millis(200);
-const RETRY_MAX: Duration = Duration::from_secs(10);
+pub(crate) const RETRY_FIRST: Duration = Duration::from_millis(200);
+pub(crate) const RETRY_MAX: Duration = Duration::from_secs(10);
 
 /// What an action is done with.
 pub(crate) struct Context {
@@ -113,6 +113,12 @@ async fn start(context: &Context, instance: InstanceId, service: &ServiceName, r
             }
             Err(error) => {
                 let reason = chain(&error);
+                // The order may have arrived all the same, and what starts late would run beside what replaces it:
+                // from here on it must not start.
+                if error.is_retryable() && end(context, &reference, Duration::ZERO).await.is_none()
+                {
+                    return;
+                }
                 return context.tell(Input::StartFailed { instance, reason }).await;
             }
         }
@@ -121,24 +127,28 @@ async fn start(context: &Context, instance: InstanceId, service: &ServiceName, r
 
 async fn stop(context: &Context, instance: InstanceId, grace: Duration) {
     let reference = context.reference(&instance);
+    if let Some(exit) = end(context, &reference, grace).await {
+        let exit = exit.to_string();
+        context.tell(Input::Ended { instance, exit }).await;
+    }
+}
+
+/// Ends an instance, however often it must be asked; `None` when another server has taken over.
+async fn end(context: &Context, reference: &InstanceRef, grace: Duration) -> Option<Exit> {
+    let instance = &reference.instance;
     let mut wait = RETRY_FIRST;
     loop {
         match context
             .shared
             .target
-            .stop(context.fence(), &reference, grace)
+            .stop(context.fence(), reference, grace)
             .await
         {
-            Ok(exit) => {
-                context
-                    .tell(Input::Ended {
-                        instance,
-                        exit: exit.to_string(),
-                    })
-                    .await;
-                return forget(context, &reference).await;
+            Ok(exit) => return Some(exit),
+            Err(TargetError::Stale(stale)) => {
+                context.replaced(stale.to_string());
+                return None;
             }
-            Err(TargetError::Stale(stale)) => return context.replaced(stale.to_string()),
             Err(error) => {
                 tracing::warn!(%instance, error = chain(&error), "not stopped; trying again");
                 sleep(wait).await;
@@ -148,7 +158,7 @@ async fn stop(context: &Context, instance: InstanceId, grace: Duration) {
     }
 }
 
-/// Waits until an instance ends by itself, and drops what the target keeps of it once that is recorded.
+/// Waits until an instance ends by itself.
 pub(crate) async fn watch(context: Context, instance: InstanceId) {
     let reference = context.reference(&instance);
     let mut wait = RETRY_FIRST;
@@ -172,8 +182,9 @@ pub(crate) async fn watch(context: Context, instance: InstanceId) {
     }
 }
 
-async fn forget(context: &Context, reference: &InstanceRef) {
-    if let Err(error) = context.shared.target.forget(reference).await {
+/// Drops what the target keeps of an instance whose end is recorded. What cannot be dropped now is swept later.
+pub(crate) async fn forget(shared: Arc<Shared>, reference: InstanceRef) {
+    if let Err(error) = shared.target.forget(&reference).await {
         let instance = &reference.instance;
         tracing::debug!(%instance, error = chain(&error), "still kept by the target");
     }

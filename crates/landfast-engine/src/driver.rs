@@ -6,25 +6,27 @@
 //! path: replay, say what really runs, act.
 //!
 //! A journal that cannot be written (a full disk, say) stops decisions and nothing else: traffic and instances
-//! go on, the problem is shown, and the input is tried again every second.
+//! go on, the problem is shown, what happens meanwhile is kept and tried again every second, and commands of people
+//! are refused at once.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
 
 use landfast_journal::{AppendError, Change as DocumentChange, NewRecord};
 use landfast_rollout::{Action, Change, Environment, Event, Input, Rejected};
+use landfast_target::InstanceRef;
 use landfast_types::{InstanceId, ReleaseId, ServiceName, Timestamp};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::{AbortHandle, JoinSet},
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep_until},
 };
 
 use crate::{
-    actions, measure,
+    actions, jobs, measure,
     part::part,
     plane::Part,
     probe,
@@ -45,6 +47,8 @@ const SNAPSHOT_VERSION: u16 = 1;
 const RECORDS_KEPT: u64 = 20_000;
 /// Messages waiting for the driver; senders wait beyond that.
 const INBOX_MAX: usize = 1_024;
+/// Beyond so many inputs that the journal has not taken, those that are told again anyway are not kept.
+const UNWRITTEN_MAX: usize = 10_000;
 /// The longest the driver sleeps without looking at the clock again: the clock may have been set.
 const SLEEP_MAX: Duration = Duration::from_secs(30);
 
@@ -127,6 +131,11 @@ pub struct Driver {
     probing: BTreeMap<InstanceId, AbortHandle>,
     measuring: Option<AbortHandle>,
     published: Option<Part>,
+    /// What the journal has not taken yet, in order.
+    unwritten: VecDeque<Input>,
+    /// Why it took nothing the last time, while something is kept.
+    journal_error: Option<Arc<AppendError>>,
+    retry_at: Instant,
     snapshot_at: u64,
 }
 
@@ -170,6 +179,9 @@ impl Driver {
             probing: BTreeMap::new(),
             measuring: None,
             published: None,
+            unwritten: VecDeque::new(),
+            journal_error: None,
+            retry_at: actions::instant_in(Duration::ZERO),
         };
         (driver, handle)
     }
@@ -178,9 +190,13 @@ impl Driver {
     /// next server does it.
     pub async fn run(mut self, running: BTreeSet<InstanceId>) {
         self.record(Input::Adopted { running }).await;
+        self.cancel_gate_runs();
         let mut replaced = self.shared.replaced.subscribe();
         loop {
-            self.act();
+            // What was done and is not recorded is still owed: doing it again would only say so again.
+            if self.unwritten.is_empty() {
+                self.act();
+            }
             let wake = self.wake_at();
             tokio::select! {
                 biased;
@@ -190,7 +206,10 @@ impl Driver {
                     None => return,
                 },
                 Some(ended) = self.tasks.join_next() => log_panic(ended),
-                () = sleep_until(wake) => self.record(Input::Tick).await,
+                () = sleep_until(wake) => match self.unwritten.is_empty() {
+                    true => self.record(Input::Tick).await,
+                    false => self.catch_up().await,
+                },
             }
         }
     }
@@ -199,8 +218,13 @@ impl Driver {
         match message {
             Message::Input(input) => self.record(input).await,
             Message::Command { input, body, reply } => {
-                let answer = self.try_record(input, body).await;
-                let answer = answer.map(|()| Arc::new(self.view.clone()));
+                self.catch_up().await;
+                let recorded = match &self.journal_error {
+                    // A person is told at once; only what nobody can say again is kept.
+                    Some(error) => Err(CommandError::Journal(Arc::clone(error))),
+                    None => self.try_record(input, body).await,
+                };
+                let answer = recorded.map(|()| Arc::new(self.view.clone()));
                 if reply.send(answer).is_err() {
                     tracing::debug!(scope = %self.view.state.scope, "nobody waits for the answer");
                 }
@@ -208,19 +232,44 @@ impl Driver {
         }
     }
 
-    /// Records what an input changes; where the journal cannot take it, tries again until it can.
+    /// Records what an input changes; where the journal cannot take it, keeps it until it can.
     async fn record(&mut self, input: Input) {
-        loop {
-            match self.try_record(input.clone(), None).await {
-                Ok(()) => return,
+        self.keep(input);
+        if self.journal_error.is_none() {
+            self.catch_up().await;
+        }
+    }
+
+    fn keep(&mut self, input: Input) {
+        // These are told again and again.
+        let repeats = matches!(
+            input,
+            Input::Tick | Input::Probed { .. } | Input::Measured { .. }
+        );
+        if repeats && self.unwritten.len() >= UNWRITTEN_MAX {
+            return;
+        }
+        self.unwritten.push_back(input);
+    }
+
+    /// Records what is kept, in order, until the journal takes no more.
+    async fn catch_up(&mut self) {
+        while let Some(input) = self.unwritten.front().cloned() {
+            match self.try_record(input, None).await {
+                Ok(()) => {}
                 Err(CommandError::Rejected(rejected)) => {
                     tracing::debug!(scope = %self.view.state.scope, %rejected, "not taken");
-                    return;
                 }
                 Err(CommandError::Stopping) => return,
-                Err(CommandError::Journal(_)) => sleep(DISK_RETRY).await,
+                Err(CommandError::Journal(error)) => {
+                    self.journal_error = Some(error);
+                    self.retry_at = actions::instant_in(DISK_RETRY);
+                    return;
+                }
             }
+            self.unwritten.pop_front();
         }
+        self.journal_error = None;
     }
 
     async fn try_record(
@@ -297,6 +346,12 @@ impl Driver {
     fn note(&mut self, event: &Event) {
         let scope = &self.view.state.scope;
         if let Change::InstanceEnded { instance, exit, .. } = &event.change {
+            let ended = InstanceRef {
+                scope: scope.clone(),
+                instance: instance.clone(),
+            };
+            self.tasks
+                .spawn(actions::forget(Arc::clone(&self.shared), ended));
             if let Some(known) = self.view.state.instances.get(instance) {
                 let service = known.service.clone();
                 if known.is_kept() {
@@ -346,6 +401,9 @@ impl Driver {
     }
 
     fn wake_at(&self) -> Instant {
+        if !self.unwritten.is_empty() {
+            return self.retry_at;
+        }
         let now = self.shared.clock.now();
         let wait = match self.view.state.deadline() {
             Some((at, _)) => at.since(now).min(SLEEP_MAX),
@@ -359,13 +417,18 @@ impl Driver {
     /// Begins what is owed and not under way, and drops what is not owed any more.
     fn act(&mut self) {
         let owed = self.view.state.pending();
+        let mut dropped_gate = false;
         self.acting.retain(|action, task| {
             let keep = owed.contains(action) && !task.is_finished();
             if !keep {
+                dropped_gate |= matches!(action, Action::JudgeGate { .. }) && !task.is_finished();
                 task.abort();
             }
             keep
         });
+        if dropped_gate {
+            self.cancel_gate_runs();
+        }
         for action in owed {
             if !self.acting.contains_key(&action) {
                 let work = actions::perform(self.context(), action.clone());
@@ -376,6 +439,24 @@ impl Driver {
         self.publish_quietly();
         self.follow_instances();
         self.follow_traffic();
+    }
+
+    /// Ends the jobs of gates that nobody waits for any more.
+    fn cancel_gate_runs(&mut self) {
+        let owed = self.view.state.pending().into_iter();
+        let owed: BTreeSet<_> = owed
+            .filter_map(|action| match action {
+                Action::JudgeGate { rollout, .. } => Some(rollout),
+                Action::StartInstance { .. }
+                | Action::StopInstance { .. }
+                | Action::Publish { .. }
+                | Action::AwaitDrain { .. }
+                | Action::Notify { .. } => None,
+            })
+            .collect();
+        let (shared, scope) = (Arc::clone(&self.shared), self.view.state.scope.clone());
+        let is_owed = move |rollout| owed.contains(&rollout);
+        self.tasks.spawn(jobs::cancel(shared, scope, is_owed));
     }
 
     fn context(&self) -> actions::Context {

@@ -88,8 +88,9 @@ pub(crate) async fn smoke(
             name: &name,
             job: &job,
             cause: "smoke gate",
+            rollout: Some(rollout),
         };
-        let record = jobs::run(&context.shared, run, extra.clone()).await?;
+        let record = jobs::run_for_gate(&context.shared, run, extra.clone()).await?;
         match record.verdict() {
             Ok(()) => passed.push(format!("`{name}` passed in {} ms", record.millis())),
             Err(reason) => return Err(format!("job `{name}` {reason}")),

@@ -23,6 +23,7 @@ mod release;
 mod secrets;
 mod shared;
 mod spec;
+mod strays;
 mod synthetic;
 mod webhook;
 
@@ -35,7 +36,8 @@ pub use crate::{
     part::{backend_id, claims, part},
     plane::{DataPlane, Hub, Part, PlaneError},
     platform::{
-        DeployError, DeployOrder, Deployed, Platform, PlatformSettings, StartError, settled_release,
+        DeployError, DeployOrder, Deployed, Platform, PlatformSettings, RunError, StartError,
+        settled_release,
     },
     release::{ReleaseBody, fingerprint, plan, topology},
     secrets::{COLLECTION as SECRETS, SECRET_BYTES_MAX, SecretError, SecretFacts, SecretKeeper},

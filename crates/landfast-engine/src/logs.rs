@@ -1,10 +1,11 @@
 //! Reads what instances wrote: the last lines of many, merged by time, and what comes after.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io::{self, Read, Seek, SeekFrom},
     path::{Path, PathBuf},
+    time::{Duration, UNIX_EPOCH},
 };
 
 use landfast_shim::logs::{LogLine, LogStream, segments};
@@ -14,6 +15,11 @@ use landfast_types::{InstanceId, Timestamp};
 const TAIL_BYTES_MAX: u64 = 1 << 20;
 /// What is read at once of one instance when following.
 const READ_BYTES_MAX: u64 = 256 << 10;
+
+/// The logs of ended instances that are kept of each service and job.
+const ENDED_KEPT: usize = 20;
+/// How long any of them is kept.
+const ENDED_AGE_MAX: Duration = Duration::from_secs(14 * 24 * 3_600);
 
 /// One line of an instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,7 +49,7 @@ pub struct Wanted {
 impl Wanted {
     fn takes(&self, instance: &InstanceId) -> bool {
         let id = instance.as_str();
-        let process = id.split('.').next().unwrap_or(id);
+        let process = process_of(instance);
         let of_process = self
             .process
             .as_ref()
@@ -142,6 +148,70 @@ impl Follower {
     }
 }
 
+/// Removes the logs of instances that ended long ago: of each service and job the newest twenty stay, for two weeks.
+///
+/// # Errors
+/// When the folder cannot be read. What cannot be removed stays.
+pub(crate) fn collect(
+    folder: &Path,
+    kept: &BTreeSet<InstanceId>,
+    now: Timestamp,
+) -> io::Result<()> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let mut ended = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name();
+        let id = name
+            .to_str()
+            .and_then(|name| name.parse::<InstanceId>().ok());
+        if let Some(id) = id.filter(|id| !kept.contains(id)) {
+            ended.push((id, last_written(&entry.path())));
+        }
+    }
+    for id in surplus(ended, now) {
+        if let Err(error) = fs::remove_dir_all(folder.join(id.as_str())) {
+            tracing::debug!(instance = %id, %error, "its log stays");
+        }
+    }
+    Ok(())
+}
+
+/// Which logs of ended instances are let go, by when each was last written.
+fn surplus(mut ended: Vec<(InstanceId, Timestamp)>, now: Timestamp) -> Vec<InstanceId> {
+    ended.sort_by(|(one, at), (other, then)| (then, other).cmp(&(at, one)));
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    let mut is_surplus = |id: &InstanceId, at: Timestamp| {
+        let count = counts.entry(process_of(id).to_owned()).or_default();
+        *count += 1;
+        *count > ENDED_KEPT || now.since(at) > ENDED_AGE_MAX
+    };
+    ended.retain(|(id, at)| is_surplus(id, *at));
+    ended.into_iter().map(|(id, _)| id).collect()
+}
+
+/// When a log was last written to; at the epoch where that cannot be told.
+fn last_written(folder: &Path) -> Timestamp {
+    let segments = segments(folder).unwrap_or_default();
+    let newest = segments.last().map_or(folder, |(_, path)| path.as_path());
+    let modified = fs::metadata(newest).and_then(|metadata| metadata.modified());
+    let since = modified
+        .ok()
+        .and_then(|at| at.duration_since(UNIX_EPOCH).ok())
+        .unwrap_or_default();
+    Timestamp::EPOCH + since
+}
+
+/// The service or job of an instance.
+fn process_of(id: &InstanceId) -> &str {
+    let id = id.as_str();
+    id.split('.').next().unwrap_or(id)
+}
+
 /// The last line an instance wrote itself.
 pub fn last_line(folder: &Path) -> Option<String> {
     let segments = segments(folder).ok()?;
@@ -233,4 +303,33 @@ fn parse_lines(id: &InstanceId, text: &[u8]) -> Vec<Line> {
         text: String::from_utf8_lossy(line.text).into_owned(),
     };
     lines.map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use landfast_types::ReleaseId;
+
+    use super::*;
+
+    #[test]
+    fn keeps_the_newest_logs_of_each_process_for_two_weeks() {
+        let now = Timestamp::from_millis(1_800_000_000_000);
+        let days = |days: u64| {
+            let ago = i64::try_from(days * 24 * 3_600 * 1_000).unwrap();
+            Timestamp::from_millis(1_800_000_000_000 - ago)
+        };
+        let id = |process: &str, number| InstanceId::new(process, ReleaseId(1), number);
+        let later = |number| days(1) + Duration::from_secs(number);
+        let mut ended: Vec<_> = (1..=25)
+            .map(|number| (id("api", number), later(number)))
+            .collect();
+        ended.push((id("work", 26), days(13)));
+        ended.push((id("job-smoke", 1), days(15)));
+        let mut gone = surplus(ended, now);
+        gone.sort();
+        let mut expected: Vec<_> = (1..=5).map(|number| id("api", number)).collect();
+        expected.push(id("job-smoke", 1));
+        expected.sort();
+        assert_eq!(gone, expected);
+    }
 }

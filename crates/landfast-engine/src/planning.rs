@@ -1,10 +1,12 @@
 //! What a deploy would need and claim, compared with what this host has: the same answer for `plan` and for the
 //! preflight gate.
 
-use std::{collections::BTreeMap, fs, path::Path, sync::Arc};
+use std::{collections::BTreeMap, fmt::Display, fs, path::Path, sync::Arc};
 
 use landfast_rollout::{Gate, Phase, Rejected, RolloutPlan, Strategy};
+use landfast_shim::find_program;
 use landfast_spec::{AppSpec, RouteSpec, ServiceSpec};
+use landfast_store::Store;
 use landfast_types::{Bytes, Cpu, Digest, ReleaseId, Scope, ServiceName};
 
 use crate::{
@@ -35,7 +37,30 @@ pub struct Peak {
 impl Peak {
     /// Whether the host can carry it.
     pub fn fits(&self) -> bool {
-        self.peak.memory.0 + self.others.memory.0 <= self.host.memory.0
+        let need = self.peak.plus(self.others);
+        need.memory <= self.host.memory && need.cpu.millicores <= self.host.cpu.millicores
+    }
+
+    /// What the host has too little of.
+    fn shortages(&self) -> Vec<Refusal> {
+        let need = self.peak.plus(self.others);
+        let hint =
+            "use the recreate strategy, fewer replicas, smaller `resources`, or a larger host";
+        let refusal = |code, what, peak: &dyn Display, others: &dyn Display, host: &dyn Display| {
+            let reason = format!(
+                "the rollout and its way back need up to {peak} of {what}, other environments {others}, and the host has {host}"
+            );
+            let hint = Some(hint.to_owned());
+            Refusal { code, reason, hint }
+        };
+        let (peak, others, host) = (&self.peak, &self.others, &self.host);
+        let memory = (need.memory > host.memory).then(|| {
+            let word = "memory-short";
+            refusal(word, "memory", &peak.memory, &others.memory, &host.memory)
+        });
+        let cpu = (need.cpu.millicores > host.cpu.millicores)
+            .then(|| refusal("cpu-short", "CPU", &peak.cpu, &others.cpu, &host.cpu));
+        memory.into_iter().chain(cpu).collect()
     }
 }
 
@@ -202,23 +227,34 @@ fn unmovable_routes(old: &AppSpec, new: &AppSpec, strategy: &Strategy) -> Vec<Re
 /// What a rollout to this spec needs at its highest moment.
 pub fn peak(shared: &Shared, view: &View, spec: &AppSpec, plan: &RolloutPlan) -> Peak {
     let state = &view.state;
-    let old_spec = state
-        .serving
-        .and_then(|id| view.bodies.get(&id))
-        .map(|body| &body.spec);
-    let mut peak = Peak {
-        host: host(),
-        ..Peak::default()
-    };
+    let mut peak = rollout_peak(view, state.serving, spec, plan);
+    peak.host = host();
+    let others = shared.environments();
+    for other in others
+        .iter()
+        .filter(|other| other.state.scope != state.scope)
+    {
+        peak.others = peak.others.plus(promised(other));
+    }
+    peak
+}
+
+fn rollout_peak(view: &View, from: Option<ReleaseId>, spec: &AppSpec, plan: &RolloutPlan) -> Peak {
+    let strategy = &plan.strategy;
+    let mut peak = Peak::default();
     // What each service has beyond its replicas: while it moves, and for the smoke job until it does.
     let mut extras: Vec<(Need, Need)> = Vec::new();
     for (name, service) in &spec.services {
-        let replicas = service.replicas;
+        // What was set by hand holds until the manifest's own number changes.
+        let replicas = match view.state.scale.get(name) {
+            Some(over) if over.manifest == service.replicas => over.replicas,
+            Some(_) | None => service.replicas,
+        };
         if service.resources.memory.is_none() {
             peak.unbounded.push(name.clone());
         }
         peak.new = peak.new.plus(Need::of(service, replicas));
-        let extra = match plan.strategy {
+        let extra = match strategy {
             Strategy::Rolling { max_surge, .. } => max_surge.of(replicas),
             Strategy::BlueGreen | Strategy::Canary { .. } | Strategy::Recreate => 0,
         };
@@ -232,43 +268,47 @@ pub fn peak(shared: &Shared, view: &View, spec: &AppSpec, plan: &RolloutPlan) ->
     };
     let surge = (0..extras.len()).map(beside);
     let surge = surge.fold(Need::default(), Need::max);
+    let old_spec = from
+        .and_then(|release| view.bodies.get(&release))
+        .map(|body| &body.spec);
     for (name, service) in old_spec.iter().flat_map(|spec| &spec.services) {
-        let need = Need::of(service, state.replicas(state.serving, name));
+        let need = Need::of(service, view.state.replicas(from, name));
         peak.old = peak.old.plus(need);
         let routed = old_spec.is_some_and(|spec| spec.routes_of(name).next().is_some());
-        let stays = matches!(plan.strategy, Strategy::BlueGreen | Strategy::Canary { .. });
+        let stays = matches!(strategy, Strategy::BlueGreen | Strategy::Canary { .. });
         if stays && routed {
             peak.standby = peak.standby.plus(need);
         }
     }
-    peak.peak = match plan.strategy {
-        Strategy::Rolling { .. } => peak.old.max(peak.new).plus(surge),
+    peak.peak = match strategy {
+        // The way back restores the old release's capacity before it takes any from the new one.
+        Strategy::Rolling { .. } => {
+            let forth = peak.old.max(peak.new).plus(surge);
+            forth.max(peak.old.plus(peak.new))
+        }
         Strategy::BlueGreen | Strategy::Canary { .. } => peak.old.plus(peak.new),
         Strategy::Recreate => peak.old.max(peak.new),
     };
-    let others = shared.environments();
-    for other in others
-        .iter()
-        .filter(|other| other.state.scope != state.scope)
-    {
-        peak.others = peak.others.plus(promised(other));
-    }
     peak
 }
 
-/// What an environment may use as it is.
+/// What an environment may use: as it is, or at the highest moment of the rollout that moves it.
 fn promised(view: &View) -> Need {
-    let body = view
-        .state
-        .serving
-        .and_then(|release| view.bodies.get(&release));
-    let services = body.into_iter().flat_map(|body| &body.spec.services);
-    services.fold(Need::default(), |sum, (name, service)| {
-        sum.plus(Need::of(
-            service,
-            view.state.replicas(view.state.serving, name),
-        ))
-    })
+    let moving = view.state.rollout.as_ref().and_then(|rollout| {
+        let spec = &view.bodies.get(&rollout.to)?.spec;
+        Some(rollout_peak(view, rollout.from, spec, &rollout.plan).peak)
+    });
+    let serving = || {
+        let body = view.state.serving.and_then(|id| view.bodies.get(&id));
+        let services = body.into_iter().flat_map(|body| &body.spec.services);
+        services.fold(Need::default(), |sum, (name, service)| {
+            sum.plus(Need::of(
+                service,
+                view.state.replicas(view.state.serving, name),
+            ))
+        })
+    };
+    moving.unwrap_or_else(serving)
 }
 
 /// What all environments together may use as they are.
@@ -295,60 +335,29 @@ pub fn refusals(
         });
     }
     refusals.extend(moved_routes(view, spec, plan));
-    let peak = peak(shared, view, spec, plan);
-    if !peak.fits() {
-        refusals.push(Refusal {
-            code: "memory-short",
-            reason: format!(
-                "the rollout needs up to {} of memory, other environments {}, and the host has {}",
-                peak.peak.memory, peak.others.memory, peak.host.memory
-            ),
-            hint: Some("use the rolling strategy, fewer replicas, or a larger host".into()),
-        });
-    }
-    refusals.extend(files_missing(shared, spec, artifacts));
+    refusals.extend(peak(shared, view, spec, plan).shortages());
+    refusals.extend(commands_missing(shared, spec, artifacts));
     refusals.extend(certificates_unreadable(spec));
     refusals.extend(disk_short(&shared.folders.state));
     refusals
 }
 
-/// Commands that start with `./` must be in the artifact.
-fn files_missing(
+/// Every command must name something that can be run.
+fn commands_missing(
     shared: &Shared,
     spec: &AppSpec,
     artifacts: &BTreeMap<String, Digest>,
 ) -> Vec<Refusal> {
-    let services = spec
-        .services
-        .iter()
-        .map(|(name, s)| (name.to_string(), &s.artifact, &s.command));
-    let jobs = spec
-        .jobs
-        .iter()
-        .map(|(name, j)| (name.to_string(), &j.artifact, &j.command));
-    let mut refusals = Vec::new();
-    for (name, artifact, command) in services.chain(jobs) {
-        let Some(digest) = artifacts.get(artifact) else {
-            continue;
-        };
-        let Some(folder) = shared.store.path(digest) else {
-            continue;
-        };
+    let mut refusals = commands_not_inside(&shared.store, spec, artifacts);
+    let services = spec.services.iter();
+    let services = services.map(|(name, service)| (name.to_string(), &service.command));
+    let jobs = spec.jobs.iter();
+    let jobs = jobs.map(|(name, job)| (name.to_string(), &job.command));
+    for (name, command) in services.chain(jobs) {
         let Some(program) = command.first() else {
             continue;
         };
-        let inside = program
-            .strip_prefix("./")
-            .filter(|inside| !folder.join(inside).is_file());
-        if let Some(inside) = inside {
-            refusals.push(Refusal {
-                code: "command-missing",
-                reason: format!(
-                    "`{name}` starts `{program}`, but `{artifact}` holds no file `{inside}`"
-                ),
-                hint: Some(format!("it holds: {}", names(&folder))),
-            });
-        } else if !program.contains('/') && !is_in_path(program) {
+        if !program.contains('/') && !is_in_path(program) {
             refusals.push(Refusal {
                 code: "command-missing",
                 reason: format!("`{name}` starts `{program}`, which is not in PATH on this host"),
@@ -359,6 +368,52 @@ fn files_missing(
         }
     }
     refusals
+}
+
+/// A relative command with a slash is inside the artifact: where the artifact is stored, nothing that happens later
+/// can put it there.
+pub(crate) fn commands_not_inside(
+    store: &Store,
+    spec: &AppSpec,
+    artifacts: &BTreeMap<String, Digest>,
+) -> Vec<Refusal> {
+    let services = spec.services.iter().map(|(name, service)| {
+        (
+            format!("service `{name}`"),
+            &service.artifact,
+            &service.command,
+        )
+    });
+    let jobs = spec
+        .jobs
+        .iter()
+        .map(|(name, job)| (format!("job `{name}`"), &job.artifact, &job.command));
+    let refusal = |(process, artifact, command): (String, &String, &Vec<String>)| {
+        let digest = artifacts.get(artifact)?;
+        let folder = store.path(digest)?;
+        let program = command.first()?;
+        let is_inside = program.contains('/') && !program.starts_with('/');
+        if !is_inside || find_program(program, &folder, None).is_some() {
+            return None;
+        }
+        let what = if folder.join(program).is_file() {
+            "is not executable"
+        } else {
+            "is not there"
+        };
+        Some(Refusal {
+            code: "command-missing",
+            reason: format!(
+                "{process} starts `{program}`, which {what} in its artifact `{artifact}` ({})",
+                digest.short()
+            ),
+            hint: Some(format!(
+                "the artifact holds {} at its top level: correct `command`, or what `artifact` names",
+                names(&folder)
+            )),
+        })
+    };
+    services.chain(jobs).filter_map(refusal).collect()
 }
 
 fn is_in_path(program: &str) -> bool {
@@ -488,8 +543,23 @@ mod tests {
     use landfast_types::{EnvironmentName, Percent};
 
     use super::*;
+    use crate::release;
 
-    fn spec(text: &str) -> AppSpec {
+    const SPEC: &str = r#"
+app = "shop"
+[services.api]
+artifact = "program"
+command = ["COMMAND"]
+port = 80
+replicas = 3
+resources = { cpu = "500m", memory = "100MiB" }
+[routes.public]
+host = "shop.example"
+service = "api"
+"#;
+
+    /// Two services and what is said of routes.
+    fn two(text: &str) -> AppSpec {
         let mut manifest = "app = \"shop\"\n".to_owned();
         for service in ["api", "web"] {
             manifest.push_str(&format!(
@@ -497,8 +567,12 @@ mod tests {
             ));
         }
         manifest.push_str(text);
+        spec(&manifest)
+    }
+
+    fn spec(text: &str) -> AppSpec {
         let production: EnvironmentName = "production".parse().unwrap();
-        let parsed = landfast_spec::parse("landfast.toml", &manifest, &production);
+        let parsed = landfast_spec::parse("landfast.toml", text, &production);
         parsed
             .spec
             .unwrap_or_else(|| panic!("{:?}", parsed.diagnostics))
@@ -550,7 +624,7 @@ mod tests {
         let canary = Strategy::Canary {
             steps: vec![Percent::new(5).unwrap(), Percent::HUNDRED],
         };
-        let old = spec(&route("api"));
+        let old = two(&route("api"));
         let table = [
             (&rolling, route("web"), true),
             (&rolling, route("web") + own, false),
@@ -562,7 +636,7 @@ mod tests {
             (&Strategy::Recreate, route("web"), false),
         ];
         for (strategy, text, refused) in table {
-            let refusals = unmovable_routes(&old, &spec(&text), strategy);
+            let refusals = unmovable_routes(&old, &two(&text), strategy);
             assert_eq!(!refusals.is_empty(), refused, "{strategy:?} {text}");
             for refusal in refusals {
                 for word in ["`public`", "`api`", "`web`", strategy.name()] {
@@ -571,5 +645,139 @@ mod tests {
                 assert!(refusal.hint.unwrap().contains("blue-green"));
             }
         }
+    }
+
+    /// An environment whose release 1 serves this spec.
+    fn serving(spec: &AppSpec) -> View {
+        let mut view = View::clone(&empty_view(&spec.scope()));
+        let body = release::ReleaseBody {
+            release: ReleaseId(1),
+            spec: spec.clone(),
+            artifacts: BTreeMap::new(),
+            secrets: BTreeMap::new(),
+            created_at: landfast_types::Timestamp::EPOCH,
+            commit: None,
+            note: None,
+            fingerprint: Digest::of(b"any"),
+        };
+        let record = landfast_rollout::ReleaseRecord {
+            topology: release::topology(spec),
+            plan: release::plan(spec, None),
+            created_at: landfast_types::Timestamp::EPOCH,
+            sealed_at: None,
+            left_at: None,
+        };
+        view.state.releases.insert(ReleaseId(1), record);
+        view.state.serving = Some(ReleaseId(1));
+        view.bodies.insert(ReleaseId(1), Arc::new(body));
+        view
+    }
+
+    fn peak_of(strategy: landfast_spec::Strategy) -> (u64, u64) {
+        let spec = spec(SPEC);
+        let plan = release::plan(&spec, Some(strategy));
+        let peak = rollout_peak(&serving(&spec), Some(ReleaseId(1)), &spec, &plan);
+        (peak.peak.memory.0 >> 20, peak.peak.cpu.millicores)
+    }
+
+    #[test]
+    fn counts_the_way_back() {
+        assert_eq!(peak_of(landfast_spec::Strategy::Rolling), (600, 3_000));
+        assert_eq!(peak_of(landfast_spec::Strategy::BlueGreen), (600, 3_000));
+        assert_eq!(peak_of(landfast_spec::Strategy::Recreate), (300, 1_500));
+    }
+
+    #[test]
+    fn refuses_what_lacks_memory_or_cpu() {
+        let need = |mebibytes: u64, millicores| Need {
+            memory: Bytes(mebibytes << 20),
+            cpu: Cpu { millicores },
+        };
+        let check = |others, host, expected: &[&str]| {
+            let peak = Peak {
+                peak: need(600, 3_000),
+                others,
+                host,
+                ..Peak::default()
+            };
+            let codes: Vec<_> = peak
+                .shortages()
+                .iter()
+                .map(|refusal| refusal.code)
+                .collect();
+            assert_eq!(codes, expected);
+            assert_eq!(peak.fits(), expected.is_empty());
+        };
+        check(need(0, 0), need(600, 3_000), &[]);
+        check(need(1, 0), need(600, 3_000), &["memory-short"]);
+        check(need(0, 1), need(600, 3_000), &["cpu-short"]);
+        check(need(1, 1), need(600, 3_000), &["memory-short", "cpu-short"]);
+    }
+
+    #[test]
+    fn another_environment_counts_with_the_rollout_that_moves_it() {
+        let spec = spec(SPEC);
+        let mut view = View::clone(&empty_view(&spec.scope()));
+        let input = landfast_rollout::Input::Deploy {
+            topology: release::topology(&spec),
+            plan: release::plan(&spec, None),
+            supersede: false,
+            by: "test".into(),
+        };
+        let now = landfast_types::Timestamp::EPOCH;
+        for event in view.state.decide(now, input).unwrap() {
+            view.state.apply(&event);
+        }
+        view.bodies = serving(&spec).bodies;
+        assert_eq!(view.state.serving, None);
+        // Three instances, and one more while they are exchanged.
+        assert_eq!(promised(&view).memory, Bytes(400 << 20));
+    }
+
+    #[test]
+    fn finds_commands_that_are_not_in_the_artifact() {
+        let folder = tempfile::tempdir().unwrap();
+        let source = folder.path().join("source");
+        fs::create_dir_all(source.join("bin")).unwrap();
+        fs::write(source.join("readme"), "no program").unwrap();
+        fs::write(source.join("bin/app"), "#!").unwrap();
+        use std::os::unix::fs::PermissionsExt as _;
+        fs::set_permissions(source.join("bin/app"), fs::Permissions::from_mode(0o755)).unwrap();
+        let store = Store::open(folder.path().join("store")).unwrap();
+        let digest = store.add_local(&source).unwrap();
+        let check = |command: &str, expected: Option<&str>| {
+            let spec = spec(&SPEC.replace("COMMAND", command));
+            let artifacts = BTreeMap::from([("program".to_owned(), digest)]);
+            let refusals = commands_not_inside(&store, &spec, &artifacts);
+            let reasons: Vec<_> = refusals
+                .iter()
+                .map(|refusal| {
+                    refusal
+                        .reason
+                        .replace(&digest.short().to_string(), "DIGEST")
+                })
+                .collect();
+            assert_eq!(reasons, Vec::from_iter(expected), "{command}");
+            for refusal in refusals {
+                let hint = refusal.hint.unwrap();
+                assert!(hint.contains("holds bin, readme at"), "{hint}");
+            }
+        };
+        check("bin/app", None);
+        check("./bin/app", None);
+        check("/bin/true", None);
+        check("anything", None);
+        check(
+            "./app",
+            Some(
+                "service `api` starts `./app`, which is not there in its artifact `program` (DIGEST)",
+            ),
+        );
+        check(
+            "./readme",
+            Some(
+                "service `api` starts `./readme`, which is not executable in its artifact `program` (DIGEST)",
+            ),
+        );
     }
 }

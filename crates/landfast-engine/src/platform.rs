@@ -8,7 +8,7 @@ use std::{
 use landfast_journal::{Journal, ReadError};
 use landfast_rollout::{Environment, Input, Phase, Rejected};
 use landfast_spec::AppSpec;
-use landfast_target::{InstanceRef, ObservedState, Target};
+use landfast_target::{InstanceRef, Target};
 use landfast_types::{Digest, Generation, InstanceId, ReleaseId, Scope};
 use tokio::{sync::watch, task::JoinSet};
 
@@ -25,6 +25,7 @@ use crate::{
     release::{self, ReleaseBody},
     secrets::SecretKeeper,
     shared::{Controls, Folders, Shared},
+    strays,
 };
 
 /// Releases kept beside the ones in use (`contract.md`, "Artifacts and releases").
@@ -102,6 +103,15 @@ pub enum DeployError {
     Secrets(#[from] crate::secrets::SecretError),
 }
 
+/// Why a job was not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error("the release that serves has no job `{0}`")]
+    Unknown(landfast_types::JobName),
+    #[error(transparent)]
+    Begin(#[from] jobs::BeginError),
+}
+
 /// The engine of a host.
 pub struct Platform {
     shared: Arc<Shared>,
@@ -133,6 +143,7 @@ impl Platform {
             controls: settings.controls,
             position,
             views: Mutex::default(),
+            job_index: Mutex::default(),
             replaced,
         });
         let platform = Arc::new(Self {
@@ -153,55 +164,48 @@ impl Platform {
             let own = running.get(&state.scope).cloned().unwrap_or_default();
             platform.drive(state, bodies, own);
         }
+        platform.spawn(strays::run(Arc::clone(&shared)));
         Ok(platform)
     }
 
-    /// What every environment runs, by the target; ends what no environment knows.
+    /// What every environment runs, by the target.
     async fn adopt(
         &self,
         states: &[(Environment, BTreeMap<ReleaseId, Arc<ReleaseBody>>)],
     ) -> Result<BTreeMap<Scope, BTreeSet<InstanceId>>, StartError> {
-        let known: BTreeMap<&Scope, &Environment> = states
-            .iter()
-            .map(|(state, _)| (&state.scope, state))
-            .collect();
+        let target = &self.shared.target;
+        let listed = target.list().await.map_err(StartError::Target)?;
+        let listed: BTreeSet<InstanceRef> = listed.into_iter().map(|each| each.id).collect();
         let mut running: BTreeMap<Scope, BTreeSet<InstanceId>> = BTreeMap::new();
-        for observed in self
-            .shared
-            .target
-            .list()
-            .await
-            .map_err(StartError::Target)?
-        {
-            let InstanceRef { scope, instance } = observed.id.clone();
-            let expected = known
-                .get(&scope)
-                .is_some_and(|state| state.instances.contains_key(&instance));
-            if expected {
-                // One that ended while nobody looked is told by its watch, with its exit.
-                running.entry(scope).or_default().insert(instance);
-            } else if !observed.is_job || matches!(observed.state, ObservedState::Exited { .. }) {
-                self.end_stray(observed.id);
+        let expected = states.iter().flat_map(|(state, _)| {
+            let ids = state.instances.keys().cloned();
+            ids.map(|instance| InstanceRef {
+                scope: state.scope.clone(),
+                instance,
+            })
+        });
+        for id in expected {
+            // One that ended while nobody looked is told by its watch, with its exit.
+            if !listed.contains(&id) {
+                match target.observe(&id).await {
+                    Ok(None) => continue,
+                    Ok(Some(_)) => {}
+                    // A second one beside it would be worse than a missing one: its watch goes on asking.
+                    Err(error) => {
+                        let InstanceRef { scope, instance } = &id;
+                        tracing::warn!(%scope, %instance, error = chain(&error), "taken for running: it cannot be observed");
+                    }
+                }
             }
+            running.entry(id.scope).or_default().insert(id.instance);
         }
         Ok(running)
     }
 
-    fn end_stray(&self, id: InstanceRef) {
-        let shared = Arc::clone(&self.shared);
-        let fence = landfast_types::Fence {
-            generation: shared.generation,
-            revision: u64::MAX,
-        };
-        self.spawn(async move {
-            tracing::info!(scope = %id.scope, instance = %id.instance, "ending what no rollout knows");
-            if let Err(error) = shared.target.stop(fence, &id, std::time::Duration::from_secs(10)).await {
-                tracing::warn!(instance = %id.instance, error = chain(&error), "it was not ended");
-            }
-            if let Err(error) = shared.target.forget(&id).await {
-                tracing::debug!(instance = %id.instance, error = chain(&error), "still kept");
-            }
-        });
+    /// Ends what runs although no environment knows it, and lets go of what ended long ago. Done by itself every
+    /// minute.
+    pub async fn sweep(&self) {
+        strays::sweep(&self.shared).await;
     }
 
     fn drive(
@@ -326,6 +330,16 @@ impl Platform {
             return Err(DeployError::Refused(
                 taken.into_iter().map(refusal).collect(),
             ));
+        }
+        // A release that cannot run is none: it would only be found out when an instance is started.
+        let missing = {
+            let (shared, order) = (Arc::clone(&self.shared), order.clone());
+            let look =
+                move || planning::commands_not_inside(&shared.store, &order.spec, &order.artifacts);
+            tokio::task::spawn_blocking(look).await.unwrap_or_default()
+        };
+        if !missing.is_empty() {
+            return Err(DeployError::Refused(missing));
         }
         let mut plan = release::plan(&order.spec, order.strategy);
         let moved = planning::moved_routes(&view, &order.spec, &plan);
@@ -473,29 +487,24 @@ impl Platform {
     /// Begins a run of a job by hand; it goes on by itself.
     ///
     /// # Errors
-    /// A sentence, when there is no such job or the journal does not take it.
+    /// [`RunError`]; nothing was begun then.
     pub async fn run_job(
         self: &Arc<Self>,
         scope: &Scope,
         job: &landfast_types::JobName,
-    ) -> Result<jobs::RunRecord, String> {
-        let view = self
-            .environment(scope)
-            .ok_or("nothing was deployed here yet")?;
-        let release = jobs::leading_release(&view.state).ok_or("no release serves")?;
-        let body = view
-            .bodies
-            .get(&release)
-            .ok_or("the release is not kept")?
-            .clone();
-        let spec = body.spec.jobs.get(job).cloned();
-        let spec = spec.ok_or_else(|| format!("release {release} has no job `{job}`"))?;
+    ) -> Result<jobs::RunRecord, RunError> {
+        let unknown = || RunError::Unknown(job.clone());
+        let view = self.environment(scope).ok_or_else(unknown)?;
+        let release = jobs::leading_release(&view.state).ok_or_else(unknown)?;
+        let body = view.bodies.get(&release).ok_or_else(unknown)?.clone();
+        let spec = body.spec.jobs.get(job).cloned().ok_or_else(unknown)?;
         let run = jobs::Run {
             scope,
             body: &body,
             name: job,
             job: &spec,
             cause: "by hand",
+            rollout: None,
         };
         let record = jobs::begin(&self.shared, &run).await?;
         let (shared, scope, job) = (Arc::clone(&self.shared), scope.clone(), job.clone());
@@ -507,6 +516,7 @@ impl Platform {
                 name: &job,
                 job: &spec,
                 cause: "by hand",
+                rollout: None,
             };
             if let Err(error) = jobs::finish(&shared, &run, begun, BTreeMap::new()).await {
                 tracing::warn!(%job, error, "the job did not run");

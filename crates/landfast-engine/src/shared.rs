@@ -30,6 +30,8 @@ pub struct Shared {
     pub position: watch::Sender<u64>,
     /// What every environment of this host looks like now.
     pub views: Mutex<BTreeMap<Scope, watch::Receiver<Arc<View>>>>,
+    /// Numbers of job runs are given out by one at a time.
+    pub(crate) job_index: Mutex<()>,
     /// Set when another server has taken over; nothing is recorded or done after that.
     pub replaced: watch::Sender<Option<String>>,
 }

@@ -206,7 +206,7 @@ impl From<DeployError> for Failure {
 pub(crate) fn refusal_code(word: &str) -> ProblemCode {
     match word {
         "route-taken" => ProblemCode::RouteTaken,
-        "memory-short" => ProblemCode::DoesNotFit,
+        "memory-short" | "cpu-short" => ProblemCode::DoesNotFit,
         "command-missing" => ProblemCode::CommandMissing,
         "disk-short" => ProblemCode::DiskFull,
         _ => ProblemCode::GateRefused,

@@ -27,9 +27,7 @@ const UNSENT_BYTES_MAX: usize = 256 << 10;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Awaited {
     Nothing,
-    /// The end of the command.
-    Exit,
-    /// The end of everything it started.
+    /// The end of the command and of everything it started.
     Gone,
     /// That the folder may be removed.
     Forget,

@@ -30,8 +30,9 @@ use crate::{
 const READ_BYTES_MAX: usize = 64 << 10;
 /// Clients at one time; more are turned away by closing.
 const CONNECTIONS_MAX: usize = 64;
-/// What a command left behind when it ended by itself gets SIGTERM and so long to follow it.
-const LEFTOVER_GRACE: Duration = Duration::from_secs(1);
+/// What a command left behind when it ended by itself gets SIGTERM and so long to follow it. It is short because the
+/// end is told only after that: a crash must be seen at once, and nothing may take its place before nothing is left.
+const LEFTOVER_GRACE: Duration = Duration::from_millis(250);
 /// SIGKILL is sent again after this, to whatever was forked meanwhile.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(100);
 /// A command of `exec` ended, but something it started may hold its pipes.
@@ -378,7 +379,7 @@ impl Supervisor {
                 }))
             }
             Request::Wait => {
-                connection.awaited = Awaited::Exit;
+                connection.awaited = Awaited::Gone;
                 Ok(None)
             }
             Request::Stop { fence, grace_ms } => {
@@ -519,7 +520,6 @@ impl Supervisor {
         };
         self.phase = Phase::Sweeping { kill_at };
         signal_descendants(std::process::id(), Signal::TERM);
-        self.answer_awaited();
     }
 
     /// Nothing is left of the instance.
@@ -613,9 +613,6 @@ impl Supervisor {
         let is_gone = matches!(self.phase, Phase::Gone { .. });
         for connection in &mut self.connections {
             let reply = match connection.awaited {
-                Awaited::Exit => Reply::Ended {
-                    ended: ended.clone(),
-                },
                 Awaited::Gone if is_gone => Reply::Ended {
                     ended: ended.clone(),
                 },

@@ -75,7 +75,8 @@ pub enum Request {
     Stop { fence: Fence, grace_ms: u64 },
     /// Sends a signal to the group of the instance. Answered by [`Reply::Done`].
     Signal { fence: Fence, signal: i32 },
-    /// Answered by [`Reply::Ended`] as soon as the instance ended.
+    /// Answered by [`Reply::Ended`] when the instance ended and nothing of it is left: whoever waits may start what
+    /// takes its place.
     Wait,
     /// Runs a command in the folder and environment of the instance. `stdin_bytes` bytes of its standard input
     /// follow the line. Answered by [`Reply::Output`] headers, each followed by so many bytes, and one [`Reply::Exec`].

@@ -259,6 +259,15 @@ impl Target for ProcessTarget {
         Ok(all)
     }
 
+    async fn observe(&self, id: &InstanceRef) -> Result<Option<Observed>, TargetError> {
+        let found = self.folder(id).observe().await;
+        let found = found.map_err(|source| TargetError::Io {
+            doing: format!("observe instance `{}`", id.instance),
+            source,
+        })?;
+        Ok(found.map(|(state, _)| observed(&state)))
+    }
+
     async fn wait(&self, id: &InstanceRef) -> Result<Exit, TargetError> {
         match self.ask(id, &Request::Wait).await? {
             Told::Ended(exit) => Ok(exit),

@@ -61,7 +61,11 @@ async fn ends_what_a_command_left_behind() {
         target.wait(&world.id(1)).await.unwrap(),
         Exit::Code { code: 3 }
     );
-    until("the end of the rest", || world.survivors(1).is_empty()).await;
+    assert_eq!(
+        world.survivors(1),
+        Vec::<u32>::new(),
+        "wait answers when nothing is left"
+    );
     until("the shim's leaving", || {
         !landfast_shim::shim_is_alive(&world.folder_of(1)).unwrap()
     })

@@ -11,6 +11,7 @@ use std::{collections::BTreeMap, future::Future, path::PathBuf, sync::Arc, time:
 use landfast_types::{
     AppName, Digest, EnvironmentName, Fence, Generation, InstanceId, ReleaseId, Scope, Secret,
 };
+use tokio::time::Instant;
 
 use crate::{
     ExecOutput, Exit, InstanceRef, InstanceSpec, Observed, ObservedState, Resources, StartError,
@@ -45,6 +46,11 @@ pub async fn suite(subject: &impl Subject) {
     case(
         "kills_what_ignores_sigterm",
         bench.kills_what_ignores_sigterm(),
+    )
+    .await;
+    case(
+        "ends_when_nothing_is_left",
+        bench.ends_when_nothing_is_left(),
     )
     .await;
     case(
@@ -237,6 +243,33 @@ impl<S: Subject> Bench<'_, S> {
                 signal: 9,
                 core_dumped: false
             }
+        );
+    }
+
+    async fn ends_when_nothing_is_left(&self) {
+        let target = self.subject.open();
+        let id = self.id("left", 1);
+        self.start(&*target, &id, &["child", "serve"]).await;
+        self.settle().await;
+        let grace = Duration::from_secs(1);
+        let begun = Instant::now();
+        let waiting = async { (target.wait(&id).await, begun.elapsed()) };
+        let (stopped, (waited, after)) = tokio::join!(target.stop(now(), &id, grace), waiting);
+        assert_eq!(stopped.expect("it stops"), waited.expect("it is here"));
+        // The instance itself died of SIGTERM at once. What takes its place must not run beside its child.
+        assert!(after >= grace, "an end was told while a child still ran");
+        let id = self.id("left", 2);
+        self.start(&*target, &id, &["child", "sleep=100", "exit=6"])
+            .await;
+        let begun = Instant::now();
+        assert_eq!(
+            target.wait(&id).await.expect("it is here"),
+            Exit::Code { code: 6 }
+        );
+        let after = begun.elapsed();
+        assert!(
+            after < Duration::from_secs(10),
+            "a crash is told at once, not after {after:?}"
         );
     }
 
@@ -538,7 +571,10 @@ impl<S: Subject> Bench<'_, S> {
 
     async fn find(&self, target: &dyn Target, id: &InstanceRef) -> Option<Observed> {
         let all = target.list().await.expect("it lists");
-        all.into_iter().find(|observed| observed.id == *id)
+        let listed = all.into_iter().find(|observed| observed.id == *id);
+        let observed = target.observe(id).await.expect("it is observed");
+        assert_eq!(observed, listed, "one view of one instance");
+        listed
     }
 
     /// Lets an app set up its signal handlers, which no target can see.

@@ -1,8 +1,8 @@
 //! A target whose processes are simulated tasks, for tests of whatever drives a target.
 //!
 //! What an instance does is written in its command, in the words of [`crate::conformance`] (`serve`, `sleep=MS`,
-//! `exit=CODE`, `abort`, `ignore-term`, `on-term=CODE,MS`, `out=TEXT`, `err=TEXT`, `env=NAME`, `cat`), or in a script
-//! that [`FakeTarget::script`] keeps for a word of the command. Unknown words do nothing. When the words run out, a job
+//! `exit=CODE`, `abort`, `ignore-term`, `on-term=CODE,MS`, `child`, `out=TEXT`, `err=TEXT`, `env=NAME`, `cat`), or in a
+//! script that [`FakeTarget::script`] keeps for a word of the command. Unknown words do nothing. When the words run out, a job
 //! ends with 0 and a service goes on. Time is tokio's, so a paused clock works.
 //!
 //! It passes the conformance suite that real targets pass; it starts no process and opens no socket.
@@ -34,6 +34,8 @@ const SIGTERM: i32 = 15;
 /// The fake's world began in the middle of 2026.
 const EPOCH: Timestamp = Timestamp::from_millis(1_782_000_000_000);
 const FIRST_PORT: u16 = 20_000;
+/// What a process that ended by itself left behind is killed after this.
+const LEFTOVER_GRACE: Duration = Duration::from_millis(250);
 const PIECE_BYTES_MAX: usize = 64 << 10;
 
 /// An order that was given and taken.
@@ -62,6 +64,9 @@ struct World {
     address_of: Option<AddressOf>,
     calls: Vec<Call>,
     failing_starts: u32,
+    late_starts: Option<Duration>,
+    buried: BTreeSet<InstanceRef>,
+    unreadable: BTreeSet<InstanceRef>,
     started: u16,
     tasks: JoinSet<()>,
 }
@@ -106,6 +111,9 @@ impl FakeTarget {
             address_of: None,
             calls: Vec::new(),
             failing_starts: 0,
+            late_starts: None,
+            buried: BTreeSet::new(),
+            unreadable: BTreeSet::new(),
             started: 0,
             tasks: JoinSet::new(),
         };
@@ -140,6 +148,21 @@ impl FakeTarget {
         self.world().failing_starts = count;
     }
 
+    /// Makes the next start fail although its order arrived: unless it is buried, the process begins this much later.
+    pub fn start_late(&self, after: Duration) {
+        self.world().late_starts = Some(after);
+    }
+
+    /// From here on nothing can be said of this instance, or again.
+    pub fn make_unreadable(&self, id: &InstanceRef, unreadable: bool) {
+        let mut world = self.world();
+        if unreadable {
+            world.unreadable.insert(id.clone());
+        } else {
+            world.unreadable.remove(id);
+        }
+    }
+
     /// Ends a running instance as if by itself.
     pub fn crash(&self, id: &InstanceRef, exit: Exit) {
         if let Some(instance) = self.world().instances.get(id) {
@@ -154,6 +177,7 @@ impl FakeTarget {
         let mut world = self.world();
         world.tasks.abort_all();
         world.instances.clear();
+        world.buried.clear();
     }
 
     /// The orders taken so far, in order.
@@ -192,6 +216,16 @@ impl World {
         self.newest.take(Fence {
             revision: 0,
             ..order
+        })
+    }
+
+    fn check_readable(&self, id: &InstanceRef) -> Result<(), TargetError> {
+        if !self.unreadable.contains(id) {
+            return Ok(());
+        }
+        Err(TargetError::Io {
+            doing: format!("observe instance `{}`", id.instance),
+            source: io::Error::other("the test wants it to fail"),
         })
     }
 
@@ -241,11 +275,13 @@ impl World {
             steps: self.steps(&spec.command),
             goes_on: !spec.is_job,
             on_term: OnTerm::Dies,
+            has_child: false,
             ordered,
         };
         while self.tasks.try_join_next().is_some() {}
         self.tasks.spawn(async move {
             let exit = process.run().await;
+            process.sweep().await;
             end.send_replace(Some((exit, EPOCH + began.elapsed())));
         });
         let guard = FenceGuard::new(order);
@@ -271,6 +307,8 @@ struct Process {
     /// What follows the last step: it serves, or it ends.
     goes_on: bool,
     on_term: OnTerm,
+    /// It started something that ignores SIGTERM.
+    has_child: bool,
     ordered: watch::Receiver<Orders>,
 }
 
@@ -291,6 +329,7 @@ impl Process {
                         core_dumped: false,
                     };
                 }
+                "child" => self.has_child = true,
                 "ignore-term" => self.on_term = OnTerm::Ignores,
                 "on-term" => {
                     let (code, millis) = value.split_once(',').unwrap_or((value, "0"));
@@ -314,6 +353,21 @@ impl Process {
             return self.until_ordered().await;
         }
         Exit::Code { code: 0 }
+    }
+
+    /// Ends what it left behind: at the end of the grace it was given, or soon after it ended by itself.
+    async fn sweep(&mut self) {
+        let given = self.ordered.borrow_and_update().kill_at;
+        let mut kill_at = given.unwrap_or_else(|| Instant::now() + LEFTOVER_GRACE);
+        while self.has_child {
+            tokio::select! {
+                biased;
+                () = tokio::time::sleep_until(kill_at) => return,
+                changed = self.ordered.changed() => if changed.is_err() { return },
+            }
+            let given = self.ordered.borrow_and_update().kill_at;
+            kill_at = given.map_or(kill_at, |given| given.min(kill_at));
+        }
     }
 
     /// Runs until it is ordered to end, in the way it is ordered.
@@ -365,6 +419,13 @@ async fn at(instant: Option<Instant>) {
     }
 }
 
+fn failed(doing: &str) -> StartError {
+    StartError::Io {
+        doing: doing.to_owned(),
+        source: io::Error::other("the test wants it to fail"),
+    }
+}
+
 fn number(text: &str) -> i32 {
     text.parse().expect("a step of a test names a number")
 }
@@ -381,13 +442,20 @@ impl Target for FakeTarget {
         if let Some(instance) = world.instances.get(&spec.id) {
             return Ok(World::observe(instance));
         }
+        if let Some(after) = world.late_starts.take() {
+            let (fake, spec) = (self.clone(), spec.clone());
+            world.tasks.spawn(async move {
+                tokio::time::sleep(after).await;
+                let mut world = fake.world();
+                if !world.buried.contains(&spec.id) && !world.instances.contains_key(&spec.id) {
+                    world.spawn(order, &spec);
+                }
+            });
+            return Err(failed("start a simulated process"));
+        }
         if world.failing_starts > 0 {
             world.failing_starts -= 1;
-            let source = io::Error::other("the test wants it to fail");
-            return Err(StartError::Io {
-                doing: "start a simulated process".to_owned(),
-                source,
-            });
+            return Err(failed("start a simulated process"));
         }
         if world
             .artifacts
@@ -423,6 +491,9 @@ impl Target for FakeTarget {
                     orders.kill_at = Some(orders.kill_at.map_or(kill_at, |at| at.min(kill_at)));
                 });
             }
+            if !world.instances.contains_key(id) {
+                world.buried.insert(id.clone());
+            }
             world.calls.push(Call::Stop(id.clone(), grace));
         }
         Ok(self.end_of(id).await.unwrap_or(Exit::Unknown))
@@ -439,15 +510,24 @@ impl Target for FakeTarget {
     }
 
     async fn list(&self) -> Result<Vec<Observed>, TargetError> {
-        Ok(self
-            .world()
+        let world = self.world();
+        let readable = world
             .instances
-            .values()
-            .map(World::observe)
+            .iter()
+            .filter(|(id, _)| !world.unreadable.contains(id));
+        Ok(readable
+            .map(|(_, instance)| World::observe(instance))
             .collect())
     }
 
+    async fn observe(&self, id: &InstanceRef) -> Result<Option<Observed>, TargetError> {
+        let world = self.world();
+        world.check_readable(id)?;
+        Ok(world.instances.get(id).map(World::observe))
+    }
+
     async fn wait(&self, id: &InstanceRef) -> Result<Exit, TargetError> {
+        self.world().check_readable(id)?;
         Ok(self.end_of(id).await.unwrap_or(Exit::Unknown))
     }
 
@@ -490,6 +570,7 @@ impl Target for FakeTarget {
             steps: rest,
             goes_on: false,
             on_term: OnTerm::Dies,
+            has_child: false,
             ordered,
         };
         let (sender, receiver) = mpsc::channel(16);

@@ -174,11 +174,19 @@ pub trait Target: Send + Sync + 'static {
     async fn forget(&self, id: &InstanceRef) -> Result<(), TargetError>;
 
     /// Everything this target runs or remembers, whoever started it, in order of id. A server that starts
-    /// calls this first and adopts what it finds.
+    /// calls this first and adopts what it finds. One that cannot be read just now must not hide the others, so it
+    /// is left out: only [`Target::observe`] says that an instance is not here.
     async fn list(&self) -> Result<Vec<Observed>, TargetError>;
 
-    /// Waits until an instance ends, and says how. Returns at once for one that ended; [`Exit::Unknown`] for one
-    /// that is not known.
+    /// What is known of one instance; `None` only when it is certain that it is not here.
+    ///
+    /// # Errors
+    /// When that cannot be said just now. It may well run.
+    async fn observe(&self, id: &InstanceRef) -> Result<Option<Observed>, TargetError>;
+
+    /// Waits until an instance and everything it started has ended, and says how the instance did. What it left
+    /// behind when it ended by itself is ended within a moment. Returns at once for one that ended;
+    /// [`Exit::Unknown`] for one that is not known.
     async fn wait(&self, id: &InstanceRef) -> Result<Exit, TargetError>;
 
     /// Runs a command beside a running instance, in its folder and with its environment. Output comes in pieces;

@@ -14,7 +14,8 @@ use landfast_api::{
     ProblemCode,
 };
 use landfast_engine::{
-    View, jobs,
+    RunError, View,
+    jobs::{self, BeginError},
     logs::{Follower, Line, Wanted},
 };
 use landfast_shim::logs::LogStream as Wrote;
@@ -304,7 +305,13 @@ pub(crate) async fn run_job(
         .platform
         .run_job(&scope, &name)
         .await
-        .map_err(Failure::internal)?;
+        .map_err(|error| match error {
+            RunError::Unknown(_) => Failure::new(ProblemCode::JobUnknown, error.to_string()),
+            RunError::Begin(BeginError::Busy { .. }) => {
+                Failure::new(ProblemCode::NotNow, error.to_string())
+            }
+            RunError::Begin(BeginError::Journal(reason)) => Failure::internal(reason),
+        })?;
     let run = wire_run(&record);
     if let Some(key) = &key {
         key.keep(&journal, StatusCode::ACCEPTED.as_u16(), &run);
