@@ -26,7 +26,7 @@ use tokio::{
 use crate::{
     actions, measure,
     part::part,
-    plane::Part,
+    plane::QuietParts,
     probe,
     release::ReleaseBody,
     shared::{DISK_RETRY, Shared},
@@ -126,7 +126,7 @@ pub struct Driver {
     watching: BTreeMap<InstanceId, AbortHandle>,
     probing: BTreeMap<InstanceId, AbortHandle>,
     measuring: Option<AbortHandle>,
-    published: Option<Part>,
+    quiet: QuietParts,
     snapshot_at: u64,
 }
 
@@ -169,7 +169,7 @@ impl Driver {
             watching: BTreeMap::new(),
             probing: BTreeMap::new(),
             measuring: None,
-            published: None,
+            quiet: QuietParts::default(),
         };
         (driver, handle)
     }
@@ -398,11 +398,7 @@ impl Driver {
             &self.view.bodies,
             !self.shared.controls.health_gate_off,
         );
-        if self.published.as_ref() == Some(&part) {
-            return;
-        }
-        self.published = Some(part.clone());
-        if state.traffic.revision > state.traffic_confirmed {
+        if !self.quiet.take(&part, state.traffic_confirmed) {
             return;
         }
         let (hub, scope) = (Arc::clone(&self.shared.hub), state.scope.clone());

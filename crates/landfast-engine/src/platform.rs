@@ -153,6 +153,10 @@ impl Platform {
             let own = running.get(&state.scope).cloned().unwrap_or_default();
             platform.drive(state, bodies, own);
         }
+        platform.spawn(async move {
+            let replaced = shared.hub.keep().await;
+            shared.replaced.send_replace(Some(replaced.to_string()));
+        });
         Ok(platform)
     }
 

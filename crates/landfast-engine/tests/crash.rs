@@ -220,6 +220,7 @@ impl Proxy {
             https: Vec::new(),
             preview: None,
             backends,
+            finishing: false,
             problems: Vec::new(),
             holder_pid: None,
         }

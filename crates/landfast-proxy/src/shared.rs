@@ -6,7 +6,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -65,6 +65,8 @@ pub(crate) struct Counted {
 pub(crate) enum ApplyError {
     #[error(transparent)]
     Stale(#[from] StaleFence),
+    #[error("another worker is taking over; it takes the snapshot")]
+    Held,
     #[error(transparent)]
     Save(#[from] SaveError),
 }
@@ -91,6 +93,9 @@ pub(crate) struct Shared {
     changed: watch::Sender<u64>,
     registry: Mutex<Registry>,
     holder_pid: AtomicU64,
+    orders_held: watch::Sender<bool>,
+    /// Whether older workers still finish what they had begun.
+    has_elders: AtomicBool,
 }
 
 #[derive(Default)]
@@ -119,6 +124,8 @@ impl Shared {
             changed: watch::Sender::new(0),
             registry: Mutex::default(),
             holder_pid: AtomicU64::new(0),
+            orders_held: watch::Sender::new(false),
+            has_elders: AtomicBool::new(false),
         }
     }
 
@@ -152,10 +159,42 @@ impl Shared {
         self.publish(&mut registry, snapshot);
     }
 
+    /// Takes no more snapshots, or takes them again. When this returns, one that was being taken is on disk, so
+    /// that a successor that reads the routes back finds the newest that was ever confirmed.
+    pub(crate) fn hold_orders(&self, held: bool) {
+        let _registry = self.registry();
+        self.orders_held.send_replace(held);
+    }
+
+    /// Fires when orders are held or taken again.
+    pub(crate) fn orders_held(&self) -> watch::Receiver<bool> {
+        self.orders_held.subscribe()
+    }
+
+    pub(crate) fn set_elders(&self, has_elders: bool) {
+        self.has_elders.store(has_elders, Ordering::Relaxed);
+    }
+
+    /// Takes what a successor has kept on disk: what is still held here learns of a resume, and no request of an
+    /// open connection goes to a backend that has left meanwhile.
+    pub(crate) fn follow_successor(&self) {
+        let Some(snapshot) = persist::peek(&self.settings.routes) else {
+            return;
+        };
+        let mut registry = self.registry();
+        if snapshot.fence > registry.guard.seen() {
+            registry.guard = FenceGuard::new(snapshot.fence);
+            self.publish(&mut registry, snapshot);
+        }
+    }
+
     /// Takes a snapshot: refuses an older one, keeps it on disk, and publishes it. When this returns, every
     /// new request uses it.
     pub(crate) fn apply(&self, snapshot: Snapshot) -> Result<(), ApplyError> {
         let mut registry = self.registry();
+        if *self.orders_held.borrow() {
+            return Err(ApplyError::Held);
+        }
         let mut guard = registry.guard;
         guard.take(snapshot.fence)?;
         if *registry.snapshot != snapshot || registry.guard.seen() == Fence::default() {
@@ -219,6 +258,7 @@ impl Shared {
             https: self.addresses.https.clone(),
             preview: self.addresses.preview,
             backends: registry.backends.iter().filter_map(shown).collect(),
+            finishing: self.has_elders.load(Ordering::Relaxed),
             problems: registry.problems.clone(),
         }
     }

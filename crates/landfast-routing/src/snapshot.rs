@@ -193,6 +193,9 @@ pub struct ProxyStatus {
     pub preview: Option<SocketAddr>,
     /// Every backend in the table, and those that left it while something was still in flight to them.
     pub backends: BTreeMap<String, BackendStatus>,
+    /// An older worker still finishes what it had begun, which `backends` does not show: nothing is drained yet.
+    #[serde(default)]
+    pub finishing: bool,
     /// What could not be used of the snapshot, such as an unreadable certificate: host or path, and why.
     #[serde(default)]
     pub problems: Vec<String>,
