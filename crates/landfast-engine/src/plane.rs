@@ -404,6 +404,7 @@ mod tests {
         async fn stats(&self) -> Result<ProxyStats, PlaneError> {
             Ok(ProxyStats {
                 boot: self.state().boot.to_string(),
+                took_over: false,
                 at: landfast_types::Timestamp::EPOCH,
                 backends: BTreeMap::new(),
                 services: BTreeMap::new(),

@@ -273,6 +273,7 @@ impl DataPlane for Wire {
     async fn stats(&self) -> Result<ProxyStats, PlaneError> {
         Ok(ProxyStats {
             boot: "one".into(),
+            took_over: false,
             at: Timestamp::EPOCH,
             backends: BTreeMap::new(),
             services: BTreeMap::new(),

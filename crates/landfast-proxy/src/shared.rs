@@ -14,7 +14,7 @@ use std::{
 use arc_swap::ArcSwap;
 use landfast_routing::{
     balance::{self, Candidate, FULL_SHARE},
-    snapshot::{ProxyStats, ProxyStatus, Snapshot},
+    snapshot::{Mode, ProxyStats, ProxyStatus, Snapshot},
     table::Table,
 };
 use landfast_types::{Fence, FenceGuard, ServiceKey, StaleFence};
@@ -96,6 +96,8 @@ pub(crate) struct Shared {
     orders_held: watch::Sender<bool>,
     /// Whether older workers still finish what they had begun.
     has_elders: AtomicBool,
+    /// Whether there were any at the start.
+    took_over: AtomicBool,
 }
 
 #[derive(Default)]
@@ -126,6 +128,7 @@ impl Shared {
             holder_pid: AtomicU64::new(0),
             orders_held: watch::Sender::new(false),
             has_elders: AtomicBool::new(false),
+            took_over: AtomicBool::new(false),
         }
     }
 
@@ -173,6 +176,7 @@ impl Shared {
 
     pub(crate) fn set_elders(&self, has_elders: bool) {
         self.has_elders.store(has_elders, Ordering::Relaxed);
+        self.took_over.fetch_or(has_elders, Ordering::Relaxed);
     }
 
     /// Takes what a successor has kept on disk: what is still held here learns of a resume, and no request of an
@@ -231,6 +235,7 @@ impl Shared {
         for (backend, state) in states {
             backend.follow(Some(state));
         }
+        registry.begin_pauses(&snapshot);
         registry.snapshot = Arc::new(snapshot);
         registry.problems = problems;
         self.changed.send_replace(generation);
@@ -269,9 +274,10 @@ impl Shared {
         let services = registry.services.iter();
         ProxyStats {
             boot: self.boot.clone(),
+            took_over: self.took_over.load(Ordering::Relaxed),
             at: clock::wall(),
             backends: backends
-                .map(|(id, backend)| (id.clone(), backend.counters.read()))
+                .map(|(id, backend)| (id.clone(), backend.stats()))
                 .collect(),
             services: services
                 .map(|(key, s)| (key.clone(), s.counters.read()))
@@ -295,6 +301,19 @@ impl Shared {
 }
 
 impl Registry {
+    /// The longest wait is of one pause: it begins again where a service enters another.
+    fn begin_pauses(&self, next: &Snapshot) {
+        let is_paused = |snapshot: &Snapshot, key: &ServiceKey| {
+            let service = snapshot.services.get(key);
+            service.is_some_and(|service| matches!(service.mode, Mode::Pause { .. }))
+        };
+        for (key, service) in &self.services {
+            if is_paused(next, key) && !is_paused(&self.snapshot, key) {
+                service.counters.pause_longest_ms.reset();
+            }
+        }
+    }
+
     fn forget(&mut self) {
         let now = clock::monotonic();
         self.backends
