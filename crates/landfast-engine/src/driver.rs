@@ -443,9 +443,9 @@ impl Driver {
         }
     }
 
-    /// Measures traffic while a rollout is under way.
+    /// Measures traffic while a rollout is under way, and a little longer.
     fn follow_traffic(&mut self) {
-        let wanted = self.view.state.rollout.is_some();
+        let wanted = self.view.state.wants_readings(self.shared.clock.now());
         let runs = self
             .measuring
             .as_ref()

@@ -9,7 +9,7 @@
 //! again where it was lost. Nothing an instance's end depends on is believed of another table or worker.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -26,6 +26,10 @@ use tokio::time::sleep;
 const RETRY_EVERY: Duration = Duration::from_millis(200);
 /// How often the proxy is asked whether it still has its table.
 const KEEP_EVERY: Duration = Duration::from_secs(1);
+/// The counters are kept each so many of these looks, and so many times: the oldest is a minute old, or half
+/// a minute more.
+const KEEP_COUNTERS_EVERY: u32 = 30;
+const COUNTERS_KEPT: usize = 3;
 
 /// Why the data plane did not take a snapshot or did not answer.
 #[derive(Debug, thiserror::Error)]
@@ -137,6 +141,8 @@ pub struct Hub {
     pushed: tokio::sync::Mutex<Pushed>,
     /// What the proxy confirmed last; nothing before the first push of this server.
     confirmed: Mutex<Option<Confirmed>>,
+    /// The counters of the last minute or so, oldest first.
+    counters: Mutex<VecDeque<ProxyStats>>,
 }
 
 #[derive(Default)]
@@ -167,6 +173,7 @@ impl Hub {
             parts: Mutex::default(),
             pushed: tokio::sync::Mutex::default(),
             confirmed: Mutex::default(),
+            counters: Mutex::default(),
         }
     }
 
@@ -275,8 +282,13 @@ impl Hub {
     /// Looks once a second whether the proxy still has its table, and gives it again where not. Ends only when
     /// another server has taken over.
     pub async fn keep(&self) -> PlaneError {
+        let mut look = 0;
         loop {
             sleep(KEEP_EVERY).await;
+            if look == 0 {
+                self.keep_counters().await;
+            }
+            look = (look + 1) % KEEP_COUNTERS_EVERY;
             match self.status().await {
                 Err(replaced @ PlaneError::Replaced { .. }) => return replaced,
                 Err(PlaneError::Unreachable(reason)) => {
@@ -285,6 +297,25 @@ impl Hub {
                 Ok(_) => {}
             }
         }
+    }
+
+    async fn keep_counters(&self) {
+        let Ok(stats) = self.plane.stats().await else {
+            return;
+        };
+        let mut kept = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.push_back(stats);
+        while kept.len() > COUNTERS_KEPT {
+            kept.pop_front();
+        }
+    }
+
+    /// The counters of a minute ago, once this server has looked for as long.
+    pub(crate) fn a_minute_ago(&self) -> Option<ProxyStats> {
+        let kept = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.front()
+            .filter(|_| kept.len() == COUNTERS_KEPT)
+            .cloned()
     }
 
     /// What the proxy measured.
@@ -498,6 +529,17 @@ mod tests {
         assert_eq!(proxy.route_names(), ["new"]);
         hub.publish(&scope, part(8, 2, "newest")).await.unwrap();
         assert_eq!(proxy.route_names(), ["newest"]);
+    }
+
+    #[tokio::test]
+    async fn knows_the_counters_of_a_minute_ago_once_it_has_looked_so_long() {
+        let (proxy, hub, _) = hub();
+        for boot in 1..=4 {
+            assert_eq!(hub.a_minute_ago().is_some(), boot == 4);
+            proxy.state().boot = boot;
+            hub.keep_counters().await;
+        }
+        assert_eq!(hub.a_minute_ago().unwrap().boot, "2");
     }
 
     #[test]

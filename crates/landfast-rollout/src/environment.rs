@@ -254,6 +254,8 @@ impl Environment {
                 self.last_reading = Some(reading.clone());
                 if let Some(rollout) = &mut self.rollout {
                     rollout.ledger.add(reading);
+                } else if let Some(ended) = self.history.last_mut() {
+                    ended.ledger.add_after(at, reading);
                 }
             }
             Change::RolloutEnded { outcome } => self.end_rollout(at, outcome),
@@ -366,6 +368,13 @@ impl Environment {
             Some(over) if over.manifest == shape.replicas => over.replicas,
             Some(_) | None => shape.replicas,
         }
+    }
+
+    /// Whether the proxy's counters tell something about a rollout: the one that runs, or the last one's end and
+    /// what came after it.
+    pub fn wants_readings(&self, now: Timestamp) -> bool {
+        let ended = self.history.last();
+        self.rollout.is_some() || ended.is_some_and(|ended| ended.ledger.wants_readings(now))
     }
 
     /// The last sealed release before the current one, for a rollback without a number.
@@ -496,9 +505,10 @@ impl Environment {
     }
 
     fn end_rollout(&mut self, at: Timestamp, outcome: &Outcome) {
-        let Some(rollout) = self.rollout.take() else {
+        let Some(mut rollout) = self.rollout.take() else {
             return;
         };
+        rollout.ledger.end(at);
         self.last_reading = rollout.ledger.last().cloned().or(self.last_reading.take());
         self.notify.insert(rollout.id);
         match outcome {
