@@ -83,8 +83,6 @@ pub struct View {
     pub last_exits: BTreeMap<ServiceName, (Timestamp, InstanceId, String)>,
     /// How many instances of each service were replaced since the server started.
     pub replaced: BTreeMap<ServiceName, u32>,
-    /// What the last failed probe of an instance said.
-    pub failing: BTreeMap<InstanceId, String>,
     /// Why the journal did not take the last record, while it does not.
     pub journal_problem: Option<String>,
 }
@@ -148,7 +146,6 @@ impl Driver {
             bodies,
             last_exits: BTreeMap::new(),
             replaced: BTreeMap::new(),
-            failing: BTreeMap::new(),
             journal_problem: None,
         };
         let (views, receiver) = watch::channel(Arc::new(view.clone()));
@@ -218,6 +215,8 @@ impl Driver {
                     return;
                 }
                 Err(CommandError::Stopping) => return,
+                // The next reading covers what this one would have; a person's command must not wait for it.
+                Err(CommandError::Journal(_)) if matches!(input, Input::Measured { .. }) => return,
                 Err(CommandError::Journal(_)) => sleep(DISK_RETRY).await,
             }
         }
@@ -305,7 +304,6 @@ impl Driver {
                     self.view.last_exits.insert(service, end);
                 }
             }
-            self.view.failing.remove(instance);
         }
         tracing::debug!(%scope, change = ?event.change, "recorded");
     }

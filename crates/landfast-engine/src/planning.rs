@@ -383,7 +383,6 @@ pub(crate) fn empty_view(scope: &Scope) -> Arc<View> {
         bodies: BTreeMap::new(),
         last_exits: BTreeMap::new(),
         replaced: BTreeMap::new(),
-        failing: BTreeMap::new(),
         journal_problem: None,
     })
 }

@@ -283,6 +283,7 @@ impl Environment {
             | Change::InstancePassing { .. }
             | Change::InstanceServing { .. }
             | Change::InstanceFailing { .. }
+            | Change::InstanceNotReady { .. }
             | Change::InstanceDraining { .. }
             | Change::InstanceStopping { .. }
             | Change::InstanceEnded { .. } => self.apply_to_instance(at, &event.change),
@@ -570,6 +571,7 @@ impl Environment {
                 address: None,
                 waits_since: at,
                 first_served_at: None,
+                not_ready: None,
             };
             self.instances.insert(instance.clone(), planned);
             return;
@@ -616,6 +618,14 @@ impl Environment {
             }
             Change::InstancePassing { instance } => {
                 update(instance, InstanceState::Passing { since: at });
+                if let Some(instance) = self.instances.get_mut(instance) {
+                    instance.not_ready = None;
+                }
+            }
+            Change::InstanceNotReady { instance, reason } => {
+                if let Some(instance) = self.instances.get_mut(instance) {
+                    instance.not_ready = Some(reason.clone());
+                }
             }
             Change::InstanceServing { instance } => {
                 if let Some(instance) = self.instances.get_mut(instance) {
