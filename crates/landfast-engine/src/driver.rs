@@ -87,6 +87,19 @@ pub struct View {
     pub journal_problem: Option<String>,
 }
 
+impl View {
+    /// A view of an environment of which nothing else is known.
+    pub(crate) fn new(state: Environment) -> Self {
+        Self {
+            state,
+            bodies: BTreeMap::new(),
+            last_exits: BTreeMap::new(),
+            replaced: BTreeMap::new(),
+            journal_problem: None,
+        }
+    }
+}
+
 /// A handle to a running driver.
 #[derive(Clone)]
 pub struct DriverHandle {
@@ -140,18 +153,26 @@ impl Driver {
         state: Environment,
         bodies: BTreeMap<ReleaseId, Arc<ReleaseBody>>,
     ) -> (Self, DriverHandle) {
+        let nobody = Arc::new(View::new(Environment::new(state.scope.clone())));
+        Self::succeeding(shared, state, bodies, watch::Sender::new(nobody))
+    }
+
+    /// Takes over from a driver that is gone; its readers stay.
+    pub(crate) fn succeeding(
+        shared: Arc<Shared>,
+        state: Environment,
+        bodies: BTreeMap<ReleaseId, Arc<ReleaseBody>>,
+        views: watch::Sender<Arc<View>>,
+    ) -> (Self, DriverHandle) {
         let (sender, inbox) = mpsc::channel(INBOX_MAX);
         let view = View {
-            state,
             bodies,
-            last_exits: BTreeMap::new(),
-            replaced: BTreeMap::new(),
-            journal_problem: None,
+            ..View::new(state)
         };
-        let (views, receiver) = watch::channel(Arc::new(view.clone()));
+        views.send_replace(Arc::new(view.clone()));
         let handle = DriverHandle {
             inbox: sender.clone(),
-            view: receiver,
+            view: views.subscribe(),
         };
         let driver = Self {
             stream: stream_of(&view.state.scope),
@@ -169,6 +190,15 @@ impl Driver {
             quiet: QuietParts::default(),
         };
         (driver, handle)
+    }
+
+    pub(crate) fn scope(&self) -> &landfast_types::Scope {
+        &self.view.state.scope
+    }
+
+    /// Where readers see what this driver records.
+    pub(crate) fn views(&self) -> watch::Sender<Arc<View>> {
+        self.views.clone()
     }
 
     /// Runs until the server stops or is replaced. What is under way then is dropped: it is still owed, and the
