@@ -28,7 +28,7 @@ use crate::{
     counters::Statuses,
     persist::{self, SaveError},
     settings::WorkerSettings,
-    tls::Certificates,
+    tls::{self, Certificates, Stamps},
 };
 
 /// How long the counters of a backend that left are still shown.
@@ -105,6 +105,9 @@ struct Registry {
     guard: FenceGuard,
     snapshot: Arc<Snapshot>,
     problems: Vec<String>,
+    /// Certificates that could not be read.
+    unreadable: Vec<String>,
+    stamps: Stamps,
     backends: BTreeMap<String, Arc<Backend>>,
     services: BTreeMap<ServiceKey, Arc<Service>>,
     routes: BTreeMap<String, Arc<RouteCounters>>,
@@ -210,11 +213,11 @@ impl Shared {
     }
 
     fn publish(&self, registry: &mut Registry, snapshot: Snapshot) {
-        let (table, mut problems) = Table::compile(&snapshot);
-        problems.extend(self.certificates.load(&snapshot.certificates));
+        let (table, problems) = Table::compile(&snapshot);
         for problem in &problems {
             tracing::warn!(%problem, fence = %snapshot.fence, "part of the snapshot cannot be used");
         }
+        self.load_certificates(registry, &snapshot);
         registry.forget();
         let generation = self.newest.load(Ordering::SeqCst) + 1;
         let live = registry.live(generation, table);
@@ -241,6 +244,25 @@ impl Shared {
         self.changed.send_replace(generation);
     }
 
+    /// Reads certificates again whose files have changed since.
+    pub(crate) fn renew_certificates(&self) {
+        let mut registry = self.registry();
+        let snapshot = Arc::clone(&registry.snapshot);
+        if tls::stamps(&snapshot.certificates) != registry.stamps {
+            tracing::info!("files of certificates have changed; reading them again");
+            self.load_certificates(&mut registry, &snapshot);
+        }
+    }
+
+    fn load_certificates(&self, registry: &mut Registry, snapshot: &Snapshot) {
+        // Looked at first: a file that changes while it is read is read again the next time.
+        registry.stamps = tls::stamps(&snapshot.certificates);
+        registry.unreadable = self.certificates.load(&snapshot.certificates);
+        for problem in &registry.unreadable {
+            tracing::warn!(%problem, "a certificate cannot be used");
+        }
+    }
+
     pub(crate) fn snapshot(&self) -> Arc<Snapshot> {
         Arc::clone(&self.registry().snapshot)
     }
@@ -264,7 +286,7 @@ impl Shared {
             preview: self.addresses.preview,
             backends: registry.backends.iter().filter_map(shown).collect(),
             finishing: self.has_elders.load(Ordering::Relaxed),
-            problems: registry.problems.clone(),
+            problems: [&*registry.problems, &*registry.unreadable].concat(),
         }
     }
 

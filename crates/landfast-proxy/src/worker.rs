@@ -128,6 +128,7 @@ async fn command(
     let checked = health::supervise(Arc::clone(shared));
     let held = watch_holder(shared, settings, link, listeners);
     let aged = outlive_elders(shared);
+    let renewed = renew_certificates(shared);
     let ended = async {
         loop {
             tokio::select! {
@@ -139,8 +140,19 @@ async fn command(
         shared.shutdown.cancel();
     };
     tokio::select! {
-        ((), (), (), ()) = async { tokio::join!(served, checked, ended, aged) } => Ok(()),
+        ((), (), (), (), ()) = async { tokio::join!(served, checked, ended, aged, renewed) } => Ok(()),
         error = held => Err(error),
+    }
+}
+
+/// Looks for renewed certificates until the worker ends.
+async fn renew_certificates(shared: &Shared) {
+    let every = Duration::from_millis(shared.settings.certificates_ms.max(1));
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(every) => shared.renew_certificates(),
+            () = shared.shutdown.cancelled() => return,
+        }
     }
 }
 
