@@ -218,7 +218,7 @@ pub struct Ledger {
     pub outcome: Option<RolloutState>,
     /// Requests accepted while it ran.
     pub requests: u64,
-    /// What must read zero: requests Landfast itself broke (5xx of its own, cut streams).
+    /// What must read zero: requests Landfast itself broke (5xx of its own, answers and streams it cut).
     pub lost: u64,
     pub releases: Vec<ReleaseLedger>,
     pub streams: Streams,

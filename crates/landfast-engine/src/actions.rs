@@ -216,18 +216,9 @@ async fn await_drain(context: &Context, instance: InstanceId) {
     loop {
         // The engine takes a `Drained` only once a table without the instance is confirmed; until then the proxy
         // does not call it draining either.
-        if let Ok(status) = context.shared.hub.status().await {
-            let drained = status
-                .backends
-                .get(&backend)
-                .is_none_or(|backend| backend.is_drained());
-            if drained {
-                context
-                    .tell(Input::Drained {
-                        instance: instance.clone(),
-                    })
-                    .await;
-            }
+        if let Ok(true) = context.shared.hub.is_drained(&backend).await {
+            let instance = instance.clone();
+            context.tell(Input::Drained { instance }).await;
         }
         sleep(DRAIN_POLL).await;
     }

@@ -79,6 +79,6 @@ async fn exchange(address: SocketAddr, host: &str, path: &str) -> Result<Answer,
     }
 }
 
-fn now() -> tokio::time::Instant {
+pub(crate) fn now() -> tokio::time::Instant {
     tokio::time::Instant::now()
 }

@@ -28,7 +28,7 @@ use tokio::{
 use crate::{
     actions, jobs, measure,
     part::part,
-    plane::Part,
+    plane::QuietParts,
     probe,
     release::ReleaseBody,
     shared::{DISK_RETRY, Shared},
@@ -87,10 +87,21 @@ pub struct View {
     pub last_exits: BTreeMap<ServiceName, (Timestamp, InstanceId, String)>,
     /// How many instances of each service were replaced since the server started.
     pub replaced: BTreeMap<ServiceName, u32>,
-    /// What the last failed probe of an instance said.
-    pub failing: BTreeMap<InstanceId, String>,
     /// Why the journal did not take the last record, while it does not.
     pub journal_problem: Option<String>,
+}
+
+impl View {
+    /// A view of an environment of which nothing else is known.
+    pub(crate) fn new(state: Environment) -> Self {
+        Self {
+            state,
+            bodies: BTreeMap::new(),
+            last_exits: BTreeMap::new(),
+            replaced: BTreeMap::new(),
+            journal_problem: None,
+        }
+    }
 }
 
 /// A handle to a running driver.
@@ -130,7 +141,7 @@ pub struct Driver {
     watching: BTreeMap<InstanceId, AbortHandle>,
     probing: BTreeMap<InstanceId, AbortHandle>,
     measuring: Option<AbortHandle>,
-    published: Option<Part>,
+    quiet: QuietParts,
     /// What the journal has not taken yet, in order.
     unwritten: VecDeque<Input>,
     /// Why it took nothing the last time, while something is kept.
@@ -151,19 +162,26 @@ impl Driver {
         state: Environment,
         bodies: BTreeMap<ReleaseId, Arc<ReleaseBody>>,
     ) -> (Self, DriverHandle) {
+        let nobody = Arc::new(View::new(Environment::new(state.scope.clone())));
+        Self::succeeding(shared, state, bodies, watch::Sender::new(nobody))
+    }
+
+    /// Takes over from a driver that is gone; its readers stay.
+    pub(crate) fn succeeding(
+        shared: Arc<Shared>,
+        state: Environment,
+        bodies: BTreeMap<ReleaseId, Arc<ReleaseBody>>,
+        views: watch::Sender<Arc<View>>,
+    ) -> (Self, DriverHandle) {
         let (sender, inbox) = mpsc::channel(INBOX_MAX);
         let view = View {
-            state,
             bodies,
-            last_exits: BTreeMap::new(),
-            replaced: BTreeMap::new(),
-            failing: BTreeMap::new(),
-            journal_problem: None,
+            ..View::new(state)
         };
-        let (views, receiver) = watch::channel(Arc::new(view.clone()));
+        views.send_replace(Arc::new(view.clone()));
         let handle = DriverHandle {
             inbox: sender.clone(),
-            view: receiver,
+            view: views.subscribe(),
         };
         let driver = Self {
             stream: stream_of(&view.state.scope),
@@ -178,12 +196,21 @@ impl Driver {
             watching: BTreeMap::new(),
             probing: BTreeMap::new(),
             measuring: None,
-            published: None,
+            quiet: QuietParts::default(),
             unwritten: VecDeque::new(),
             journal_error: None,
             retry_at: actions::instant_in(Duration::ZERO),
         };
         (driver, handle)
+    }
+
+    pub(crate) fn scope(&self) -> &landfast_types::Scope {
+        &self.view.state.scope
+    }
+
+    /// Where readers see what this driver records.
+    pub(crate) fn views(&self) -> watch::Sender<Arc<View>> {
+        self.views.clone()
     }
 
     /// Runs until the server stops or is replaced. What is under way then is dropped: it is still owed, and the
@@ -360,7 +387,6 @@ impl Driver {
                     self.view.last_exits.insert(service, end);
                 }
             }
-            self.view.failing.remove(instance);
         }
         tracing::debug!(%scope, change = ?event.change, "recorded");
     }
@@ -479,11 +505,7 @@ impl Driver {
             &self.view.bodies,
             !self.shared.controls.health_gate_off,
         );
-        if self.published.as_ref() == Some(&part) {
-            return;
-        }
-        self.published = Some(part.clone());
-        if state.traffic.revision > state.traffic_confirmed {
+        if !self.quiet.take(&part, state.traffic_confirmed) {
             return;
         }
         let (hub, scope) = (Arc::clone(&self.shared.hub), state.scope.clone());
@@ -528,9 +550,9 @@ impl Driver {
         }
     }
 
-    /// Measures traffic while a rollout is under way.
+    /// Measures traffic while a rollout is under way, and a little longer.
     fn follow_traffic(&mut self) {
-        let wanted = self.view.state.rollout.is_some();
+        let wanted = self.view.state.wants_readings(self.shared.clock.now());
         let runs = self
             .measuring
             .as_ref()

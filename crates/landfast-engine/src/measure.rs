@@ -1,5 +1,6 @@
 //! Reads the proxy's counters while a rollout is under way: totals for its ledger, and each second what the old
-//! and the new release did, for the canary's analysis.
+//! and the new release did, for the canary's analysis. Goes on after its end: a reading at once, which closes the
+//! ledger, then some for the latency it left behind.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -30,7 +31,7 @@ const EVERY: Duration = Duration::from_secs(1);
 /// The ledger is written so often; more often it would only fill the journal.
 const LEDGER_EVERY: Duration = Duration::from_secs(5);
 
-/// Measures until it is aborted.
+/// Measures until nobody wants to know any more.
 pub(crate) async fn run(
     shared: Arc<Shared>,
     mut views: watch::Receiver<Arc<View>>,
@@ -39,7 +40,7 @@ pub(crate) async fn run(
     let mut meter = Meter::default();
     let mut ticks = interval(EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut written: Option<(Timestamp, Phase)> = None;
+    let mut written: Option<(Timestamp, Option<Phase>)> = None;
     let mut synthetic = Synthetic::default();
     loop {
         tokio::select! {
@@ -47,21 +48,24 @@ pub(crate) async fn run(
             changed = views.changed() => if changed.is_err() { return },
         }
         let view = views.borrow_and_update().clone();
-        let Some(rollout) = &view.state.rollout else {
-            return;
-        };
         let now = shared.clock.now();
+        if !view.state.wants_readings(now) {
+            return;
+        }
+        let rollout = view.state.rollout.as_ref();
+        let phase = rollout.map(|rollout| rollout.phase.clone());
         let due = written
             .as_ref()
-            .is_none_or(|(at, phase)| now.since(*at) >= LEDGER_EVERY || *phase != rollout.phase);
-        let watching = rollout.wants_observations() && now.since(meter.observed_at) >= EVERY;
-        if !due && !watching {
+            .is_none_or(|(at, written)| now.since(*at) >= LEDGER_EVERY || *written != phase);
+        let watched = rollout.filter(|rollout| rollout.wants_observations());
+        let watching = watched.filter(|_| now.since(meter.observed_at) >= EVERY);
+        if !due && watching.is_none() {
             continue;
         }
         let Ok(stats) = shared.hub.stats().await else {
             continue;
         };
-        if watching {
+        if let Some(rollout) = watching {
             let id = rollout.id;
             synthetic.follow(&view, now);
             let observations = meter.observe(&view.state, &stats, now, &mut synthetic);
@@ -77,7 +81,7 @@ pub(crate) async fn run(
             }
         }
         if due {
-            written = Some((now, rollout.phase.clone()));
+            written = Some((now, phase));
             let reading = meter.read(&view.state.scope, &stats);
             send(&inbox, Input::Measured { reading }).await;
         }
@@ -87,7 +91,27 @@ pub(crate) async fn run(
 /// One reading for the ledger, now.
 pub(crate) async fn reading(shared: &Shared, scope: &Scope) -> Option<Reading> {
     let stats = shared.hub.stats().await.ok()?;
-    Some(Meter::default().read(scope, &stats))
+    let earlier = shared.hub.a_minute_ago();
+    let recent = earlier
+        .filter(|earlier| earlier.boot == stats.boot)
+        .map(|earlier| latency_since(scope, &earlier, &stats));
+    Some(Reading {
+        recent,
+        ..Meter::default().read(scope, &stats)
+    })
+}
+
+/// The latencies of all instances of an environment between two looks at the same worker.
+fn latency_since(scope: &Scope, earlier: &ProxyStats, now: &ProxyStats) -> Histogram {
+    let mut latency = Histogram::default();
+    let own = |(id, _): &(&String, &BackendStats)| instance_of(scope, id).is_some();
+    for (id, counters) in now.backends.iter().filter(own) {
+        match earlier.backends.get(id) {
+            Some(before) => latency.merge(&counters.latency.since(&before.latency)),
+            None => latency.merge(&counters.latency),
+        }
+    }
+    latency
 }
 
 async fn send(inbox: &mpsc::Sender<Message>, input: Input) {
@@ -124,6 +148,8 @@ impl Meter {
         self.take(scope, stats);
         let mut reading = Reading {
             boot: stats.boot.clone(),
+            took_over: stats.took_over,
+            in_flight: in_flight(scope, stats),
             ..Reading::default()
         };
         for (instance, counters) in &self.seen {
@@ -222,12 +248,23 @@ pub(crate) fn is_new(state: &Environment, instance: &Instance) -> bool {
     })
 }
 
+fn in_flight(scope: &Scope, stats: &ProxyStats) -> u64 {
+    let own = stats.backends.iter();
+    own.filter(|(id, _)| instance_of(scope, id).is_some())
+        .map(|(_, counters)| counters.in_flight)
+        .sum()
+}
+
 fn sample(now: &BackendStats, before: &BackendStats) -> Sample {
-    let answered = |stats: &BackendStats| stats.statuses[1..].iter().sum::<u64>();
+    // An answer that broke off has a status and is a failure: one request all the same.
+    let asked = |stats: &BackendStats| {
+        let answered: u64 = stats.statuses[1..].iter().sum();
+        (answered + stats.failures).saturating_sub(stats.broken_off)
+    };
     let failed = |stats: &BackendStats| stats.statuses[4] + stats.failures;
-    let requests =
-        (answered(now) + now.failures).saturating_sub(answered(before) + before.failures);
-    let errors = failed(now).saturating_sub(failed(before));
+    let requests = asked(now).saturating_sub(asked(before));
+    // A 5xx that broke off is one error, too.
+    let errors = failed(now).saturating_sub(failed(before)).min(requests);
     let latency: Histogram = now.latency.since(&before.latency);
     Sample {
         requests,
@@ -240,6 +277,7 @@ fn add(counts: &mut Counts, stats: &BackendStats) {
     counts.requests += stats.statuses.iter().sum::<u64>();
     counts.server_errors += stats.statuses[4];
     counts.failures += stats.failures;
+    counts.broken_off += stats.broken_off;
     counts.retried += stats.retried;
     counts.streams_opened += stats.streams_opened;
     counts.streams_ended += stats.streams_ended;
@@ -251,4 +289,71 @@ fn add(counts: &mut Counts, stats: &BackendStats) {
 /// Where an instance can be asked directly.
 pub(crate) fn address_of(instance: &Instance) -> Option<SocketAddr> {
     instance.address.filter(|_| instance.is_serving())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stats(boot: &str, answered: u64) -> ProxyStats {
+        let mut counters = BackendStats {
+            statuses: [0, answered, 0, 0, 0],
+            in_flight: 2,
+            ..BackendStats::default()
+        };
+        let bucket = Histogram::bucket(Duration::from_millis(5));
+        counters.latency.add(bucket, answered);
+        let other = counters.clone();
+        ProxyStats {
+            boot: boot.into(),
+            took_over: false,
+            at: Timestamp::EPOCH,
+            backends: [
+                ("shop/production/api.r1.1".to_owned(), counters),
+                ("shop/staging/api.r1.1".to_owned(), other),
+            ]
+            .into(),
+            services: BTreeMap::new(),
+        }
+    }
+
+    fn scope() -> Scope {
+        Scope {
+            app: "shop".parse().unwrap(),
+            environment: "production".parse().unwrap(),
+        }
+    }
+
+    #[test]
+    fn an_answer_that_broke_off_is_one_request_and_one_error() {
+        let before = BackendStats::default();
+        let broken = BackendStats {
+            statuses: [0, 9, 0, 0, 1],
+            failures: 3,
+            broken_off: 2,
+            ..BackendStats::default()
+        };
+        let got = sample(&broken, &before);
+        assert_eq!((got.requests, got.errors), (11, 4));
+        let only_broken = BackendStats {
+            statuses: [0, 0, 0, 0, 1],
+            failures: 1,
+            broken_off: 1,
+            ..BackendStats::default()
+        };
+        let got = sample(&only_broken, &before);
+        assert_eq!((got.requests, got.errors), (1, 1));
+    }
+
+    #[test]
+    fn a_reading_says_what_is_in_flight_in_its_own_environment() {
+        let reading = Meter::default().read(&scope(), &stats("a", 10));
+        assert_eq!((reading.in_flight, reading.recent), (2, None));
+    }
+
+    #[test]
+    fn the_last_minute_is_what_came_since_the_counters_were_kept() {
+        let latency = latency_since(&scope(), &stats("a", 70), &stats("a", 100));
+        assert_eq!(latency.count(), 30);
+    }
 }

@@ -71,6 +71,7 @@ pub fn part(
         .map(|(name, route)| route_entry(scope, name, route))
         .collect();
     Part {
+        sequence: environment.sequence,
         revision: environment.traffic.revision,
         routes: entries,
         services,

@@ -527,14 +527,7 @@ pub fn rollback_estimate(view: &View, plan: &RolloutPlan) -> (u64, String) {
 
 /// A view of an environment that does not exist yet.
 pub(crate) fn empty_view(scope: &Scope) -> Arc<View> {
-    Arc::new(View {
-        state: landfast_rollout::Environment::new(scope.clone()),
-        bodies: BTreeMap::new(),
-        last_exits: BTreeMap::new(),
-        replaced: BTreeMap::new(),
-        failing: BTreeMap::new(),
-        journal_problem: None,
-    })
+    Arc::new(View::new(landfast_rollout::Environment::new(scope.clone())))
 }
 
 #[cfg(test)]

@@ -2,7 +2,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::Duration,
 };
 
 use landfast_journal::{Journal, ReadError};
@@ -10,10 +11,11 @@ use landfast_rollout::{Environment, Input, Phase, Rejected};
 use landfast_spec::AppSpec;
 use landfast_target::{InstanceRef, Target};
 use landfast_types::{Digest, Generation, InstanceId, ReleaseId, Scope};
-use tokio::{sync::watch, task::JoinSet};
+use tokio::{sync::watch, task::JoinSet, time::sleep};
 
 use crate::{
     actions::chain,
+    client::now,
     clock::Clock,
     driver::{
         CommandError, Driver, DriverHandle, RELEASES, ReplayError, Reply, View, release_key, replay,
@@ -30,6 +32,9 @@ use crate::{
 
 /// Releases kept beside the ones in use (`contract.md`, "Artifacts and releases").
 const RELEASES_KEPT: usize = 10;
+/// How long a driver that panicked is away: longer each time, unless the last one lived longer than the most.
+const RESTART_FIRST: Duration = Duration::from_millis(200);
+const RESTART_MAX: Duration = Duration::from_secs(60);
 
 /// What a host's engine is made of.
 pub struct PlatformSettings {
@@ -59,6 +64,11 @@ pub enum StartError {
     },
     #[error("the target does not say what runs")]
     Target(#[source] landfast_target::TargetError),
+    #[error("reading environment `{scope}` back panicked")]
+    Panicked {
+        scope: Scope,
+        source: tokio::task::JoinError,
+    },
 }
 
 /// What a deploy asks for, checked already.
@@ -114,6 +124,7 @@ pub enum RunError {
 
 /// The engine of a host.
 pub struct Platform {
+    me: Weak<Self>,
     shared: Arc<Shared>,
     drivers: Mutex<BTreeMap<Scope, DriverHandle>>,
     tasks: Mutex<JoinSet<()>>,
@@ -146,7 +157,8 @@ impl Platform {
             job_index: Mutex::default(),
             replaced,
         });
-        let platform = Arc::new(Self {
+        let platform = Arc::new_cyclic(|me| Self {
+            me: Weak::clone(me),
             shared: Arc::clone(&shared),
             drivers: Mutex::default(),
             tasks: Mutex::default(),
@@ -165,6 +177,10 @@ impl Platform {
             platform.drive(state, bodies, own);
         }
         platform.spawn(strays::run(Arc::clone(&shared)));
+        platform.spawn(async move {
+            let replaced = shared.hub.keep().await;
+            shared.replaced.send_replace(Some(replaced.to_string()));
+        });
         Ok(platform)
     }
 
@@ -222,7 +238,7 @@ impl Platform {
             .unwrap_or_else(PoisonError::into_inner)
             .insert(scope.clone(), handle.view.clone());
         self.handles().insert(scope, handle.clone());
-        self.spawn(driver.run(running));
+        self.spawn(keep_driving(Weak::clone(&self.me), driver, running));
         self.spawn(jobs::schedule(
             Arc::clone(&self.shared),
             handle.view.clone(),
@@ -230,11 +246,44 @@ impl Platform {
         handle
     }
 
+    /// Reads an environment back whose driver is gone, and gives it another.
+    async fn drive_again(
+        &self,
+        scope: &Scope,
+        views: watch::Sender<Arc<View>>,
+    ) -> Result<(Driver, BTreeSet<InstanceId>), StartError> {
+        let (shared, own) = (Arc::clone(&self.shared), scope.clone());
+        let read = tokio::task::spawn_blocking(move || read_one(&shared, &own)).await;
+        let panicked = |source| StartError::Panicked {
+            scope: scope.clone(),
+            source,
+        };
+        let (state, bodies) = read.map_err(panicked)??;
+        let listed = self.shared.target.list().await;
+        let running = listed
+            .map_err(StartError::Target)?
+            .into_iter()
+            .filter(|observed| observed.id.scope == *scope)
+            .map(|observed| observed.id.instance)
+            .filter(|instance| state.instances.contains_key(instance))
+            .collect();
+        let shared = Arc::clone(&self.shared);
+        let (driver, handle) = Driver::succeeding(shared, state, bodies, views);
+        self.handles().insert(scope.clone(), handle);
+        Ok((driver, running))
+    }
+
+    /// Begins some work; takes note of what has ended meanwhile, so that it does not pile up.
     fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
-        self.tasks
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .spawn(work);
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some(ended) = tasks.try_join_next() {
+            if let Err(error) = ended
+                && error.is_panic()
+            {
+                tracing::error!(%error, "a task panicked");
+            }
+        }
+        tasks.spawn(work);
     }
 
     fn handles(&self) -> std::sync::MutexGuard<'_, BTreeMap<Scope, DriverHandle>> {
@@ -347,7 +396,7 @@ impl Platform {
             return Err(DeployError::Refused(moved));
         }
         if self.shared.controls.health_gate_off {
-            plan.min_ready = std::time::Duration::ZERO;
+            plan.min_ready = Duration::ZERO;
         }
         let handle = self.handle_or_new(&scope);
         let body = ReleaseBody {
@@ -570,33 +619,77 @@ type ReadBack = Vec<(Environment, BTreeMap<ReleaseId, Arc<ReleaseBody>>)>;
 fn read_back(shared: &Shared) -> Result<ReadBack, StartError> {
     let mut environments = Vec::new();
     for stream in shared.journal.streams()? {
-        let Some(scope) = stream.strip_prefix("environment/").and_then(parse_scope) else {
-            continue;
-        };
-        let state =
-            replay(shared.journal.as_ref(), &scope).map_err(|source| StartError::Replay {
-                scope: scope.clone(),
-                source,
-            })?;
-        let mut bodies = BTreeMap::new();
-        for release in state.releases.keys() {
-            let Some(document) = shared
-                .journal
-                .get(RELEASES, &release_key(&scope, *release))?
-            else {
-                continue;
-            };
-            let body: ReleaseBody =
-                serde_json::from_slice(&document.body).map_err(|source| StartError::Body {
-                    scope: scope.clone(),
-                    release: *release,
-                    source,
-                })?;
-            bodies.insert(*release, Arc::new(body));
+        let scope = stream.strip_prefix("environment/").and_then(parse_scope);
+        if let Some(scope) = scope {
+            environments.push(read_one(shared, &scope)?);
         }
-        environments.push((state, bodies));
     }
     Ok(environments)
+}
+
+fn read_one(
+    shared: &Shared,
+    scope: &Scope,
+) -> Result<(Environment, BTreeMap<ReleaseId, Arc<ReleaseBody>>), StartError> {
+    let state = replay(shared.journal.as_ref(), scope).map_err(|source| StartError::Replay {
+        scope: scope.clone(),
+        source,
+    })?;
+    let mut bodies = BTreeMap::new();
+    for release in state.releases.keys() {
+        let Some(document) = shared
+            .journal
+            .get(RELEASES, &release_key(scope, *release))?
+        else {
+            continue;
+        };
+        let body: ReleaseBody =
+            serde_json::from_slice(&document.body).map_err(|source| StartError::Body {
+                scope: scope.clone(),
+                release: *release,
+                source,
+            })?;
+        bodies.insert(*release, Arc::new(body));
+    }
+    Ok((state, bodies))
+}
+
+/// Runs an environment's driver until the server stops. Where it panics, traffic goes on and another takes its
+/// place as after a crash of the server: what is owed is in the journal.
+async fn keep_driving(
+    platform: Weak<Platform>,
+    mut driver: Driver,
+    mut running: BTreeSet<InstanceId>,
+) {
+    let (scope, views) = (driver.scope().clone(), driver.views());
+    let mut wait = RESTART_FIRST;
+    loop {
+        let begun = now();
+        let mut task = JoinSet::new();
+        task.spawn(driver.run(running));
+        match task.join_next().await {
+            Some(Err(error)) if error.is_panic() => {
+                tracing::error!(%scope, %error, "the driver panicked; another takes its place");
+            }
+            Some(_) | None => return,
+        }
+        if now().saturating_duration_since(begun) > RESTART_MAX {
+            wait = RESTART_FIRST;
+        }
+        (driver, running) = loop {
+            sleep(wait).await;
+            wait = (wait * 2).min(RESTART_MAX);
+            let Some(platform) = platform.upgrade() else {
+                return;
+            };
+            match platform.drive_again(&scope, views.clone()).await {
+                Ok(next) => break next,
+                Err(error) => {
+                    tracing::error!(%scope, error = chain(&error), "not taken up; trying again");
+                }
+            }
+        };
+    }
 }
 
 fn parse_scope(text: &str) -> Option<Scope> {

@@ -10,17 +10,19 @@ use landfast_spec::{HealthSpec, Probe, ServiceSpec};
 use landfast_types::InstanceId;
 use tokio::{
     sync::mpsc,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use crate::{
-    client::{connect, get},
+    client::{connect, get, now},
     driver::Message,
     shared::Controls,
 };
 
 /// An answer is repeated to the engine after so many equal ones.
 const REPEAT_EVERY: u32 = 15;
+/// Another reason why an instance is not ready is told at most so often.
+const REASON_EVERY: Duration = Duration::from_secs(1);
 /// While an instance is not ready yet it is asked more often, so that a rollout does not wait for a tick.
 const EAGER: Duration = Duration::from_millis(200);
 const EAGER_FAST: Duration = Duration::from_millis(50);
@@ -54,11 +56,16 @@ pub(crate) async fn run(inbox: mpsc::Sender<Message>, instance: InstanceId, sett
     let mut readiness = Streak::default();
     let mut liveness = Streak::default();
     let mut told: Option<(bool, u32)> = None;
+    let mut reasons = Reasons::default();
     let health = &settings.health;
     let mut asked = 0_u32;
     loop {
-        let ready = settings.always_ready || settings.ask(&health.ready).await.is_ok();
-        readiness.note(ready);
+        let ready = if settings.always_ready {
+            Ok(())
+        } else {
+            settings.ask(&health.ready).await
+        };
+        readiness.note(ready.is_ok());
         let passing = match told {
             // The first pass counts at once: `min_ready` asks for an unbroken row of them anyway.
             None | Some((false, _)) => readiness.passes >= health.healthy_after.max(1),
@@ -72,6 +79,18 @@ pub(crate) async fn run(inbox: mpsc::Sender<Message>, instance: InstanceId, sett
             let input = Input::Probed {
                 instance: instance.clone(),
                 passing,
+            };
+            if inbox.send(Message::Input(input)).await.is_err() {
+                return;
+            }
+        }
+        if let Err(reason) = ready
+            && !passing
+            && reasons.is_news(&reason, now())
+        {
+            let input = Input::NotReady {
+                instance: instance.clone(),
+                reason,
             };
             if inbox.send(Message::Input(input)).await.is_err() {
                 return;
@@ -102,6 +121,25 @@ pub(crate) async fn run(inbox: mpsc::Sender<Message>, instance: InstanceId, sett
             health.interval.min(eager)
         })
         .await;
+    }
+}
+
+/// Which reasons were told: each is recorded, so one that comes and goes is not told at every probe.
+#[derive(Debug, Default)]
+struct Reasons {
+    told: Option<(String, Instant)>,
+}
+
+impl Reasons {
+    fn is_news(&mut self, reason: &str, now: Instant) -> bool {
+        let is_old = |(told, at): &(String, Instant)| {
+            told == reason || now.saturating_duration_since(*at) < REASON_EVERY
+        };
+        if self.told.as_ref().is_some_and(is_old) {
+            return false;
+        }
+        self.told = Some((reason.to_owned(), now));
+        true
     }
 }
 
@@ -147,5 +185,80 @@ async fn ask_path(address: SocketAddr, path: &str, limit: Duration) -> Result<()
     if answer.status.is_success() || answer.status.is_redirection() {
         return Ok(());
     }
-    Err(format!("GET {path} answered {}", answer.status))
+    Err(format!("GET {path} answered {}", answer.status.as_u16()))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+
+    use super::*;
+
+    fn settings(address: SocketAddr) -> Settings {
+        let text = r#"
+app = "shop"
+[services.api]
+artifact = "program"
+command = ["./program"]
+port = 80
+health = { ready = "http:/ready", interval = "100ms" }
+"#;
+        let environment = "production".parse().unwrap();
+        let spec = landfast_spec::parse("landfast.toml", text, &environment).spec;
+        let spec = spec.unwrap();
+        let service = spec.services.values().next().unwrap();
+        Settings::new(service, Some(address), &Controls::default())
+    }
+
+    /// What the engine is told of an instance that is not ready, until it is.
+    async fn reason_of(inbox: &mut mpsc::Receiver<Message>) -> String {
+        loop {
+            match inbox.recv().await.unwrap() {
+                Message::Input(Input::NotReady { reason, .. }) => return reason,
+                Message::Input(_) | Message::Command { .. } => {}
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_failing_readiness_probe_says_why() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        drop(listener);
+        let (sender, mut inbox) = mpsc::channel(64);
+        let id = InstanceId::new("api", landfast_types::ReleaseId(1), 1);
+        let mut tasks = tokio::task::JoinSet::new();
+        tasks.spawn(run(sender, id, settings(address)));
+        let refused = reason_of(&mut inbox).await;
+        assert!(
+            refused.contains("refused") && refused.contains(&address.to_string()),
+            "{refused}"
+        );
+
+        let listener = TcpListener::bind(address).await.unwrap();
+        tasks.spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut head = [0; 1_024];
+                drop(stream.read(&mut head).await);
+                let answer = b"HTTP/1.1 503 No\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+                drop(stream.write_all(answer).await);
+            }
+        });
+        assert_eq!(reason_of(&mut inbox).await, "GET /ready answered 503");
+    }
+
+    #[test]
+    fn a_reason_that_comes_and_goes_is_told_once_a_second() {
+        let mut reasons = Reasons::default();
+        let start = now();
+        let at = |millis| start + Duration::from_millis(millis);
+        assert!(reasons.is_news("refused", at(0)));
+        assert!(!reasons.is_news("refused", at(5_000)));
+        assert!(reasons.is_news("503", at(5_001)));
+        assert!(!reasons.is_news("refused", at(5_500)));
+        assert!(reasons.is_news("refused", at(6_001)));
+    }
 }

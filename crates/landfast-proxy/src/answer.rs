@@ -205,7 +205,9 @@ impl Relay {
 
     fn fail(mut self, cause: String) {
         if let Some(leg) = &self.leg {
-            leg.entry.backend().counters.failures.add(1);
+            let counters = &leg.entry.backend().counters;
+            counters.failures.add(1);
+            counters.broken_off.add(1);
         }
         self.exchange.fail(cause);
     }

@@ -21,7 +21,7 @@ use landfast_routing::{
     eject::Ejection,
     health::ActiveHealth,
     retry::RetryBudget,
-    snapshot::{BackendState, BackendStatus, EjectionPolicy, HealthCheck},
+    snapshot::{BackendState, BackendStats, BackendStatus, EjectionPolicy, HealthCheck},
 };
 use landfast_types::{ReleaseId, ServiceKey, Timestamp};
 use tokio::{sync::watch, time::Instant};
@@ -191,6 +191,14 @@ impl Backend {
             streams_open,
             healthy: self.healthy.load(Ordering::Relaxed),
             ejected: self.ejected_until.load(Ordering::Relaxed) > clock::monotonic().as_micros(),
+        }
+    }
+
+    pub(crate) fn stats(&self) -> BackendStats {
+        let (requests, streams) = self.entered();
+        BackendStats {
+            in_flight: requests + streams,
+            ..self.counters.read()
         }
     }
 

@@ -24,9 +24,13 @@ const SNAPSHOT_BYTES_MAX: usize = 64 << 20;
 /// Serves the control socket until the worker ends.
 pub(crate) async fn serve(listener: UnixListener, shared: Arc<Shared>) {
     let mut connections = JoinSet::new();
+    let mut held = shared.orders_held();
     loop {
+        // While another worker takes over, calls wait in the backlog for it.
+        let is_open = !*held.borrow_and_update();
         tokio::select! {
-            accepted = listener.accept() => match accepted {
+            _ = held.changed() => {}
+            accepted = listener.accept(), if is_open => match accepted {
                 Ok((stream, _)) => {
                     connections.spawn(serve_one(TokioIo::new(stream), Arc::clone(&shared)));
                 }
@@ -110,6 +114,9 @@ async fn put(shared: &Shared, body: Incoming) -> Answer {
                 seen: Some(stale.seen),
             };
             json(StatusCode::CONFLICT, &problem)
+        }
+        Err(error @ ApplyError::Held) => {
+            problem(StatusCode::SERVICE_UNAVAILABLE, &error.to_string())
         }
         Err(ApplyError::Save(error)) => {
             use std::error::Error;

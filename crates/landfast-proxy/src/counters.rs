@@ -8,7 +8,7 @@ use std::{
 use landfast_routing::snapshot::{BackendStats, ServiceStats};
 use landfast_types::Histogram;
 
-/// A number that only grows.
+/// A number that grows.
 #[derive(Debug, Default)]
 pub(crate) struct Counter(AtomicU64);
 
@@ -19,6 +19,11 @@ impl Counter {
 
     pub(crate) fn raise_to(&self, value: u64) {
         self.0.fetch_max(value, Ordering::Relaxed);
+    }
+
+    /// Back to zero: for the one that is a maximum, not a count.
+    pub(crate) fn reset(&self) {
+        self.0.store(0, Ordering::Relaxed);
     }
 
     pub(crate) fn get(&self) -> u64 {
@@ -46,6 +51,7 @@ impl Statuses {
 pub(crate) struct BackendCounters {
     pub(crate) statuses: Statuses,
     pub(crate) failures: Counter,
+    pub(crate) broken_off: Counter,
     pub(crate) retried: Counter,
     latency: Box<[Counter]>,
     pub(crate) streams_opened: Counter,
@@ -61,6 +67,7 @@ impl Default for BackendCounters {
         Self {
             statuses: Statuses::default(),
             failures: Counter::default(),
+            broken_off: Counter::default(),
             retried: Counter::default(),
             latency: (0..Histogram::buckets())
                 .map(|_| Counter::default())
@@ -92,7 +99,9 @@ impl BackendCounters {
         BackendStats {
             statuses: self.statuses.read(),
             failures: self.failures.get(),
+            broken_off: self.broken_off.get(),
             retried: self.retried.get(),
+            in_flight: 0,
             latency,
             streams_opened: self.streams_opened.get(),
             streams_ended: self.streams_ended.get(),

@@ -19,6 +19,8 @@ const STATUS_CLIENT_GONE: u16 = 499;
 pub(crate) struct Exchange {
     pub(crate) shared: Arc<Shared>,
     pub(crate) began: Instant,
+    /// When the newest attempt at a backend began: what it waited for before is not the backend's doing.
+    pub(crate) attempt_began: Instant,
     pub(crate) request_id: HeaderValue,
     pub(crate) client: IpAddr,
     pub(crate) protocol: &'static str,

@@ -17,7 +17,7 @@ use landfast_routing::{
 
 use crate::{
     answer::Leg,
-    backend::{InFlight, requests_cut},
+    backend::{Backend, InFlight, requests_cut},
     clock,
     exchange::Exchange,
     pool,
@@ -135,6 +135,7 @@ pub(crate) async fn forward(
     let turn = state.turn.fetch_add(1, Ordering::Relaxed);
     let mut tried: Vec<u64> = Vec::new();
     let mut last: Option<Failure> = None;
+    let mut failed: Option<Arc<Backend>> = None;
     loop {
         let pick = live.pick(service, destination.preview, turn, &tried);
         // With every backend tried, one of them may have come to its senses; a single replica has only itself.
@@ -160,6 +161,11 @@ pub(crate) async fn forward(
             continue;
         };
         let backend = Arc::clone(entry.backend());
+        // Only now is it certain that somebody gets the request again.
+        if let Some(failed) = failed.take() {
+            failed.counters.retried.add(1);
+        }
+        exchange.attempt_began = clock::instant();
         exchange.backend = Some(Arc::clone(&backend));
         let address = live.table.backends[slot].address;
         let failure = match attempt(thread, entry, address, outgoing).await {
@@ -183,9 +189,9 @@ pub(crate) async fn forward(
         if !may_again {
             return Outcome::Failed(failure.status, failure.cause);
         }
-        backend.counters.retried.add(1);
         exchange.retries += 1;
         tried.push(backend.serial);
+        failed = Some(backend);
         last = Some(failure);
     }
 }

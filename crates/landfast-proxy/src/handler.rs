@@ -86,9 +86,10 @@ pub(crate) async fn handle(
             upgrade,
         } => {
             let status = response.status();
-            let waited = clock::instant().saturating_duration_since(exchange.began);
+            let now = clock::instant();
+            let waited = now.saturating_duration_since(exchange.attempt_began);
             exchange.status = Some(status.as_u16());
-            exchange.first_byte = Some(waited);
+            exchange.first_byte = Some(now.saturating_duration_since(exchange.began));
             leg.entry
                 .backend()
                 .counters
@@ -455,6 +456,7 @@ fn open_exchange(
     Exchange {
         shared: Arc::clone(&client.thread.shared),
         began: clock::instant(),
+        attempt_began: clock::instant(),
         request_id,
         client: client.address,
         protocol: match (request.version(), client.is_https) {

@@ -10,8 +10,10 @@
 //!   descriptors and a pidfd of itself; that holder watches a worker which is not its child.
 //! - *SIGTERM or SIGINT to the holder*: the worker gets SIGTERM, finishes, and both are gone.
 //! - *SIGHUP to the holder*: another worker is started, from the binary that is now at the path of this one.
-//!   Once it says that it serves, the old one gets SIGTERM and finishes; one that does not come up changes
-//!   nothing. What the old one still has in flight is not in the new one's status: upgrade between rollouts.
+//!   The old one takes no more snapshots before the new one reads the routes back, so none that was confirmed is
+//!   lost between the two. Once the new one says that it serves, the old one gets SIGTERM and finishes by the
+//!   routes its successor keeps; one that does not come up changes nothing. Until the old one is gone the new
+//!   one's status says that somebody still finishes, and nothing counts as drained.
 //! - *The worker ends by SIGTERM sent to it directly*: it finishes first, then it is replaced.
 //!
 //! Signals need an event loop or unsafe code; so the holder runs tokio's single-threaded one, without workers.
@@ -32,14 +34,14 @@ use rustix::{
     process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
 };
 use tokio::{
-    io::{AsyncReadExt, unix::AsyncFd},
+    io::{AsyncReadExt, AsyncWriteExt, unix::AsyncFd},
     process::{Child, Command},
     signal::unix::{Signal as Signals, SignalKind, signal},
 };
 
 use crate::{
     clock,
-    link::{self, LinkError, Listeners},
+    link::{self, LinkError, Listeners, Receiver, Word},
     listen::{self, BindError},
     settings::HolderSettings,
 };
@@ -54,8 +56,10 @@ const START_TIME: Duration = Duration::from_secs(1);
 const BACKOFF_MIN: Duration = Duration::from_millis(10);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// How long a replacement may take until it serves.
-const READY_MAX: Duration = Duration::from_secs(10);
-const REAP_INTERVAL: Duration = Duration::from_secs(1);
+pub(crate) const READY_MAX: Duration = Duration::from_secs(10);
+/// How long a worker is waited for that was asked to take no more snapshots: one of an older binary says nothing.
+const HELD_MAX: Duration = Duration::from_secs(1);
+const REAP_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Why the holder ended.
 #[derive(Debug, thiserror::Error)]
@@ -152,7 +156,10 @@ impl Holder {
         let mut backoff = Duration::ZERO;
         loop {
             let started = clock::instant();
-            match next.take().map_or_else(|| self.start(), Ok) {
+            match next
+                .take()
+                .map_or_else(|| self.start(!leaving.is_empty()), Ok)
+            {
                 Ok(mut worker) => {
                     let ended = self.attend(&mut worker, &mut leaving, &mut ending).await?;
                     let Some(how) = ended else {
@@ -191,19 +198,26 @@ impl Holder {
                 ended = worker.ended() => return Ok(Some(ended)),
                 _ = ending.terminate.recv() => return Ok(None),
                 _ = ending.interrupt.recv() => return Ok(None),
-                _ = ending.hangup.recv() => match self.replacement().await {
-                    Ok(fresh) => {
-                        let old = std::mem::replace(worker, fresh);
-                        old.terminate()?;
-                        leaving.push(old);
+                _ = ending.hangup.recv() => {
+                    worker.hold_orders().await;
+                    match self.replacement().await {
+                        Ok(fresh) => {
+                            let old = std::mem::replace(worker, fresh);
+                            old.terminate()?;
+                            leaving.push(old);
+                        }
+                        Err(error) => {
+                            tracing::error!(%error, "the new worker did not come up; the old one stays");
+                            worker.say(Word::TakeOrders).await;
+                        }
                     }
-                    Err(error) => {
-                        tracing::error!(%error, "the new worker did not come up; the old one stays");
-                    }
-                },
+                }
                 // Only while an old worker is on its way out, to take note of its end.
                 () = tokio::time::sleep(REAP_INTERVAL), if !leaving.is_empty() => {
                     leaving.retain_mut(|worker| !worker.has_ended());
+                    if leaving.is_empty() {
+                        worker.say(Word::Alone).await;
+                    }
                 }
             }
         }
@@ -211,7 +225,7 @@ impl Holder {
 
     /// Starts another worker beside the present one and waits until it serves.
     async fn replacement(&self) -> Result<Worker, HolderError> {
-        let mut fresh = self.start()?;
+        let mut fresh = self.start(true)?;
         let mut byte = [0];
         let ready = tokio::time::timeout(READY_MAX, fresh.link.read_exact(&mut byte)).await;
         if matches!(ready, Ok(Ok(_))) {
@@ -224,7 +238,7 @@ impl Holder {
         Err(io::Error::other("it ended or said nothing in time").into())
     }
 
-    fn start(&self) -> Result<Worker, HolderError> {
+    fn start(&self, has_elders: bool) -> Result<Worker, HolderError> {
         let (link, child) = spawn(WORKER_ARGUMENTS)?;
         let pid = child
             .id()
@@ -232,7 +246,8 @@ impl Holder {
             .and_then(Pid::from_raw);
         let pid = pid.ok_or_else(|| io::Error::other("the worker has no process id"))?;
         let pidfd = pidfd_open(pid, PidfdFlags::NONBLOCK).map_err(io::Error::from)?;
-        link::send(&link, &self.settings, &self.listeners, None)?;
+        let receiver = Receiver::Worker { has_elders };
+        link::send(&link, &self.settings, &self.listeners, receiver)?;
         Ok(Worker::new(pidfd, Some(child), link)?)
     }
 
@@ -264,6 +279,28 @@ impl Worker {
         match pidfd_send_signal(self.pidfd.as_fd(), Signal::TERM) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
             Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Says a word; a worker that does not listen has died, which is noticed elsewhere.
+    async fn say(&mut self, word: Word) {
+        if let Err(error) = self.link.write_all(&[word.byte()]).await {
+            tracing::debug!(%error, ?word, "the worker does not listen");
+        }
+    }
+
+    /// Asks for no more snapshots to be taken, and waits until none is.
+    async fn hold_orders(&mut self) {
+        self.say(Word::HoldOrders).await;
+        let held = async {
+            let mut byte = [0];
+            while Word::of(byte[0]) != Some(Word::OrdersHeld) {
+                self.link.read_exact(&mut byte).await?;
+            }
+            Ok::<_, io::Error>(())
+        };
+        if !matches!(tokio::time::timeout(HELD_MAX, held).await, Ok(Ok(()))) {
+            tracing::warn!("the worker does not say that it takes no more routes; going on");
         }
     }
 

@@ -24,6 +24,40 @@ use crate::settings::HolderSettings;
 pub(crate) const DESCRIPTORS_MAX: usize = 64;
 const SETTINGS_BYTES_MAX: usize = 1 << 20;
 
+/// What the two sides say after the first message, a byte each. A side of an older binary neither says nor
+/// understands all of them, so nobody waits long for one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Word {
+    /// The worker serves.
+    Serving = 1,
+    /// The holder asks the worker to take no more snapshots: another worker is about to read the routes back.
+    HoldOrders = 2,
+    /// The worker takes none any more; the newest is on disk.
+    OrdersHeld = 3,
+    /// The other worker did not come up: the orders are this one's again.
+    TakeOrders = 4,
+    /// The last of the older workers has ended.
+    Alone = 5,
+}
+
+impl Word {
+    pub(crate) fn byte(self) -> u8 {
+        self as u8
+    }
+
+    pub(crate) fn of(byte: u8) -> Option<Self> {
+        let all = [
+            Self::Serving,
+            Self::HoldOrders,
+            Self::OrdersHeld,
+            Self::TakeOrders,
+            Self::Alone,
+        ];
+        all.into_iter().find(|word| word.byte() == byte)
+    }
+}
+
 /// Everything that must survive the death of either process.
 #[derive(Debug)]
 pub(crate) struct Listeners {
@@ -43,6 +77,9 @@ struct Message {
     /// The last descriptor is a pidfd of the worker (only to a new holder).
     has_worker: bool,
     sender_pid: u32,
+    /// Older workers still serve or finish (only to a worker).
+    #[serde(default)]
+    has_elders: bool,
 }
 
 /// What the started side got.
@@ -52,6 +89,7 @@ pub(crate) struct Handover {
     pub(crate) listeners: Listeners,
     pub(crate) worker: Option<OwnedFd>,
     pub(crate) sender_pid: u32,
+    pub(crate) has_elders: bool,
 }
 
 /// The other side's message could not be understood or sent.
@@ -77,13 +115,27 @@ impl Listeners {
     }
 }
 
-/// Sends settings and descriptors; `worker`, a pidfd, where the receiver is to be a holder.
+/// To whom a message goes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Receiver<'a> {
+    Worker {
+        has_elders: bool,
+    },
+    /// With a pidfd of the worker that it is to watch.
+    Holder(BorrowedFd<'a>),
+}
+
+/// Sends settings and descriptors.
 pub(crate) fn send(
     link: &UnixStream,
     settings: &HolderSettings,
     listeners: &Listeners,
-    worker: Option<BorrowedFd<'_>>,
+    receiver: Receiver<'_>,
 ) -> Result<(), LinkError> {
+    let (worker, has_elders) = match receiver {
+        Receiver::Worker { has_elders } => (None, has_elders),
+        Receiver::Holder(pidfd) => (Some(pidfd), false),
+    };
     let message = Message {
         settings: settings.clone(),
         http: listeners.http.len(),
@@ -91,6 +143,7 @@ pub(crate) fn send(
         has_preview: listeners.preview.is_some(),
         has_worker: worker.is_some(),
         sender_pid: std::process::id(),
+        has_elders,
     };
     let body = serde_json::to_vec(&message)?;
     let length = u32::try_from(body.len())
@@ -165,6 +218,7 @@ fn sort(message: Message, descriptors: Vec<OwnedFd>) -> Result<Handover, LinkErr
         has_preview,
         has_worker,
         sender_pid,
+        has_elders,
     } = message;
     let expected = 1 + http + https + usize::from(has_preview) + usize::from(has_worker);
     let got = descriptors.len();
@@ -189,6 +243,7 @@ fn sort(message: Message, descriptors: Vec<OwnedFd>) -> Result<Handover, LinkErr
         listeners,
         worker,
         sender_pid,
+        has_elders,
     })
 }
 
@@ -215,7 +270,8 @@ mod tests {
             preview: Some(bind()),
         };
         let (here, there) = UnixStream::pair().expect("a pair");
-        send(&here, &settings, &listeners, None).expect("sent");
+        let receiver = Receiver::Worker { has_elders: true };
+        send(&here, &settings, &listeners, receiver).expect("sent");
         let got = receive(&there).expect("received");
         assert_eq!(got.settings, settings);
         assert_eq!(got.sender_pid, std::process::id());
@@ -225,7 +281,7 @@ mod tests {
         assert_eq!(addresses(&got.listeners.https), addresses(&listeners.https));
         let preview = got.listeners.preview.as_ref().map(address);
         assert_eq!(preview, listeners.preview.as_ref().map(address));
-        assert!(got.worker.is_none());
+        assert!(got.worker.is_none() && got.has_elders);
         drop(here);
         assert!(receive(&there).is_err());
     }

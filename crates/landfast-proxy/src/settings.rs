@@ -33,6 +33,13 @@ pub struct WorkerSettings {
     pub shutdown_ms: u64,
     pub header_bytes_max: usize,
     pub headers_max: usize,
+    /// How often the files of certificates are looked at.
+    #[serde(default = "certificates_ms")]
+    pub certificates_ms: u64,
+}
+
+fn certificates_ms() -> u64 {
+    60_000
 }
 
 impl WorkerSettings {
@@ -48,6 +55,7 @@ impl WorkerSettings {
             shutdown_ms: 30_000,
             header_bytes_max: 64 << 10,
             headers_max: 100,
+            certificates_ms: certificates_ms(),
         }
     }
 

@@ -6,7 +6,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -14,7 +14,7 @@ use std::{
 use arc_swap::ArcSwap;
 use landfast_routing::{
     balance::{self, Candidate, FULL_SHARE},
-    snapshot::{ProxyStats, ProxyStatus, Snapshot},
+    snapshot::{Mode, ProxyStats, ProxyStatus, Snapshot},
     table::Table,
 };
 use landfast_types::{Fence, FenceGuard, ServiceKey, StaleFence};
@@ -28,7 +28,7 @@ use crate::{
     counters::Statuses,
     persist::{self, SaveError},
     settings::WorkerSettings,
-    tls::Certificates,
+    tls::{self, Certificates, Stamps},
 };
 
 /// How long the counters of a backend that left are still shown.
@@ -65,6 +65,8 @@ pub(crate) struct Counted {
 pub(crate) enum ApplyError {
     #[error(transparent)]
     Stale(#[from] StaleFence),
+    #[error("another worker is taking over; it takes the snapshot")]
+    Held,
     #[error(transparent)]
     Save(#[from] SaveError),
 }
@@ -91,6 +93,11 @@ pub(crate) struct Shared {
     changed: watch::Sender<u64>,
     registry: Mutex<Registry>,
     holder_pid: AtomicU64,
+    orders_held: watch::Sender<bool>,
+    /// Whether older workers still finish what they had begun.
+    has_elders: AtomicBool,
+    /// Whether there were any at the start.
+    took_over: AtomicBool,
 }
 
 #[derive(Default)]
@@ -98,6 +105,9 @@ struct Registry {
     guard: FenceGuard,
     snapshot: Arc<Snapshot>,
     problems: Vec<String>,
+    /// Certificates that could not be read.
+    unreadable: Vec<String>,
+    stamps: Stamps,
     backends: BTreeMap<String, Arc<Backend>>,
     services: BTreeMap<ServiceKey, Arc<Service>>,
     routes: BTreeMap<String, Arc<RouteCounters>>,
@@ -119,6 +129,9 @@ impl Shared {
             changed: watch::Sender::new(0),
             registry: Mutex::default(),
             holder_pid: AtomicU64::new(0),
+            orders_held: watch::Sender::new(false),
+            has_elders: AtomicBool::new(false),
+            took_over: AtomicBool::new(false),
         }
     }
 
@@ -152,10 +165,43 @@ impl Shared {
         self.publish(&mut registry, snapshot);
     }
 
+    /// Takes no more snapshots, or takes them again. When this returns, one that was being taken is on disk, so
+    /// that a successor that reads the routes back finds the newest that was ever confirmed.
+    pub(crate) fn hold_orders(&self, held: bool) {
+        let _registry = self.registry();
+        self.orders_held.send_replace(held);
+    }
+
+    /// Fires when orders are held or taken again.
+    pub(crate) fn orders_held(&self) -> watch::Receiver<bool> {
+        self.orders_held.subscribe()
+    }
+
+    pub(crate) fn set_elders(&self, has_elders: bool) {
+        self.has_elders.store(has_elders, Ordering::Relaxed);
+        self.took_over.fetch_or(has_elders, Ordering::Relaxed);
+    }
+
+    /// Takes what a successor has kept on disk: what is still held here learns of a resume, and no request of an
+    /// open connection goes to a backend that has left meanwhile.
+    pub(crate) fn follow_successor(&self) {
+        let Some(snapshot) = persist::peek(&self.settings.routes) else {
+            return;
+        };
+        let mut registry = self.registry();
+        if snapshot.fence > registry.guard.seen() {
+            registry.guard = FenceGuard::new(snapshot.fence);
+            self.publish(&mut registry, snapshot);
+        }
+    }
+
     /// Takes a snapshot: refuses an older one, keeps it on disk, and publishes it. When this returns, every
     /// new request uses it.
     pub(crate) fn apply(&self, snapshot: Snapshot) -> Result<(), ApplyError> {
         let mut registry = self.registry();
+        if *self.orders_held.borrow() {
+            return Err(ApplyError::Held);
+        }
         let mut guard = registry.guard;
         guard.take(snapshot.fence)?;
         if *registry.snapshot != snapshot || registry.guard.seen() == Fence::default() {
@@ -167,11 +213,11 @@ impl Shared {
     }
 
     fn publish(&self, registry: &mut Registry, snapshot: Snapshot) {
-        let (table, mut problems) = Table::compile(&snapshot);
-        problems.extend(self.certificates.load(&snapshot.certificates));
+        let (table, problems) = Table::compile(&snapshot);
         for problem in &problems {
             tracing::warn!(%problem, fence = %snapshot.fence, "part of the snapshot cannot be used");
         }
+        self.load_certificates(registry, &snapshot);
         registry.forget();
         let generation = self.newest.load(Ordering::SeqCst) + 1;
         let live = registry.live(generation, table);
@@ -192,9 +238,29 @@ impl Shared {
         for (backend, state) in states {
             backend.follow(Some(state));
         }
+        registry.begin_pauses(&snapshot);
         registry.snapshot = Arc::new(snapshot);
         registry.problems = problems;
         self.changed.send_replace(generation);
+    }
+
+    /// Reads certificates again whose files have changed since.
+    pub(crate) fn renew_certificates(&self) {
+        let mut registry = self.registry();
+        let snapshot = Arc::clone(&registry.snapshot);
+        if tls::stamps(&snapshot.certificates) != registry.stamps {
+            tracing::info!("files of certificates have changed; reading them again");
+            self.load_certificates(&mut registry, &snapshot);
+        }
+    }
+
+    fn load_certificates(&self, registry: &mut Registry, snapshot: &Snapshot) {
+        // Looked at first: a file that changes while it is read is read again the next time.
+        registry.stamps = tls::stamps(&snapshot.certificates);
+        registry.unreadable = self.certificates.load(&snapshot.certificates);
+        for problem in &registry.unreadable {
+            tracing::warn!(%problem, "a certificate cannot be used");
+        }
     }
 
     pub(crate) fn snapshot(&self) -> Arc<Snapshot> {
@@ -219,7 +285,8 @@ impl Shared {
             https: self.addresses.https.clone(),
             preview: self.addresses.preview,
             backends: registry.backends.iter().filter_map(shown).collect(),
-            problems: registry.problems.clone(),
+            finishing: self.has_elders.load(Ordering::Relaxed),
+            problems: [&*registry.problems, &*registry.unreadable].concat(),
         }
     }
 
@@ -229,9 +296,10 @@ impl Shared {
         let services = registry.services.iter();
         ProxyStats {
             boot: self.boot.clone(),
+            took_over: self.took_over.load(Ordering::Relaxed),
             at: clock::wall(),
             backends: backends
-                .map(|(id, backend)| (id.clone(), backend.counters.read()))
+                .map(|(id, backend)| (id.clone(), backend.stats()))
                 .collect(),
             services: services
                 .map(|(key, s)| (key.clone(), s.counters.read()))
@@ -255,6 +323,19 @@ impl Shared {
 }
 
 impl Registry {
+    /// The longest wait is of one pause: it begins again where a service enters another.
+    fn begin_pauses(&self, next: &Snapshot) {
+        let is_paused = |snapshot: &Snapshot, key: &ServiceKey| {
+            let service = snapshot.services.get(key);
+            service.is_some_and(|service| matches!(service.mode, Mode::Pause { .. }))
+        };
+        for (key, service) in &self.services {
+            if is_paused(next, key) && !is_paused(&self.snapshot, key) {
+                service.counters.pause_longest_ms.reset();
+            }
+        }
+    }
+
     fn forget(&mut self) {
         let now = clock::monotonic();
         self.backends

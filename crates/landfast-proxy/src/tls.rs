@@ -1,7 +1,14 @@
 //! TLS: which certificate a client gets, by the name it asks for. Certificates are files, read when a snapshot
-//! names them. One that cannot be read is a problem in the status; the hosts it is for keep the last good one.
+//! names them, and again when they change on disk: whoever renews them tells nobody. One that cannot be read is a
+//! problem in the status; the hosts it is for keep the last good one.
 
-use std::{collections::HashMap, fmt, path::Path, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt, fs,
+    os::unix::fs::MetadataExt,
+    path::Path,
+    sync::Arc,
+};
 
 use arc_swap::ArcSwap;
 use landfast_routing::snapshot::Certificate;
@@ -85,6 +92,22 @@ impl ResolvesServerCert for Certificates {
         let wildcard = || by_host.get(&format!("*.{}", name.split_once('.')?.1));
         by_host.get(&name).or_else(wildcard).map(Arc::clone)
     }
+}
+
+/// Which files certificates were read from, as they were then: device, inode, length, and when it was changed.
+pub(crate) type Stamps = BTreeMap<String, Option<(u64, u64, u64, i64, i64)>>;
+
+/// Looks at the files of certificates; one that cannot be seen has no stamp.
+pub(crate) fn stamps(certificates: &[Certificate]) -> Stamps {
+    let paths = certificates
+        .iter()
+        .flat_map(|certificate| [&certificate.chain_path, &certificate.key_path]);
+    let stamp = |path: &String| {
+        let seen = fs::metadata(path).ok()?;
+        let (second, nanosecond) = (seen.mtime(), seen.mtime_nsec());
+        Some((seen.dev(), seen.ino(), seen.len(), second, nanosecond))
+    };
+    paths.map(|path| (path.clone(), stamp(path))).collect()
 }
 
 fn read(certificate: &Certificate) -> Result<Arc<CertifiedKey>, String> {

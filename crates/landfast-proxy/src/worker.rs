@@ -12,7 +12,7 @@ use std::{
 
 use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, getrlimit, pidfd_open, setrlimit};
 use tokio::{
-    io::AsyncReadExt,
+    io::{AsyncReadExt, AsyncWriteExt},
     process::Child,
     runtime::{Builder, LocalOptions},
     signal::unix::{SignalKind, signal},
@@ -22,7 +22,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::{
     connection::{self, Kind},
     control_server, health, holder,
-    link::{self, Handover, LinkError, Listeners},
+    link::{self, Handover, LinkError, Listeners, Receiver, Word},
     settings::HolderSettings,
     shared::{Addresses, Shared},
     thread::Thread,
@@ -32,6 +32,8 @@ use crate::{
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Between two attempts to start a new holder.
 const HOLDER_PAUSE: Duration = Duration::from_secs(1);
+/// How often a worker that finishes looks for what its successor was told.
+const FOLLOW_EVERY: Duration = Duration::from_millis(100);
 
 /// Why a worker could not serve.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +54,7 @@ pub fn worker_main() -> Result<(), WorkerError> {
         settings,
         listeners,
         sender_pid,
+        has_elders,
         ..
     } = link::receive(&link)?;
     raise_descriptor_limit();
@@ -67,6 +70,7 @@ pub fn worker_main() -> Result<(), WorkerError> {
     let boot = format!("{:016x}", rand::random::<u64>());
     let shared = Arc::new(Shared::new(settings.worker.clone(), addresses, boot));
     shared.set_holder(sender_pid);
+    shared.set_elders(has_elders);
     shared.restore();
     let listeners = Arc::new(listeners);
     let mut threads = Vec::new();
@@ -75,10 +79,14 @@ pub fn worker_main() -> Result<(), WorkerError> {
     }
     tracing::info!(pid = std::process::id(), boot = %shared.boot, http = ?shared.addresses.http, https = ?shared.addresses.https, "serving");
     // The holder waits for this byte before it lets go of an older worker.
-    (&link).write_all(&[1])?;
+    (&link).write_all(&[Word::Serving.byte()])?;
     let control = listeners.control.try_clone()?;
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let result = runtime.block_on(command(&shared, control, &settings, link, &listeners));
+    while !threads.iter().all(JoinHandle::is_finished) {
+        shared.follow_successor();
+        std::thread::sleep(FOLLOW_EVERY);
+    }
     for thread in threads {
         if thread.join().is_err() {
             tracing::error!("a serving thread panicked");
@@ -119,6 +127,8 @@ async fn command(
     let served = control_server::serve(control, Arc::clone(shared));
     let checked = health::supervise(Arc::clone(shared));
     let held = watch_holder(shared, settings, link, listeners);
+    let aged = outlive_elders(shared);
+    let renewed = renew_certificates(shared);
     let ended = async {
         loop {
             tokio::select! {
@@ -130,8 +140,29 @@ async fn command(
         shared.shutdown.cancel();
     };
     tokio::select! {
-        ((), (), ()) = async { tokio::join!(served, checked, ended) } => Ok(()),
+        ((), (), (), (), ()) = async { tokio::join!(served, checked, ended, aged, renewed) } => Ok(()),
         error = held => Err(error),
+    }
+}
+
+/// Looks for renewed certificates until the worker ends.
+async fn renew_certificates(shared: &Shared) {
+    let every = Duration::from_millis(shared.settings.certificates_ms.max(1));
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(every) => shared.renew_certificates(),
+            () = shared.shutdown.cancelled() => return,
+        }
+    }
+}
+
+/// An older worker cuts what is left when its time is over; by then it is gone, even where a holder that died
+/// can no longer say so.
+async fn outlive_elders(shared: &Shared) {
+    let limit = holder::READY_MAX + Duration::from_millis(shared.settings.shutdown_ms);
+    tokio::select! {
+        () = tokio::time::sleep(limit) => shared.set_elders(false),
+        () = shared.shutdown.cancelled() => {}
     }
 }
 
@@ -145,9 +176,11 @@ async fn watch_holder(
     let mut link = link;
     let mut child: Option<Child> = None;
     loop {
-        if let Err(error) = link_end(link).await {
+        if let Err(error) = listen_to_holder(shared, link).await {
             return error.into();
         }
+        // A holder that died in the middle of a replacement asks for nothing any more.
+        shared.hold_orders(false);
         if shared.shutdown.is_cancelled() {
             std::future::pending::<()>().await;
         }
@@ -172,12 +205,26 @@ async fn watch_holder(
     }
 }
 
-/// Waits until the other end of the link is closed.
-async fn link_end(link: UnixStream) -> io::Result<()> {
+/// Does what the holder says until the other end of the link is closed.
+async fn listen_to_holder(shared: &Shared, link: UnixStream) -> io::Result<()> {
     link.set_nonblocking(true)?;
     let mut link = tokio::net::UnixStream::from_std(link)?;
     let mut byte = [0];
-    while link.read(&mut byte).await.is_ok_and(|count| count > 0) {}
+    while link.read(&mut byte).await.is_ok_and(|count| count > 0) {
+        match Word::of(byte[0]) {
+            Some(Word::HoldOrders) => {
+                shared.hold_orders(true);
+                if let Err(error) = link.write_all(&[Word::OrdersHeld.byte()]).await {
+                    tracing::debug!(%error, "the holder does not listen");
+                }
+            }
+            Some(Word::TakeOrders) => shared.hold_orders(false),
+            Some(Word::Alone) => shared.set_elders(false),
+            Some(Word::Serving | Word::OrdersHeld) | None => {
+                tracing::debug!(byte = byte[0], "the holder says what nobody knows");
+            }
+        }
+    }
     Ok(())
 }
 
@@ -191,7 +238,7 @@ fn start_holder(
     let own = own.ok_or_else(|| io::Error::other("no process id"))?;
     let pidfd = pidfd_open(own, PidfdFlags::NONBLOCK).map_err(io::Error::from)?;
     let (link, child) = holder::spawn(holder::ADOPT_ARGUMENTS)?;
-    link::send(&link, settings, listeners, Some(pidfd.as_fd()))?;
+    link::send(&link, settings, listeners, Receiver::Holder(pidfd.as_fd()))?;
     Ok((link, child))
 }
 

@@ -16,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+use landfast_routing::snapshot::Mode;
 use support::*;
 use tokio::task::JoinSet;
 
@@ -195,6 +196,114 @@ async fn a_hangup_replaces_the_worker_and_loses_no_request() {
         answered += client.expect("no client lost a request");
     }
     assert!(answered > 200, "{answered}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_worker_has_every_table_that_was_confirmed() {
+    let proxy = Proxy::start().await;
+    let upstream = Upstream::start("one").await;
+    let table = |revision| {
+        snapshot(
+            revision,
+            service(vec![group(1, 1, vec![upstream.backend()])]),
+        )
+    };
+    let mut revision = 1;
+    proxy.put(&table(revision)).await;
+    for _ in 0..5 {
+        let before = proxy.status().await;
+        kill("-HUP", before.holder_pid.expect("it said so"));
+        let (mut boots, mut confirmed) = (0, fence(revision));
+        let began = std::time::Instant::now();
+        while boots < 20 && began.elapsed() < WAIT {
+            revision += 1;
+            if let Ok(status) = proxy.control.put_snapshot(&table(revision)).await {
+                confirmed = status.fence;
+            }
+            let Ok(status) = proxy.control.status().await else {
+                continue;
+            };
+            assert!(
+                status.fence >= confirmed,
+                "{} after {confirmed}",
+                status.fence
+            );
+            boots += u32::from(status.boot != before.boot);
+        }
+        assert_eq!(boots, 20, "another worker came up");
+    }
+}
+
+#[tokio::test]
+async fn nothing_counts_as_drained_while_an_older_worker_finishes() {
+    let proxy = Proxy::start().await;
+    let upstream = Upstream::start("one").await;
+    let table = |revision| {
+        snapshot(
+            revision,
+            service(vec![group(1, 1, vec![upstream.backend()])]),
+        )
+    };
+    proxy.put(&table(1)).await;
+    let before = proxy.status().await;
+    assert!(!before.finishing);
+    let address = before.http[0];
+    let slow = tokio::spawn(async move { get(address, "/slow/1500").await });
+    eventually("it arrived", || async { upstream.count() == 1 }).await;
+    kill("-HUP", before.holder_pid.expect("it said so"));
+    eventually("another worker answers", || async {
+        proxy.status().await.boot != before.boot
+    })
+    .await;
+    let during = proxy.status().await;
+    assert!(!slow.is_finished() && during.finishing);
+    assert_eq!(
+        slow.await.expect("no panic").expect("an answer").status,
+        200
+    );
+    eventually("the old one has ended", || async {
+        !proxy.status().await.finishing
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_request_held_by_the_old_worker_learns_that_the_pause_is_over() {
+    let proxy = Proxy::start().await;
+    let upstream = Upstream::start("one").await;
+    let table = |revision, mode| {
+        let mut entry = service(vec![group(1, 1, vec![upstream.backend()])]);
+        entry.mode = mode;
+        snapshot(revision, entry)
+    };
+    let pause = Mode::Pause {
+        requests_max: 10,
+        bytes_max: 1 << 20,
+        wait_max_ms: 15_000,
+    };
+    proxy.put(&table(1, pause)).await;
+    let before = proxy.status().await;
+    let address = before.http[0];
+    let held = tokio::spawn(async move { get(address, "/").await });
+    eventually("it is held", || async {
+        let stats = proxy.control.stats().await.expect("the proxy answers");
+        stats.services.values().any(|service| service.paused == 1)
+    })
+    .await;
+    kill("-HUP", before.holder_pid.expect("it said so"));
+    eventually("another worker answers", || async {
+        proxy.status().await.boot != before.boot
+    })
+    .await;
+    let began = std::time::Instant::now();
+    proxy.put(&table(2, Mode::Serve)).await;
+    let got = held.await.expect("no panic").expect("an answer");
+    assert_eq!(got.status, 200);
+    assert!(
+        began.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        began.elapsed()
+    );
 }
 
 #[tokio::test]

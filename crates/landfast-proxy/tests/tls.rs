@@ -262,3 +262,46 @@ where
     );
     driver.abort();
 }
+
+#[tokio::test]
+async fn a_renewed_certificate_is_used_without_a_new_snapshot() {
+    let proxy = Proxy::start_with(|settings| settings.worker.certificates_ms = 50).await;
+    let upstream = Upstream::start("one").await;
+    let folder = proxy.folder.path();
+    let mut old = RootCertStore::empty();
+    let certificate = issue(folder, "it", "shop.example", &mut old);
+    let table = service(vec![group(1, 1, vec![upstream.backend()])]);
+    let status = proxy
+        .put(&Snapshot {
+            certificates: vec![certificate.clone()],
+            ..snapshot(1, table)
+        })
+        .await;
+    let address = status.https[0];
+    let trusted = |roots: RootCertStore| async move {
+        connect(address, "shop.example", &roots, "http/1.1", BOTH)
+            .await
+            .is_ok()
+    };
+    assert!(trusted(old.clone()).await);
+
+    let mut renewed = RootCertStore::empty();
+    issue(folder, "it", "shop.example", &mut renewed);
+    eventually("the new one is served", || trusted(renewed.clone())).await;
+    assert!(!trusted(old).await);
+
+    // One that cannot be read leaves the last good one in use, and is told.
+    std::fs::write(&certificate.chain_path, "nothing").expect("written");
+    eventually("it is a problem", || async {
+        !proxy.status().await.problems.is_empty()
+    })
+    .await;
+    assert!(trusted(renewed).await);
+    let mut again = RootCertStore::empty();
+    issue(folder, "it", "shop.example", &mut again);
+    eventually("it is none any more", || async {
+        proxy.status().await.problems.is_empty()
+    })
+    .await;
+    assert!(trusted(again).await);
+}

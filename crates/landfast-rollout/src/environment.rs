@@ -268,6 +268,8 @@ impl Environment {
                 self.last_reading = Some(reading.clone());
                 if let Some(rollout) = &mut self.rollout {
                     rollout.ledger.add(reading);
+                } else if let Some(ended) = self.history.last_mut() {
+                    ended.ledger.add_after(at, reading);
                 }
             }
             Change::RolloutEnded { outcome } => self.end_rollout(at, outcome),
@@ -295,6 +297,7 @@ impl Environment {
             | Change::InstancePassing { .. }
             | Change::InstanceServing { .. }
             | Change::InstanceFailing { .. }
+            | Change::InstanceNotReady { .. }
             | Change::InstanceDraining { .. }
             | Change::InstanceStopping { .. }
             | Change::InstanceEnded { .. } => self.apply_to_instance(at, &event.change),
@@ -382,6 +385,13 @@ impl Environment {
             Some(over) if over.manifest == shape.replicas => over.replicas,
             Some(_) | None => shape.replicas,
         }
+    }
+
+    /// Whether the proxy's counters tell something about a rollout: the one that runs, or the last one's end and
+    /// what came after it.
+    pub fn wants_readings(&self, now: Timestamp) -> bool {
+        let ended = self.history.last();
+        self.rollout.is_some() || ended.is_some_and(|ended| ended.ledger.wants_readings(now))
     }
 
     /// The last sealed release before the current one that no rollback has left, for a rollback without a number.
@@ -513,9 +523,10 @@ impl Environment {
     }
 
     fn end_rollout(&mut self, at: Timestamp, outcome: &Outcome) {
-        let Some(rollout) = self.rollout.take() else {
+        let Some(mut rollout) = self.rollout.take() else {
             return;
         };
+        rollout.ledger.end(at);
         self.last_reading = rollout.ledger.last().cloned().or(self.last_reading.take());
         self.notify.insert(rollout.id);
         match outcome {
@@ -591,6 +602,7 @@ impl Environment {
                 address: None,
                 waits_since: at,
                 first_served_at: None,
+                not_ready: None,
             };
             self.instances.insert(instance.clone(), planned);
             return;
@@ -637,6 +649,14 @@ impl Environment {
             }
             Change::InstancePassing { instance } => {
                 update(instance, InstanceState::Passing { since: at });
+                if let Some(instance) = self.instances.get_mut(instance) {
+                    instance.not_ready = None;
+                }
+            }
+            Change::InstanceNotReady { instance, reason } => {
+                if let Some(instance) = self.instances.get_mut(instance) {
+                    instance.not_ready = Some(reason.clone());
+                }
             }
             Change::InstanceServing { instance } => {
                 if let Some(instance) = self.instances.get_mut(instance) {

@@ -59,6 +59,11 @@ pub enum Input {
     },
     /// The readiness probe's answer. Only changes matter; repeating one is harmless.
     Probed { instance: InstanceId, passing: bool },
+    /// Why the readiness probe fails. Only another reason matters; repeating one is harmless.
+    NotReady {
+        instance: InstanceId,
+        reason: String,
+    },
     /// The liveness probe gave up on the instance.
     NotLive {
         instance: InstanceId,
@@ -110,6 +115,7 @@ impl Input {
             Self::Started { .. }
             | Self::StartFailed { .. }
             | Self::Probed { .. }
+            | Self::NotReady { .. }
             | Self::NotLive { .. }
             | Self::Ended { .. }
             | Self::TrafficConfirmed { .. }
@@ -218,6 +224,11 @@ pub enum Change {
     },
     InstanceFailing {
         instance: InstanceId,
+    },
+    /// What its readiness probe says while it fails.
+    InstanceNotReady {
+        instance: InstanceId,
+        reason: String,
     },
     /// It leaves traffic and will be stopped. `hasty`: its requests are not waited for, it does not answer.
     InstanceDraining {

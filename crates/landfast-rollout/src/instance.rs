@@ -29,6 +29,9 @@ pub struct Instance {
     pub waits_since: Timestamp,
     /// When it first counted; crash loops and back-off depend on it.
     pub first_served_at: Option<Timestamp>,
+    /// What its readiness probe said last, while it does not pass.
+    #[serde(default)]
+    pub not_ready: Option<String>,
 }
 
 /// Where an instance is in its life.

@@ -28,7 +28,7 @@ pub use crate::{
     event::{Action, Change, Event, Input, Rejected},
     instance::{Instance, InstanceState},
     invariant::Violation,
-    ledger::{Counts, Ledger, Reading},
+    ledger::{Counts, Ledger, Reading, p99},
     plan::{Amount, Gate, RolloutPlan, ServiceShape, Strategy, Topology},
     rollout::{GateState, Kind, Outcome, ParkReason, Phase, Reverting, Rollout, Weights},
     traffic::{GroupTraffic, MemberState, ServiceTraffic, Traffic, TrafficMode},

@@ -149,6 +149,28 @@ fn one_instance_that_never_passes_fails_after_its_deadline() {
 }
 
 #[test]
+fn an_instance_that_was_not_ready_in_time_fails_with_what_its_probe_said() {
+    let mut bench = Bench::serving(api());
+    bench.quality.insert(ReleaseId(2), Quality::Mute);
+    let slow = RolloutPlan {
+        healthy_deadline: secs(60),
+        progress_deadline: secs(600),
+        ..plan(Strategy::BlueGreen)
+    };
+    bench.deploy(api(), slow).unwrap();
+    bench.run(2);
+    for reason in ["connection refused", "GET /ready answered 503"] {
+        for instance in bench.of("api", 2) {
+            let reason = reason.to_owned();
+            bench.tell(Input::NotReady { instance, reason }).unwrap();
+        }
+    }
+    bench.until("none");
+    let said = "was not ready within 1m: GET /ready answered 503";
+    assert!(bench.ended().contains(said), "{}", bench.ended());
+}
+
+#[test]
 fn passing_now_and_then_buys_no_time() {
     let mut bench = Bench::serving(api());
     bench.quality.insert(ReleaseId(2), Quality::Mute);

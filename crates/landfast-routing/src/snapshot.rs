@@ -193,6 +193,9 @@ pub struct ProxyStatus {
     pub preview: Option<SocketAddr>,
     /// Every backend in the table, and those that left it while something was still in flight to them.
     pub backends: BTreeMap<String, BackendStatus>,
+    /// An older worker still finishes what it had begun, which `backends` does not show: nothing is drained yet.
+    #[serde(default)]
+    pub finishing: bool,
     /// What could not be used of the snapshot, such as an unreadable certificate: host or path, and why.
     #[serde(default)]
     pub problems: Vec<String>,
@@ -222,6 +225,9 @@ impl BackendStatus {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ProxyStats {
     pub boot: String,
+    /// The worker before this one was asked to end, and finished what it had in flight by itself.
+    #[serde(default)]
+    pub took_over: bool,
     pub at: Timestamp,
     pub backends: BTreeMap<String, BackendStats>,
     pub services: BTreeMap<ServiceKey, ServiceStats>,
@@ -234,9 +240,16 @@ pub struct BackendStats {
     pub statuses: [u64; 5],
     /// Requests that got no whole answer from this backend: connect errors, resets, timeouts, short bodies.
     pub failures: u64,
-    /// Of these, how many were sent again elsewhere.
+    /// Of these, how many broke off after the answer's head, which is in `statuses` as well.
+    #[serde(default)]
+    pub broken_off: u64,
+    /// Of the failures, how many were sent again elsewhere.
     pub retried: u64,
-    /// Time from the request's head to the answer's head, of answered requests.
+    /// Requests and streams in flight at this moment: the only number here that falls.
+    #[serde(default)]
+    pub in_flight: u64,
+    /// Time from the start of the attempt that was answered to the answer's head: neither a pause nor another
+    /// backend's failure is in it.
     pub latency: Histogram,
     pub streams_opened: u64,
     /// Closed by the client or the instance itself.
@@ -260,7 +273,7 @@ pub struct ServiceStats {
     pub gateway_errors: u64,
     /// Refused by a limit (413, 431, 403, 400, …).
     pub refused: u64,
-    /// Held while paused, and the longest of those waits.
+    /// Held while paused, and the longest of those waits in the newest pause.
     pub paused: u64,
     pub pause_longest_ms: u64,
     /// Held, and then answered 503 because a bound was reached.

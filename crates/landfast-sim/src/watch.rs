@@ -316,6 +316,7 @@ impl Watch {
             | Change::InstancePassing { .. }
             | Change::InstanceServing { .. }
             | Change::InstanceFailing { .. }
+            | Change::InstanceNotReady { .. }
             | Change::InstanceStopping { .. }
             | Change::TrafficConfirmed { .. }
             | Change::TakenOver => {}

@@ -226,6 +226,7 @@ impl Proxy {
             https: Vec::new(),
             preview: None,
             backends,
+            finishing: false,
             problems: Vec::new(),
             holder_pid: None,
         }
@@ -278,6 +279,7 @@ impl DataPlane for Wire {
     async fn stats(&self) -> Result<ProxyStats, PlaneError> {
         Ok(ProxyStats {
             boot: "one".into(),
+            took_over: false,
             at: Timestamp::EPOCH,
             backends: BTreeMap::new(),
             services: BTreeMap::new(),

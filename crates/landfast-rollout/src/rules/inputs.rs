@@ -45,6 +45,10 @@ impl Draft {
                 self.probed(instance, passing);
                 Ok(())
             }
+            Input::NotReady { instance, reason } => {
+                self.not_ready(instance, reason);
+                Ok(())
+            }
             Input::NotLive { instance, reason } => {
                 self.condemn(&instance, reason);
                 Ok(())

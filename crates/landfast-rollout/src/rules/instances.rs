@@ -31,13 +31,25 @@ impl Draft {
         }
     }
 
+    /// Remembers why an instance does not pass, so that its deadline can name the cause.
+    pub(super) fn not_ready(&mut self, id: InstanceId, reason: String) {
+        use InstanceState::{Failing, Starting};
+        let waits = self.is_in(&id, |s| matches!(s, Starting { .. } | Failing { .. }));
+        let known = self.state.instances.get(&id);
+        let known = known.and_then(|instance| instance.not_ready.as_ref());
+        if waits && known != Some(&reason) {
+            let instance = id;
+            self.emit(Change::InstanceNotReady { instance, reason });
+        }
+    }
+
     pub(super) fn ended(&mut self, id: &InstanceId, exit: String) {
         let Some(instance) = self.state.instances.get(id) else {
             return;
         };
         let unseen = self.state.is_found_dead(self.now, instance);
         if !unseen {
-            self.blame(&instance.clone(), &exit);
+            self.blame(&instance.clone(), &format!("{exit} before it was ready"));
         }
         self.emit(Change::InstanceEnded {
             instance: id.clone(),
@@ -74,7 +86,7 @@ impl Draft {
         let new = self.state.side_of(instance) == Side::New;
         if new && fresh && rollout.phase.is_forward() && rollout.phase != Phase::Standby {
             let (id, release) = (&instance.id, instance.release);
-            let reason = format!("instance {id} of release {release} {what} before it was ready");
+            let reason = format!("instance {id} of release {release} {what}");
             self.emit(Change::Failed { reason });
         }
     }
@@ -111,7 +123,9 @@ impl Draft {
                     let since = instance.unready_since().unwrap_or(self.now);
                     if self.now.since(since) >= timing.healthy_deadline {
                         let limit = format_duration(timing.healthy_deadline);
-                        self.condemn(&id, format!("was not ready within {limit}"));
+                        let cause = instance.not_ready.as_ref();
+                        let cause = cause.map_or(String::new(), |cause| format!(": {cause}"));
+                        self.condemn(&id, format!("was not ready within {limit}{cause}"));
                     }
                 }
                 InstanceState::Passing { .. }

@@ -289,7 +289,7 @@ pub(crate) fn instance(view: &View, running: &Running, proxy: Option<&ProxyStatu
             .last_exits
             .get(&running.service)
             .map(|(_, id, exit)| format!("{id} {exit}")),
-        health: view.failing.get(&running.id).cloned(),
+        health: running.not_ready.clone(),
         pid: None,
         address: running.address.map(|address| address.to_string()),
         memory_bytes: None,
@@ -387,7 +387,7 @@ fn problems(view: &View, proxy: Option<&ProxyStatus>) -> Vec<Trouble> {
     }
     for running in view.state.instances.values() {
         if let State::Failing { .. } = running.state {
-            let said = view.failing.get(&running.id);
+            let said = running.not_ready.as_ref();
             let said = said.map_or(String::new(), |said| format!(": {said}"));
             let hint = format!("landfast logs --instance {}", running.id);
             add(

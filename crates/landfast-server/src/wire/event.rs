@@ -40,6 +40,7 @@ pub(crate) fn event(position: u64, scope: &Scope, event: &Event) -> Option<WireE
         | Change::InstancePassing { instance }
         | Change::InstanceServing { instance }
         | Change::InstanceFailing { instance }
+        | Change::InstanceNotReady { instance, .. }
         | Change::InstanceDraining { instance, .. }
         | Change::InstanceStopping { instance }
         | Change::InstanceEnded { instance, .. } => wire.instance = Some(instance.to_string()),
@@ -164,6 +165,11 @@ pub fn event_text(change: &Change) -> Option<(&'static str, Level, String)> {
             "instance-failing",
             Warning,
             format!("{instance} fails its readiness probe"),
+        ),
+        Change::InstanceNotReady { instance, reason } => (
+            "instance-not-ready",
+            Info,
+            format!("{instance} is not ready: {reason}"),
         ),
         Change::InstanceDraining {
             instance,

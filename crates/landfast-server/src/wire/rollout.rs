@@ -412,12 +412,7 @@ fn deadlines(rollout: &Moving) -> Vec<Deadline> {
 }
 
 fn p99(latency: &Histogram) -> Option<f64> {
-    // With fewer answers the 99th percentile is the slowest one, which says nothing.
-    const ANSWERS_MIN: u64 = 100;
-    let quantile = latency
-        .quantile(0.99)
-        .filter(|_| latency.count() >= ANSWERS_MIN)?;
-    Some(quantile.as_secs_f64() * 1e3)
+    landfast_rollout::p99(latency).map(|quantile| quantile.as_secs_f64() * 1e3)
 }
 
 /// What a rollout cost.
@@ -455,7 +450,7 @@ fn ledger(
         latency_p99: Latency {
             before_ms: p99(&ledger.before),
             during_ms: p99(&ledger.during()),
-            after_ms: None,
+            after_ms: p99(&ledger.after),
         },
         pause_longest_ms: ledger.pause_longest_ms,
         retries,
