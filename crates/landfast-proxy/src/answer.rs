@@ -114,9 +114,7 @@ pub(crate) struct Leg {
 impl Leg {
     /// The answer is complete: the connection may serve another request.
     pub(crate) fn finish(self, exchange: &mut Exchange) {
-        if let Some(progress) = &self.progress {
-            exchange.bytes_in = progress.bytes.get();
-        }
+        self.note_upload(exchange);
         // An answer that came before the end of the request leaves a connection in an unknown state.
         if self
             .progress
@@ -124,6 +122,12 @@ impl Leg {
             .is_none_or(|progress| progress.ended.get())
         {
             pool::give_back(&self.thread, self.entry.backend(), self.sender);
+        }
+    }
+
+    fn note_upload(&self, exchange: &mut Exchange) {
+        if let Some(progress) = &self.progress {
+            exchange.bytes_in = progress.bytes.get();
         }
     }
 }
@@ -165,6 +169,12 @@ pub(crate) fn relay(
     let frames = stream::unfold(Some(relay), |relay| async {
         let mut relay = relay?;
         match relay.step().await {
+            // After the last byte that was announced nobody asks for more: hyper drops the body of an HTTP/1 answer
+            // without reading on to its end.
+            Step::Data(frame) if relay.body.is_end_stream() => {
+                relay.finish();
+                Some((Ok(frame), None))
+            }
             Step::Data(frame) => Some((Ok(frame), Some(relay))),
             Step::End => {
                 relay.finish();
@@ -206,6 +216,7 @@ impl Relay {
     fn fail(mut self, cause: String) {
         if let Some(leg) = &self.leg {
             leg.entry.backend().counters.failures.add(1);
+            leg.note_upload(&mut self.exchange);
         }
         self.exchange.fail(cause);
     }

@@ -7,7 +7,7 @@
 
 mod support;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::atomic::Ordering, time::Duration};
 
 use landfast_proxy::control::ControlError;
 use landfast_routing::snapshot::Mode;
@@ -550,4 +550,46 @@ async fn the_access_log_has_a_line_per_request_without_its_query() {
         (&lines[0]["status"], &lines[1]["status"]),
         (&200.into(), &500.into())
     );
+}
+
+#[tokio::test]
+async fn whole_answers_are_written_down_as_such_and_connections_to_the_backend_are_used_again() {
+    let mut proxy = Proxy::start().await;
+    let upstream = Upstream::start("one").await;
+    proxy
+        .put(&snapshot(
+            1,
+            service(vec![group(1, 1, vec![upstream.backend()])]),
+        ))
+        .await;
+    let mut wire = Wire::connect(proxy.http().await).await.expect("connected");
+    let upload = "b".repeat(100_000);
+    let post = format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 100000\r\n\r\n{upload}");
+    wire.send(&post).await.expect("sent");
+    assert_eq!(wire.answer().await.expect("an answer").status, 200);
+    for path in ["/", "/big/200000", "/drip/3/1", "/status/204"].repeat(5) {
+        wire.send(&format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n"))
+            .await
+            .expect("sent");
+        assert!(wire.answer().await.expect("an answer").is_whole);
+    }
+    // One of each serving thread at most, and the upload's own.
+    let connections = upstream.connections.load(Ordering::SeqCst);
+    assert!(
+        connections <= 3,
+        "{connections} connections for 21 requests"
+    );
+    let stats = proxy.control.stats().await.expect("the proxy answers");
+    assert_eq!(stats.services[&key()].client_gone, 0);
+    assert_eq!(stats.backends["one"].bytes_in, 100_000);
+    drop(wire);
+    assert!(proxy.stop());
+    let log = std::fs::read_to_string(proxy.access_log()).expect("a log");
+    let lines: Vec<serde_json::Value> = log
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect();
+    assert_eq!(lines.len(), 21, "{log}");
+    assert!(lines.iter().all(|line| line["cause"].is_null()), "{log}");
+    assert_eq!(lines[0]["bytes_in"], 100_000);
 }
