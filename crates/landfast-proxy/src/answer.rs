@@ -109,6 +109,9 @@ pub(crate) struct Leg {
     pub(crate) entry: InFlight,
     /// Of a streamed request body.
     pub(crate) progress: Option<Rc<Progress>>,
+    /// Whether another request may follow on this connection: not where a change of protocol was asked for,
+    /// whatever the backend made of it.
+    pub(crate) may_pool: bool,
 }
 
 impl Leg {
@@ -116,11 +119,11 @@ impl Leg {
     pub(crate) fn finish(self, exchange: &mut Exchange) {
         self.note_upload(exchange);
         // An answer that came before the end of the request leaves a connection in an unknown state.
-        if self
+        let is_sent = self
             .progress
             .as_ref()
-            .is_none_or(|progress| progress.ended.get())
-        {
+            .is_none_or(|progress| progress.ended.get());
+        if self.may_pool && is_sent {
             pool::give_back(&self.thread, self.entry.backend(), self.sender);
         }
     }
@@ -241,6 +244,7 @@ pub(crate) fn relay_events(body: Incoming, leg: Leg, exchange: Box<Exchange>) ->
         sender,
         entry,
         progress: _,
+        may_pool: _,
     } = leg;
     let due = drain::Due::new(entry.backend(), &thread.shared);
     let relay = EventRelay {

@@ -209,6 +209,7 @@ async fn attempt(
                     sender,
                     entry,
                     progress,
+                    may_pool: true,
                 };
                 return Ok((response, leg));
             }
@@ -237,6 +238,7 @@ async fn attempt(
             sender,
             entry,
             progress,
+            may_pool: !outgoing.is_upgrade,
         },
     ))
 }

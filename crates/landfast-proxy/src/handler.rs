@@ -132,6 +132,11 @@ async fn decide(client: &Rc<Client>, request: Request<Incoming>, exchange: &mut 
     let length = content_length(&parts.headers).or(body.is_end_stream().then_some(0));
     let upgrade = parts.extensions.remove::<OnUpgrade>();
     let is_websocket = headers::is_websocket_upgrade(&parts.headers);
+    // What follows the head would be a body to one reader and another request to the next.
+    if is_websocket && (parts.method != Method::GET || length != Some(0)) {
+        let text = "a WebSocket begins with a GET that has no body";
+        return own(StatusCode::BAD_REQUEST, text).closing();
+    }
     let thread = &client.thread;
     let mut changes = thread.shared.changes();
     let mut held: Option<Held> = None;
@@ -327,6 +332,7 @@ fn switch(
         sender,
         entry,
         progress: _,
+        may_pool: _,
     } = leg;
     let due = crate::drain::Due::new(entry.backend(), &client.thread.shared);
     let stream = entry.into_stream();

@@ -593,3 +593,52 @@ async fn whole_answers_are_written_down_as_such_and_connections_to_the_backend_a
     assert!(lines.iter().all(|line| line["cause"].is_null()), "{log}");
     assert_eq!(lines[0]["bytes_in"], 100_000);
 }
+
+#[tokio::test]
+async fn an_upgrade_smuggles_nothing_and_its_connection_is_never_used_again() {
+    let proxy = Proxy::start().await;
+    let upstream = Upstream::start("one").await;
+    proxy
+        .put(&snapshot(
+            1,
+            service(vec![group(1, 1, vec![upstream.backend()])]),
+        ))
+        .await;
+    let address = proxy.http().await;
+    let upgrade = "host: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n";
+    let hidden = "GET /hidden HTTP/1.1\r\nhost: a\r\n\r\n";
+    let length = hidden.len();
+    for request in [
+        format!("GET / HTTP/1.1\r\n{upgrade}content-length: {length}\r\n\r\n{hidden}"),
+        format!(
+            "GET / HTTP/1.1\r\n{upgrade}transfer-encoding: chunked\r\n\r\n{length:x}\r\n{hidden}\r\n0\r\n\r\n"
+        ),
+        format!("POST / HTTP/1.1\r\n{upgrade}\r\n"),
+    ] {
+        let mut wire = Wire::connect(address).await.expect("connected");
+        wire.send(&request).await.expect("sent");
+        assert_eq!(
+            wire.answer().await.expect("an answer").status,
+            400,
+            "{request}"
+        );
+        assert!(
+            wire.rest().await.is_empty(),
+            "the connection ends: {request}"
+        );
+    }
+    assert_eq!(upstream.count(), 0);
+    // A backend that declines the upgrade: the next request gets a connection of its own.
+    for (method_and_fields, connections) in [
+        (format!("GET / HTTP/1.1\r\n{upgrade}content-length: 0"), 1),
+        (format!("GET / HTTP/1.1\r\n{upgrade}x: y"), 2),
+        ("GET / HTTP/1.1\r\nhost: a".to_owned(), 3),
+    ] {
+        let mut wire = Wire::connect(address).await.expect("connected");
+        wire.send(&format!("{method_and_fields}\r\n\r\n"))
+            .await
+            .expect("sent");
+        assert_eq!(wire.answer().await.expect("an answer").status, 200);
+        assert_eq!(upstream.connections.load(Ordering::SeqCst), connections);
+    }
+}
