@@ -134,6 +134,9 @@ pub(crate) async fn forward(
     let state = Arc::clone(&live.services[service]);
     let turn = state.turn.fetch_add(1, Ordering::Relaxed);
     let mut tried: Vec<u64> = Vec::new();
+    // A pooled connection may cost a second sending. Once per request is enough: what is sent again after a
+    // failure goes over a fresh one.
+    let mut may_reuse = true;
     let mut last: Option<Failure> = None;
     loop {
         let pick = live.pick(service, destination.preview, turn, &tried);
@@ -162,7 +165,7 @@ pub(crate) async fn forward(
         let backend = Arc::clone(entry.backend());
         exchange.backend = Some(Arc::clone(&backend));
         let address = live.table.backends[slot].address;
-        let failure = match attempt(thread, entry, address, outgoing).await {
+        let failure = match attempt(thread, entry, address, outgoing, may_reuse).await {
             Ok((response, leg)) => {
                 backend.succeeded(&live.table.services[service].ejection);
                 return Outcome::Answered(response, leg);
@@ -185,6 +188,7 @@ pub(crate) async fn forward(
         }
         backend.counters.retried.add(1);
         exchange.retries += 1;
+        may_reuse = false;
         tried.push(backend.serial);
         last = Some(failure);
     }
@@ -195,13 +199,16 @@ async fn attempt(
     entry: InFlight,
     address: std::net::SocketAddr,
     outgoing: &mut Outgoing,
+    may_reuse: bool,
 ) -> Result<(Response<Incoming>, Leg), Failure> {
     let is_kept = !matches!(outgoing.source, Source::Stream(_));
-    let may_reuse = is_kept && !outgoing.is_upgrade && retry::is_idempotent(&outgoing.method);
+    let may_reuse =
+        may_reuse && is_kept && !outgoing.is_upgrade && retry::is_idempotent(&outgoing.method);
     let pooled = may_reuse
         .then(|| thread.pool.take(entry.backend()))
         .flatten();
     if let Some(sender) = pooled {
+        let began = clock::instant();
         match send(sender, &entry, outgoing).await {
             Ok((response, sender, progress)) => {
                 let leg = Leg {
@@ -214,7 +221,13 @@ async fn attempt(
                 return Ok((response, leg));
             }
             // The connection had gone stale. Such a request may be sent twice: once more, on a fresh one.
-            Err(failure) if failure.status == StatusCode::BAD_GATEWAY => {}
+            Err(failure)
+                if failure.status == StatusCode::BAD_GATEWAY
+                    && retry::is_stale(
+                        failure.sent,
+                        clock::instant().saturating_duration_since(began),
+                    )
+                    && !entry.backend().is_draining() => {}
             Err(failure) => return Err(failure),
         }
     }

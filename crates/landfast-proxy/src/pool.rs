@@ -4,8 +4,10 @@
 //!
 //! A backend may close an idle connection at the very moment a request is written to it, and from outside that
 //! looks the same as a backend that took the request and died. Only a request that may be sent twice survives
-//! the doubt. So only *idempotent* requests whose body, if any, is at hand use pooled connections; when one of
-//! these fails before a byte of the answer, it is sent once more on a fresh connection to the same backend.
+//! the doubt. So only *idempotent* requests whose body, if any, is at hand use pooled connections. When one of
+//! these was never written, or its connection broke at once (`landfast_routing::retry::is_stale`), it is sent
+//! once more on a fresh connection to the same backend, and nobody is blamed. A connection that breaks later
+//! broke under work: that is a failure of the backend like any other, and goes by the rules for retries.
 //! Every other request (a POST, a large upload, a WebSocket) gets a fresh connection: there, a backend that is
 //! gone refuses the connection, nothing was sent, and the request goes elsewhere. That costs a POST one
 //! connection set-up, and loses none.

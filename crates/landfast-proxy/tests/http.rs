@@ -10,7 +10,7 @@ mod support;
 use std::{collections::BTreeMap, sync::atomic::Ordering, time::Duration};
 
 use landfast_proxy::control::ControlError;
-use landfast_routing::snapshot::Mode;
+use landfast_routing::snapshot::{Backend, Mode};
 use support::*;
 
 #[tokio::test]
@@ -328,15 +328,13 @@ async fn an_idempotent_request_is_sent_again_when_its_backend_dies_and_a_post_ne
     }
 }
 
-#[tokio::test]
-async fn stale_connections_lose_nothing() {
-    let proxy = Proxy::start().await;
-    // An upstream that closes each connection after one answer, without saying so in time.
+/// A backend that answers one request of each connection; the second it takes in, and dies of it later.
+async fn rude(later: Duration) -> (Backend, tokio::task::JoinHandle<()>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
         .await
         .expect("a port");
     let backend = serving("rude", listener.local_addr().expect("an address"));
-    let rude = tokio::spawn(async move {
+    let task = tokio::spawn(async move {
         loop {
             let (mut stream, _) = listener.accept().await.expect("accepted");
             tokio::spawn(async move {
@@ -346,12 +344,47 @@ async fn stale_connections_lose_nothing() {
                 if count > 0 {
                     let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
                     stream.write_all(answer).await.expect("sent");
-                    // Takes the next request in and dies of it.
                     let _second = stream.read(&mut buffer).await;
+                    tokio::time::sleep(later).await;
                 }
             });
         }
     });
+    (backend, task)
+}
+
+#[tokio::test]
+async fn a_kept_connection_that_breaks_under_work_is_a_failure_of_its_backend() {
+    let proxy = Proxy::start().await;
+    let (backend, rude) = rude(Duration::from_millis(300)).await;
+    let fine = Upstream::start("fine").await;
+    proxy
+        .put(&snapshot(
+            1,
+            service(vec![group(1, 1, vec![backend, fine.backend()])]),
+        ))
+        .await;
+    let mut wire = Wire::connect(proxy.http().await).await.expect("connected");
+    for _ in 0..4 {
+        wire.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+            .await
+            .expect("sent");
+        assert_eq!(wire.answer().await.expect("an answer").status, 200);
+    }
+    let stats = proxy.control.stats().await.expect("the proxy answers");
+    let counted = &stats.backends["rude"];
+    assert_eq!(
+        (counted.statuses[1], counted.failures, counted.retried),
+        (1, 1, 1)
+    );
+    assert_eq!(fine.count(), 3, "what broke was answered elsewhere");
+    rude.abort();
+}
+
+#[tokio::test]
+async fn stale_connections_lose_nothing() {
+    let proxy = Proxy::start().await;
+    let (backend, rude) = rude(Duration::ZERO).await;
     proxy
         .put(&snapshot(1, service(vec![group(1, 1, vec![backend])])))
         .await;

@@ -4,7 +4,10 @@
 //! bank: each request pays a share in, each retry takes a whole one out. It starts with a small floor, so that
 //! a quiet service can retry at all, and is capped, so that a long quiet time cannot buy a storm.
 
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::{
+    sync::atomic::{AtomicI64, Ordering},
+    time::Duration,
+};
 
 use http::Method;
 
@@ -14,6 +17,9 @@ const FLOOR: i64 = 100;
 const CAP: i64 = 1_000;
 /// One retry, in the hundredths the bank counts in.
 const WHOLE: i64 = 100;
+
+/// An idle connection that the backend had closed breaks this soon after a request is written to it.
+const STALE_MAX: Duration = Duration::from_millis(20);
 
 /// How far an attempt got.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +39,16 @@ pub fn may_retry(method: &Method, sent: Sent, replayable: bool) -> bool {
         Sent::Nothing => replayable,
         Sent::Something => replayable && is_idempotent(method),
         // An answer is the backend's own word, whatever it says: it is passed on.
+        Sent::Answered => false,
+    }
+}
+
+/// Whether a request that failed on a kept connection, `after` it was written, found the connection closed
+/// rather than the backend broken.
+pub fn is_stale(sent: Sent, after: Duration) -> bool {
+    match sent {
+        Sent::Nothing => true,
+        Sent::Something => after <= STALE_MAX,
         Sent::Answered => false,
     }
 }
@@ -101,6 +117,22 @@ mod tests {
                 expected,
                 "{method} {sent:?} {replayable}"
             );
+        }
+    }
+
+    #[test]
+    fn only_a_connection_that_breaks_at_once_was_stale() {
+        let cases = [
+            (Sent::Nothing, 3_000, true),
+            (Sent::Something, 1, true),
+            (Sent::Something, 20, true),
+            (Sent::Something, 21, false),
+            (Sent::Something, 3_000, false),
+            (Sent::Answered, 1, false),
+        ];
+        for (sent, millis, expected) in cases {
+            let found = is_stale(sent, Duration::from_millis(millis));
+            assert_eq!(found, expected, "{sent:?} {millis}");
         }
     }
 
