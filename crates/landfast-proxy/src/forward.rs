@@ -227,7 +227,7 @@ async fn attempt(
                         failure.sent,
                         clock::instant().saturating_duration_since(began),
                     )
-                    && !entry.backend().is_draining() => {}
+                    && !entry.backend().is_leaving() => {}
             Err(failure) => return Err(failure),
         }
     }

@@ -71,7 +71,7 @@ impl Pool {
     }
 
     fn put(&self, backend: &std::sync::Arc<Backend>, sender: Sender) {
-        if sender.is_closed() || backend.is_draining() || self.closed.get() {
+        if sender.is_closed() || backend.is_leaving() || self.closed.get() {
             return;
         }
         let mut idle = self.idle.borrow_mut();
@@ -98,7 +98,7 @@ impl Pool {
         self.idle.borrow_mut().retain(|_, list| {
             list.retain(|entry| {
                 !entry.sender.is_closed()
-                    && !entry.backend.is_draining()
+                    && !entry.backend.is_leaving()
                     && now.saturating_duration_since(entry.since) < IDLE_AGE_MAX
             });
             !list.is_empty()
