@@ -158,10 +158,14 @@ impl Backend {
         *self.phase.borrow() != Phase::Serving
     }
 
+    /// Whether its active checks pass.
+    pub(crate) fn is_healthy(&self) -> bool {
+        self.healthy.load(Ordering::Relaxed)
+    }
+
     /// Whether new requests may go to it.
     pub(crate) fn is_usable(&self, now: Timestamp) -> bool {
-        self.healthy.load(Ordering::Relaxed)
-            && self.ejected_until.load(Ordering::Relaxed) <= now.as_micros()
+        self.is_healthy() && self.ejected_until.load(Ordering::Relaxed) <= now.as_micros()
     }
 
     pub(crate) fn in_flight(&self) -> u64 {

@@ -140,8 +140,6 @@ pub(crate) async fn forward(
     let mut last: Option<Failure> = None;
     loop {
         let pick = live.pick(service, destination.preview, turn, &tried);
-        // With every backend tried, one of them may have come to its senses; a single replica has only itself.
-        let pick = pick.or_else(|| live.pick(service, destination.preview, turn, &[]));
         let Some(slot) = pick else {
             return last.map_or(Outcome::Unavailable, |f| Outcome::Failed(f.status, f.cause));
         };

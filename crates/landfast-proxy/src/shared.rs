@@ -312,6 +312,15 @@ impl Registry {
     }
 }
 
+/// Which backends a pick may find.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Admit {
+    /// Healthy, and not ejected.
+    Usable,
+    /// Healthy by the active checks.
+    Healthy,
+}
+
 impl Live {
     fn empty() -> Self {
         Self {
@@ -324,42 +333,70 @@ impl Live {
         }
     }
 
-    /// Picks a backend of a service: the group by weight (or the preview group), then the least loaded of it.
-    /// Where the group's turn finds it without a usable backend, another group with weight takes it.
-    /// `avoid`: serials already tried.
+    /// Picks a backend of a service for an attempt, best first: one not tried yet, one that was (it may have come
+    /// to its senses, and a single replica has only itself), and then the same among those that are ejected,
+    /// since a backend that failed a moment ago is better than no answer.
     pub(crate) fn pick(
         &self,
         service: usize,
         preview: bool,
         turn: u64,
+        tried: &[u64],
+    ) -> Option<usize> {
+        [Admit::Usable, Admit::Healthy]
+            .into_iter()
+            .flat_map(|admit| [(admit, tried), (admit, &[])])
+            .find_map(|(admit, avoid)| self.pick_among(service, preview, turn, admit, avoid))
+    }
+
+    /// The group by weight (or the preview group), then the least loaded of it.
+    /// Where the group's turn finds it without a usable backend, another group with weight takes it.
+    /// `avoid`: serials already tried.
+    fn pick_among(
+        &self,
+        service: usize,
+        preview: bool,
+        turn: u64,
+        admit: Admit,
         avoid: &[u64],
     ) -> Option<usize> {
         let entry = &self.table.services[service];
         if let (true, Some(group)) = (preview, entry.preview) {
-            return self.pick_in(group, entry.slow_start_ms, avoid);
+            return self.pick_in(group, entry.slow_start_ms, admit, avoid);
         }
         let first = entry.groups[entry.schedule.pick(turn)?];
-        self.pick_in(first, entry.slow_start_ms, avoid).or_else(|| {
-            let others = entry.groups.iter().filter(|group| **group != first);
-            let mut weighted: Vec<usize> = others
-                .copied()
-                .filter(|group| self.table.groups[*group].weight > 0)
-                .collect();
-            weighted.sort_by_key(|group| std::cmp::Reverse(self.table.groups[*group].weight));
-            weighted
-                .into_iter()
-                .find_map(|group| self.pick_in(group, entry.slow_start_ms, avoid))
-        })
+        self.pick_in(first, entry.slow_start_ms, admit, avoid)
+            .or_else(|| {
+                let others = entry.groups.iter().filter(|group| **group != first);
+                let mut weighted: Vec<usize> = others
+                    .copied()
+                    .filter(|group| self.table.groups[*group].weight > 0)
+                    .collect();
+                weighted.sort_by_key(|group| std::cmp::Reverse(self.table.groups[*group].weight));
+                weighted
+                    .into_iter()
+                    .find_map(|group| self.pick_in(group, entry.slow_start_ms, admit, avoid))
+            })
     }
 
-    fn pick_in(&self, group: usize, slow_start_ms: u64, avoid: &[u64]) -> Option<usize> {
+    fn pick_in(
+        &self,
+        group: usize,
+        slow_start_ms: u64,
+        admit: Admit,
+        avoid: &[u64],
+    ) -> Option<usize> {
         let serving = &self.table.groups[group].serving;
         let turn = self.turns[group].fetch_add(1, Ordering::Relaxed);
         let now = clock::monotonic();
         let slow_start = Duration::from_millis(slow_start_ms);
         let index = balance::least_loaded(serving.len(), turn, |index| {
             let backend = &self.backends[serving[index]];
-            if !backend.is_usable(now) || avoid.contains(&backend.serial) {
+            let is_admitted = match admit {
+                Admit::Usable => backend.is_usable(now),
+                Admit::Healthy => backend.is_healthy(),
+            };
+            if !is_admitted || avoid.contains(&backend.serial) {
                 return None;
             }
             let share = if slow_start_ms == 0 {

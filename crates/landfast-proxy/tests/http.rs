@@ -10,7 +10,7 @@ mod support;
 use std::{collections::BTreeMap, sync::atomic::Ordering, time::Duration};
 
 use landfast_proxy::control::ControlError;
-use landfast_routing::snapshot::{Backend, Mode};
+use landfast_routing::snapshot::{Backend, Mode, ProxyStatus};
 use support::*;
 
 #[tokio::test]
@@ -674,4 +674,36 @@ async fn an_upgrade_smuggles_nothing_and_its_connection_is_never_used_again() {
         assert_eq!(wire.answer().await.expect("an answer").status, 200);
         assert_eq!(upstream.connections.load(Ordering::SeqCst), connections);
     }
+}
+
+#[tokio::test]
+async fn an_ejected_backend_answers_while_there_is_no_other() {
+    let proxy = Proxy::start().await;
+    let (one, two) = (Upstream::start("one").await, Upstream::start("two").await);
+    let with = |revision, backends| {
+        let mut wanted = service(vec![group(1, 1, backends)]);
+        wanted.ejection.failures = 1;
+        let mut wanted = snapshot(revision, wanted);
+        wanted.routes[0].timeouts.first_byte_ms = 100;
+        wanted
+    };
+    let both = vec![one.backend(), two.backend()];
+    let ejected = |status: &ProxyStatus| -> Vec<String> {
+        let found = status.backends.iter().filter(|(_, found)| found.ejected);
+        found.map(|(id, _)| id.clone()).collect()
+    };
+    proxy.put(&with(1, both.clone())).await;
+    let address = proxy.http().await;
+    assert_eq!(
+        get(address, "/slow/300").await.expect("an answer").status,
+        504
+    );
+    let out = ejected(&proxy.status().await);
+    assert_eq!(out.len(), 1, "the last one stays");
+    let got = get(address, "/").await.expect("an answer");
+    assert_ne!(got.text(), out[0], "left alone while there is another");
+    let alone = both.into_iter().filter(|backend| backend.id == out[0]);
+    let status = proxy.put(&with(2, alone.collect())).await;
+    assert_eq!(ejected(&status), out);
+    assert_eq!(get(address, "/").await.expect("an answer").text(), out[0]);
 }

@@ -1,6 +1,6 @@
 //! Passive ejection: a backend whose answers fail several times in a row is left alone for a while, each time
-//! for twice as long. The last backend that still takes requests is never ejected: a bad answer is better than
-//! none.
+//! for twice as long. The last backend that still takes requests is never ejected, and one that is gets requests
+//! all the same while no other can take them: a bad answer is better than none.
 
 use std::time::Duration;
 
