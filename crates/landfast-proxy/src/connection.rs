@@ -26,6 +26,7 @@ use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
+    sync::OwnedSemaphorePermit,
     time::Instant,
 };
 use tokio_rustls::TlsAcceptor;
@@ -52,7 +53,13 @@ pub(crate) enum Kind {
 }
 
 /// Serves a connection to its end.
-pub(crate) async fn serve(thread: Rc<Thread>, stream: TcpStream, peer: SocketAddr, kind: Kind) {
+pub(crate) async fn serve(
+    thread: Rc<Thread>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    kind: Kind,
+    permit: OwnedSemaphorePermit,
+) {
     if stream.set_nodelay(true).is_err() {
         return;
     }
@@ -75,8 +82,8 @@ pub(crate) async fn serve(thread: Rc<Thread>, stream: TcpStream, peer: SocketAdd
             () = ended(&thread) => None,
         };
         return match is_h2 {
-            Some(true) => serve_http2(client, ClientIo { stream, activity }).await,
-            Some(false) => serve_http1(client, ClientIo { stream, activity }).await,
+            Some(true) => serve_http2(client, ClientIo::new(stream, activity, permit)).await,
+            Some(false) => serve_http1(client, ClientIo::new(stream, activity, permit)).await,
             None => {}
         };
     };
@@ -85,7 +92,7 @@ pub(crate) async fn serve(thread: Rc<Thread>, stream: TcpStream, peer: SocketAdd
         return;
     };
     let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-    let io = ClientIo { stream, activity };
+    let io = ClientIo::new(stream, activity, permit);
     if is_h2 {
         Box::pin(serve_http2(client, io)).await;
     } else {
@@ -340,6 +347,18 @@ impl Activity {
 pub(crate) struct ClientIo<S> {
     stream: S,
     activity: Arc<Activity>,
+    /// Given back with the descriptor: a connection that became a tunnel still has it.
+    _permit: OwnedSemaphorePermit,
+}
+
+impl<S> ClientIo<S> {
+    fn new(stream: S, activity: Arc<Activity>, permit: OwnedSemaphorePermit) -> Self {
+        Self {
+            stream,
+            activity,
+            _permit: permit,
+        }
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for ClientIo<S> {

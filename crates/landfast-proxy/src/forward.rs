@@ -232,15 +232,7 @@ async fn attempt(
     let timeout = Duration::from_millis(outgoing.timeouts.connect_ms);
     let sender = pool::connect(thread, address, timeout)
         .await
-        .map_err(|error| Failure {
-            sent: Sent::Nothing,
-            status: match error {
-                pool::ConnectError::Timeout => StatusCode::GATEWAY_TIMEOUT,
-                pool::ConnectError::Io(_) | pool::ConnectError::Http(_) => StatusCode::BAD_GATEWAY,
-            },
-            cause: error.to_string(),
-            counts: true,
-        })?;
+        .map_err(|error| unconnected(address, &error))?;
     let (response, sender, progress) = send(sender, &entry, outgoing).await?;
     Ok((
         response,
@@ -252,6 +244,24 @@ async fn attempt(
             may_pool: !outgoing.is_upgrade,
         },
     ))
+}
+
+fn unconnected(address: std::net::SocketAddr, error: &pool::ConnectError) -> Failure {
+    let is_ours = error.is_ours();
+    if is_ours {
+        tracing::error!(%address, %error, "this host has no connection left to give");
+    }
+    let status = match error {
+        _ if is_ours => StatusCode::SERVICE_UNAVAILABLE,
+        pool::ConnectError::Timeout => StatusCode::GATEWAY_TIMEOUT,
+        pool::ConnectError::Io(_) | pool::ConnectError::Http(_) => StatusCode::BAD_GATEWAY,
+    };
+    Failure {
+        sent: Sent::Nothing,
+        status,
+        cause: error.to_string(),
+        counts: !is_ours,
+    }
 }
 
 type Answered = (

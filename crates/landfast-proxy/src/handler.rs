@@ -261,6 +261,11 @@ async fn decide(client: &Rc<Client>, request: Request<Incoming>, exchange: &mut 
                 exchange.cause = Some("no backend is ready".into());
                 unavailable("no instance is ready")
             }
+            Outcome::Failed(StatusCode::SERVICE_UNAVAILABLE, cause) => {
+                service.counters.unavailable.add(1);
+                exchange.cause = Some(cause);
+                unavailable("too many connections")
+            }
             Outcome::Failed(status, cause) => {
                 let counter = if status.is_server_error() {
                     &service.counters.gateway_errors

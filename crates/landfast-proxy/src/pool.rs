@@ -22,6 +22,7 @@ use std::{
 
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use rustix::io::Errno;
 use tokio::{net::TcpStream, time::Instant};
 
 use crate::{backend::Backend, clock, request_body::RequestBody, thread::Thread};
@@ -58,6 +59,29 @@ pub(crate) enum ConnectError {
     Timeout,
     #[error("connect: {0}")]
     Http(#[from] hyper::Error),
+}
+
+impl ConnectError {
+    /// Whether it is this host that has run out of descriptors, ports or memory: no fault of the backend.
+    pub(crate) fn is_ours(&self) -> bool {
+        match self {
+            Self::Io(error) => is_exhaustion(error),
+            Self::Timeout | Self::Http(_) => false,
+        }
+    }
+}
+
+/// Whether a socket could not be had because this process or host has too many.
+pub(crate) fn is_exhaustion(error: &std::io::Error) -> bool {
+    let ours = [
+        Errno::MFILE,
+        Errno::NFILE,
+        Errno::ADDRNOTAVAIL,
+        Errno::NOBUFS,
+        Errno::NOMEM,
+    ];
+    ours.iter()
+        .any(|ours| error.raw_os_error() == Some(ours.raw_os_error()))
 }
 
 impl Pool {
@@ -144,4 +168,27 @@ pub(crate) async fn connect(
         }
     });
     Ok(sender)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn our_own_want_is_told_from_a_backend_that_refuses() {
+        for (errno, is_ours) in [
+            (Errno::MFILE, true),
+            (Errno::NFILE, true),
+            (Errno::ADDRNOTAVAIL, true),
+            (Errno::CONNREFUSED, false),
+            (Errno::CONNRESET, false),
+            (Errno::HOSTUNREACH, false),
+        ] {
+            let error = ConnectError::Io(io::Error::from(errno));
+            assert_eq!(error.is_ours(), is_ours, "{errno}");
+        }
+        assert!(!ConnectError::Timeout.is_ours());
+    }
 }

@@ -33,6 +33,10 @@ pub struct WorkerSettings {
     pub shutdown_ms: u64,
     pub header_bytes_max: usize,
     pub headers_max: usize,
+    /// Connections of clients served at a time; more wait in the backlog. Zero: what the limit of open
+    /// descriptors allows, with as many left for the backends.
+    #[serde(default)]
+    pub connections_max: usize,
 }
 
 impl WorkerSettings {
@@ -48,6 +52,7 @@ impl WorkerSettings {
             shutdown_ms: 30_000,
             header_bytes_max: 64 << 10,
             headers_max: 100,
+            connections_max: 0,
         }
     }
 

@@ -18,7 +18,7 @@ use landfast_routing::{
     table::Table,
 };
 use landfast_types::{Fence, FenceGuard, ServiceKey, StaleFence};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -33,6 +33,19 @@ use crate::{
 
 /// How long the counters of a backend that left are still shown.
 const LEFT_SHOWN: Duration = Duration::from_secs(600);
+
+/// Descriptors that are neither a client's nor a backend's: listeners, event loops, control, logs, checks.
+const DESCRIPTORS_OWN: u64 = 64;
+const CONNECTIONS_MIN: u64 = 16;
+
+/// How many clients a limit of open descriptors leaves room for, when each may need a backend as well.
+fn connections_max(descriptors: Option<u64>) -> usize {
+    let share = |limit: u64| (limit.saturating_sub(DESCRIPTORS_OWN) / 2).max(CONNECTIONS_MIN);
+    let bounded = descriptors.and_then(|limit| usize::try_from(share(limit)).ok());
+    bounded.map_or(Semaphore::MAX_PERMITS, |share| {
+        share.min(Semaphore::MAX_PERMITS)
+    })
+}
 
 /// A table with the live things its indices stand for.
 pub(crate) struct Live {
@@ -84,6 +97,8 @@ pub(crate) struct Shared {
     pub(crate) addresses: Addresses,
     pub(crate) certificates: Certificates,
     pub(crate) access_log: AccessLog,
+    /// A permit for each connection of a client.
+    pub(crate) room: Arc<Semaphore>,
     /// Ends the worker: accepting stops at once, answers in progress are finished.
     pub(crate) shutdown: CancellationToken,
     live: ArcSwap<Live>,
@@ -105,7 +120,17 @@ struct Registry {
 }
 
 impl Shared {
-    pub(crate) fn new(settings: WorkerSettings, addresses: Addresses, boot: String) -> Self {
+    /// `descriptors`: how many this process may have open.
+    pub(crate) fn new(
+        settings: WorkerSettings,
+        addresses: Addresses,
+        boot: String,
+        descriptors: Option<u64>,
+    ) -> Self {
+        let connections = match settings.connections_max {
+            0 => connections_max(descriptors),
+            given => given,
+        };
         let access_log = AccessLog::start(&settings);
         Self {
             settings,
@@ -113,6 +138,7 @@ impl Shared {
             addresses,
             certificates: Certificates::default(),
             access_log,
+            room: Arc::new(Semaphore::new(connections)),
             shutdown: CancellationToken::new(),
             live: ArcSwap::from_pointee(Live::empty()),
             newest: AtomicU64::new(0),
@@ -425,5 +451,23 @@ impl Live {
             .map(|slot| &self.backends[*slot])
             .filter(|other| other.serial != backend.serial && other.is_usable(now))
             .count()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_leave_as_many_descriptors_to_the_backends() {
+        for (descriptors, expected) in [
+            (Some(10), 16),
+            (Some(1_024), 480),
+            (Some(1 << 20), (1 << 19) - 32),
+            (Some(u64::MAX), Semaphore::MAX_PERMITS),
+            (None, Semaphore::MAX_PERMITS),
+        ] {
+            assert_eq!(connections_max(descriptors), expected, "{descriptors:?}");
+        }
     }
 }

@@ -54,7 +54,7 @@ pub fn worker_main() -> Result<(), WorkerError> {
         sender_pid,
         ..
     } = link::receive(&link)?;
-    raise_descriptor_limit();
+    let descriptors = raise_descriptor_limit();
     let addresses = Addresses {
         http: addresses(&listeners.http)?,
         https: addresses(&listeners.https)?,
@@ -65,7 +65,8 @@ pub fn worker_main() -> Result<(), WorkerError> {
             .transpose()?,
     };
     let boot = format!("{:016x}", rand::random::<u64>());
-    let shared = Arc::new(Shared::new(settings.worker.clone(), addresses, boot));
+    let shared = Shared::new(settings.worker.clone(), addresses, boot, descriptors);
+    let shared = Arc::new(shared);
     shared.set_holder(sender_pid);
     shared.restore();
     let listeners = Arc::new(listeners);
@@ -92,8 +93,8 @@ fn addresses(listeners: &[TcpListener]) -> io::Result<Vec<SocketAddr>> {
     listeners.iter().map(TcpListener::local_addr).collect()
 }
 
-/// Each connection takes up to two descriptors; the soft limit is often 1,024.
-fn raise_descriptor_limit() {
+/// Each connection takes up to two descriptors; the soft limit is often 1,024. Answers the limit from now on.
+fn raise_descriptor_limit() -> Option<u64> {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: limit.maximum,
@@ -101,7 +102,9 @@ fn raise_descriptor_limit() {
     };
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
         tracing::warn!(%error, "failed to raise the limit of open descriptors");
+        return limit.current;
     }
+    limit.maximum
 }
 
 /// The control thread's life.
@@ -264,8 +267,14 @@ async fn accept(thread: std::rc::Rc<Thread>, listener: tokio::net::TcpListener, 
         };
         match accepted {
             Ok((stream, peer)) => {
+                // Over the bound this one waits here, and the others in the backlog.
+                let permit = tokio::select! {
+                    permit = Arc::clone(&thread.shared.room).acquire_owned() => permit,
+                    () = shutdown.cancelled() => return,
+                };
+                let Ok(permit) = permit else { return };
                 let owner = std::rc::Rc::clone(&thread);
-                thread.spawn(connection::serve(owner, stream, peer, kind.clone()));
+                thread.spawn(connection::serve(owner, stream, peer, kind.clone(), permit));
             }
             Err(error) => {
                 // A connection that broke before it was accepted says nothing about the next one.

@@ -707,3 +707,30 @@ async fn an_ejected_backend_answers_while_there_is_no_other() {
     assert_eq!(ejected(&status), out);
     assert_eq!(get(address, "/").await.expect("an answer").text(), out[0]);
 }
+
+#[tokio::test]
+async fn connections_over_the_bound_wait_until_one_ends() {
+    let proxy = Proxy::start_with(|settings| settings.worker.connections_max = 2).await;
+    let upstream = Upstream::start("one").await;
+    proxy
+        .put(&snapshot(
+            1,
+            service(vec![group(1, 1, vec![upstream.backend()])]),
+        ))
+        .await;
+    let address = proxy.http().await;
+    let request = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+    let mut open = Vec::new();
+    for _ in 0..2 {
+        let mut wire = Wire::connect(address).await.expect("connected");
+        wire.send(request).await.expect("sent");
+        assert_eq!(wire.answer().await.expect("an answer").status, 200);
+        open.push(wire);
+    }
+    let mut late = Wire::connect(address).await.expect("the backlog takes it");
+    late.send(request).await.expect("sent");
+    let early = tokio::time::timeout(Duration::from_millis(300), late.answer()).await;
+    assert!(early.is_err(), "a third was served");
+    open.pop();
+    assert_eq!(late.answer().await.expect("an answer").status, 200);
+}
