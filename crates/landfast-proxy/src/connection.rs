@@ -7,6 +7,7 @@
 use std::{
     future::Future,
     io,
+    mem::MaybeUninit,
     net::SocketAddr,
     pin::{Pin, pin},
     rc::Rc,
@@ -14,7 +15,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -27,7 +28,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
     sync::OwnedSemaphorePermit,
-    time::Instant,
+    time::{Instant, Sleep},
 };
 use tokio_rustls::TlsAcceptor;
 
@@ -42,6 +43,9 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0";
 /// How long an idle connection is still listened to when the proxy ends, so that a request that is on its way
 /// is answered (with `Connection: close`) rather than reset.
 const SHUTDOWN_IDLE: Duration = Duration::from_secs(1);
+/// What a client may still send after an answer that came before the end of its request.
+const LINGER_MAX: Duration = Duration::from_secs(2);
+const LINGER_BYTES_MAX: usize = 1 << 20;
 const H2_STREAMS_MAX: u32 = 256;
 
 /// What kind of listener a connection came in on.
@@ -261,6 +265,8 @@ pub(crate) struct Activity {
     write_since: AtomicI64,
     /// HTTP/2 sends frames outside requests, which are no slow heads.
     is_http2: AtomicBool,
+    /// The client may still be sending when we close.
+    lingers: AtomicBool,
 }
 
 const NEVER: i64 = -1;
@@ -285,6 +291,7 @@ impl Activity {
             head_since: AtomicI64::new(NEVER),
             write_since: AtomicI64::new(NEVER),
             is_http2: AtomicBool::new(false),
+            lingers: AtomicBool::new(false),
         }
     }
 
@@ -293,6 +300,11 @@ impl Activity {
         self.requests.fetch_add(1, Ordering::Relaxed);
         self.head_since.store(NEVER, Ordering::Relaxed);
         Busy(Arc::clone(self))
+    }
+
+    /// The answer comes before the end of the request: the connection closes after it, but gently.
+    pub(crate) fn linger(&self) {
+        self.lingers.store(true, Ordering::Relaxed);
     }
 
     fn now(&self) -> i64 {
@@ -349,6 +361,13 @@ pub(crate) struct ClientIo<S> {
     activity: Arc<Activity>,
     /// Given back with the descriptor: a connection that became a tunnel still has it.
     _permit: OwnedSemaphorePermit,
+    lingering: Option<Lingering>,
+}
+
+/// Our side is closed; what the client still sends is let go.
+struct Lingering {
+    timer: Pin<Box<Sleep>>,
+    bytes_left: usize,
 }
 
 impl<S> ClientIo<S> {
@@ -357,6 +376,7 @@ impl<S> ClientIo<S> {
             stream,
             activity,
             _permit: permit,
+            lingering: None,
         }
     }
 }
@@ -376,7 +396,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for ClientIo<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for ClientIo<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ClientIo<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -405,7 +425,37 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for ClientIo<S> {
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
+    /// Closing a socket with unread bytes resets it, and a reset takes the answer away from a client that is
+    /// still sending. So after the end of our side such a client is listened to for a moment.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        if self.lingering.is_none() {
+            ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+            if !self.activity.lingers.load(Ordering::Relaxed) {
+                return Poll::Ready(Ok(()));
+            }
+            self.lingering = Some(Lingering {
+                timer: Box::pin(tokio::time::sleep(LINGER_MAX)),
+                bytes_left: LINGER_BYTES_MAX,
+            });
+        }
+        let Self {
+            stream,
+            lingering: Some(lingering),
+            ..
+        } = &mut *self
+        else {
+            return Poll::Ready(Ok(()));
+        };
+        while lingering.bytes_left > 0 && lingering.timer.as_mut().poll(cx).is_pending() {
+            let mut scratch = [const { MaybeUninit::uninit() }; 4 << 10];
+            let mut buffer = ReadBuf::uninit(&mut scratch);
+            let read = ready!(Pin::new(&mut *stream).poll_read(cx, &mut buffer));
+            let count = buffer.filled().len();
+            if read.is_err() || count == 0 {
+                break;
+            }
+            lingering.bytes_left = lingering.bytes_left.saturating_sub(count);
+        }
+        Poll::Ready(Ok(()))
     }
 }

@@ -70,6 +70,11 @@ impl Source {
         })
     }
 
+    /// Whether all of it was taken from the client.
+    pub(crate) fn is_read(&self) -> bool {
+        !matches!(self, Self::Stream(_))
+    }
+
     fn is_replayable(&self) -> bool {
         !matches!(self, Self::Stream(None))
     }
@@ -91,6 +96,8 @@ pub(crate) struct Outgoing {
     pub(crate) source: Source,
     pub(crate) body_bytes_max: u64,
     pub(crate) timeouts: RouteTimeouts,
+    /// Of a body that is streamed.
+    pub(crate) progress: Option<Rc<Progress>>,
     /// A fresh connection, whatever the method: it will be given away.
     pub(crate) is_upgrade: bool,
 }
@@ -287,6 +294,7 @@ async fn send(
             (body, Some(progress))
         }
     };
+    outgoing.progress.clone_from(&progress);
     let mut request = Request::new(body);
     *request.method_mut() = outgoing.method.clone();
     *request.uri_mut() = outgoing.target.clone();

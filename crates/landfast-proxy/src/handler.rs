@@ -71,7 +71,12 @@ pub(crate) async fn handle(
     let mut exchange = Box::new(open_exchange(&client, &request, request_id.clone()));
     let reply = Box::pin(decide(&client, request, &mut exchange)).await;
     let shared = &client.thread.shared;
-    let mut is_last = shared.shutdown.is_cancelled();
+    // The rest of a body would have to be read before another request could be.
+    let has_unread = exchange.has_unread && version < Version::HTTP_2;
+    if has_unread {
+        client.activity.linger();
+    }
+    let mut is_last = shared.shutdown.is_cancelled() || has_unread;
     let mut response = match reply {
         Reply::Own { response, close } => {
             is_last |= close;
@@ -211,6 +216,7 @@ async fn decide(client: &Rc<Client>, request: Request<Incoming>, exchange: &mut 
                 Err(error) => return broken_body(&service, exchange, error),
             };
             exchange.bytes_in = source.len();
+            exchange.has_unread = !source.is_read();
             let is_upgrade = is_websocket;
             prepared = Some((
                 Outgoing {
@@ -220,6 +226,7 @@ async fn decide(client: &Rc<Client>, request: Request<Incoming>, exchange: &mut 
                     source,
                     body_bytes_max: limits.body_bytes_max,
                     timeouts: timeouts.clone(),
+                    progress: None,
                     is_upgrade,
                 },
                 upgrade,
@@ -248,7 +255,11 @@ async fn decide(client: &Rc<Client>, request: Request<Incoming>, exchange: &mut 
             outgoing,
             exchange,
         ));
-        return match outcome.await {
+        let outcome = outcome.await;
+        if let Some(progress) = &outgoing.progress {
+            exchange.has_unread = !progress.ended.get();
+        }
+        return match outcome {
             Outcome::Moved => continue,
             Outcome::Answered(response, leg) => Reply::Backend {
                 response,
@@ -484,6 +495,7 @@ fn open_exchange(
         first_byte: None,
         retries: 0,
         cause: None,
+        has_unread: !request.body().is_end_stream(),
         is_over: false,
     }
 }

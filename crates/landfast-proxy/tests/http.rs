@@ -734,3 +734,28 @@ async fn connections_over_the_bound_wait_until_one_ends() {
     open.pop();
     assert_eq!(late.answer().await.expect("an answer").status, 200);
 }
+
+#[tokio::test]
+async fn an_answer_before_the_end_of_the_body_is_not_lost_to_a_reset() {
+    let proxy = Proxy::start().await;
+    let upstream = Upstream::start("one").await;
+    let mut wanted = snapshot(1, service(vec![group(1, 1, vec![upstream.backend()])]));
+    wanted.routes[0].limits.body_bytes_max = 1_000;
+    wanted.routes[0].host = "a".into();
+    proxy.put(&wanted).await;
+    let address = proxy.http().await;
+    for (host, status) in [("a", 413), ("nobody", 404)] {
+        let mut wire = Wire::connect(address).await.expect("connected");
+        let head = format!("POST / HTTP/1.1\r\nhost: {host}\r\ncontent-length: 400000\r\n\r\n");
+        wire.send(&head).await.expect("sent");
+        for _ in 0..4 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let sent = wire.send(&"b".repeat(100_000)).await;
+            sent.expect("the proxy still listens");
+        }
+        let got = wire.answer().await.expect("an answer");
+        assert_eq!(got.status, status);
+        assert_eq!(got.header("connection").as_deref(), Some("close"));
+        assert!(wire.rest().await.is_empty());
+    }
+}
