@@ -7,7 +7,10 @@
 use std::{rc::Rc, sync::Arc, sync::atomic::Ordering, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
+    header::{CONTENT_LENGTH, TRANSFER_ENCODING},
+};
 use http_body_util::{BodyExt, Limited};
 use hyper::{body::Incoming, client::conn::http1::SendRequest};
 use landfast_routing::{
@@ -300,6 +303,12 @@ async fn send(
     *request.uri_mut() = outgoing.target.clone();
     *request.version_mut() = Version::HTTP_11;
     *request.headers_mut() = outgoing.headers.clone();
+    let is_streamed = matches!(request.body(), RequestBody::Streamed(_));
+    if is_streamed && !outgoing.headers.contains_key(CONTENT_LENGTH) {
+        // Without a word about it hyper takes a GET for one without a body.
+        let chunked = HeaderValue::from_static("chunked");
+        request.headers_mut().insert(TRANSFER_ENCODING, chunked);
+    }
     let began = clock::instant();
     let first_byte = Duration::from_millis(outgoing.timeouts.first_byte_ms);
     let late = async {

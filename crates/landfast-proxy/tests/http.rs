@@ -759,3 +759,29 @@ async fn an_answer_before_the_end_of_the_body_is_not_lost_to_a_reset() {
         assert!(wire.rest().await.is_empty());
     }
 }
+
+#[tokio::test]
+async fn a_body_of_unknown_length_arrives_whatever_the_method() {
+    let proxy = Proxy::start().await;
+    let upstream = Upstream::start("one").await;
+    proxy
+        .put(&snapshot(
+            1,
+            service(vec![group(1, 1, vec![upstream.backend()])]),
+        ))
+        .await;
+    let mut wire = Wire::connect(proxy.http().await).await.expect("connected");
+    for method in ["GET", "DELETE", "POST"] {
+        let head = format!("{method} / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n");
+        wire.send(&head).await.expect("sent");
+        wire.send("5\r\nfirst\r\n4\r\nlast\r\n0\r\n\r\n")
+            .await
+            .expect("sent");
+        assert_eq!(wire.answer().await.expect("an answer").status, 200);
+        let seen = upstream.last();
+        assert_eq!(
+            (seen.method.as_str(), &seen.body[..]),
+            (method, &b"firstlast"[..])
+        );
+    }
+}
