@@ -197,7 +197,11 @@ where
 {
     let shared = &client.thread.shared;
     let activity = &client.activity;
-    let limits = (shared.settings.keep_alive(), shared.settings.header_read());
+    let limits = Limits {
+        idle: shared.settings.keep_alive(),
+        head: shared.settings.header_read(),
+        write: shared.settings.keep_alive(),
+    };
     let mut connection = pin!(connection);
     let mut shutdown = pin!(shared.shutdown.cancelled());
     let mut timer = pin!(tokio::time::sleep_until(activity.deadline(limits).0));
@@ -220,8 +224,9 @@ where
                 }
                 return Poll::Ready(());
             }
-            let idle = if stopping { SHUTDOWN_IDLE } else { limits.0 };
-            let (deadline, overdue) = activity.deadline((idle, limits.1));
+            // A slow reader keeps its time: the end of the worker has a bound of its own.
+            let idle = if stopping { SHUTDOWN_IDLE } else { limits.idle };
+            let (deadline, overdue) = activity.deadline(Limits { idle, ..limits });
             if deadline < timer.deadline() || timer.is_elapsed() {
                 timer.as_mut().reset(deadline);
             }
@@ -243,6 +248,17 @@ where
         }
     })
     .await;
+}
+
+/// How long a connection may wait for its client.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    /// Between two requests.
+    idle: Duration,
+    /// From the first byte of a head to its last.
+    head: Duration,
+    /// For the client to take any byte of an answer.
+    write: Duration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -336,12 +352,13 @@ impl Activity {
     }
 
     /// The next instant at which this connection would have taken too long, and with what.
-    fn deadline(&self, (idle, head): (Duration, Duration)) -> (Instant, Overdue) {
+    fn deadline(&self, limits: Limits) -> (Instant, Overdue) {
+        let Limits { idle, head, write } = limits;
         let at =
             |micros: i64| self.start + Duration::from_micros(u64::try_from(micros).unwrap_or(0));
         let write_since = self.write_since.load(Ordering::Relaxed);
         if write_since != NEVER {
-            return (at(write_since) + idle, Overdue::Write);
+            return (at(write_since) + write, Overdue::Write);
         }
         let last = at(self.last.load(Ordering::Relaxed));
         if self.requests.load(Ordering::Relaxed) > 0 {

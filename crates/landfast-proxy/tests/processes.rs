@@ -272,3 +272,26 @@ async fn a_taken_port_names_the_process_that_has_it() {
     );
     assert!(!settings.control.exists(), "no dead socket is left behind");
 }
+
+#[tokio::test]
+async fn a_slow_reader_gets_its_answer_at_the_end_of_the_worker() {
+    let mut proxy = Proxy::start().await;
+    let upstream = Upstream::start("one").await;
+    proxy
+        .put(&snapshot(
+            1,
+            service(vec![group(1, 1, vec![upstream.backend()])]),
+        ))
+        .await;
+    let mut wire = Wire::connect(proxy.http().await).await.expect("connected");
+    // More than the buffers of both sockets take.
+    wire.send("GET /big/20000000 HTTP/1.1\r\nhost: a\r\n\r\n")
+        .await
+        .expect("sent");
+    eventually("it is under way", || async { upstream.count() == 1 }).await;
+    let stopping = tokio::task::spawn_blocking(move || proxy.stop());
+    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    let got = wire.answer().await.expect("an answer");
+    assert!(got.is_whole, "cut after {} bytes", got.body.len());
+    assert!(stopping.await.expect("no panic"), "the holder ends well");
+}
