@@ -130,6 +130,20 @@ impl Pool {
     }
 }
 
+/// Keeps a thread's pool in step with the table until the worker ends. What idles to a backend that leaves is
+/// closed at once: many a server waits at its own end for its connections.
+pub(crate) async fn follow(thread: Rc<Thread>) {
+    let mut changes = thread.shared.changes();
+    let shutdown = thread.shared.shutdown.clone();
+    loop {
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { return },
+            () = shutdown.cancelled() => return,
+        }
+        thread.pool.sweep();
+    }
+}
+
 /// Gives a connection back once its exchange is over. An idle thread has no timer: the sweeper runs only while
 /// there is something to sweep.
 pub(crate) fn give_back(thread: &Rc<Thread>, backend: &std::sync::Arc<Backend>, sender: Sender) {

@@ -23,6 +23,7 @@ use crate::{
     connection::{self, Kind},
     control_server, health, holder,
     link::{self, Handover, LinkError, Listeners},
+    pool,
     settings::HolderSettings,
     shared::{Addresses, Shared},
     thread::Thread,
@@ -221,6 +222,7 @@ fn start_thread(
 async fn serve(shared: Arc<Shared>, listeners: &Listeners) -> io::Result<()> {
     let acceptor = TlsAcceptor::from(shared.certificates.server_config());
     let thread = Thread::new(Arc::clone(&shared));
+    thread.spawn(pool::follow(std::rc::Rc::clone(&thread)));
     let mut kinds: Vec<(&TcpListener, Kind)> = Vec::new();
     kinds.extend(listeners.http.iter().map(|listener| (listener, Kind::Http)));
     kinds.extend(

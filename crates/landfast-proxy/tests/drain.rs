@@ -471,3 +471,34 @@ async fn a_route_without_websockets_refuses_them() {
     wire.send(HANDSHAKE).await.expect("sent");
     assert_eq!(wire.answer().await.expect("an answer").status, 403);
 }
+
+#[tokio::test]
+async fn an_idle_connection_to_a_draining_backend_is_closed_at_once() {
+    let proxy = Proxy::start().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let backend = serving("kept", address);
+    proxy
+        .put(&snapshot(1, service(vec![group(1, 1, vec![backend])])))
+        .await;
+    let front = proxy.http().await;
+    let answered = tokio::spawn(async move { get(front, "/").await });
+    let (mut stream, _) = listener.accept().await.expect("accepted");
+    let mut buffer = [0; 4096];
+    assert!(stream.read(&mut buffer).await.expect("readable") > 0);
+    stream
+        .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+        .await
+        .expect("sent");
+    let got = answered.await.expect("no panic").expect("an answer");
+    assert_eq!(got.text(), "ok");
+    let short = Duration::from_millis(200);
+    let early = tokio::time::timeout(short, stream.read(&mut buffer)).await;
+    assert!(early.is_err(), "kept while it serves");
+    let out = draining("kept", address, 30_000, 30_000);
+    proxy
+        .put(&snapshot(2, service(vec![group(1, 1, vec![out])])))
+        .await;
+    let end = tokio::time::timeout(Duration::from_secs(2), stream.read(&mut buffer)).await;
+    assert_eq!(end.expect("closed at once").expect("in order"), 0);
+}
