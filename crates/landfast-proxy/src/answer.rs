@@ -4,7 +4,7 @@
 use std::{
     pin::Pin,
     rc::Rc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -23,7 +23,7 @@ use crate::{
     exchange::Exchange,
     pool,
     request_body::{Progress, RequestBody},
-    thread::Thread,
+    thread::{self, Thread},
 };
 
 /// The answer could not be given whole; the connection (or HTTP/2 stream) is reset, so the client knows.
@@ -85,7 +85,11 @@ impl Body for AnswerBody {
         match &mut self.kind {
             Kind::Empty => Poll::Ready(None),
             Kind::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Kind::Relayed(frames) => Poll::Ready(ready!(frames.as_mut().poll_next(cx))),
+            Kind::Relayed(frames) => {
+                let polled = frames.as_mut().poll_next(cx);
+                thread::is_clients_turn(polled.is_ready());
+                polled
+            }
         }
     }
 
@@ -109,21 +113,28 @@ pub(crate) struct Leg {
     pub(crate) entry: InFlight,
     /// Of a streamed request body.
     pub(crate) progress: Option<Rc<Progress>>,
+    /// Whether another request may follow on this connection: not where a change of protocol was asked for,
+    /// whatever the backend made of it.
+    pub(crate) may_pool: bool,
 }
 
 impl Leg {
     /// The answer is complete: the connection may serve another request.
     pub(crate) fn finish(self, exchange: &mut Exchange) {
-        if let Some(progress) = &self.progress {
-            exchange.bytes_in = progress.bytes.get();
-        }
+        self.note_upload(exchange);
         // An answer that came before the end of the request leaves a connection in an unknown state.
-        if self
+        let is_sent = self
             .progress
             .as_ref()
-            .is_none_or(|progress| progress.ended.get())
-        {
+            .is_none_or(|progress| progress.ended.get());
+        if self.may_pool && is_sent {
             pool::give_back(&self.thread, self.entry.backend(), self.sender);
+        }
+    }
+
+    fn note_upload(&self, exchange: &mut Exchange) {
+        if let Some(progress) = &self.progress {
+            exchange.bytes_in = progress.bytes.get();
         }
     }
 }
@@ -165,6 +176,12 @@ pub(crate) fn relay(
     let frames = stream::unfold(Some(relay), |relay| async {
         let mut relay = relay?;
         match relay.step().await {
+            // After the last byte that was announced nobody asks for more: hyper drops the body of an HTTP/1 answer
+            // without reading on to its end.
+            Step::Data(frame) if relay.body.is_end_stream() => {
+                relay.finish();
+                Some((Ok(frame), None))
+            }
             Step::Data(frame) => Some((Ok(frame), Some(relay))),
             Step::End => {
                 relay.finish();
@@ -208,6 +225,7 @@ impl Relay {
             let counters = &leg.entry.backend().counters;
             counters.failures.add(1);
             counters.broken_off.add(1);
+            leg.note_upload(&mut self.exchange);
         }
         self.exchange.fail(cause);
     }
@@ -232,6 +250,7 @@ pub(crate) fn relay_events(body: Incoming, leg: Leg, exchange: Box<Exchange>) ->
         sender,
         entry,
         progress: _,
+        may_pool: _,
     } = leg;
     let due = drain::Due::new(entry.backend(), &thread.shared);
     let relay = EventRelay {

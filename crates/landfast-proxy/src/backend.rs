@@ -31,14 +31,13 @@ use crate::{
     counters::{BackendCounters, ServiceCounters},
 };
 
-/// What a backend that vanished from the table without a drain is given.
-const LEFT_REQUESTS: Duration = Duration::from_secs(30);
-const LEFT_STREAMS: Duration = Duration::from_secs(60);
-
-/// Whether a backend is on its way out, and until when.
+/// Where a backend stands: taking requests, out of the table, or on its way out, and until when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Phase {
     Serving,
+    /// Not in the table: it gets no new request, and what it has is left alone. It may only be resting while
+    /// its probes fail.
+    Absent,
     Draining {
         since: Instant,
         requests: Duration,
@@ -107,7 +106,7 @@ impl Backend {
                     before,
                 ) => {
                     let since = match before {
-                        Phase::Serving => now,
+                        Phase::Serving | Phase::Absent => now,
                         Phase::Draining { since, .. } => since,
                     };
                     let requests = Duration::from_millis(requests_ms);
@@ -117,11 +116,7 @@ impl Backend {
                         streams: Duration::from_millis(streams_ms),
                     }
                 }
-                (None, Phase::Serving) => Phase::Draining {
-                    since: now,
-                    requests: LEFT_REQUESTS,
-                    streams: LEFT_STREAMS,
-                },
+                (None, Phase::Serving | Phase::Absent) => Phase::Absent,
                 (None, draining @ Phase::Draining { .. }) => draining,
             };
             if *phase != Phase::Serving && next == Phase::Serving {
@@ -158,18 +153,24 @@ impl Backend {
         self.phase.subscribe()
     }
 
-    pub(crate) fn is_draining(&self) -> bool {
+    /// Whether it is on its way out or gone from the table: nothing new may come.
+    pub(crate) fn is_leaving(&self) -> bool {
         *self.phase.borrow() != Phase::Serving
+    }
+
+    /// Whether its active checks pass.
+    pub(crate) fn is_healthy(&self) -> bool {
+        self.healthy.load(Ordering::Relaxed)
     }
 
     /// Whether new requests may go to it.
     pub(crate) fn is_usable(&self, now: Timestamp) -> bool {
-        self.healthy.load(Ordering::Relaxed)
-            && self.ejected_until.load(Ordering::Relaxed) <= now.as_micros()
+        self.is_healthy() && self.ejected_until.load(Ordering::Relaxed) <= now.as_micros()
     }
 
-    pub(crate) fn in_flight(&self) -> u64 {
-        self.in_flight.load(Ordering::Relaxed)
+    /// What it has to carry: requests and streams.
+    pub(crate) fn load(&self) -> u64 {
+        self.in_flight.load(Ordering::Relaxed) + self.streams.load(Ordering::Relaxed)
     }
 
     pub(crate) fn age(&self, now: Timestamp) -> Duration {
@@ -186,7 +187,7 @@ impl Backend {
     pub(crate) fn status(&self) -> BackendStatus {
         let (requests_in_flight, streams_open) = self.entered();
         BackendStatus {
-            draining: self.is_draining(),
+            draining: self.is_leaving(),
             requests_in_flight,
             streams_open,
             healthy: self.healthy.load(Ordering::Relaxed),
@@ -338,7 +339,7 @@ pub(crate) async fn requests_cut(phase: &mut watch::Receiver<Phase>) {
         let now = *phase.borrow_and_update();
         let over = async {
             match now {
-                Phase::Serving => std::future::pending().await,
+                Phase::Serving | Phase::Absent => std::future::pending().await,
                 Phase::Draining {
                     since, requests, ..
                 } => {
@@ -352,5 +353,41 @@ pub(crate) async fn requests_cut(phase: &mut watch::Receiver<Phase>) {
                 std::future::pending::<()>().await;
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_draining_ends_what_is_in_flight_and_its_time_begins_when_it_is_first_seen() {
+        let service = "shop/production/api".parse().expect("a key");
+        let backend = Backend::new("api.r1.1".into(), service, ReleaseId(1), 1);
+        let draining = Some(BackendState::Draining {
+            requests_ms: 1_000,
+            streams_ms: 2_000,
+        });
+        let phase = || *backend.phase().borrow();
+        backend.follow(Some(BackendState::Serving));
+        backend.follow(None);
+        assert_eq!(phase(), Phase::Absent);
+        assert!(backend.is_leaving());
+        backend.follow(Some(BackendState::Serving));
+        assert_eq!(phase(), Phase::Serving);
+        backend.follow(None);
+        std::thread::sleep(Duration::from_millis(2));
+        let before = clock::instant();
+        backend.follow(draining);
+        let first = phase();
+        let Phase::Draining { since, .. } = first else {
+            panic!("not draining: {first:?}");
+        };
+        assert!(since >= before, "the time out of the table counts not");
+        // Seen again, or gone from the table once its drain is published: the same drain goes on.
+        backend.follow(draining);
+        assert_eq!(phase(), first);
+        backend.follow(None);
+        assert_eq!(phase(), first);
     }
 }

@@ -7,6 +7,7 @@
 use std::{
     future::Future,
     io,
+    mem::MaybeUninit,
     net::SocketAddr,
     pin::{Pin, pin},
     rc::Rc,
@@ -14,7 +15,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -26,7 +27,8 @@ use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
-    time::Instant,
+    sync::OwnedSemaphorePermit,
+    time::{Instant, Sleep},
 };
 use tokio_rustls::TlsAcceptor;
 
@@ -41,6 +43,9 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0";
 /// How long an idle connection is still listened to when the proxy ends, so that a request that is on its way
 /// is answered (with `Connection: close`) rather than reset.
 const SHUTDOWN_IDLE: Duration = Duration::from_secs(1);
+/// What a client may still send after an answer that came before the end of its request.
+const LINGER_MAX: Duration = Duration::from_secs(2);
+const LINGER_BYTES_MAX: usize = 1 << 20;
 const H2_STREAMS_MAX: u32 = 256;
 
 /// What kind of listener a connection came in on.
@@ -52,7 +57,13 @@ pub(crate) enum Kind {
 }
 
 /// Serves a connection to its end.
-pub(crate) async fn serve(thread: Rc<Thread>, stream: TcpStream, peer: SocketAddr, kind: Kind) {
+pub(crate) async fn serve(
+    thread: Rc<Thread>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    kind: Kind,
+    permit: OwnedSemaphorePermit,
+) {
     if stream.set_nodelay(true).is_err() {
         return;
     }
@@ -75,8 +86,8 @@ pub(crate) async fn serve(thread: Rc<Thread>, stream: TcpStream, peer: SocketAdd
             () = ended(&thread) => None,
         };
         return match is_h2 {
-            Some(true) => serve_http2(client, ClientIo { stream, activity }).await,
-            Some(false) => serve_http1(client, ClientIo { stream, activity }).await,
+            Some(true) => serve_http2(client, ClientIo::new(stream, activity, permit)).await,
+            Some(false) => serve_http1(client, ClientIo::new(stream, activity, permit)).await,
             None => {}
         };
     };
@@ -85,7 +96,7 @@ pub(crate) async fn serve(thread: Rc<Thread>, stream: TcpStream, peer: SocketAdd
         return;
     };
     let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-    let io = ClientIo { stream, activity };
+    let io = ClientIo::new(stream, activity, permit);
     if is_h2 {
         Box::pin(serve_http2(client, io)).await;
     } else {
@@ -186,7 +197,11 @@ where
 {
     let shared = &client.thread.shared;
     let activity = &client.activity;
-    let limits = (shared.settings.keep_alive(), shared.settings.header_read());
+    let limits = Limits {
+        idle: shared.settings.keep_alive(),
+        head: shared.settings.header_read(),
+        write: shared.settings.keep_alive(),
+    };
     let mut connection = pin!(connection);
     let mut shutdown = pin!(shared.shutdown.cancelled());
     let mut timer = pin!(tokio::time::sleep_until(activity.deadline(limits).0));
@@ -209,8 +224,9 @@ where
                 }
                 return Poll::Ready(());
             }
-            let idle = if stopping { SHUTDOWN_IDLE } else { limits.0 };
-            let (deadline, overdue) = activity.deadline((idle, limits.1));
+            // A slow reader keeps its time: the end of the worker has a bound of its own.
+            let idle = if stopping { SHUTDOWN_IDLE } else { limits.idle };
+            let (deadline, overdue) = activity.deadline(Limits { idle, ..limits });
             if deadline < timer.deadline() || timer.is_elapsed() {
                 timer.as_mut().reset(deadline);
             }
@@ -234,6 +250,17 @@ where
     .await;
 }
 
+/// How long a connection may wait for its client.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    /// Between two requests.
+    idle: Duration,
+    /// From the first byte of a head to its last.
+    head: Duration,
+    /// For the client to take any byte of an answer.
+    write: Duration,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Overdue {
     Idle,
@@ -254,6 +281,8 @@ pub(crate) struct Activity {
     write_since: AtomicI64,
     /// HTTP/2 sends frames outside requests, which are no slow heads.
     is_http2: AtomicBool,
+    /// The client may still be sending when we close.
+    lingers: AtomicBool,
 }
 
 const NEVER: i64 = -1;
@@ -278,6 +307,7 @@ impl Activity {
             head_since: AtomicI64::new(NEVER),
             write_since: AtomicI64::new(NEVER),
             is_http2: AtomicBool::new(false),
+            lingers: AtomicBool::new(false),
         }
     }
 
@@ -286,6 +316,11 @@ impl Activity {
         self.requests.fetch_add(1, Ordering::Relaxed);
         self.head_since.store(NEVER, Ordering::Relaxed);
         Busy(Arc::clone(self))
+    }
+
+    /// The answer comes before the end of the request: the connection closes after it, but gently.
+    pub(crate) fn linger(&self) {
+        self.lingers.store(true, Ordering::Relaxed);
     }
 
     fn now(&self) -> i64 {
@@ -317,12 +352,13 @@ impl Activity {
     }
 
     /// The next instant at which this connection would have taken too long, and with what.
-    fn deadline(&self, (idle, head): (Duration, Duration)) -> (Instant, Overdue) {
+    fn deadline(&self, limits: Limits) -> (Instant, Overdue) {
+        let Limits { idle, head, write } = limits;
         let at =
             |micros: i64| self.start + Duration::from_micros(u64::try_from(micros).unwrap_or(0));
         let write_since = self.write_since.load(Ordering::Relaxed);
         if write_since != NEVER {
-            return (at(write_since) + idle, Overdue::Write);
+            return (at(write_since) + write, Overdue::Write);
         }
         let last = at(self.last.load(Ordering::Relaxed));
         if self.requests.load(Ordering::Relaxed) > 0 {
@@ -340,6 +376,26 @@ impl Activity {
 pub(crate) struct ClientIo<S> {
     stream: S,
     activity: Arc<Activity>,
+    /// Given back with the descriptor: a connection that became a tunnel still has it.
+    _permit: OwnedSemaphorePermit,
+    lingering: Option<Lingering>,
+}
+
+/// Our side is closed; what the client still sends is let go.
+struct Lingering {
+    timer: Pin<Box<Sleep>>,
+    bytes_left: usize,
+}
+
+impl<S> ClientIo<S> {
+    fn new(stream: S, activity: Arc<Activity>, permit: OwnedSemaphorePermit) -> Self {
+        Self {
+            stream,
+            activity,
+            _permit: permit,
+            lingering: None,
+        }
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for ClientIo<S> {
@@ -357,7 +413,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for ClientIo<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for ClientIo<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ClientIo<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -386,7 +442,37 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for ClientIo<S> {
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
+    /// Closing a socket with unread bytes resets it, and a reset takes the answer away from a client that is
+    /// still sending. So after the end of our side such a client is listened to for a moment.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        if self.lingering.is_none() {
+            ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+            if !self.activity.lingers.load(Ordering::Relaxed) {
+                return Poll::Ready(Ok(()));
+            }
+            self.lingering = Some(Lingering {
+                timer: Box::pin(tokio::time::sleep(LINGER_MAX)),
+                bytes_left: LINGER_BYTES_MAX,
+            });
+        }
+        let Self {
+            stream,
+            lingering: Some(lingering),
+            ..
+        } = &mut *self
+        else {
+            return Poll::Ready(Ok(()));
+        };
+        while lingering.bytes_left > 0 && lingering.timer.as_mut().poll(cx).is_pending() {
+            let mut scratch = [const { MaybeUninit::uninit() }; 4 << 10];
+            let mut buffer = ReadBuf::uninit(&mut scratch);
+            let read = ready!(Pin::new(&mut *stream).poll_read(cx, &mut buffer));
+            let count = buffer.filled().len();
+            if read.is_err() || count == 0 {
+                break;
+            }
+            lingering.bytes_left = lingering.bytes_left.saturating_sub(count);
+        }
+        Poll::Ready(Ok(()))
     }
 }

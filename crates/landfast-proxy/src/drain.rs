@@ -51,7 +51,7 @@ impl Due {
         loop {
             let phase = *self.phase.borrow_and_update();
             let mut at = match phase {
-                Phase::Serving => None,
+                Phase::Serving | Phase::Absent => None,
                 Phase::Draining { since, streams, .. } => Some(since + after(streams)),
             };
             if let Some(since) = self.ended_since {

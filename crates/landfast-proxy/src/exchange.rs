@@ -38,6 +38,8 @@ pub(crate) struct Exchange {
     pub(crate) first_byte: Option<Duration>,
     pub(crate) retries: u32,
     pub(crate) cause: Option<String>,
+    /// Some of the request's body was not taken from the client yet.
+    pub(crate) has_unread: bool,
     /// The answer was given whole, or failed by our or the backend's doing.
     pub(crate) is_over: bool,
 }

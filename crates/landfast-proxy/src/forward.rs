@@ -7,7 +7,10 @@
 use std::{rc::Rc, sync::Arc, sync::atomic::Ordering, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
+    header::{CONTENT_LENGTH, TRANSFER_ENCODING},
+};
 use http_body_util::{BodyExt, Limited};
 use hyper::{body::Incoming, client::conn::http1::SendRequest};
 use landfast_routing::{
@@ -70,6 +73,11 @@ impl Source {
         })
     }
 
+    /// Whether all of it was taken from the client.
+    pub(crate) fn is_read(&self) -> bool {
+        !matches!(self, Self::Stream(_))
+    }
+
     fn is_replayable(&self) -> bool {
         !matches!(self, Self::Stream(None))
     }
@@ -91,6 +99,8 @@ pub(crate) struct Outgoing {
     pub(crate) source: Source,
     pub(crate) body_bytes_max: u64,
     pub(crate) timeouts: RouteTimeouts,
+    /// Of a body that is streamed.
+    pub(crate) progress: Option<Rc<Progress>>,
     /// A fresh connection, whatever the method: it will be given away.
     pub(crate) is_upgrade: bool,
 }
@@ -134,12 +144,13 @@ pub(crate) async fn forward(
     let state = Arc::clone(&live.services[service]);
     let turn = state.turn.fetch_add(1, Ordering::Relaxed);
     let mut tried: Vec<u64> = Vec::new();
+    // A pooled connection may cost a second sending. Once per request is enough: what is sent again after a
+    // failure goes over a fresh one.
+    let mut may_reuse = true;
     let mut last: Option<Failure> = None;
     let mut failed: Option<Arc<Backend>> = None;
     loop {
         let pick = live.pick(service, destination.preview, turn, &tried);
-        // With every backend tried, one of them may have come to its senses; a single replica has only itself.
-        let pick = pick.or_else(|| live.pick(service, destination.preview, turn, &[]));
         let Some(slot) = pick else {
             return last.map_or(Outcome::Unavailable, |f| Outcome::Failed(f.status, f.cause));
         };
@@ -168,7 +179,7 @@ pub(crate) async fn forward(
         exchange.attempt_began = clock::instant();
         exchange.backend = Some(Arc::clone(&backend));
         let address = live.table.backends[slot].address;
-        let failure = match attempt(thread, entry, address, outgoing).await {
+        let failure = match attempt(thread, entry, address, outgoing, may_reuse).await {
             Ok((response, leg)) => {
                 backend.succeeded(&live.table.services[service].ejection);
                 return Outcome::Answered(response, leg);
@@ -185,11 +196,14 @@ pub(crate) async fn forward(
                 failure.sent,
                 outgoing.source.is_replayable(),
             )
-            && state.budget.withdraw();
+            && state
+                .budget
+                .withdraw(clock::monotonic(), entry.retry.budget_percent);
         if !may_again {
             return Outcome::Failed(failure.status, failure.cause);
         }
         exchange.retries += 1;
+        may_reuse = false;
         tried.push(backend.serial);
         failed = Some(backend);
         last = Some(failure);
@@ -201,13 +215,16 @@ async fn attempt(
     entry: InFlight,
     address: std::net::SocketAddr,
     outgoing: &mut Outgoing,
+    may_reuse: bool,
 ) -> Result<(Response<Incoming>, Leg), Failure> {
     let is_kept = !matches!(outgoing.source, Source::Stream(_));
-    let may_reuse = is_kept && !outgoing.is_upgrade && retry::is_idempotent(&outgoing.method);
+    let may_reuse =
+        may_reuse && is_kept && !outgoing.is_upgrade && retry::is_idempotent(&outgoing.method);
     let pooled = may_reuse
         .then(|| thread.pool.take(entry.backend()))
         .flatten();
     if let Some(sender) = pooled {
+        let began = clock::instant();
         match send(sender, &entry, outgoing).await {
             Ok((response, sender, progress)) => {
                 let leg = Leg {
@@ -215,26 +232,25 @@ async fn attempt(
                     sender,
                     entry,
                     progress,
+                    may_pool: true,
                 };
                 return Ok((response, leg));
             }
             // The connection had gone stale. Such a request may be sent twice: once more, on a fresh one.
-            Err(failure) if failure.status == StatusCode::BAD_GATEWAY => {}
+            Err(failure)
+                if failure.status == StatusCode::BAD_GATEWAY
+                    && retry::is_stale(
+                        failure.sent,
+                        clock::instant().saturating_duration_since(began),
+                    )
+                    && !entry.backend().is_leaving() => {}
             Err(failure) => return Err(failure),
         }
     }
     let timeout = Duration::from_millis(outgoing.timeouts.connect_ms);
     let sender = pool::connect(thread, address, timeout)
         .await
-        .map_err(|error| Failure {
-            sent: Sent::Nothing,
-            status: match error {
-                pool::ConnectError::Timeout => StatusCode::GATEWAY_TIMEOUT,
-                pool::ConnectError::Io(_) | pool::ConnectError::Http(_) => StatusCode::BAD_GATEWAY,
-            },
-            cause: error.to_string(),
-            counts: true,
-        })?;
+        .map_err(|error| unconnected(address, &error))?;
     let (response, sender, progress) = send(sender, &entry, outgoing).await?;
     Ok((
         response,
@@ -243,8 +259,27 @@ async fn attempt(
             sender,
             entry,
             progress,
+            may_pool: !outgoing.is_upgrade,
         },
     ))
+}
+
+fn unconnected(address: std::net::SocketAddr, error: &pool::ConnectError) -> Failure {
+    let is_ours = error.is_ours();
+    if is_ours {
+        tracing::error!(%address, %error, "this host has no connection left to give");
+    }
+    let status = match error {
+        _ if is_ours => StatusCode::SERVICE_UNAVAILABLE,
+        pool::ConnectError::Timeout => StatusCode::GATEWAY_TIMEOUT,
+        pool::ConnectError::Io(_) | pool::ConnectError::Http(_) => StatusCode::BAD_GATEWAY,
+    };
+    Failure {
+        sent: Sent::Nothing,
+        status,
+        cause: error.to_string(),
+        counts: !is_ours,
+    }
 }
 
 type Answered = (
@@ -270,11 +305,18 @@ async fn send(
             (body, Some(progress))
         }
     };
+    outgoing.progress.clone_from(&progress);
     let mut request = Request::new(body);
     *request.method_mut() = outgoing.method.clone();
     *request.uri_mut() = outgoing.target.clone();
     *request.version_mut() = Version::HTTP_11;
     *request.headers_mut() = outgoing.headers.clone();
+    let is_streamed = matches!(request.body(), RequestBody::Streamed(_));
+    if is_streamed && !outgoing.headers.contains_key(CONTENT_LENGTH) {
+        // Without a word about it hyper takes a GET for one without a body.
+        let chunked = HeaderValue::from_static("chunked");
+        request.headers_mut().insert(TRANSFER_ENCODING, chunked);
+    }
     let began = clock::instant();
     let first_byte = Duration::from_millis(outgoing.timeouts.first_byte_ms);
     let late = async {
@@ -300,7 +342,7 @@ async fn send(
         result = sender.try_send_request(request) => result,
         () = late => {
             let cause = "no answer in time".to_owned();
-            return Err(failure(Sent::Something, StatusCode::GATEWAY_TIMEOUT, cause));
+            return Err(failure(Sent::Silence, StatusCode::GATEWAY_TIMEOUT, cause));
         }
         () = requests_cut(&mut phase) => {
             let cause = "cut at the end of the drain".to_owned();

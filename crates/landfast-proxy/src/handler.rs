@@ -26,7 +26,7 @@ use crate::{
     pause::{Bounds, Held},
     request_body::BodyError,
     shared::Live,
-    thread::Thread,
+    thread::{self, Thread},
     tunnel,
 };
 
@@ -71,7 +71,12 @@ pub(crate) async fn handle(
     let mut exchange = Box::new(open_exchange(&client, &request, request_id.clone()));
     let reply = Box::pin(decide(&client, request, &mut exchange)).await;
     let shared = &client.thread.shared;
-    let mut is_last = shared.shutdown.is_cancelled();
+    // The rest of a body would have to be read before another request could be.
+    let has_unread = exchange.has_unread && version < Version::HTTP_2;
+    if has_unread {
+        client.activity.linger();
+    }
+    let mut is_last = shared.shutdown.is_cancelled() || has_unread;
     let mut response = match reply {
         Reply::Own { response, close } => {
             is_last |= close;
@@ -102,6 +107,7 @@ pub(crate) async fn handle(
     if is_last && version < Version::HTTP_2 && !fields.contains_key(UPGRADE) {
         fields.insert(CONNECTION, HeaderValue::from_static("close"));
     }
+    thread::is_clients_turn(true);
     response.map(|body| body.hold(busy))
 }
 
@@ -133,10 +139,17 @@ async fn decide(client: &Rc<Client>, request: Request<Incoming>, exchange: &mut 
     let length = content_length(&parts.headers).or(body.is_end_stream().then_some(0));
     let upgrade = parts.extensions.remove::<OnUpgrade>();
     let is_websocket = headers::is_websocket_upgrade(&parts.headers);
+    // What follows the head would be a body to one reader and another request to the next.
+    if is_websocket && (parts.method != Method::GET || length != Some(0)) {
+        let text = "a WebSocket begins with a GET that has no body";
+        return own(StatusCode::BAD_REQUEST, text).closing();
+    }
     let thread = &client.thread;
     let mut changes = thread.shared.changes();
     let mut held: Option<Held> = None;
     let mut waiting = Some((parts, body, upgrade));
+    // A request that has to be decided anew is still one request.
+    let mut is_counted = false;
     let mut prepared: Option<(Outgoing, Option<OnUpgrade>)> = None;
     loop {
         changes.mark_unchanged();
@@ -209,6 +222,7 @@ async fn decide(client: &Rc<Client>, request: Request<Incoming>, exchange: &mut 
                 Err(error) => return broken_body(&service, exchange, error),
             };
             exchange.bytes_in = source.len();
+            exchange.has_unread = !source.is_read();
             let is_upgrade = is_websocket;
             prepared = Some((
                 Outgoing {
@@ -218,6 +232,7 @@ async fn decide(client: &Rc<Client>, request: Request<Incoming>, exchange: &mut 
                     source,
                     body_bytes_max: limits.body_bytes_max,
                     timeouts: timeouts.clone(),
+                    progress: None,
                     is_upgrade,
                 },
                 upgrade,
@@ -234,10 +249,8 @@ async fn decide(client: &Rc<Client>, request: Request<Incoming>, exchange: &mut 
             service: entry.service,
             preview: client.is_preview,
         };
-        if exchange.retries == 0 {
-            service
-                .budget
-                .deposit(live.table.services[entry.service].retry.budget_percent);
+        if !std::mem::replace(&mut is_counted, true) {
+            service.budget.deposit(clock::monotonic());
         }
         let outcome = Box::pin(forward::forward(
             thread,
@@ -246,7 +259,11 @@ async fn decide(client: &Rc<Client>, request: Request<Incoming>, exchange: &mut 
             outgoing,
             exchange,
         ));
-        return match outcome.await {
+        let outcome = outcome.await;
+        if let Some(progress) = &outgoing.progress {
+            exchange.has_unread = !progress.ended.get();
+        }
+        return match outcome {
             Outcome::Moved => continue,
             Outcome::Answered(response, leg) => Reply::Backend {
                 response,
@@ -258,6 +275,11 @@ async fn decide(client: &Rc<Client>, request: Request<Incoming>, exchange: &mut 
                 service.counters.unavailable.add(1);
                 exchange.cause = Some("no backend is ready".into());
                 unavailable("no instance is ready")
+            }
+            Outcome::Failed(StatusCode::SERVICE_UNAVAILABLE, cause) => {
+                service.counters.unavailable.add(1);
+                exchange.cause = Some(cause);
+                unavailable("too many connections")
             }
             Outcome::Failed(status, cause) => {
                 let counter = if status.is_server_error() {
@@ -330,14 +352,15 @@ fn switch(
         sender,
         entry,
         progress: _,
+        may_pool: _,
     } = leg;
     let due = crate::drain::Due::new(entry.backend(), &client.thread.shared);
     let stream = entry.into_stream();
     client.thread.spawn(async move {
         // Dropping the sender would end the upstream connection before it is handed over.
-        let both = futures_util::future::try_join(upgrade, upstream).await;
+        let (client, upstream) = futures_util::future::join(upgrade, upstream).await;
         drop(sender);
-        tunnel::run(both, stream, due, exchange).await;
+        tunnel::run(client, upstream, stream, due, exchange).await;
     });
     Response::from_parts(parts, AnswerBody::empty())
 }
@@ -477,6 +500,7 @@ fn open_exchange(
         first_byte: None,
         retries: 0,
         cause: None,
+        has_unread: !request.body().is_end_stream(),
         is_over: false,
     }
 }

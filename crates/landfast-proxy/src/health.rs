@@ -11,7 +11,7 @@ use hyper_util::rt::TokioIo;
 use landfast_routing::snapshot::HealthCheck;
 use tokio::{net::TcpStream, task::JoinSet};
 
-use crate::{backend::Backend, shared::Shared};
+use crate::{backend::Backend, pool, shared::Shared};
 
 struct Watched {
     backend: Arc<Backend>,
@@ -92,18 +92,24 @@ async fn run(backend: Arc<Backend>, address: SocketAddr, check: HealthCheck) {
     loop {
         let timeout = Duration::from_millis(check.timeout_ms.max(1));
         let passed = tokio::time::timeout(timeout, passes(address, check.path.as_deref())).await;
-        backend.checked(passed.unwrap_or(false), &check);
+        if let Some(passed) = passed.unwrap_or(Some(false)) {
+            backend.checked(passed, &check);
+        }
         tokio::time::sleep(interval.mul_f64(0.9 + 0.2 * rand::random::<f64>())).await;
     }
 }
 
-async fn passes(address: SocketAddr, path: Option<&str>) -> bool {
-    let Ok(stream) = TcpStream::connect(address).await else {
-        return false;
-    };
-    let Some(path) = path else {
-        return true;
-    };
+/// Whether a backend passes. Nothing, when we could not even ask: that must not take backends out.
+async fn passes(address: SocketAddr, path: Option<&str>) -> Option<bool> {
+    match (TcpStream::connect(address).await, path) {
+        (Ok(stream), Some(path)) => Some(answers(stream, address, path).await),
+        (Ok(_), None) => Some(true),
+        (Err(error), _) if pool::is_exhaustion(&error) => None,
+        (Err(_), _) => Some(false),
+    }
+}
+
+async fn answers(stream: TcpStream, address: SocketAddr, path: &str) -> bool {
     let request = Request::get(path)
         .header(HOST, address.to_string())
         .header("user-agent", "landfast-health")

@@ -4,8 +4,10 @@
 //!
 //! A backend may close an idle connection at the very moment a request is written to it, and from outside that
 //! looks the same as a backend that took the request and died. Only a request that may be sent twice survives
-//! the doubt. So only *idempotent* requests whose body, if any, is at hand use pooled connections; when one of
-//! these fails before a byte of the answer, it is sent once more on a fresh connection to the same backend.
+//! the doubt. So only *idempotent* requests whose body, if any, is at hand use pooled connections. When one of
+//! these was never written, or its connection broke at once (`landfast_routing::retry::is_stale`), it is sent
+//! once more on a fresh connection to the same backend, and nobody is blamed. A connection that breaks later
+//! broke under work: that is a failure of the backend like any other, and goes by the rules for retries.
 //! Every other request (a POST, a large upload, a WebSocket) gets a fresh connection: there, a backend that is
 //! gone refuses the connection, nothing was sent, and the request goes elsewhere. That costs a POST one
 //! connection set-up, and loses none.
@@ -20,6 +22,7 @@ use std::{
 
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use rustix::io::Errno;
 use tokio::{net::TcpStream, time::Instant};
 
 use crate::{backend::Backend, clock, request_body::RequestBody, thread::Thread};
@@ -58,6 +61,29 @@ pub(crate) enum ConnectError {
     Http(#[from] hyper::Error),
 }
 
+impl ConnectError {
+    /// Whether it is this host that has run out of descriptors, ports or memory: no fault of the backend.
+    pub(crate) fn is_ours(&self) -> bool {
+        match self {
+            Self::Io(error) => is_exhaustion(error),
+            Self::Timeout | Self::Http(_) => false,
+        }
+    }
+}
+
+/// Whether a socket could not be had because this process or host has too many.
+pub(crate) fn is_exhaustion(error: &std::io::Error) -> bool {
+    let ours = [
+        Errno::MFILE,
+        Errno::NFILE,
+        Errno::ADDRNOTAVAIL,
+        Errno::NOBUFS,
+        Errno::NOMEM,
+    ];
+    ours.iter()
+        .any(|ours| error.raw_os_error() == Some(ours.raw_os_error()))
+}
+
 impl Pool {
     /// The connection to a backend that became idle last and is still open.
     pub(crate) fn take(&self, backend: &Backend) -> Option<Sender> {
@@ -69,7 +95,7 @@ impl Pool {
     }
 
     fn put(&self, backend: &std::sync::Arc<Backend>, sender: Sender) {
-        if sender.is_closed() || backend.is_draining() || self.closed.get() {
+        if sender.is_closed() || backend.is_leaving() || self.closed.get() {
             return;
         }
         let mut idle = self.idle.borrow_mut();
@@ -96,11 +122,25 @@ impl Pool {
         self.idle.borrow_mut().retain(|_, list| {
             list.retain(|entry| {
                 !entry.sender.is_closed()
-                    && !entry.backend.is_draining()
+                    && !entry.backend.is_leaving()
                     && now.saturating_duration_since(entry.since) < IDLE_AGE_MAX
             });
             !list.is_empty()
         });
+    }
+}
+
+/// Keeps a thread's pool in step with the table until the worker ends. What idles to a backend that leaves is
+/// closed at once: many a server waits at its own end for its connections.
+pub(crate) async fn follow(thread: Rc<Thread>) {
+    let mut changes = thread.shared.changes();
+    let shutdown = thread.shared.shutdown.clone();
+    loop {
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { return },
+            () = shutdown.cancelled() => return,
+        }
+        thread.pool.sweep();
     }
 }
 
@@ -142,4 +182,27 @@ pub(crate) async fn connect(
         }
     });
     Ok(sender)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn our_own_want_is_told_from_a_backend_that_refuses() {
+        for (errno, is_ours) in [
+            (Errno::MFILE, true),
+            (Errno::NFILE, true),
+            (Errno::ADDRNOTAVAIL, true),
+            (Errno::CONNREFUSED, false),
+            (Errno::CONNRESET, false),
+            (Errno::HOSTUNREACH, false),
+        ] {
+            let error = ConnectError::Io(io::Error::from(errno));
+            assert_eq!(error.is_ours(), is_ours, "{errno}");
+        }
+        assert!(!ConnectError::Timeout.is_ours());
+    }
 }

@@ -36,6 +36,10 @@ pub struct WorkerSettings {
     /// How often the files of certificates are looked at.
     #[serde(default = "certificates_ms")]
     pub certificates_ms: u64,
+    /// Connections of clients served at a time; more wait in the backlog. Zero: what the limit of open
+    /// descriptors allows, with as many left for the backends.
+    #[serde(default)]
+    pub connections_max: usize,
 }
 
 fn certificates_ms() -> u64 {
@@ -56,6 +60,7 @@ impl WorkerSettings {
             header_bytes_max: 64 << 10,
             headers_max: 100,
             certificates_ms: certificates_ms(),
+            connections_max: 0,
         }
     }
 

@@ -18,7 +18,7 @@ use landfast_routing::{
     table::Table,
 };
 use landfast_types::{Fence, FenceGuard, ServiceKey, StaleFence};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -33,6 +33,19 @@ use crate::{
 
 /// How long the counters of a backend that left are still shown.
 const LEFT_SHOWN: Duration = Duration::from_secs(600);
+
+/// Descriptors that are neither a client's nor a backend's: listeners, event loops, control, logs, checks.
+const DESCRIPTORS_OWN: u64 = 64;
+const CONNECTIONS_MIN: u64 = 16;
+
+/// How many clients a limit of open descriptors leaves room for, when each may need a backend as well.
+fn connections_max(descriptors: Option<u64>) -> usize {
+    let share = |limit: u64| (limit.saturating_sub(DESCRIPTORS_OWN) / 2).max(CONNECTIONS_MIN);
+    let bounded = descriptors.and_then(|limit| usize::try_from(share(limit)).ok());
+    bounded.map_or(Semaphore::MAX_PERMITS, |share| {
+        share.min(Semaphore::MAX_PERMITS)
+    })
+}
 
 /// A table with the live things its indices stand for.
 pub(crate) struct Live {
@@ -86,6 +99,8 @@ pub(crate) struct Shared {
     pub(crate) addresses: Addresses,
     pub(crate) certificates: Certificates,
     pub(crate) access_log: AccessLog,
+    /// A permit for each connection of a client.
+    pub(crate) room: Arc<Semaphore>,
     /// Ends the worker: accepting stops at once, answers in progress are finished.
     pub(crate) shutdown: CancellationToken,
     live: ArcSwap<Live>,
@@ -115,7 +130,17 @@ struct Registry {
 }
 
 impl Shared {
-    pub(crate) fn new(settings: WorkerSettings, addresses: Addresses, boot: String) -> Self {
+    /// `descriptors`: how many this process may have open.
+    pub(crate) fn new(
+        settings: WorkerSettings,
+        addresses: Addresses,
+        boot: String,
+        descriptors: Option<u64>,
+    ) -> Self {
+        let connections = match settings.connections_max {
+            0 => connections_max(descriptors),
+            given => given,
+        };
         let access_log = AccessLog::start(&settings);
         Self {
             settings,
@@ -123,6 +148,7 @@ impl Shared {
             addresses,
             certificates: Certificates::default(),
             access_log,
+            room: Arc::new(Semaphore::new(connections)),
             shutdown: CancellationToken::new(),
             live: ArcSwap::from_pointee(Live::empty()),
             newest: AtomicU64::new(0),
@@ -393,6 +419,15 @@ impl Registry {
     }
 }
 
+/// Which backends a pick may find.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Admit {
+    /// Healthy, and not ejected.
+    Usable,
+    /// Healthy by the active checks.
+    Healthy,
+}
+
 impl Live {
     fn empty() -> Self {
         Self {
@@ -405,44 +440,72 @@ impl Live {
         }
     }
 
-    /// Picks a backend of a service: the group by weight (on the preview listener the preview group and no other,
-    /// or a test of a new release could pass on the old one), then the least loaded of it.
-    /// Where the group's turn finds it without a usable backend, another group with weight takes it.
-    /// `avoid`: serials already tried.
+    /// Picks a backend of a service for an attempt (on the preview listener of the preview group and no other, or a
+    /// test of a new release could pass on the old one), best first: one not tried yet, one that was (it may have come
+    /// to its senses, and a single replica has only itself), and then the same among those that are ejected,
+    /// since a backend that failed a moment ago is better than no answer.
     pub(crate) fn pick(
         &self,
         service: usize,
         preview: bool,
         turn: u64,
+        tried: &[u64],
+    ) -> Option<usize> {
+        [Admit::Usable, Admit::Healthy]
+            .into_iter()
+            .flat_map(|admit| [(admit, tried), (admit, &[])])
+            .find_map(|(admit, avoid)| self.pick_among(service, preview, turn, admit, avoid))
+    }
+
+    /// The group by weight (or the preview group), then the least loaded of it.
+    /// Where the group's turn finds it without a usable backend, another group with weight takes it.
+    /// `avoid`: serials already tried.
+    fn pick_among(
+        &self,
+        service: usize,
+        preview: bool,
+        turn: u64,
+        admit: Admit,
         avoid: &[u64],
     ) -> Option<usize> {
         let entry = &self.table.services[service];
         if preview {
             let group = entry.preview?;
-            return self.pick_in(group, entry.slow_start_ms, avoid);
+            return self.pick_in(group, entry.slow_start_ms, admit, avoid);
         }
         let first = entry.groups[entry.schedule.pick(turn)?];
-        self.pick_in(first, entry.slow_start_ms, avoid).or_else(|| {
-            let others = entry.groups.iter().filter(|group| **group != first);
-            let mut weighted: Vec<usize> = others
-                .copied()
-                .filter(|group| self.table.groups[*group].weight > 0)
-                .collect();
-            weighted.sort_by_key(|group| std::cmp::Reverse(self.table.groups[*group].weight));
-            weighted
-                .into_iter()
-                .find_map(|group| self.pick_in(group, entry.slow_start_ms, avoid))
-        })
+        self.pick_in(first, entry.slow_start_ms, admit, avoid)
+            .or_else(|| {
+                let others = entry.groups.iter().filter(|group| **group != first);
+                let mut weighted: Vec<usize> = others
+                    .copied()
+                    .filter(|group| self.table.groups[*group].weight > 0)
+                    .collect();
+                weighted.sort_by_key(|group| std::cmp::Reverse(self.table.groups[*group].weight));
+                weighted
+                    .into_iter()
+                    .find_map(|group| self.pick_in(group, entry.slow_start_ms, admit, avoid))
+            })
     }
 
-    fn pick_in(&self, group: usize, slow_start_ms: u64, avoid: &[u64]) -> Option<usize> {
+    fn pick_in(
+        &self,
+        group: usize,
+        slow_start_ms: u64,
+        admit: Admit,
+        avoid: &[u64],
+    ) -> Option<usize> {
         let serving = &self.table.groups[group].serving;
         let turn = self.turns[group].fetch_add(1, Ordering::Relaxed);
         let now = clock::monotonic();
         let slow_start = Duration::from_millis(slow_start_ms);
         let index = balance::least_loaded(serving.len(), turn, |index| {
             let backend = &self.backends[serving[index]];
-            if !backend.is_usable(now) || avoid.contains(&backend.serial) {
+            let is_admitted = match admit {
+                Admit::Usable => backend.is_usable(now),
+                Admit::Healthy => backend.is_healthy(),
+            };
+            if !is_admitted || avoid.contains(&backend.serial) {
                 return None;
             }
             let share = if slow_start_ms == 0 {
@@ -451,7 +514,7 @@ impl Live {
                 balance::slow_start_share(backend.age(now), slow_start)
             };
             Some(Candidate {
-                in_flight: backend.in_flight(),
+                in_flight: backend.load(),
                 share,
             })
         })?;
@@ -471,5 +534,23 @@ impl Live {
             .map(|slot| &self.backends[*slot])
             .filter(|other| other.serial != backend.serial && other.is_usable(now))
             .count()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_leave_as_many_descriptors_to_the_backends() {
+        for (descriptors, expected) in [
+            (Some(10), 16),
+            (Some(1_024), 480),
+            (Some(1 << 20), (1 << 19) - 32),
+            (Some(u64::MAX), Semaphore::MAX_PERMITS),
+            (None, Semaphore::MAX_PERMITS),
+        ] {
+            assert_eq!(connections_max(descriptors), expected, "{descriptors:?}");
+        }
     }
 }

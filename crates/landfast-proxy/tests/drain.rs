@@ -451,6 +451,16 @@ async fn a_backend_that_dies_takes_its_websockets_with_a_word() {
     drop(stream);
     let (messages, code) = listen(&mut wire).await;
     assert_eq!((messages, code), (vec!["last words".to_owned()], 1012));
+    // A client in the middle of something may finish it and answer the Close; it is not reset meanwhile.
+    for _ in 0..5 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let more = frame(0x81, b"more", Some([1, 2, 3, 4]));
+        let sent = wire.stream.write_all(&more).await;
+        sent.expect("the proxy still listens");
+    }
+    let echo = close_frame(code, "", Some([9, 9, 9, 9]));
+    wire.stream.write_all(&echo).await.expect("sent");
+    assert!(wire.rest().await.is_empty());
     eventually("it is counted", || async {
         proxy.control.stats().await.expect("answers").backends["mortal"].streams_cut == 1
     })
@@ -470,4 +480,59 @@ async fn a_route_without_websockets_refuses_them() {
     let mut wire = Wire::connect(proxy.http().await).await.expect("connected");
     wire.send(HANDSHAKE).await.expect("sent");
     assert_eq!(wire.answer().await.expect("an answer").status, 403);
+}
+
+#[tokio::test]
+async fn an_idle_connection_to_a_draining_backend_is_closed_at_once() {
+    let proxy = Proxy::start().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let backend = serving("kept", address);
+    proxy
+        .put(&snapshot(1, service(vec![group(1, 1, vec![backend])])))
+        .await;
+    let front = proxy.http().await;
+    let answered = tokio::spawn(async move { get(front, "/").await });
+    let (mut stream, _) = listener.accept().await.expect("accepted");
+    let mut buffer = [0; 4096];
+    assert!(stream.read(&mut buffer).await.expect("readable") > 0);
+    stream
+        .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+        .await
+        .expect("sent");
+    let got = answered.await.expect("no panic").expect("an answer");
+    assert_eq!(got.text(), "ok");
+    let short = Duration::from_millis(200);
+    let early = tokio::time::timeout(short, stream.read(&mut buffer)).await;
+    assert!(early.is_err(), "kept while it serves");
+    let out = draining("kept", address, 30_000, 30_000);
+    proxy
+        .put(&snapshot(2, service(vec![group(1, 1, vec![out])])))
+        .await;
+    let end = tokio::time::timeout(Duration::from_secs(2), stream.read(&mut buffer)).await;
+    assert_eq!(end.expect("closed at once").expect("in order"), 0);
+}
+
+#[tokio::test]
+async fn open_streams_are_load() {
+    let proxy = Proxy::start().await;
+    let (one, two) = (Upstream::start("one").await, Upstream::start("two").await);
+    let with = |revision, backends| snapshot(revision, service(vec![group(1, 1, backends)]));
+    proxy.put(&with(1, vec![one.backend()])).await;
+    let address = proxy.http().await;
+    let mut streams = JoinSet::new();
+    for _ in 0..4 {
+        streams.spawn(async move { get(address, "/sse/20").await });
+    }
+    eventually("all open", || async {
+        proxy.status().await.backends["one"].streams_open == 4
+    })
+    .await;
+    proxy
+        .put(&with(2, vec![one.backend(), two.backend()]))
+        .await;
+    for _ in 0..6 {
+        assert_eq!(get(address, "/").await.expect("an answer").text(), "two");
+    }
+    streams.abort_all();
 }

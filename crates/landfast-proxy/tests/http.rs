@@ -7,10 +7,10 @@
 
 mod support;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::atomic::Ordering, time::Duration};
 
 use landfast_proxy::control::ControlError;
-use landfast_routing::snapshot::Mode;
+use landfast_routing::snapshot::{Backend, Mode, ProxyStatus};
 use support::*;
 
 #[tokio::test]
@@ -328,15 +328,13 @@ async fn an_idempotent_request_is_sent_again_when_its_backend_dies_and_a_post_ne
     }
 }
 
-#[tokio::test]
-async fn stale_connections_lose_nothing() {
-    let proxy = Proxy::start().await;
-    // An upstream that closes each connection after one answer, without saying so in time.
+/// A backend that answers one request of each connection; the second it takes in, and dies of it later.
+async fn rude(later: Duration) -> (Backend, tokio::task::JoinHandle<()>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
         .await
         .expect("a port");
     let backend = serving("rude", listener.local_addr().expect("an address"));
-    let rude = tokio::spawn(async move {
+    let task = tokio::spawn(async move {
         loop {
             let (mut stream, _) = listener.accept().await.expect("accepted");
             tokio::spawn(async move {
@@ -346,12 +344,47 @@ async fn stale_connections_lose_nothing() {
                 if count > 0 {
                     let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
                     stream.write_all(answer).await.expect("sent");
-                    // Takes the next request in and dies of it.
                     let _second = stream.read(&mut buffer).await;
+                    tokio::time::sleep(later).await;
                 }
             });
         }
     });
+    (backend, task)
+}
+
+#[tokio::test]
+async fn a_kept_connection_that_breaks_under_work_is_a_failure_of_its_backend() {
+    let proxy = Proxy::start().await;
+    let (backend, rude) = rude(Duration::from_millis(300)).await;
+    let fine = Upstream::start("fine").await;
+    proxy
+        .put(&snapshot(
+            1,
+            service(vec![group(1, 1, vec![backend, fine.backend()])]),
+        ))
+        .await;
+    let mut wire = Wire::connect(proxy.http().await).await.expect("connected");
+    for _ in 0..4 {
+        wire.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+            .await
+            .expect("sent");
+        assert_eq!(wire.answer().await.expect("an answer").status, 200);
+    }
+    let stats = proxy.control.stats().await.expect("the proxy answers");
+    let counted = &stats.backends["rude"];
+    assert_eq!(
+        (counted.statuses[1], counted.failures, counted.retried),
+        (1, 1, 1)
+    );
+    assert_eq!(fine.count(), 3, "what broke was answered elsewhere");
+    rude.abort();
+}
+
+#[tokio::test]
+async fn stale_connections_lose_nothing() {
+    let proxy = Proxy::start().await;
+    let (backend, rude) = rude(Duration::ZERO).await;
     proxy
         .put(&snapshot(1, service(vec![group(1, 1, vec![backend])])))
         .await;
@@ -574,4 +607,205 @@ async fn the_access_log_has_a_line_per_request_without_its_query() {
         (&lines[0]["status"], &lines[1]["status"]),
         (&200.into(), &500.into())
     );
+}
+
+#[tokio::test]
+async fn whole_answers_are_written_down_as_such_and_connections_to_the_backend_are_used_again() {
+    let mut proxy = Proxy::start().await;
+    let upstream = Upstream::start("one").await;
+    proxy
+        .put(&snapshot(
+            1,
+            service(vec![group(1, 1, vec![upstream.backend()])]),
+        ))
+        .await;
+    let mut wire = Wire::connect(proxy.http().await).await.expect("connected");
+    let upload = "b".repeat(100_000);
+    let post = format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 100000\r\n\r\n{upload}");
+    wire.send(&post).await.expect("sent");
+    assert_eq!(wire.answer().await.expect("an answer").status, 200);
+    for path in ["/", "/big/200000", "/drip/3/1", "/status/204"].repeat(5) {
+        wire.send(&format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n"))
+            .await
+            .expect("sent");
+        assert!(wire.answer().await.expect("an answer").is_whole);
+    }
+    // One of each serving thread at most, and the upload's own.
+    let connections = upstream.connections.load(Ordering::SeqCst);
+    assert!(
+        connections <= 3,
+        "{connections} connections for 21 requests"
+    );
+    let stats = proxy.control.stats().await.expect("the proxy answers");
+    assert_eq!(stats.services[&key()].client_gone, 0);
+    assert_eq!(stats.backends["one"].bytes_in, 100_000);
+    drop(wire);
+    assert!(proxy.stop());
+    let log = std::fs::read_to_string(proxy.access_log()).expect("a log");
+    let lines: Vec<serde_json::Value> = log
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect();
+    assert_eq!(lines.len(), 21, "{log}");
+    assert!(lines.iter().all(|line| line["cause"].is_null()), "{log}");
+    assert_eq!(lines[0]["bytes_in"], 100_000);
+}
+
+#[tokio::test]
+async fn an_upgrade_smuggles_nothing_and_its_connection_is_never_used_again() {
+    let proxy = Proxy::start().await;
+    let upstream = Upstream::start("one").await;
+    proxy
+        .put(&snapshot(
+            1,
+            service(vec![group(1, 1, vec![upstream.backend()])]),
+        ))
+        .await;
+    let address = proxy.http().await;
+    let upgrade = "host: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n";
+    let hidden = "GET /hidden HTTP/1.1\r\nhost: a\r\n\r\n";
+    let length = hidden.len();
+    for request in [
+        format!("GET / HTTP/1.1\r\n{upgrade}content-length: {length}\r\n\r\n{hidden}"),
+        format!(
+            "GET / HTTP/1.1\r\n{upgrade}transfer-encoding: chunked\r\n\r\n{length:x}\r\n{hidden}\r\n0\r\n\r\n"
+        ),
+        format!("POST / HTTP/1.1\r\n{upgrade}\r\n"),
+    ] {
+        let mut wire = Wire::connect(address).await.expect("connected");
+        wire.send(&request).await.expect("sent");
+        assert_eq!(
+            wire.answer().await.expect("an answer").status,
+            400,
+            "{request}"
+        );
+        assert!(
+            wire.rest().await.is_empty(),
+            "the connection ends: {request}"
+        );
+    }
+    assert_eq!(upstream.count(), 0);
+    // A backend that declines the upgrade: the next request gets a connection of its own.
+    for (method_and_fields, connections) in [
+        (format!("GET / HTTP/1.1\r\n{upgrade}content-length: 0"), 1),
+        (format!("GET / HTTP/1.1\r\n{upgrade}x: y"), 2),
+        ("GET / HTTP/1.1\r\nhost: a".to_owned(), 3),
+    ] {
+        let mut wire = Wire::connect(address).await.expect("connected");
+        wire.send(&format!("{method_and_fields}\r\n\r\n"))
+            .await
+            .expect("sent");
+        assert_eq!(wire.answer().await.expect("an answer").status, 200);
+        assert_eq!(upstream.connections.load(Ordering::SeqCst), connections);
+    }
+}
+
+#[tokio::test]
+async fn an_ejected_backend_answers_while_there_is_no_other() {
+    let proxy = Proxy::start().await;
+    let (one, two) = (Upstream::start("one").await, Upstream::start("two").await);
+    let with = |revision, backends| {
+        let mut wanted = service(vec![group(1, 1, backends)]);
+        wanted.ejection.failures = 1;
+        let mut wanted = snapshot(revision, wanted);
+        wanted.routes[0].timeouts.first_byte_ms = 100;
+        wanted
+    };
+    let both = vec![one.backend(), two.backend()];
+    let ejected = |status: &ProxyStatus| -> Vec<String> {
+        let found = status.backends.iter().filter(|(_, found)| found.ejected);
+        found.map(|(id, _)| id.clone()).collect()
+    };
+    proxy.put(&with(1, both.clone())).await;
+    let address = proxy.http().await;
+    assert_eq!(
+        get(address, "/slow/300").await.expect("an answer").status,
+        504
+    );
+    let out = ejected(&proxy.status().await);
+    assert_eq!(out.len(), 1, "the last one stays");
+    let got = get(address, "/").await.expect("an answer");
+    assert_ne!(got.text(), out[0], "left alone while there is another");
+    let alone = both.into_iter().filter(|backend| backend.id == out[0]);
+    let status = proxy.put(&with(2, alone.collect())).await;
+    assert_eq!(ejected(&status), out);
+    assert_eq!(get(address, "/").await.expect("an answer").text(), out[0]);
+}
+
+#[tokio::test]
+async fn connections_over_the_bound_wait_until_one_ends() {
+    let proxy = Proxy::start_with(|settings| settings.worker.connections_max = 2).await;
+    let upstream = Upstream::start("one").await;
+    proxy
+        .put(&snapshot(
+            1,
+            service(vec![group(1, 1, vec![upstream.backend()])]),
+        ))
+        .await;
+    let address = proxy.http().await;
+    let request = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+    let mut open = Vec::new();
+    for _ in 0..2 {
+        let mut wire = Wire::connect(address).await.expect("connected");
+        wire.send(request).await.expect("sent");
+        assert_eq!(wire.answer().await.expect("an answer").status, 200);
+        open.push(wire);
+    }
+    let mut late = Wire::connect(address).await.expect("the backlog takes it");
+    late.send(request).await.expect("sent");
+    let early = tokio::time::timeout(Duration::from_millis(300), late.answer()).await;
+    assert!(early.is_err(), "a third was served");
+    open.pop();
+    assert_eq!(late.answer().await.expect("an answer").status, 200);
+}
+
+#[tokio::test]
+async fn an_answer_before_the_end_of_the_body_is_not_lost_to_a_reset() {
+    let proxy = Proxy::start().await;
+    let upstream = Upstream::start("one").await;
+    let mut wanted = snapshot(1, service(vec![group(1, 1, vec![upstream.backend()])]));
+    wanted.routes[0].limits.body_bytes_max = 1_000;
+    wanted.routes[0].host = "a".into();
+    proxy.put(&wanted).await;
+    let address = proxy.http().await;
+    for (host, status) in [("a", 413), ("nobody", 404)] {
+        let mut wire = Wire::connect(address).await.expect("connected");
+        let head = format!("POST / HTTP/1.1\r\nhost: {host}\r\ncontent-length: 400000\r\n\r\n");
+        wire.send(&head).await.expect("sent");
+        for _ in 0..4 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let sent = wire.send(&"b".repeat(100_000)).await;
+            sent.expect("the proxy still listens");
+        }
+        let got = wire.answer().await.expect("an answer");
+        assert_eq!(got.status, status);
+        assert_eq!(got.header("connection").as_deref(), Some("close"));
+        assert!(wire.rest().await.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_body_of_unknown_length_arrives_whatever_the_method() {
+    let proxy = Proxy::start().await;
+    let upstream = Upstream::start("one").await;
+    proxy
+        .put(&snapshot(
+            1,
+            service(vec![group(1, 1, vec![upstream.backend()])]),
+        ))
+        .await;
+    let mut wire = Wire::connect(proxy.http().await).await.expect("connected");
+    for method in ["GET", "DELETE", "POST"] {
+        let head = format!("{method} / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n");
+        wire.send(&head).await.expect("sent");
+        wire.send("5\r\nfirst\r\n4\r\nlast\r\n0\r\n\r\n")
+            .await
+            .expect("sent");
+        assert_eq!(wire.answer().await.expect("an answer").status, 200);
+        let seen = upstream.last();
+        assert_eq!(
+            (seen.method.as_str(), &seen.body[..]),
+            (method, &b"firstlast"[..])
+        );
+    }
 }

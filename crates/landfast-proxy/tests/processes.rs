@@ -381,3 +381,65 @@ async fn a_taken_port_names_the_process_that_has_it() {
     );
     assert!(!settings.control.exists(), "no dead socket is left behind");
 }
+
+#[tokio::test]
+async fn a_slow_reader_gets_its_answer_at_the_end_of_the_worker() {
+    let mut proxy = Proxy::start().await;
+    let upstream = Upstream::start("one").await;
+    proxy
+        .put(&snapshot(
+            1,
+            service(vec![group(1, 1, vec![upstream.backend()])]),
+        ))
+        .await;
+    let mut wire = Wire::connect(proxy.http().await).await.expect("connected");
+    // More than the buffers of both sockets take.
+    wire.send("GET /big/20000000 HTTP/1.1\r\nhost: a\r\n\r\n")
+        .await
+        .expect("sent");
+    eventually("it is under way", || async { upstream.count() == 1 }).await;
+    let stopping = tokio::task::spawn_blocking(move || proxy.stop());
+    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    let got = wire.answer().await.expect("an answer");
+    assert!(got.is_whole, "cut after {} bytes", got.body.len());
+    assert!(stopping.await.expect("no panic"), "the holder ends well");
+}
+
+#[tokio::test]
+async fn a_worker_that_lacks_a_thread_does_not_say_that_it_serves() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let any = "127.0.0.1:0".parse().expect("an address");
+    let mut worker = landfast_proxy::WorkerSettings::new(folder.path().join("routes.json"));
+    worker.threads = 32;
+    let settings = landfast_proxy::HolderSettings {
+        http: vec![any],
+        https: vec![],
+        preview: None,
+        control: folder.path().join("proxy.sock"),
+        worker,
+    };
+    let file = folder.path().join("settings.json");
+    std::fs::write(&file, serde_json::to_vec(&settings).expect("json")).expect("written");
+    // Too few descriptors for the event loops of so many threads.
+    let mut holder = Command::new("sh")
+        .args(["-c", "ulimit -n 64; exec \"$0\" holder \"$1\""])
+        .arg(env!("CARGO_BIN_EXE_landfast-proxy-test"))
+        .arg(&file)
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("it runs");
+    eventually("the socket is there", || async {
+        settings.control.exists()
+    })
+    .await;
+    let control = landfast_proxy::control::ControlClient::new(&settings.control);
+    let answered = tokio::time::timeout(Duration::from_secs(2), async {
+        while control.status().await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    assert!(answered.await.is_err(), "it answers as if it served");
+    kill("-TERM", holder.id());
+    assert!(holder.wait().is_ok());
+}

@@ -1,6 +1,6 @@
 //! Passive ejection: a backend whose answers fail several times in a row is left alone for a while, each time
-//! for twice as long. The last backend that still takes requests is never ejected: a bad answer is better than
-//! none.
+//! for twice as long. The last backend that still takes requests is never ejected, and one that is gets requests
+//! all the same while no other can take them: a bad answer is better than none.
 
 use std::time::Duration;
 
@@ -33,7 +33,8 @@ impl Ejection {
         self.failures == 0 && self.times == 0
     }
 
-    /// Counts a failure. `others` is the number of other backends of the service that take requests now.
+    /// Counts a failure. While the backend is ejected none counts: what fails then was begun before, or had
+    /// nowhere else to go. `others` is the number of other backends of the service that take requests now.
     /// Answers for how long the backend is ejected, if it is.
     pub fn failure(
         &mut self,
@@ -41,8 +42,11 @@ impl Ejection {
         others: usize,
         policy: &EjectionPolicy,
     ) -> Option<Duration> {
+        if self.is_ejected(now) {
+            return None;
+        }
         self.failures = self.failures.saturating_add(1);
-        if self.failures < policy.failures.max(1) || others == 0 || self.is_ejected(now) {
+        if self.failures < policy.failures.max(1) || others == 0 {
             return None;
         }
         let doubled = policy.first_ms.saturating_mul(1 << self.times.min(16));
@@ -94,6 +98,19 @@ mod tests {
         now = now + Duration::from_secs(300);
         ejection.success(now, &POLICY);
         assert_eq!(eject(&mut ejection, now, 2), Some(Duration::from_secs(10)));
+    }
+
+    #[test]
+    fn what_fails_during_an_ejection_does_not_count_after_it() {
+        let mut ejection = Ejection::default();
+        let now = Timestamp::from_millis(0);
+        assert!(eject(&mut ejection, now, 2).is_some());
+        assert_eq!(eject(&mut ejection, now, 2), None);
+        let back = ejection.until();
+        for _ in 0..4 {
+            assert_eq!(ejection.failure(back, 2, &POLICY), None);
+        }
+        assert!(ejection.failure(back, 2, &POLICY).is_some());
     }
 
     #[test]

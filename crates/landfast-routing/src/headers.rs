@@ -19,13 +19,15 @@ const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-/// Fields of the same family that upstreams believe; a client must not be able to set them through us.
+/// Fields by which upstreams learn who asks for what; a client must not be able to set them through us.
 const FOREIGN_FORWARDING: [HeaderName; 4] = [
-    HeaderName::from_static("x-forwarded-port"),
-    HeaderName::from_static("x-forwarded-prefix"),
-    HeaderName::from_static("x-forwarded-server"),
     HeaderName::from_static("x-real-ip"),
+    HeaderName::from_static("true-client-ip"),
+    HeaderName::from_static("x-original-url"),
+    HeaderName::from_static("x-rewrite-url"),
 ];
+/// Those that come in families.
+const FOREIGN_FAMILIES: [&str; 2] = ["x-forwarded-", "x-original-forwarded-"];
 /// Names the request in every log on its way.
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -89,9 +91,25 @@ pub struct Arrival<'a> {
     pub authority: &'a str,
 }
 
+/// Whether a client must not set a field. A name with `_` is one of them: what reads fields as environment
+/// variables takes it for the name with `-`.
+fn is_foreign(name: &HeaderName) -> bool {
+    let text = name.as_str();
+    FOREIGN_FORWARDING.contains(name)
+        || FOREIGN_FAMILIES
+            .iter()
+            .any(|family| text.starts_with(family))
+        || text.contains('_')
+}
+
 /// Replaces every forwarding field by what we saw ourselves, and drops `Expect`, which was answered here.
 pub fn set_forwarded(headers: &mut HeaderMap, arrival: Arrival<'_>) {
-    for name in FOREIGN_FORWARDING {
+    let foreign: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| is_foreign(name))
+        .cloned()
+        .collect();
+    for name in foreign {
         headers.remove(name);
     }
     headers.remove(EXPECT);
@@ -379,6 +397,43 @@ mod tests {
         for (fields, expected) in cases {
             assert_eq!(check_framing(&map(fields)), expected, "{fields:?}");
         }
+    }
+
+    #[test]
+    fn nothing_a_client_says_of_itself_passes() {
+        let mut headers = map(&[
+            ("x-forwarded-for", "6.6.6.6"),
+            ("x-forwarded-user", "root"),
+            ("x-forwarded-ssl", "on"),
+            ("x-original-forwarded-for", "6.6.6.6"),
+            ("x-original-url", "/admin"),
+            ("x-rewrite-url", "/admin"),
+            ("x-real-ip", "6.6.6.6"),
+            ("true-client-ip", "6.6.6.6"),
+            ("forwarded", "for=6.6.6.6"),
+            ("x_forwarded_for", "6.6.6.6"),
+            ("remote_user", "root"),
+            ("x-kept", "yes"),
+        ]);
+        let arrival = Arrival {
+            client: "1.2.3.4".parse().expect("an address"),
+            is_https: false,
+            authority: "a",
+        };
+        set_forwarded(&mut headers, arrival);
+        let mut left: Vec<_> = headers
+            .iter()
+            .map(|(name, value)| format!("{name}: {}", value.to_str().expect("text")))
+            .collect();
+        left.sort();
+        let expected = [
+            "forwarded: for=1.2.3.4;host=\"a\";proto=http",
+            "x-forwarded-for: 1.2.3.4",
+            "x-forwarded-host: a",
+            "x-forwarded-proto: http",
+            "x-kept: yes",
+        ];
+        assert_eq!(left, expected);
     }
 
     #[test]

@@ -267,7 +267,7 @@ pub struct BackendStats {
 pub struct ServiceStats {
     /// Requests accepted for the service, whatever became of them.
     pub requests: u64,
-    /// Answered 503 by us because no backend was ready.
+    /// Answered 503 by us: no backend was ready, or this host had no connection left for one.
     pub unavailable: u64,
     /// Answered 502 or 504 by us.
     pub gateway_errors: u64,
