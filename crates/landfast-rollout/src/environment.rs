@@ -109,7 +109,20 @@ pub struct RolloutRecord {
     pub started_at: Timestamp,
     pub ended_at: Timestamp,
     pub outcome: Outcome,
+    /// Why it was taken back before anything had moved.
+    #[serde(default)]
+    pub unmoved: Option<Unmoved>,
     pub ledger: Ledger,
+}
+
+/// Why a rollout ended although its release never got a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Unmoved {
+    /// A gate said no.
+    Refused,
+    /// A newer one took its place.
+    Superseded,
 }
 
 /// A rollout that waits for the one before it to end.
@@ -510,6 +523,7 @@ impl Environment {
             phase_since: at,
             weights,
             cleared: false,
+            exposed: false,
             gates: BTreeMap::new(),
             high_water: BTreeMap::new(),
             progressed_at: at,
@@ -527,6 +541,14 @@ impl Environment {
             return;
         };
         rollout.ledger.end(at);
+        let unmoved = match outcome {
+            Outcome::RolledBack { .. } if rollout.exposed || rollout.cleared => None,
+            Outcome::RolledBack { .. } if rollout.gates.values().any(|gate| !gate.passed) => {
+                Some(Unmoved::Refused)
+            }
+            Outcome::RolledBack { .. } => self.queued.as_ref().map(|_| Unmoved::Superseded),
+            Outcome::Sealed => None,
+        };
         self.last_reading = rollout.ledger.last().cloned().or(self.last_reading.take());
         self.notify.insert(rollout.id);
         match outcome {
@@ -558,6 +580,7 @@ impl Environment {
             started_at: rollout.started_at,
             ended_at: at,
             outcome: outcome.clone(),
+            unmoved,
             ledger: rollout.ledger,
         });
         let excess = self.history.len().saturating_sub(HISTORY_MAX);

@@ -24,7 +24,9 @@ mod traffic;
 #[cfg(feature = "planted")]
 pub use crate::environment::PlantedBug;
 pub use crate::{
-    environment::{Environment, Queued, ReleaseRecord, RolloutRecord, ScaleOverride, Sides},
+    environment::{
+        Environment, Queued, ReleaseRecord, RolloutRecord, ScaleOverride, Sides, Unmoved,
+    },
     event::{Action, Change, Event, Input, Rejected},
     instance::{Instance, InstanceState},
     invariant::Violation,

@@ -54,6 +54,9 @@ pub struct Rollout {
     /// The old release was ended to make room for the new one.
     #[serde(default)]
     pub cleared: bool,
+    /// Some request may have gone to the new release.
+    #[serde(default)]
+    pub exposed: bool,
     pub gates: BTreeMap<Gate, GateState>,
     /// The most instances of each service that ever were ready together, and when that last grew.
     pub high_water: BTreeMap<ServiceName, u32>,

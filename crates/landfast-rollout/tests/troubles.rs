@@ -232,6 +232,8 @@ fn a_refused_gate_takes_the_rollout_back_before_anybody_was_sent_to_it() {
         bench.deploy(api(), with(rolling(), &[gate])).unwrap();
         bench.until("none");
         assert!(bench.ended().contains(&format!("the {gate} gate refused")));
+        let unmoved = bench.environment.history[1].unmoved;
+        assert_eq!(unmoved, Some(landfast_rollout::Unmoved::Refused));
         assert_eq!(
             bench.shares("api").iter().map(|s| s.1).max(),
             Some(0).filter(|_| gate != Gate::Preflight)
@@ -708,6 +710,8 @@ fn one_that_waits_for_approval_is_superseded_by_a_newer_one() {
     assert_eq!(bench.environment.rollout.as_ref().unwrap().to, ReleaseId(3));
     let first = &bench.environment.history[1].outcome;
     assert!(matches!(first, Outcome::RolledBack { reason } if reason.contains("superseded")));
+    let unmoved = bench.environment.history[1].unmoved;
+    assert_eq!(unmoved, Some(landfast_rollout::Unmoved::Superseded));
 }
 
 #[test]

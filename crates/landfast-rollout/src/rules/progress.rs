@@ -488,6 +488,7 @@ impl Rollout {
             }
         }
         self.cleared |= *phase == Phase::Clearing;
+        self.exposed |= self.weights != Weights::OldOnly;
         self.phase = phase.clone();
         self.phase_since = at;
         self.progressed_at = at;

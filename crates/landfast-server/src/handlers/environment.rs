@@ -122,6 +122,9 @@ pub(crate) async fn start(
     answer_status(&state, &scope).await
 }
 
+/// As many as `replicas` in the manifest may be.
+const REPLICAS_MAX: u32 = 500;
+
 pub(crate) async fn scale(
     State(state): State<AppState>,
     Path((app, environment)): InEnvironment,
@@ -132,6 +135,10 @@ pub(crate) async fn scale(
         .service
         .parse()
         .map_err(|error| Failure::new(ProblemCode::RequestInvalid, format!("{error}")))?;
+    if let Some(replicas) = request.replicas.filter(|replicas| *replicas > REPLICAS_MAX) {
+        let detail = format!("{replicas} instances of `{service}`; the most is {REPLICAS_MAX}");
+        return Err(Failure::new(ProblemCode::RequestInvalid, detail));
+    }
     let current = |view: &View| {
         view.state
             .rollout

@@ -7,7 +7,7 @@ use landfast_api::{
 use landfast_engine::{Folders, View, logs};
 use landfast_rollout::{
     Environment, Kind, Outcome, ParkReason, Phase, Rollout as Moving, RolloutRecord,
-    Strategy as Plan,
+    Strategy as Plan, Unmoved,
 };
 use landfast_types::{Histogram, RolloutId, Timestamp};
 
@@ -154,20 +154,16 @@ pub(crate) fn ended_rollout(view: &View, record: &RolloutRecord) -> Rollout {
     let body = view.bodies.get(&record.to);
     let (state, reason) = match &record.outcome {
         Outcome::Sealed => (RolloutState::Sealed, None),
-        Outcome::RolledBack { reason } => (RolloutState::RolledBack, Some(reason.clone())),
+        Outcome::RolledBack { reason } => {
+            let state = match record.unmoved {
+                None => RolloutState::RolledBack,
+                Some(Unmoved::Refused) => RolloutState::Refused,
+                Some(Unmoved::Superseded) => RolloutState::Superseded,
+            };
+            (state, Some(reason.clone()))
+        }
     };
-    let phase = match state {
-        RolloutState::Sealed => "sealed".to_owned(),
-        RolloutState::Waiting
-        | RolloutState::Moving
-        | RolloutState::Promoted
-        | RolloutState::RollingBack
-        | RolloutState::RolledBack
-        | RolloutState::Parked
-        | RolloutState::Superseded
-        | RolloutState::Refused
-        | RolloutState::Unknown => "rolled back".to_owned(),
-    };
+    let phase = state.as_str().replace('-', " ");
     Rollout {
         app: view.state.scope.app.to_string(),
         environment: view.state.scope.environment.to_string(),
