@@ -190,7 +190,9 @@ pub(crate) async fn forward(
                 failure.sent,
                 outgoing.source.is_replayable(),
             )
-            && state.budget.withdraw();
+            && state
+                .budget
+                .withdraw(clock::monotonic(), entry.retry.budget_percent);
         if !may_again {
             return Outcome::Failed(failure.status, failure.cause);
         }
@@ -334,7 +336,7 @@ async fn send(
         result = sender.try_send_request(request) => result,
         () = late => {
             let cause = "no answer in time".to_owned();
-            return Err(failure(Sent::Something, StatusCode::GATEWAY_TIMEOUT, cause));
+            return Err(failure(Sent::Silence, StatusCode::GATEWAY_TIMEOUT, cause));
         }
         () = requests_cut(&mut phase) => {
             let cause = "cut at the end of the drain".to_owned();

@@ -146,6 +146,8 @@ async fn decide(client: &Rc<Client>, request: Request<Incoming>, exchange: &mut 
     let mut changes = thread.shared.changes();
     let mut held: Option<Held> = None;
     let mut waiting = Some((parts, body, upgrade));
+    // A request that has to be decided anew is still one request.
+    let mut is_counted = false;
     let mut prepared: Option<(Outgoing, Option<OnUpgrade>)> = None;
     loop {
         changes.mark_unchanged();
@@ -243,10 +245,8 @@ async fn decide(client: &Rc<Client>, request: Request<Incoming>, exchange: &mut 
             service: entry.service,
             preview: client.is_preview,
         };
-        if exchange.retries == 0 {
-            service
-                .budget
-                .deposit(live.table.services[entry.service].retry.budget_percent);
+        if !std::mem::replace(&mut is_counted, true) {
+            service.budget.deposit(clock::monotonic());
         }
         let outcome = Box::pin(forward::forward(
             thread,
