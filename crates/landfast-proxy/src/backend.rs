@@ -168,8 +168,9 @@ impl Backend {
         self.is_healthy() && self.ejected_until.load(Ordering::Relaxed) <= now.as_micros()
     }
 
-    pub(crate) fn in_flight(&self) -> u64 {
-        self.in_flight.load(Ordering::Relaxed)
+    /// What it has to carry: requests and streams.
+    pub(crate) fn load(&self) -> u64 {
+        self.in_flight.load(Ordering::Relaxed) + self.streams.load(Ordering::Relaxed)
     }
 
     pub(crate) fn age(&self, now: Timestamp) -> Duration {

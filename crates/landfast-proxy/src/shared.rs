@@ -431,7 +431,7 @@ impl Live {
                 balance::slow_start_share(backend.age(now), slow_start)
             };
             Some(Candidate {
-                in_flight: backend.in_flight(),
+                in_flight: backend.load(),
                 share,
             })
         })?;

@@ -502,3 +502,27 @@ async fn an_idle_connection_to_a_draining_backend_is_closed_at_once() {
     let end = tokio::time::timeout(Duration::from_secs(2), stream.read(&mut buffer)).await;
     assert_eq!(end.expect("closed at once").expect("in order"), 0);
 }
+
+#[tokio::test]
+async fn open_streams_are_load() {
+    let proxy = Proxy::start().await;
+    let (one, two) = (Upstream::start("one").await, Upstream::start("two").await);
+    let with = |revision, backends| snapshot(revision, service(vec![group(1, 1, backends)]));
+    proxy.put(&with(1, vec![one.backend()])).await;
+    let address = proxy.http().await;
+    let mut streams = JoinSet::new();
+    for _ in 0..4 {
+        streams.spawn(async move { get(address, "/sse/20").await });
+    }
+    eventually("all open", || async {
+        proxy.status().await.backends["one"].streams_open == 4
+    })
+    .await;
+    proxy
+        .put(&with(2, vec![one.backend(), two.backend()]))
+        .await;
+    for _ in 0..6 {
+        assert_eq!(get(address, "/").await.expect("an answer").text(), "two");
+    }
+    streams.abort_all();
+}

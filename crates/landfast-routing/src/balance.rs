@@ -1,5 +1,5 @@
-//! Which backend of a group gets the request: the one with the fewest requests in flight; among equals they
-//! take turns. A backend that just joined is offered only part of the turns until its slow start is over.
+//! Which backend of a group gets the request: the one with the fewest requests in flight and streams open;
+//! among equals they take turns. A backend that just joined is offered only part of the turns until its slow start is over.
 
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ const SPREAD: u64 = 617;
 /// A backend that could take the request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Candidate {
+    /// Requests under way and streams open.
     pub in_flight: u64,
     /// Thousandths of the turns it may take.
     pub share: u32,
@@ -28,31 +29,33 @@ pub fn slow_start_share(age: Duration, slow_start: Duration) -> u32 {
 }
 
 /// Picks among `count` backends. `look` tells about one, `None` when it must not be used. `turn` counts the
-/// picks of this group.
+/// picks of this group. Turns go round among those that can be used: the neighbour of one that cannot must not
+/// get its turns as well.
 pub fn least_loaded(
     count: usize,
     turn: u64,
     look: impl Fn(usize) -> Option<Candidate>,
 ) -> Option<usize> {
-    let first = usize::try_from(turn % (count.max(1) as u64)).expect("below a length");
+    let usable = (0..count).filter(|index| look(*index).is_some()).count();
+    let first = usize::try_from(turn % (usable.max(1) as u64)).expect("below a length");
     let ticket = turn.wrapping_mul(SPREAD) % u64::from(FULL_SHARE);
-    let mut best: Option<(usize, u64)> = None;
-    let mut spare: Option<(usize, u64)> = None;
-    for offset in 0..count {
-        let index = (first + offset) % count;
-        let Some(candidate) = look(index) else {
-            continue;
-        };
+    // By load, then by turn.
+    let mut best: Option<(u64, usize, usize)> = None;
+    let mut spare: Option<(u64, usize, usize)> = None;
+    let candidates = (0..count).filter_map(|index| Some((index, look(index)?)));
+    for (place, (index, candidate)) in candidates.enumerate() {
         let choice = if ticket < u64::from(candidate.share) {
             &mut best
         } else {
             &mut spare
         };
-        if choice.is_none_or(|(_, in_flight)| candidate.in_flight < in_flight) {
-            *choice = Some((index, candidate.in_flight));
+        let wait = (place + usable - first) % usable.max(1);
+        let found = (candidate.in_flight, wait, index);
+        if choice.is_none_or(|before| found < before) {
+            *choice = Some(found);
         }
     }
-    best.or(spare).map(|(index, _)| index)
+    best.or(spare).map(|(_, _, index)| index)
 }
 
 #[cfg(test)]
@@ -74,6 +77,16 @@ mod tests {
             .map(|turn| least_loaded(3, turn, |_| full(0)))
             .collect();
         assert_eq!(picks, [0, 1, 2, 0, 1, 2].map(Some));
+    }
+
+    #[test]
+    fn the_turns_of_one_that_is_out_are_shared_by_all_others() {
+        let look = |index: usize| if index == 1 { None } else { full(0) };
+        let mut hits = [0; 4];
+        for turn in 0..300 {
+            hits[least_loaded(4, turn, look).expect("three are left")] += 1;
+        }
+        assert_eq!(hits, [100, 0, 100, 100]);
     }
 
     #[test]
