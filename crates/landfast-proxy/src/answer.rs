@@ -4,7 +4,7 @@
 use std::{
     pin::Pin,
     rc::Rc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -23,7 +23,7 @@ use crate::{
     exchange::Exchange,
     pool,
     request_body::{Progress, RequestBody},
-    thread::Thread,
+    thread::{self, Thread},
 };
 
 /// The answer could not be given whole; the connection (or HTTP/2 stream) is reset, so the client knows.
@@ -85,7 +85,11 @@ impl Body for AnswerBody {
         match &mut self.kind {
             Kind::Empty => Poll::Ready(None),
             Kind::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Kind::Relayed(frames) => Poll::Ready(ready!(frames.as_mut().poll_next(cx))),
+            Kind::Relayed(frames) => {
+                let polled = frames.as_mut().poll_next(cx);
+                thread::is_clients_turn(polled.is_ready());
+                polled
+            }
         }
     }
 

@@ -26,7 +26,7 @@ use crate::{
     pause::{Bounds, Held},
     request_body::BodyError,
     shared::Live,
-    thread::Thread,
+    thread::{self, Thread},
     tunnel,
 };
 
@@ -106,6 +106,7 @@ pub(crate) async fn handle(
     if is_last && version < Version::HTTP_2 && !fields.contains_key(UPGRADE) {
         fields.insert(CONNECTION, HeaderValue::from_static("close"));
     }
+    thread::is_clients_turn(true);
     response.map(|body| body.hold(busy))
 }
 

@@ -262,3 +262,39 @@ where
     );
     driver.abort();
 }
+
+#[tokio::test]
+async fn a_stream_its_client_does_not_take_is_reset_and_the_others_go_on() {
+    let proxy = Proxy::start_with(|settings| settings.worker.keep_alive_ms = 500).await;
+    let upstream = Upstream::start("one").await;
+    let wanted = snapshot(1, service(vec![group(1, 1, vec![upstream.backend()])]));
+    let status = proxy.put(&wanted).await;
+    let plain = TcpStream::connect(status.http[0]).await.expect("connected");
+    let (mut sender, connection) = http2::Builder::new(TokioExecutor::new())
+        .initial_stream_window_size(1_024)
+        .handshake(TokioIo::new(plain))
+        .await
+        .expect("http2");
+    let driver = tokio::spawn(connection);
+    let request = |path: &str| {
+        Request::get(format!("http://shop.example{path}"))
+            .body(Full::<Bytes>::default())
+            .expect("a request")
+    };
+    let stalled = sender.send_request(request("/big/1000000")).await;
+    let stalled = stalled.expect("an answer").into_body();
+    let moving = sender.send_request(request("/drip/40/50")).await;
+    let moving = moving.expect("an answer").into_body();
+    let in_flight = || async { proxy.status().await.backends["one"].requests_in_flight };
+    assert_eq!(in_flight().await, 2);
+    let moving = tokio::spawn(moving.collect());
+    eventually("only the moving one is left", || async {
+        in_flight().await == 1
+    })
+    .await;
+    assert!(!moving.is_finished());
+    let pieces = moving.await.expect("no panic").expect("whole").to_bytes();
+    assert!(pieces.ends_with(b"piece 39\n"));
+    assert!(stalled.collect().await.is_err());
+    driver.abort();
+}
