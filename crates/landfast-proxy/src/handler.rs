@@ -355,9 +355,9 @@ fn switch(
     let stream = entry.into_stream();
     client.thread.spawn(async move {
         // Dropping the sender would end the upstream connection before it is handed over.
-        let both = futures_util::future::try_join(upgrade, upstream).await;
+        let (client, upstream) = futures_util::future::join(upgrade, upstream).await;
         drop(sender);
-        tunnel::run(both, stream, due, exchange).await;
+        tunnel::run(client, upstream, stream, due, exchange).await;
     });
     Response::from_parts(parts, AnswerBody::empty())
 }

@@ -5,7 +5,8 @@
 //! messages: never inside a frame, never inside a fragmented message. What the client still sends goes on to
 //! the backend until the client's own Close, which is passed on and so closes the backend's side; a client that
 //! does not answer in time is closed for by us. A backend that goes away without a Close is announced to the
-//! client in the same way.
+//! client in the same way, and its Close is waited for as well: closing at once would reset the connection of a
+//! client that is just sending, and the reset takes our Close away.
 
 use std::{cell::Cell, io, pin::pin, time::Duration};
 
@@ -34,14 +35,17 @@ thread_local! {
 
 /// Runs a tunnel to its end.
 pub(crate) async fn run(
-    both: Result<(Upgraded, Upgraded), hyper::Error>,
+    client: Result<Upgraded, hyper::Error>,
+    upstream: Result<Upgraded, hyper::Error>,
     mut stream: OpenStream,
     mut due: Due,
     mut exchange: Box<Exchange>,
 ) {
-    let (client, upstream) = match both {
-        Ok(both) => both,
-        Err(error) => {
+    let (client, upstream) = match (client, upstream) {
+        (Ok(client), Ok(upstream)) => (client, upstream),
+        // The client left during the handshake, as it may: the exchange is written down as such.
+        (Err(_), Ok(_)) => return,
+        (Ok(_) | Err(_), Err(error)) => {
             stream.end = StreamEnd::Cut;
             exchange.fail(format!("the connection was not handed over: {error}"));
             return;
@@ -96,6 +100,8 @@ struct Tunnel {
     due: CancellationToken,
     /// Our Close is on its way to the client.
     close_sent: CancellationToken,
+    /// The backend left without a Close, and the client was told.
+    backend_gone: CancellationToken,
     /// The client sent its Close, or left.
     client_closed: CancellationToken,
     bytes_in: Cell<u64>,
@@ -183,11 +189,17 @@ impl Tunnel {
         if frames.has_closed() || self.client_closed.is_cancelled() {
             return End::Orderly;
         }
-        if frames.is_between_messages() {
-            let frame = close_frame(CLOSE_SERVICE_RESTART, REASON, None);
-            drop(client.write_all(&frame).await);
+        let frame = close_frame(CLOSE_SERVICE_RESTART, REASON, None);
+        let told = if frames.is_between_messages() {
+            client.write_all(&frame).await.is_ok() && client.flush().await.is_ok()
+        } else {
+            false
+        };
+        if told {
+            self.backend_gone.cancel();
+        } else {
+            self.client_closed.cancel();
         }
-        self.client_closed.cancel();
         End::BackendGone
     }
 
@@ -199,11 +211,13 @@ impl Tunnel {
     /// From the client to the backend.
     async fn up(&self, mut client: impl AsyncRead + Unpin, mut upstream: impl AsyncWrite + Unpin) {
         let mut frames = Frames::default();
+        let mut is_taken = true;
+        let mut late = pin!(self.echo_late());
         loop {
             let piece = tokio::select! {
                 biased;
+                () = &mut late => break,
                 piece = read_some(&mut client) => piece,
-                () = self.echo_late() => break,
                 () = self.client_closed.cancelled() => break,
             };
             let Ok(piece) = piece else { break };
@@ -212,10 +226,11 @@ impl Tunnel {
             }
             frames.feed(&piece);
             self.bytes_in.set(self.bytes_in.get() + piece.len() as u64);
-            if upstream.write_all(&piece).await.is_err() {
-                break;
-            }
-            if frames.has_closed() && self.close_sent.is_cancelled() {
+            // What a backend that left does not take is let go; the other direction sees its end and tells the
+            // client.
+            is_taken = is_taken && upstream.write_all(&piece).await.is_ok();
+            let is_told = self.close_sent.is_cancelled() || self.backend_gone.is_cancelled();
+            if frames.has_closed() && is_told {
                 break;
             }
         }
@@ -229,7 +244,10 @@ impl Tunnel {
     }
 
     async fn echo_late(&self) {
-        self.close_sent.cancelled().await;
+        tokio::select! {
+            () = self.close_sent.cancelled() => {}
+            () = self.backend_gone.cancelled() => {}
+        }
         tokio::time::sleep(ECHO_WAIT).await;
     }
 }

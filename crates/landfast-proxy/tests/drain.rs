@@ -451,6 +451,16 @@ async fn a_backend_that_dies_takes_its_websockets_with_a_word() {
     drop(stream);
     let (messages, code) = listen(&mut wire).await;
     assert_eq!((messages, code), (vec!["last words".to_owned()], 1012));
+    // A client in the middle of something may finish it and answer the Close; it is not reset meanwhile.
+    for _ in 0..5 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let more = frame(0x81, b"more", Some([1, 2, 3, 4]));
+        let sent = wire.stream.write_all(&more).await;
+        sent.expect("the proxy still listens");
+    }
+    let echo = close_frame(code, "", Some([9, 9, 9, 9]));
+    wire.stream.write_all(&echo).await.expect("sent");
+    assert!(wire.rest().await.is_empty());
     eventually("it is counted", || async {
         proxy.control.stats().await.expect("answers").backends["mortal"].streams_cut == 1
     })
