@@ -7,7 +7,8 @@
 //! - *The worker dies* (its pidfd says so): another is started at once; only one that dies within a second of
 //!   its start, again and again, waits a little (up to a second).
 //! - *The holder dies*: the link ends. The worker goes on serving and starts a new holder, hands it the
-//!   descriptors and a pidfd of itself; that holder watches a worker which is not its child.
+//!   descriptors and a pidfd of itself; that holder watches a worker which is not its child. Holders that die
+//!   at once are started with the same pauses as workers.
 //! - *SIGTERM or SIGINT to the holder*: the worker gets SIGTERM, finishes, and both are gone.
 //! - *SIGHUP to the holder*: another worker is started, from the binary that is now at the path of this one.
 //!   Once it says that it serves, the old one gets SIGTERM and finishes; one that does not come up changes
@@ -49,7 +50,7 @@ pub const WORKER_ARGUMENTS: [&str; 2] = ["proxy", "--worker"];
 /// Arguments of a holder that a worker starts in place of a dead one: `landfast proxy --adopt`.
 pub const ADOPT_ARGUMENTS: [&str; 2] = ["proxy", "--adopt"];
 
-/// A worker that lives shorter died of its start.
+/// A process that lives shorter died of its start.
 const START_TIME: Duration = Duration::from_secs(1);
 const BACKOFF_MIN: Duration = Duration::from_millis(10);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
@@ -101,6 +102,15 @@ pub fn adopt_main() -> Result<(), HolderError> {
         listeners: handover.listeners,
     };
     run(holder, handover.worker.map(|pidfd| (pidfd, link)))
+}
+
+/// How long to wait before the next start of a process that lived for `lived`, and before which `backoff` was
+/// waited.
+pub(crate) fn next_backoff(backoff: Duration, lived: Duration) -> Duration {
+    if lived >= START_TIME {
+        return Duration::ZERO;
+    }
+    (backoff * 2).clamp(BACKOFF_MIN, BACKOFF_MAX)
 }
 
 fn run(holder: Holder, adopted: Option<(OwnedFd, UnixStream)>) -> Result<(), HolderError> {
@@ -164,11 +174,7 @@ impl Holder {
                 Err(error) => tracing::error!(%error, "failed to start a worker"),
             }
             let lived = clock::instant().saturating_duration_since(started);
-            backoff = if lived >= START_TIME {
-                Duration::ZERO
-            } else {
-                (backoff * 2).clamp(BACKOFF_MIN, BACKOFF_MAX)
-            };
+            backoff = next_backoff(backoff, lived);
             // The first death is answered at once, however young the worker was.
             if backoff > BACKOFF_MIN {
                 tokio::select! {
@@ -336,4 +342,20 @@ pub(crate) fn spawn(arguments: [&str; 2]) -> Result<(UnixStream, Child), LinkErr
         .kill_on_drop(false);
     let child = command.spawn()?;
     Ok((here, child))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_dies_at_once_again_and_again_is_waited_for() {
+        let mut backoff = Duration::ZERO;
+        let mut waits = Vec::new();
+        for lived in [0, 5, 5, 5, 5, 5, 5, 5, 5, 2_000, 5] {
+            backoff = next_backoff(backoff, Duration::from_millis(lived));
+            waits.push(backoff.as_millis());
+        }
+        assert_eq!(waits, [10, 20, 40, 80, 160, 320, 640, 1_000, 1_000, 0, 10]);
+    }
 }

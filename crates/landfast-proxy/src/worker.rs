@@ -5,7 +5,7 @@ use std::{
     io::{self, Write},
     net::{SocketAddr, TcpListener},
     os::{fd::AsFd, unix::net::UnixStream},
-    sync::Arc,
+    sync::{Arc, mpsc},
     thread::JoinHandle,
     time::Duration,
 };
@@ -20,6 +20,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use crate::{
+    clock,
     connection::{self, Kind},
     control_server, health, holder,
     link::{self, Handover, LinkError, Listeners},
@@ -33,6 +34,9 @@ use crate::{
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Between two attempts to start a new holder.
 const HOLDER_PAUSE: Duration = Duration::from_secs(1);
+
+/// Takes how the start of a serving thread went, once.
+type Ready = mpsc::Sender<io::Result<()>>;
 
 /// Why a worker could not serve.
 #[derive(Debug, thiserror::Error)]
@@ -71,9 +75,16 @@ pub fn worker_main() -> Result<(), WorkerError> {
     shared.set_holder(sender_pid);
     shared.restore();
     let listeners = Arc::new(listeners);
+    let (ready, reports) = mpsc::channel();
     let mut threads = Vec::new();
     for number in 0..settings.worker.thread_count() {
-        threads.push(start_thread(number, &shared, &listeners)?);
+        threads.push(start_thread(number, &shared, &listeners, ready.clone())?);
+    }
+    drop(ready);
+    // A worker that serves with fewer threads than it should is one that failed to start.
+    for _ in &threads {
+        let report = reports.recv();
+        report.map_err(|_| io::Error::other("a serving thread ended at its start"))??;
     }
     tracing::info!(pid = std::process::id(), boot = %shared.boot, http = ?shared.addresses.http, https = ?shared.addresses.https, "serving");
     // The holder waits for this byte before it lets go of an older worker.
@@ -148,6 +159,8 @@ async fn watch_holder(
 ) -> WorkerError {
     let mut link = link;
     let mut child: Option<Child> = None;
+    let mut started = clock::instant();
+    let mut backoff = Duration::ZERO;
     loop {
         if let Err(error) = link_end(link).await {
             return error.into();
@@ -160,6 +173,10 @@ async fn watch_holder(
             // Reaped without waiting; tokio takes care of one that is still on its way out.
             drop(dead.try_wait());
         }
+        let lived = clock::instant().saturating_duration_since(started);
+        backoff = holder::next_backoff(backoff, lived);
+        tokio::time::sleep(backoff).await;
+        started = clock::instant();
         link = loop {
             match start_holder(settings, listeners) {
                 Ok((link, started)) => {
@@ -203,6 +220,7 @@ fn start_thread(
     number: usize,
     shared: &Arc<Shared>,
     listeners: &Arc<Listeners>,
+    ready: Ready,
 ) -> io::Result<JoinHandle<()>> {
     let shared = Arc::clone(shared);
     let listeners = Arc::clone(listeners);
@@ -211,17 +229,46 @@ fn start_thread(
         let runtime = Builder::new_current_thread()
             .enable_all()
             .build_local(LocalOptions::default());
-        let served = runtime.and_then(|runtime| runtime.block_on(serve(shared, &listeners)));
-        if let Err(error) = served {
-            tracing::error!(%error, "a serving thread could not start");
+        match runtime {
+            Ok(runtime) => runtime.block_on(serve(shared, &listeners, ready)),
+            Err(error) => report(&ready, Err(error)),
         }
     })
 }
 
+fn report(ready: &Ready, started: io::Result<()>) {
+    // The worker gave up on another thread already, and this one ends with it.
+    drop(ready.send(started));
+}
+
 /// A serving thread's life.
-async fn serve(shared: Arc<Shared>, listeners: &Listeners) -> io::Result<()> {
+async fn serve(shared: Arc<Shared>, listeners: &Listeners, ready: Ready) {
+    let thread = match listen(&shared, listeners) {
+        Ok(thread) => thread,
+        Err(error) => return report(&ready, Err(error)),
+    };
+    report(&ready, Ok(()));
+    drop(ready);
+    shared.shutdown.cancelled().await;
+    thread.tasks.close();
+    // An idle connection to a backend is a task as well; the end must not wait for it.
+    thread.pool.close();
+    let limit = Duration::from_millis(shared.settings.shutdown_ms);
+    if tokio::time::timeout(limit, thread.tasks.wait())
+        .await
+        .is_err()
+    {
+        tracing::warn!(
+            left = thread.tasks.len(),
+            "some connections outlived the time to end and are cut"
+        );
+    }
+}
+
+/// Begins to accept on this thread.
+fn listen(shared: &Arc<Shared>, listeners: &Listeners) -> io::Result<std::rc::Rc<Thread>> {
     let acceptor = TlsAcceptor::from(shared.certificates.server_config());
-    let thread = Thread::new(Arc::clone(&shared));
+    let thread = Thread::new(Arc::clone(shared));
     thread.spawn(pool::follow(std::rc::Rc::clone(&thread)));
     let mut kinds: Vec<(&TcpListener, Kind)> = Vec::new();
     kinds.extend(listeners.http.iter().map(|listener| (listener, Kind::Http)));
@@ -243,21 +290,7 @@ async fn serve(shared: Arc<Shared>, listeners: &Listeners) -> io::Result<()> {
         let owner = std::rc::Rc::clone(&thread);
         thread.spawn(accept(owner, listener, kind));
     }
-    shared.shutdown.cancelled().await;
-    thread.tasks.close();
-    // An idle connection to a backend is a task as well; the end must not wait for it.
-    thread.pool.close();
-    let limit = Duration::from_millis(shared.settings.shutdown_ms);
-    if tokio::time::timeout(limit, thread.tasks.wait())
-        .await
-        .is_err()
-    {
-        tracing::warn!(
-            left = thread.tasks.len(),
-            "some connections outlived the time to end and are cut"
-        );
-    }
-    Ok(())
+    Ok(thread)
 }
 
 async fn accept(thread: std::rc::Rc<Thread>, listener: tokio::net::TcpListener, kind: Kind) {

@@ -295,3 +295,43 @@ async fn a_slow_reader_gets_its_answer_at_the_end_of_the_worker() {
     assert!(got.is_whole, "cut after {} bytes", got.body.len());
     assert!(stopping.await.expect("no panic"), "the holder ends well");
 }
+
+#[tokio::test]
+async fn a_worker_that_lacks_a_thread_does_not_say_that_it_serves() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let any = "127.0.0.1:0".parse().expect("an address");
+    let mut worker = landfast_proxy::WorkerSettings::new(folder.path().join("routes.json"));
+    worker.threads = 8;
+    let settings = landfast_proxy::HolderSettings {
+        http: vec![any; 20],
+        https: vec![],
+        preview: None,
+        control: folder.path().join("proxy.sock"),
+        worker,
+    };
+    let file = folder.path().join("settings.json");
+    std::fs::write(&file, serde_json::to_vec(&settings).expect("json")).expect("written");
+    // Enough descriptors for the listeners of one thread and for control, not for a second thread.
+    let mut holder = Command::new("sh")
+        .args(["-c", "ulimit -n 64; exec \"$0\" holder \"$1\""])
+        .arg(env!("CARGO_BIN_EXE_landfast-proxy-test"))
+        .arg(&file)
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("it runs");
+    eventually("the socket is there", || async {
+        settings.control.exists()
+    })
+    .await;
+    let control = landfast_proxy::control::ControlClient::new(&settings.control);
+    let answered = tokio::time::timeout(Duration::from_secs(2), async {
+        while control.status().await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    let answered = answered.await.is_ok();
+    kill("-TERM", holder.id());
+    assert!(holder.wait().is_ok());
+    assert!(!answered, "it answers as if it served");
+}
