@@ -7,7 +7,14 @@
 
 mod support;
 
-use std::{collections::BTreeMap, sync::atomic::Ordering, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use landfast_proxy::control::ControlError;
 use landfast_routing::snapshot::{Backend, Mode, ProxyStatus};
@@ -287,7 +294,7 @@ async fn an_idempotent_request_is_sent_again_when_its_backend_dies_and_a_post_ne
     eventually("all arrived", || async { one.count() + two.count() == 40 }).await;
     let held = one.count();
     assert!(held > 0);
-    let seen = std::sync::Arc::clone(&one.seen);
+    let seen = Arc::clone(&one.seen);
     one.kill().await;
     let mut failed_posts = 0;
     while let Some(result) = requests.join_next().await {
@@ -808,4 +815,91 @@ async fn a_body_of_unknown_length_arrives_whatever_the_method() {
             (method, &b"firstlast"[..])
         );
     }
+}
+
+/// A backend that soon closes idle connections, and the bodies it got.
+async fn impatient() -> (
+    Backend,
+    Arc<Mutex<Vec<String>>>,
+    Arc<AtomicU64>,
+    tokio::task::JoinHandle<()>,
+) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("a port");
+    let backend = serving("impatient", listener.local_addr().expect("an address"));
+    let bodies: Arc<Mutex<Vec<String>>> = Arc::default();
+    let connections = Arc::new(AtomicU64::new(0));
+    let (log, count) = (Arc::clone(&bodies), Arc::clone(&connections));
+    let task = tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.expect("accepted");
+            let log = Arc::clone(&log);
+            let number = count.fetch_add(1, Ordering::SeqCst);
+            tokio::spawn(async move {
+                let mut idle = Duration::from_secs(5);
+                loop {
+                    let mut request = [0; 4096];
+                    let read = tokio::time::timeout(idle, stream.read(&mut request)).await;
+                    let Ok(Ok(length @ 1..)) = read else { return };
+                    // Head and body of so small a request come in one piece.
+                    let text = String::from_utf8_lossy(&request[..length]).into_owned();
+                    if text.starts_with("POST") {
+                        let (_, body) = text.split_once("\r\n\r\n").expect("a head");
+                        log.lock().expect("no panic").push(body.to_owned());
+                    }
+                    let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+                    if stream.write_all(answer).await.is_err() {
+                        return;
+                    }
+                    idle = Duration::from_micros(500 + number % 7 * 500);
+                }
+            });
+        }
+    });
+    (backend, bodies, connections, task)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_close_while_idle_lose_no_request_and_double_no_post() {
+    let proxy = Proxy::start().await;
+    let (backend, bodies, connections, task) = impatient().await;
+    proxy
+        .put(&snapshot(1, service(vec![group(1, 1, vec![backend])])))
+        .await;
+    let address = proxy.http().await;
+    let mut clients = tokio::task::JoinSet::new();
+    for client in 0..8_u64 {
+        clients.spawn(async move {
+            let mut wire = Wire::connect(address).await.expect("connected");
+            for n in 0..150_u64 {
+                let request = if n % 3 == 0 {
+                    format!(
+                        "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 6\r\n\r\n{client}-{n:04}"
+                    )
+                } else {
+                    "GET / HTTP/1.1\r\nhost: a\r\n\r\n".to_owned()
+                };
+                wire.send(&request).await.expect("sent");
+                let got = wire.answer().await.expect("an answer");
+                assert_eq!(got.status, 200, "{}", got.text());
+                tokio::time::sleep(Duration::from_micros(n * 331 % 4_000)).await;
+            }
+        });
+    }
+    while let Some(client) = clients.join_next().await {
+        client.expect("no request is lost");
+    }
+    let mut bodies = bodies.lock().expect("no panic").clone();
+    assert_eq!(bodies.len(), 8 * 50);
+    bodies.sort();
+    bodies.dedup();
+    assert_eq!(bodies.len(), 8 * 50, "a POST came twice");
+    let connections = connections.load(Ordering::SeqCst);
+    assert!(
+        (400..1_200).contains(&connections),
+        "some were used again and some had gone stale: {connections}"
+    );
+    task.abort();
 }

@@ -208,7 +208,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn retries_stay_within_the_share_and_the_floor_of_every_window(
+        fn retries_stay_within_the_share_and_the_floor(
             steps in prop::collection::vec((any::<bool>(), 0_u64..400), 0..2_000),
         ) {
             let budget = RetryBudget::default();
