@@ -332,6 +332,16 @@ fn steps(view: &View, spec: &AppSpec, plan: &landfast_rollout::RolloutPlan) -> V
     if spec.services.values().any(|service| service.exclusive) {
         strategy = Moves::Recreate;
     }
+    // In recreate these come before the old release ends.
+    let waits = || {
+        plan.gates.iter().filter_map(|gate| match gate {
+            landfast_rollout::Gate::Hold => Some(format!("wait {}", duration(plan.hold))),
+            landfast_rollout::Gate::Approval => Some("wait for `landfast promote`".to_owned()),
+            landfast_rollout::Gate::Preflight
+            | landfast_rollout::Gate::Smoke
+            | landfast_rollout::Gate::Analysis => None,
+        })
+    };
     if plan.gates.contains(&landfast_rollout::Gate::Preflight) {
         steps.push("check that the host can carry it".into());
     }
@@ -346,6 +356,7 @@ fn steps(view: &View, spec: &AppSpec, plan: &landfast_rollout::RolloutPlan) -> V
         }
         Moves::Recreate if first => {}
         Moves::Recreate => {
+            steps.extend(waits());
             steps.push("hold requests (at most 1,000 for 30 s), end the old release".into());
         }
     }
@@ -353,15 +364,11 @@ fn steps(view: &View, spec: &AppSpec, plan: &landfast_rollout::RolloutPlan) -> V
         "each counts after {} of unbroken passes",
         duration(plan.min_ready)
     ));
-    for gate in &plan.gates {
-        match gate {
-            landfast_rollout::Gate::Smoke => {
-                steps.push("run the smoke jobs against the preview".into())
-            }
-            landfast_rollout::Gate::Hold => steps.push(format!("wait {}", duration(plan.hold))),
-            landfast_rollout::Gate::Approval => steps.push("wait for `landfast promote`".into()),
-            landfast_rollout::Gate::Preflight | landfast_rollout::Gate::Analysis => {}
-        }
+    if plan.gates.contains(&landfast_rollout::Gate::Smoke) {
+        steps.push("run the smoke jobs against the preview".into());
+    }
+    if first || strategy != Moves::Recreate {
+        steps.extend(waits());
     }
     match &strategy {
         Moves::Rolling { .. } => {
@@ -391,4 +398,45 @@ fn steps(view: &View, spec: &AppSpec, plan: &landfast_rollout::RolloutPlan) -> V
         ));
     }
     steps
+}
+
+#[cfg(test)]
+mod tests {
+    use landfast_rollout::Environment;
+    use landfast_types::ReleaseId;
+
+    use super::*;
+
+    #[test]
+    fn recreate_waits_before_it_holds_requests_and_tests_after() {
+        let text = "app = \"shop\"\n[services.api]\nartifact = \"a\"\ncommand = [\"./a\"]\nexclusive = true\n\
+                    [jobs.check]\nartifact = \"a\"\ncommand = [\"./a\"]\nwhen = \"gate:smoke\"\n\
+                    [deploy]\nstrategy = \"recreate\"\ngates = [\"smoke\", \"hold\", \"approval\"]\n";
+        let scope = Scope {
+            app: "shop".parse().expect("a name"),
+            environment: "production".parse().expect("a name"),
+        };
+        let parsed = landfast_spec::parse("landfast.toml", text, &scope.environment);
+        let spec = parsed
+            .spec
+            .unwrap_or_else(|| panic!("{:?}", parsed.diagnostics));
+        let mut view = View {
+            state: Environment::new(scope),
+            bodies: BTreeMap::new(),
+            last_exits: BTreeMap::new(),
+            replaced: BTreeMap::new(),
+            failing: BTreeMap::new(),
+            journal_problem: None,
+        };
+        let places = |view: &View| {
+            let steps = steps(view, &spec, &engine_plan(&spec, None));
+            ["wait 5m", "promote", "hold requests", "smoke jobs"]
+                .map(|words| steps.iter().position(|step| step.contains(words)))
+        };
+        let first = places(&view);
+        assert_eq!(first[2], None, "{first:?}: nothing has to make room");
+        view.state.serving = Some(ReleaseId(1));
+        let places = places(&view);
+        assert!(places.is_sorted() && places[0].is_some(), "{places:?}");
+    }
 }
