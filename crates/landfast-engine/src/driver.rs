@@ -43,6 +43,9 @@ pub(crate) const RELEASES: &str = "releases";
 /// A snapshot of the state is kept each time so many records were written.
 const SNAPSHOT_EVERY: u64 = 500;
 const SNAPSHOT_VERSION: u16 = 1;
+/// The collection of the snapshots before the newest, by stream: where the newest cannot be read, one must be left
+/// from which the records that are kept lead on.
+const EARLIER_SNAPSHOTS: &str = "earlier-snapshots";
 /// So many records stay readable behind a snapshot, for people who ask what happened.
 const RECORDS_KEPT: u64 = 20_000;
 /// Messages waiting for the driver; senders wait beyond that.
@@ -412,13 +415,11 @@ impl Driver {
         };
         let journal = Arc::clone(&self.shared.journal);
         let kept = tokio::task::spawn_blocking(move || {
-            let stream = snapshot.stream.clone();
-            if let Err(error) = journal.save_snapshot(&snapshot) {
-                tracing::warn!(%error, "no snapshot was kept; the next start replays more records");
-                return;
-            }
-            if let Err(error) = journal.compact(&stream, sequence.saturating_sub(RECORDS_KEPT)) {
-                tracing::debug!(%error, "old records stay");
+            if let Err(error) = keep_snapshot(journal.as_ref(), &snapshot) {
+                tracing::warn!(
+                    error,
+                    "no snapshot was kept; the next start replays more records"
+                );
             }
         });
         if let Err(error) = kept.await {
@@ -610,20 +611,7 @@ pub fn replay(
 ) -> Result<Environment, ReplayError> {
     const PAGE: usize = 1_000;
     let stream = stream_of(scope);
-    let mut state = match journal.load_snapshot(&stream) {
-        Ok(Some(snapshot)) if snapshot.version == SNAPSHOT_VERSION => serde_json::from_slice(
-            &snapshot.body,
-        )
-        .unwrap_or_else(|error| {
-            tracing::warn!(%stream, %error, "the snapshot is of another version; replaying all");
-            Environment::new(scope.clone())
-        }),
-        Ok(_) => Environment::new(scope.clone()),
-        Err(error) => {
-            tracing::warn!(%stream, %error, "the snapshot cannot be read; replaying all");
-            Environment::new(scope.clone())
-        }
-    };
+    let mut state = begin_of_replay(journal, scope);
     loop {
         let page = journal.read(&stream, state.sequence, PAGE)?;
         let last = page.len() < PAGE;
@@ -651,6 +639,65 @@ pub fn replay(
     }
 }
 
+/// Keeps a snapshot and the one before it, and lets go of records that neither needs.
+fn keep_snapshot(
+    journal: &dyn landfast_journal::Journal,
+    snapshot: &landfast_journal::Snapshot,
+) -> Result<(), String> {
+    let stream = &snapshot.stream;
+    let before = journal.load_snapshot(stream).ok().flatten();
+    if let Some(before) = before
+        .and_then(|before| state_of(&before))
+        .filter(|before| before.sequence < snapshot.sequence)
+    {
+        let body = serde_json::to_vec(&before).expect("the state has text keys");
+        let put = journal.put(EARLIER_SNAPSHOTS, stream, None, body);
+        put.map_err(|error| actions::chain(&error))?;
+    }
+    let saved = journal.save_snapshot(snapshot);
+    saved.map_err(|error| actions::chain(&error))?;
+    let earlier = earlier_state(journal, stream).map_or(0, |state| state.sequence);
+    let upto = snapshot.sequence.saturating_sub(RECORDS_KEPT).min(earlier);
+    if let Err(error) = journal.compact(stream, upto) {
+        tracing::debug!(%error, "old records stay");
+    }
+    Ok(())
+}
+
+/// The state to replay from: of the newest snapshot that can be read, else of nothing.
+fn begin_of_replay(
+    journal: &dyn landfast_journal::Journal,
+    scope: &landfast_types::Scope,
+) -> Environment {
+    let stream = stream_of(scope);
+    match journal.load_snapshot(&stream) {
+        Ok(None) => return Environment::new(scope.clone()),
+        Ok(Some(snapshot)) => {
+            if let Some(state) = state_of(&snapshot) {
+                return state;
+            }
+            tracing::warn!(%stream, "the newest snapshot is of another version");
+        }
+        Err(error) => tracing::warn!(%stream, %error, "the newest snapshot cannot be read"),
+    }
+    earlier_state(journal, &stream).unwrap_or_else(|| {
+        tracing::warn!(%stream, "no earlier snapshot can be read; replaying all");
+        Environment::new(scope.clone())
+    })
+}
+
+fn state_of(snapshot: &landfast_journal::Snapshot) -> Option<Environment> {
+    let known = snapshot.version == SNAPSHOT_VERSION;
+    known
+        .then(|| serde_json::from_slice(&snapshot.body).ok())
+        .flatten()
+}
+
+fn earlier_state(journal: &dyn landfast_journal::Journal, stream: &str) -> Option<Environment> {
+    let document = journal.get(EARLIER_SNAPSHOTS, stream).ok()??;
+    serde_json::from_slice(&document.body).ok()
+}
+
 /// Why an environment could not be read back.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplayError {
@@ -671,4 +718,51 @@ pub enum ReplayError {
         sequence: u64,
         source: serde_json::Error,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use landfast_journal::{Journal as _, MemoryJournal, Snapshot};
+    use landfast_types::RolloutId;
+
+    use super::*;
+
+    #[test]
+    fn goes_on_from_the_earlier_snapshot_when_the_newest_cannot_be_read() {
+        let scope = landfast_types::Scope {
+            app: "shop".parse().unwrap(),
+            environment: "production".parse().unwrap(),
+        };
+        let (journal, stream) = (MemoryJournal::default(), stream_of(&scope));
+        let mut state = Environment::new(scope.clone());
+        for sequence in 1..=900 {
+            let event = Event {
+                at: Timestamp::EPOCH,
+                change: Change::Notified {
+                    rollout: RolloutId(sequence),
+                },
+            };
+            let appended = journal.append(&stream, sequence - 1, &[record_of(&event)]);
+            assert_eq!(appended.unwrap(), sequence);
+            state.apply(&event);
+            if sequence % 300 == 0 {
+                let snapshot = Snapshot {
+                    stream: stream.clone(),
+                    sequence,
+                    version: SNAPSHOT_VERSION,
+                    body: serde_json::to_vec(&state).unwrap(),
+                };
+                keep_snapshot(&journal, &snapshot).unwrap();
+            }
+        }
+        journal.compact(&stream, 600).unwrap();
+        let damaged = Snapshot {
+            stream,
+            sequence: 900,
+            version: SNAPSHOT_VERSION,
+            body: b"{}".to_vec(),
+        };
+        journal.save_snapshot(&damaged).unwrap();
+        assert_eq!(replay(&journal, &scope).unwrap(), state);
+    }
 }

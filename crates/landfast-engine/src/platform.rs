@@ -2,12 +2,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs, io,
     sync::{Arc, Mutex, PoisonError, Weak},
     time::Duration,
 };
 
 use landfast_journal::{Journal, ReadError};
 use landfast_rollout::{Environment, Input, Phase, Rejected};
+use landfast_routing::snapshot::Snapshot;
 use landfast_spec::AppSpec;
 use landfast_target::{InstanceRef, Target};
 use landfast_types::{Digest, Generation, InstanceId, ReleaseId, Scope};
@@ -22,7 +24,7 @@ use crate::{
     },
     jobs, measure,
     part::part,
-    plane::{DataPlane, Hub},
+    plane::{DataPlane, Hub, Part},
     planning::{self, Refusal},
     release::{self, ReleaseBody},
     secrets::SecretKeeper,
@@ -109,6 +111,8 @@ pub enum DeployError {
         "`{name}` of `{process}` is required, and neither the manifest nor a secret gives it a value"
     )]
     EnvMissing { name: String, process: String },
+    #[error("{0}")]
+    Unreadable(String),
     #[error("the environment's secrets cannot be read")]
     Secrets(#[from] crate::secrets::SecretError),
 }
@@ -127,6 +131,8 @@ pub struct Platform {
     me: Weak<Self>,
     shared: Arc<Shared>,
     drivers: Mutex<BTreeMap<Scope, DriverHandle>>,
+    /// Environments that were not read back, and why. Their instances and routes stay as they are.
+    unreadable: Mutex<BTreeMap<Scope, String>>,
     tasks: Mutex<JoinSet<()>>,
     /// Routes are claimed by one deploy or rollback at a time.
     claiming: tokio::sync::Mutex<()>,
@@ -134,10 +140,11 @@ pub struct Platform {
 
 impl Platform {
     /// Reads every environment back, adopts what runs, and starts the drivers. The proxy gets its first table
-    /// only when all of them are known.
+    /// only when all of them are known. One that cannot be read back does not stop the others: nothing of it is
+    /// touched, and its part of the table stays what the proxy had last.
     ///
     /// # Errors
-    /// When the journal or the target cannot be read: nothing was changed then.
+    /// When the journal, the target or the last table cannot be read: nothing was changed then.
     pub async fn start(settings: PlatformSettings) -> Result<Arc<Self>, StartError> {
         let hub = Arc::new(Hub::new(settings.plane, settings.generation));
         let (position, _) = watch::channel(0);
@@ -161,12 +168,23 @@ impl Platform {
             me: Weak::clone(me),
             shared: Arc::clone(&shared),
             drivers: Mutex::default(),
+            unreadable: Mutex::default(),
             tasks: Mutex::default(),
             claiming: tokio::sync::Mutex::default(),
         });
         let owner = Arc::clone(&shared);
         let read = tokio::task::spawn_blocking(move || read_back(&owner)).await;
-        let states = read.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+        let ReadBack {
+            read: states,
+            unreadable,
+        } = read.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+        for (scope, error) in unreadable {
+            let Ok(part) = last_part(&shared, &scope) else {
+                return Err(error);
+            };
+            shared.hub.set(&scope, part);
+            platform.unreadable().insert(scope, chain(&error));
+        }
         let running = platform.adopt(&states).await?;
         for (state, bodies) in &states {
             let health = !shared.controls.health_gate_off;
@@ -253,7 +271,7 @@ impl Platform {
         views: watch::Sender<Arc<View>>,
     ) -> Result<(Driver, BTreeSet<InstanceId>), StartError> {
         let (shared, own) = (Arc::clone(&self.shared), scope.clone());
-        let read = tokio::task::spawn_blocking(move || read_one(&shared, &own)).await;
+        let read = tokio::task::spawn_blocking(move || read_environment(&shared, &own)).await;
         let panicked = |source| StartError::Panicked {
             scope: scope.clone(),
             source,
@@ -288,6 +306,19 @@ impl Platform {
 
     fn handles(&self) -> std::sync::MutexGuard<'_, BTreeMap<Scope, DriverHandle>> {
         self.drivers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn unreadable(&self) -> std::sync::MutexGuard<'_, BTreeMap<Scope, String>> {
+        let unreadable = self.unreadable.lock();
+        unreadable.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Why nothing can be said of an environment or done to it, and what helps; `None` for all others.
+    pub fn trouble(&self, scope: &Scope) -> Option<String> {
+        let reason = self.unreadable().get(scope).cloned()?;
+        Some(format!(
+            "{reason}; its instances and routes are left as they were: start the Landfast that wrote it, or restore the journal"
+        ))
     }
 
     /// What all drivers share.
@@ -361,6 +392,9 @@ impl Platform {
     pub async fn deploy(&self, order: DeployOrder) -> Result<Deployed, DeployError> {
         let _claim = self.claiming.lock().await;
         let scope = order.spec.scope();
+        if let Some(trouble) = self.trouble(&scope) {
+            return Err(DeployError::Unreadable(trouble));
+        }
         let secrets = self.check(&order)?;
         let view = self.environment_or_empty(&scope);
         let fingerprint = release::fingerprint(&order.spec, &order.artifacts, &secrets);
@@ -500,6 +534,8 @@ impl Platform {
             tracing::warn!(%scope, %error, "old releases were not dropped");
             return;
         }
+        // What an environment that was not read back needs is not known.
+        let may_collect = self.unreadable().is_empty();
         let (shared, scope) = (Arc::clone(&self.shared), scope.clone());
         let dropped = tokio::task::spawn_blocking(move || {
             for release in surplus {
@@ -515,7 +551,7 @@ impl Platform {
             let keep = bodies
                 .flat_map(|body| body.artifacts.values().copied())
                 .collect();
-            if let Err(error) = shared.store.collect(&keep) {
+            if may_collect && let Err(error) = shared.store.collect(&keep) {
                 tracing::warn!(error = chain(&error), "unused artifacts stay");
             }
         });
@@ -614,23 +650,33 @@ fn surplus(state: &Environment) -> BTreeSet<ReleaseId> {
         .collect()
 }
 
-type ReadBack = Vec<(Environment, BTreeMap<ReleaseId, Arc<ReleaseBody>>)>;
+type Bodies = BTreeMap<ReleaseId, Arc<ReleaseBody>>;
 
-fn read_back(shared: &Shared) -> Result<ReadBack, StartError> {
-    let mut environments = Vec::new();
-    for stream in shared.journal.streams()? {
-        let scope = stream.strip_prefix("environment/").and_then(parse_scope);
-        if let Some(scope) = scope {
-            environments.push(read_one(shared, &scope)?);
-        }
-    }
-    Ok(environments)
+/// The environments of the journal: those that could be read back, and why the others could not.
+#[derive(Default)]
+struct ReadBack {
+    read: Vec<(Environment, Bodies)>,
+    unreadable: BTreeMap<Scope, StartError>,
 }
 
-fn read_one(
-    shared: &Shared,
-    scope: &Scope,
-) -> Result<(Environment, BTreeMap<ReleaseId, Arc<ReleaseBody>>), StartError> {
+fn read_back(shared: &Shared) -> Result<ReadBack, StartError> {
+    let mut back = ReadBack::default();
+    for stream in shared.journal.streams()? {
+        let Some(scope) = stream.strip_prefix("environment/").and_then(parse_scope) else {
+            continue;
+        };
+        match read_environment(shared, &scope) {
+            Ok(environment) => back.read.push(environment),
+            Err(error) => {
+                tracing::error!(%scope, error = chain(&error), "not read back; what runs of it is left alone");
+                back.unreadable.insert(scope, error);
+            }
+        }
+    }
+    Ok(back)
+}
+
+fn read_environment(shared: &Shared, scope: &Scope) -> Result<(Environment, Bodies), StartError> {
     let state = replay(shared.journal.as_ref(), scope).map_err(|source| StartError::Replay {
         scope: scope.clone(),
         source,
@@ -652,6 +698,31 @@ fn read_one(
         bodies.insert(*release, Arc::new(body));
     }
     Ok((state, bodies))
+}
+
+/// The part of the table an environment has in the proxy's last good routes. Nothing where there are none yet; an
+/// error where they cannot be read: to publish a table without it would end its traffic.
+fn last_part(shared: &Shared, scope: &Scope) -> io::Result<Part> {
+    let path = shared.folders.state.join("proxy/routes.json");
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Part::default()),
+        Err(error) => return Err(error),
+    };
+    let snapshot: Snapshot = serde_json::from_slice(&bytes).map_err(io::Error::other)?;
+    let mut part = Part::default();
+    let routes = snapshot.routes.into_iter();
+    part.routes
+        .extend(routes.filter(|route| route.service.scope == *scope));
+    let services = snapshot.services.into_iter();
+    part.services
+        .extend(services.filter(|(key, _)| key.scope == *scope));
+    let certificates = snapshot.certificates.into_iter();
+    part.certificates.extend(certificates.filter(|certificate| {
+        let mut hosts = part.routes.iter().map(|route| &route.host);
+        hosts.any(|host| certificate.hosts.contains(host))
+    }));
+    Ok(part)
 }
 
 /// Runs an environment's driver until the server stops. Where it panics, traffic goes on and another takes its

@@ -9,6 +9,7 @@ use std::{
 };
 
 use landfast_engine::{CommandError, DeployError, Platform, RunError, jobs};
+use landfast_journal::{Journal as _, NewRecord};
 use landfast_rollout::Input;
 use landfast_target::{Exit, InstanceRef, Target as _};
 use landfast_types::{InstanceId, JobName, ReleaseId};
@@ -345,4 +346,44 @@ async fn a_command_is_refused_while_the_journal_takes_nothing() {
     let replaced = |view: &landfast_engine::View| !view.state.instances.contains_key(&id.instance);
     assert!(reach(&platform, &journal, replaced).await);
     serves(&platform, &journal).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_environment_that_cannot_be_read_back_does_not_stop_the_others() {
+    let (world, platform, journal) = serving(&manifest("", "")).await;
+    let staging = landfast_types::Scope {
+        environment: "staging".parse().expect("a name"),
+        ..scope()
+    };
+    let stream = landfast_engine::stream_of(&staging);
+    let at = landfast_types::Timestamp::EPOCH;
+    let record = NewRecord::json("of-the-future", 9, at, &1).expect("it is JSON");
+    let appended = journal.inner.append(&stream, 0, &[record]);
+    appended.expect("it is taken");
+    // What the proxy has of it stays, also when others publish.
+    let table = world.proxy.table();
+    let text = serde_json::to_string(&table).expect("it is JSON");
+    let text = text.replace("shop/production", "shop/staging");
+    let folder = world.folder.path().join("proxy");
+    std::fs::create_dir(&folder).expect("made");
+    std::fs::write(folder.join("routes.json"), text).expect("written");
+    let (platform, journal) = another_life(&world, platform, &journal).await;
+    serves(&platform, &journal).await;
+    let scope = scope();
+    let restarted = platform.command(&scope, Input::Restart { by: "test".into() });
+    restarted.await.expect("it is taken");
+    assert!(reach(&platform, &journal, |view| view.state.rollout.is_none()).await);
+    let routes = world.proxy.table().routes;
+    let scopes: Vec<_> = routes.iter().map(|route| &route.service.scope).collect();
+    assert_eq!(scopes, [&scope, &staging]);
+    assert!(platform.environment(&staging).is_none());
+    let trouble = platform.trouble(&staging).expect("it is said");
+    assert!(trouble.contains("newer Landfast"), "{trouble}");
+    let mut order = world.order(2, &manifest("", ""));
+    order.spec.environment = staging.environment;
+    let refused = platform.deploy(order).await;
+    assert!(
+        matches!(refused, Err(DeployError::Unreadable(_))),
+        "{refused:?}"
+    );
 }

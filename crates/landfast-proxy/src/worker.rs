@@ -40,9 +40,6 @@ const FOLLOW_EVERY: Duration = Duration::from_millis(100);
 /// Takes how the start of a serving thread went, once.
 type Ready = mpsc::Sender<io::Result<()>>;
 
-/// Takes how the start of a serving thread went, once.
-type Ready = mpsc::Sender<io::Result<()>>;
-
 /// Why a worker could not serve.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {

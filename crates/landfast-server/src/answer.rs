@@ -197,6 +197,7 @@ impl From<DeployError> for Failure {
                 Self::new(ProblemCode::SecretShadowsEnv, error.to_string())
             }
             DeployError::EnvMissing { .. } => Self::new(ProblemCode::EnvMissing, error.to_string()),
+            DeployError::Unreadable(trouble) => Self::internal(trouble),
             DeployError::Secrets(error) => error.into(),
         }
     }

@@ -9,13 +9,13 @@ use std::{
 };
 
 use landfast_shim::{
-    Ended, Exit, MARK_VARIABLE, ShimState, folder_key,
+    Ended, Exit, LOCK_FILE, MARK_VARIABLE, ShimState, folder_key,
     process::{Marked, boot_id},
     shim_is_alive,
 };
 use landfast_target::InstanceRef;
 use landfast_types::{Fence, FenceGuard, Generation, StaleFence, Timestamp};
-use rustix::fs::FlockOperation;
+use rustix::{fs::FlockOperation, io::Errno};
 
 use crate::blocking;
 
@@ -150,12 +150,28 @@ impl Folder {
     }
 
     /// Marks an instance of which nothing is known as ended, so that it is never started. Does nothing where no
-    /// folder is: then nobody was ever told to start it.
-    pub(crate) async fn bury(&self, id: &InstanceRef) -> io::Result<()> {
+    /// folder is: then nobody was ever told to start it. False when a shim was faster and has the folder: it must be
+    /// asked.
+    pub(crate) async fn bury(&self, id: &InstanceRef) -> io::Result<bool> {
         let (folder, id) = (self.clone(), id.clone());
         blocking(move || {
-            if !folder.path.is_dir() || ShimState::read(&folder.path)?.is_some() {
-                return Ok(());
+            if !folder.path.is_dir() {
+                return Ok(true);
+            }
+            // A shim takes this lock before it looks for a state, and starts nothing where it finds one.
+            let lock = File::options()
+                .create(true)
+                .truncate(false)
+                .read(true)
+                .write(true)
+                .open(folder.path.join(LOCK_FILE))?;
+            match rustix::fs::fcntl_lock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(Errno::AGAIN | Errno::ACCESS) => return Ok(false),
+                Err(error) => return Err(error.into()),
+            }
+            if ShimState::read(&folder.path)?.is_some() {
+                return Ok(true);
             }
             let state = ShimState {
                 scope: id.scope,
@@ -175,7 +191,9 @@ impl Folder {
                 }),
                 log_lines_dropped: 0,
             };
-            state.write(&folder.path)
+            state.write(&folder.path)?;
+            // Whoever looked at the lock in this process meanwhile has let it go for all of it (fcntl(2)).
+            Ok(!shim_is_alive(&folder.path)?)
         })
         .await
     }
@@ -245,4 +263,57 @@ fn now() -> Timestamp {
         i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
     });
     Timestamp::from_micros(micros)
+}
+
+#[cfg(test)]
+mod tests {
+    use landfast_types::{InstanceId, ReleaseId, Scope};
+
+    use super::*;
+
+    const LOCK_VARIABLE: &str = "LANDFAST_TEST_LOCK";
+
+    /// Not a test of its own: the other process of the one below, because a lock of this kind is a process's.
+    #[test]
+    fn holds_a_lock_for_another_test() {
+        let Some(path) = std::env::var_os(LOCK_VARIABLE) else {
+            return;
+        };
+        let lock = File::options().read(true).write(true).open(path).unwrap();
+        rustix::fs::fcntl_lock(&lock, FlockOperation::NonBlockingLockExclusive).unwrap();
+        std::thread::sleep(Duration::from_secs(60));
+    }
+
+    #[tokio::test]
+    async fn buries_nothing_that_a_shim_has_taken() {
+        let run = tempfile::tempdir().unwrap();
+        let id = InstanceRef {
+            scope: Scope {
+                app: "shop".parse().unwrap(),
+                environment: "production".parse().unwrap(),
+            },
+            instance: InstanceId::new("api", ReleaseId(1), 1),
+        };
+        let folder = Folder::of(run.path(), &id);
+        assert!(folder.bury(&id).await.unwrap(), "there is nothing to bury");
+        folder.make().unwrap();
+        let lock = folder.path().join(LOCK_FILE);
+        fs::write(&lock, "").unwrap();
+        #[expect(clippy::disallowed_methods, reason = "the test needs another process")]
+        let mut other = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "folder::tests::holds_a_lock_for_another_test"])
+            .env(LOCK_VARIABLE, &lock)
+            .spawn()
+            .unwrap();
+        while !shim_is_alive(folder.path()).unwrap() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(!folder.bury(&id).await.unwrap(), "its shim must be asked");
+        assert_eq!(ShimState::read(folder.path()).unwrap(), None);
+        other.kill().unwrap();
+        other.wait().unwrap();
+        assert!(folder.bury(&id).await.unwrap());
+        let state = ShimState::read(folder.path()).unwrap();
+        assert!(state.is_some_and(|state| state.ended.is_some()));
+    }
 }

@@ -193,30 +193,27 @@ impl Target for ProcessTarget {
         })??;
         let folder = self.folder(id);
         let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
-        let told = {
+        loop {
             // Not while it is being started.
             drop(self.lock(&folder).await);
-            self.ask(
-                id,
-                &Request::Stop {
-                    fence: order,
-                    grace_ms,
-                },
-            )
-            .await?
-        };
-        match told {
-            Told::Ended(exit) => Ok(exit),
-            Told::Unknown | Told::Done => {
-                // A shim that was ordered by a server which died may still be on its way: it finds this and leaves.
-                let _starting = self.lock(&folder).await;
-                let buried = folder.bury(id).await;
-                buried.map_err(|source| TargetError::Io {
-                    doing: doing(),
-                    source,
-                })?;
-                Ok(Exit::Unknown)
+            let request = Request::Stop {
+                fence: order,
+                grace_ms,
+            };
+            if let Told::Ended(exit) = self.ask(id, &request).await? {
+                return Ok(exit);
             }
+            // A shim that was ordered by a server which died may still be on its way: it finds this and leaves.
+            let _starting = self.lock(&folder).await;
+            let buried = folder.bury(id).await;
+            let buried = buried.map_err(|source| TargetError::Io {
+                doing: doing(),
+                source,
+            })?;
+            if buried {
+                return Ok(Exit::Unknown);
+            }
+            tokio::time::sleep(ASK_AGAIN).await;
         }
     }
 

@@ -232,6 +232,12 @@ impl Proxy {
         }
     }
 
+    /// What it serves by.
+    pub(crate) fn table(&self) -> Snapshot {
+        let state = self.state.lock().expect("no test holds it while it panics");
+        state.1.clone()
+    }
+
     /// The releases new requests go to.
     pub(crate) fn serving(&self) -> Vec<ReleaseId> {
         let (_, snapshot) = &*self.state.lock().expect("no test holds it while it panics");

@@ -270,6 +270,9 @@ fn wire_secret(facts: SecretFacts, pinned: &std::collections::BTreeMap<String, u
 
 /// An environment something was deployed to.
 pub(crate) fn known(state: &AppState, scope: &Scope) -> Answer<std::sync::Arc<View>> {
+    if let Some(trouble) = state.platform.trouble(scope) {
+        return Err(Failure::new(ProblemCode::Internal, trouble));
+    }
     state.platform.environment(scope).ok_or_else(|| {
         let detail = format!("nothing was ever deployed to `{scope}` on this host");
         Failure::new(ProblemCode::EnvironmentUnknown, detail)

@@ -425,7 +425,6 @@ mod tests {
             bodies: BTreeMap::new(),
             last_exits: BTreeMap::new(),
             replaced: BTreeMap::new(),
-            failing: BTreeMap::new(),
             journal_problem: None,
         };
         let places = |view: &View| {
