@@ -4,6 +4,7 @@
 use std::{collections::BTreeMap, fmt::Display, fs, path::Path, sync::Arc};
 
 use landfast_rollout::{Gate, Phase, Rejected, RolloutPlan, Strategy};
+use landfast_routing::snapshot::Certificate;
 use landfast_shim::find_program;
 use landfast_spec::{AppSpec, RouteSpec, ServiceSpec};
 use landfast_store::Store;
@@ -337,7 +338,7 @@ pub fn refusals(
     refusals.extend(moved_routes(view, spec, plan));
     refusals.extend(peak(shared, view, spec, plan).shortages());
     refusals.extend(commands_missing(shared, spec, artifacts));
-    refusals.extend(certificates_unreadable(spec));
+    refusals.extend(certificates_unusable(spec));
     refusals.extend(disk_short(&shared.folders.state));
     refusals
 }
@@ -449,21 +450,29 @@ fn names(folder: &Path) -> String {
     format!("{}{rest}", names.join(", "))
 }
 
-fn certificates_unreadable(spec: &AppSpec) -> Vec<Refusal> {
+/// A certificate the proxy cannot use leaves its host without TLS: that is for before the deploy.
+fn certificates_unusable(spec: &AppSpec) -> Vec<Refusal> {
     let tls = spec
         .routes
         .iter()
-        .filter_map(|(name, route)| Some((name, route.tls.as_ref()?)));
-    let files = tls.flat_map(|(name, tls)| [(name, &tls.certificate), (name, &tls.key)]);
-    let unreadable = files.filter_map(|(name, path)| {
-        let error = fs::File::open(path).err()?;
+        .filter_map(|(name, route)| Some((name, route, route.tls.as_ref()?)));
+    let unusable = tls.filter_map(|(name, route, tls)| {
+        let pair = Certificate {
+            hosts: vec![route.host.to_string()],
+            chain_path: tls.certificate.clone(),
+            key_path: tls.key.clone(),
+        };
+        let problem = landfast_proxy::check_certificate(&pair).err()?;
         Some(Refusal {
             code: "certificate-unreadable",
-            reason: format!("route `{name}`: `{path}` cannot be read: {error}"),
-            hint: Some("the server's user must be able to read the certificate and its key".into()),
+            reason: format!("route `{name}`: {problem}"),
+            hint: Some(
+                "`certificate` is a PEM chain and `key` its PEM key; the server's user must be able to read both"
+                    .into(),
+            ),
         })
     });
-    unreadable.collect()
+    unusable.collect()
 }
 
 fn disk_short(state: &Path) -> Option<Refusal> {
@@ -671,6 +680,25 @@ service = "api"
         let plan = release::plan(&spec, Some(strategy));
         let peak = rollout_peak(&serving(&spec), Some(ReleaseId(1)), &spec, &plan);
         (peak.peak.memory.0 >> 20, peak.peak.cpu.millicores)
+    }
+
+    #[test]
+    fn refuses_a_certificate_that_is_there_and_cannot_be_used() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("empty.pem");
+        fs::write(&file, "").unwrap();
+        let tls = format!(
+            "[routes.public]\nhost = \"shop.example\"\nservice = \"api\"\n\
+             tls = {{ certificate = \"{0}\", key = \"{0}\" }}\n",
+            file.display()
+        );
+        let refusals = certificates_unusable(&two(&tls));
+        assert_eq!(refusals.len(), 1);
+        let reason = &refusals[0].reason;
+        assert!(
+            reason.contains("`public`") && reason.contains("holds no certificate"),
+            "{reason}"
+        );
     }
 
     #[test]

@@ -4,14 +4,20 @@
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{Request, header::HOST};
-use http_body_util::Empty;
+use http::{
+    Request,
+    header::{CONNECTION, HOST},
+};
+use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use landfast_routing::snapshot::HealthCheck;
 use tokio::{net::TcpStream, task::JoinSet};
 
 use crate::{backend::Backend, pool, shared::Shared};
+
+/// What is read of the answer to a check.
+const BODY_BYTES_MAX: usize = 64 << 10;
 
 struct Watched {
     backend: Arc<Backend>,
@@ -113,6 +119,7 @@ async fn answers(stream: TcpStream, address: SocketAddr, path: &str) -> bool {
     let request = Request::get(path)
         .header(HOST, address.to_string())
         .header("user-agent", "landfast-health")
+        .header(CONNECTION, "close")
         .body(Empty::<Bytes>::new());
     let Ok(request) = request else {
         return false;
@@ -120,16 +127,19 @@ async fn answers(stream: TcpStream, address: SocketAddr, path: &str) -> bool {
     let Ok((mut sender, connection)) = http1::handshake(TokioIo::new(stream)).await else {
         return false;
     };
-    let answer = std::pin::pin!(sender.send_request(request));
-    let connection = std::pin::pin!(connection);
+    let asking = async {
+        let answer = sender.send_request(request).await.ok()?;
+        let passes = answer.status().is_success() || answer.status().is_redirection();
+        // Read to its end: closing over unread bytes would reset the connection, which applications log as an error.
+        let mut body = Limited::new(answer.into_body(), BODY_BYTES_MAX);
+        while let Some(Ok(_)) = body.frame().await {}
+        Some(passes)
+    };
+    let (asking, connection) = (std::pin::pin!(asking), std::pin::pin!(connection));
     // The connection is driven here: nothing outlives the check.
-    match futures_util::future::select(answer, connection).await {
-        futures_util::future::Either::Left((Ok(answer), _)) => {
-            answer.status().is_success() || answer.status().is_redirection()
-        }
-        futures_util::future::Either::Left((Err(_), _)) => false,
-        futures_util::future::Either::Right((_, answer)) => answer
-            .await
-            .is_ok_and(|answer| answer.status().is_success() || answer.status().is_redirection()),
-    }
+    let passes = match futures_util::future::select(asking, connection).await {
+        futures_util::future::Either::Left((passes, _)) => passes,
+        futures_util::future::Either::Right((_, asking)) => asking.await,
+    };
+    passes.unwrap_or(false)
 }

@@ -37,5 +37,6 @@ pub use crate::{
     link::LinkError,
     listen::{BindError, port_owner},
     settings::{HolderSettings, WorkerSettings},
+    tls::check_certificate,
     worker::{WorkerError, worker_main},
 };

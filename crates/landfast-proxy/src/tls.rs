@@ -110,6 +110,14 @@ pub(crate) fn stamps(certificates: &[Certificate]) -> Stamps {
     paths.map(|path| (path.clone(), stamp(path))).collect()
 }
 
+/// Whether the proxy could use a certificate and its key, so that a deploy can be refused before it cannot.
+///
+/// # Errors
+/// A sentence fragment that names the file and what is wrong: unreadable, no certificate in it, not a pair.
+pub fn check_certificate(certificate: &Certificate) -> Result<(), String> {
+    read(certificate).map(|_usable| ())
+}
+
 fn read(certificate: &Certificate) -> Result<Arc<CertifiedKey>, String> {
     let chain = CertificateDer::pem_file_iter(Path::new(&certificate.chain_path))
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
