@@ -67,10 +67,6 @@ demo: ## a real app, five releases, under load: nothing may be lost
 	$(CARGO) build --locked --release -p landfast -p landfast-judge
 	$(CARGO) xtask demo
 
-.PHONY: bench
-bench: ## the proxy's cost per request beside its peers
-	$(CARGO) xtask bench
-
 # One target per figure of docs/proof.md. SHORT=1 takes the short form that fits into CI.
 
 .PHONY: proof

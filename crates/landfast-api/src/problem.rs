@@ -226,7 +226,7 @@ codes! {
     /// Another app or environment of this host owns a (host, path) the manifest claims. One owner at a time.
     RouteTaken, "route-taken", 409, "a route is taken", Some("choose another host or path, or remove the route from its owner first");
     /// Old and new release together need more memory or CPU than the host has. `landfast plan` shows the sum.
-    DoesNotFit, "does-not-fit", 409, "the rollout does not fit on this host", Some("`landfast plan` shows the sums; lower `resources`, or use the strategy `rolling` or `recreate`");
+    DoesNotFit, "does-not-fit", 409, "the rollout does not fit on this host", Some("`landfast plan` shows the sums; lower `resources` or `replicas`, or use the strategy `recreate`");
     /// The service is `exclusive`: two instances of it must never run at once, so there can be only one.
     OneWriter, "one-writer", 409, "an exclusive service has one instance", Some("leave it at 1, or deploy a release in which it is not `exclusive`");
     /// A gate refused before anything moved.

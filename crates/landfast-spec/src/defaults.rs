@@ -156,7 +156,7 @@ settings! {
     RESTART_BACKOFF_MAX = "restart backoff, longest", Value::Millis(60 * SECOND), "The wait never grows beyond this.", "contract";
     HEADER_READ = "header read", Value::Millis(10 * SECOND), "How long a client may take to send the head of a request.", "contract";
     RETRIES_MAX = "retries", Value::Count(1), "Further attempts for a request that is idempotent or was never sent.", "contract";
-    RETRY_BUDGET = "retry budget", Value::Percent(20), "Retries are at most this share of all requests.", "contract";
+    RETRY_BUDGET = "retry budget", Value::Percent(20), "Retries are at most this share of the requests of the last 10 s; 20 are always allowed.", "contract";
     EJECT_FAILURES = "eject after", Value::Count(5), "Failures in a row after which an instance is taken out of rotation.", "contract";
     EJECT_FIRST = "eject for, first", Value::Millis(10 * SECOND), "How long it is taken out for the first time; doubles each time.", "contract";
     EJECT_MAX = "eject for, longest", Value::Millis(300 * SECOND), "The time never grows beyond this.", "contract";

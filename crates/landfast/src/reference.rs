@@ -66,7 +66,8 @@ fn section(text: &mut String, command: &mut clap::Command, parent: &str) {
         .clone()
         .disable_help_flag(true)
         .mut_args(|argument| {
-            let hide = argument.is_global_set() || argument.get_id() == "version";
+            let listed = argument.is_global_set() || argument.get_id() == "version";
+            let hide = listed || argument.is_hide_set();
             argument.hide(hide)
         });
     let help = own.render_long_help().to_string();

@@ -22,7 +22,8 @@ pub(crate) fn strategy(strategy: Strategy) -> &'static str {
     }
 }
 
-fn kind(kind: RolloutKind) -> &'static str {
+/// The word of what a rollout is for.
+pub(crate) fn kind(kind: RolloutKind) -> &'static str {
     match kind {
         RolloutKind::Deploy => "deploy",
         RolloutKind::Rollback => "rollback",
@@ -110,37 +111,45 @@ pub(crate) fn instances(instances: &[Instance], now: Timestamp, paint: Paint) ->
         key(left).cmp(&key(right))
     });
     let row = |one: &Instance| {
-        let mut remarks = Vec::new();
-        if let Some(health) = &one.health {
-            remarks.push(health.clone());
-        }
-        if let Some(exit) = &one.last_exit {
-            remarks.push(format!("last {exit}"));
-        }
         vec![
             one.id.clone(),
             instance_state(one.state, paint),
             since(now, one.since),
-            one.restarts.to_string(),
             one.requests_in_flight.to_string(),
             one.streams_open.to_string(),
             one.memory_bytes.map_or_else(|| "–".to_owned(), bytes),
             one.address.clone().unwrap_or_else(|| "–".to_owned()),
-            remarks.join("; "),
+            one.health.clone().unwrap_or_default(),
         ]
     };
     let head = [
         "INSTANCE",
         "STATE",
         "FOR",
-        "RESTARTS",
         "IN FLIGHT",
         "STREAMS",
         "MEMORY",
         "ADDRESS",
         "",
     ];
-    table(&head, &[3, 4, 5, 6], sorted.into_iter().map(row).collect())
+    table(&head, &[3, 4, 5], sorted.into_iter().map(row).collect())
+}
+
+/// What instances of each service were replaced because they ended by themselves, and how the last one did.
+pub(crate) fn replaced(instances: &[Instance]) -> Vec<String> {
+    let mut services = std::collections::BTreeMap::new();
+    for one in instances.iter().filter(|one| one.restarts > 0) {
+        services.insert(&one.service, (one.restarts, &one.last_exit));
+    }
+    let line = |(service, (many, last)): (&String, (u32, &Option<String>))| {
+        let many = count(u64::from(many), "instance");
+        let last = last.as_ref().map(|last| format!("; the last: {last}"));
+        format!(
+            "{service}: {many} ended and replaced{}",
+            last.unwrap_or_default()
+        )
+    };
+    services.into_iter().map(line).collect()
 }
 
 /// The live view: everything about a rollout that moves.
@@ -232,6 +241,7 @@ pub(crate) fn live(rollout: &Rollout, now: Timestamp, paint: Paint) -> Vec<Strin
                 .lines()
                 .map(str::to_owned),
         );
+        lines.extend(replaced(&rollout.instances));
     }
     if !rollout.deadlines.is_empty() {
         lines.push(String::new());

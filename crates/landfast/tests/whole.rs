@@ -236,3 +236,30 @@ fn refuses_a_second_server_and_a_route_that_has_an_owner() {
     }
     assert_eq!(host.get(HOST, "/").1, "1");
 }
+
+#[test]
+fn a_terminal_gets_a_live_view_and_shows_no_secret() {
+    let host = Host::start();
+    let app = host.app("shop", MANIFEST);
+    let (code, shown) = host.on_terminal(&app, &["deploy"], "");
+    assert_eq!(code, 0, "{shown}");
+    // Drawn in place, with what a person waits for.
+    for part in [
+        "\x1b[",
+        "RELEASE",
+        "WEIGHT",
+        "api.r1.1",
+        "gates",
+        "release 1 serves all of shop/production",
+    ] {
+        assert!(shown.contains(part), "no {part:?} in\n{shown}");
+    }
+    let (code, shown) = host.on_terminal(&app, &["secret", "set", "TOKEN"], "s3cr3t");
+    assert_eq!(code, 0, "{shown}");
+    assert!(
+        shown.contains("TOKEN") && !shown.contains("s3cr3t"),
+        "{shown}"
+    );
+    host.expect(&app, &["deploy"], 0);
+    assert_eq!(host.get(HOST, "/env/TOKEN"), (200, "s3cr3t".to_owned()));
+}

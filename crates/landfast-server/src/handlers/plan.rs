@@ -346,6 +346,7 @@ fn steps(view: &View, spec: &AppSpec, plan: &landfast_rollout::RolloutPlan) -> V
         steps.push("check that the host can carry it".into());
     }
     match &strategy {
+        Moves::Rolling { .. } if first => steps.push("start the instances one by one".into()),
         Moves::Rolling { .. } => {
             steps.push("start one instance more than `replicas`, out of traffic".into());
         }
@@ -371,9 +372,11 @@ fn steps(view: &View, spec: &AppSpec, plan: &landfast_rollout::RolloutPlan) -> V
         steps.extend(waits());
     }
     match &strategy {
+        Moves::Rolling { .. } if first => {}
         Moves::Rolling { .. } => {
             steps.push("replace the old instances one by one, each drained first".into())
         }
+        Moves::BlueGreen if first => steps.push("send it all traffic at once".into()),
         Moves::BlueGreen => steps.push("switch all traffic at once".into()),
         Moves::Canary { steps: shares } => {
             for share in shares {

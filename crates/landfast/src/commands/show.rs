@@ -1,8 +1,8 @@
 //! Commands that only show: `status`, `history`, `routes`.
 
 use landfast_api::{
-    AppList, EnvironmentState, EnvironmentStatus, GroupRole, History, Host, Rollout, RouteList,
-    RouteWeight,
+    AppList, EnvironmentState, EnvironmentStatus, GroupRole, History, Host, Rollout, RolloutKind,
+    RouteList, RouteWeight,
 };
 use landfast_client::Client;
 use landfast_types::Timestamp;
@@ -159,6 +159,8 @@ fn status_lines(status: &EnvironmentStatus, now: Timestamp, paint: Paint) -> Vec
                     .lines()
                     .map(|line| format!("  {line}")),
             );
+            let replaced = view::replaced(&all);
+            lines.extend(replaced.iter().map(|line| format!("  {line}")));
         }
     }
     if !status.routes.is_empty() {
@@ -290,7 +292,12 @@ fn history_lines(history: &History, now: Timestamp, paint: Paint) -> Vec<String>
         vec![
             one.id.to_string(),
             view::releases(one),
-            view::strategy(one.strategy).to_owned(),
+            match one.kind {
+                RolloutKind::Deploy => view::strategy(one.strategy).to_owned(),
+                RolloutKind::Rollback | RolloutKind::Restart | RolloutKind::Unknown => {
+                    format!("{}, {}", view::kind(one.kind), view::strategy(one.strategy))
+                }
+            },
             view::state(one.state, paint),
             instant(one.started_at),
             since(
@@ -307,7 +314,8 @@ fn history_lines(history: &History, now: Timestamp, paint: Paint) -> Vec<String>
             one.by.clone().unwrap_or_default(),
             one.reason
                 .clone()
-                .or_else(|| one.note.clone())
+                // The note is the release's: it says why that was made, not why it was returned to.
+                .or_else(|| one.note.clone().filter(|_| one.kind == RolloutKind::Deploy))
                 .unwrap_or_default(),
         ]
     };

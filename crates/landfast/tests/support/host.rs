@@ -53,6 +53,28 @@ elif sys.argv[1] == "fail":
     sys.exit(3)
 "#;
 
+/// A terminal: runs a command on a pty, types a line when it shows a `:`, copies what it shows, ends as it ends.
+const TERMINAL: &str = r#"
+import fcntl, os, pty, struct, sys, termios
+typed, command = sys.argv[1], sys.argv[2:]
+pid, terminal = pty.fork()
+if pid == 0:
+    fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+    os.execv(command[0], command)
+while True:
+    try:
+        shown = os.read(terminal, 65536)
+    except OSError:
+        break
+    if not shown:
+        break
+    sys.stdout.buffer.write(shown)
+    if typed and b":" in shown:
+        os.write(terminal, typed.encode() + b"\n")
+        typed = ""
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"#;
+
 /// A folder with a state, a run folder and an app; everything that was started ends with it.
 pub struct Host {
     pub folder: TempDir,
@@ -153,6 +175,26 @@ impl Host {
             .timeout(PATIENCE * 2)
             .output()
             .expect("it runs")
+    }
+
+    /// Runs it on a terminal of 100 columns, types what is given once it asks, and gives what the terminal showed.
+    #[expect(clippy::disallowed_methods, reason = "somebody has to be the terminal")]
+    pub fn on_terminal(&self, app: &Path, arguments: &[&str], typed: &str) -> (i32, String) {
+        let output = Command::new("python3")
+            .args(["-c", TERMINAL, typed])
+            .arg(assert_cmd::cargo::cargo_bin("landfast"))
+            .args(arguments)
+            .current_dir(app)
+            .env("LANDFAST_SOCKET", self.socket())
+            .env("TERM", "xterm")
+            .output()
+            .expect("python3 is installed");
+        let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+        let error = String::from_utf8_lossy(&output.stderr);
+        (
+            output.status.code().unwrap_or_else(|| panic!("{error}")),
+            shown,
+        )
     }
 
     /// Runs it and demands an exit code; gives stdout.
