@@ -14,16 +14,22 @@ use crate::{
 
 /// Reads the file.
 pub(crate) fn read(file: &Path) -> Result<String, Failure> {
-    std::fs::read_to_string(file).map_err(|error| {
+    let name = file.display();
+    let bytes = std::fs::read(file).map_err(|error| {
         let missing = error.kind() == io::ErrorKind::NotFound;
-        let error =
-            anyhow::Error::from(error).context(format!("failed to read `{}`", file.display()));
-        let failure = Failure::new(if missing { Exit::Usage } else { Exit::Failed }, error);
-        if missing {
-            failure.hint("`landfast init` writes one; `--file` names another, `--app` does without")
-        } else {
-            failure
-        }
+        let error = anyhow::Error::from(error).context(format!("failed to read `{name}`"));
+        let hint = match missing {
+            true => "`landfast init` writes one; `--file` names another, `--app` does without",
+            false => "`--file` names another, `--app` does without",
+        };
+        Failure::new(Exit::Usage, error).hint(hint)
+    })?;
+    String::from_utf8(bytes).map_err(|error| {
+        let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = good.iter().filter(|byte| **byte == b'\n').count() + 1;
+        let error = anyhow!("`{name}` is not UTF-8 in line {line}");
+        Failure::new(Exit::ManifestInvalid, error)
+            .hint("save it as UTF-8, without a byte order mark")
     })
 }
 

@@ -322,3 +322,21 @@ fn the_committed_reference_is_this_one() {
         "docs/reference/cli.md is old: run this test with UPDATE_DOCS=1"
     );
 }
+
+#[test]
+fn a_manifest_that_cannot_be_read_says_which_line_and_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = b"app = \"shop\"\n# caf\xe9\n";
+    fs::write(folder.path().join("landfast.toml"), text).unwrap();
+    let shown = transcript(folder.path(), &["check"]);
+    assert!(shown.contains("exit 3"), "{shown}");
+    assert!(
+        shown.contains("`landfast.toml` is not UTF-8 in line 2"),
+        "{shown}"
+    );
+    let shown = transcript(folder.path(), &["check", "--file", "."]);
+    assert!(
+        shown.contains("exit 2") && shown.contains("hint:"),
+        "{shown}"
+    );
+}
