@@ -69,7 +69,9 @@ pub(crate) fn exit_codes_text() -> String {
         .iter()
         .map(|(code, meaning)| format!("{code:>5}  {}\n", meaning.trim()));
     let rows = rows.collect::<String>();
-    format!("{rows}\n`exec` and `run` end with the code of the command they ran.\n")
+    format!(
+        "{rows}\n`exec` and `run` end with the code of the command they ran; 127: `exec` found no such command.\n"
+    )
 }
 
 /// Why a command ends without having done what was asked.

@@ -109,6 +109,8 @@ fn every_command_does_what_it_says() {
     assert!(logs.contains("serving 1"), "{logs}");
     let said = host.expect(&app, &["exec", "api", "--", "/bin/echo", "here"], 0);
     assert_eq!(said, "here\n");
+    host.expect(&app, &["exec", "api", "--", "nope"], 127);
+    host.expect(&app, &["logs", "nope"], 9);
     let said = host.expect(&app, &["run", "fail"], 3);
     assert_eq!(said, "failing on purpose\n");
 }

@@ -3,7 +3,7 @@
 use std::io::{self, Read as _, Write as _};
 
 use anyhow::{Context as _, anyhow};
-use landfast_api::{ExecFrame, ExecRequest, JobRun, JobRunState, LogQuery, LogStream};
+use landfast_api::{ExecFrame, ExecRequest, JobRun, JobRunState, LogQuery, LogStream, ProblemCode};
 use landfast_client::Client;
 use landfast_types::{InstanceId, Scope};
 
@@ -84,6 +84,18 @@ async fn output(
     Ok(())
 }
 
+/// A command that is not there ends as in a shell, so that no code of a command's own is mistaken for it.
+fn missing_is_127(failure: Failure) -> Failure {
+    let problem = failure.problem.as_ref();
+    match problem.is_some_and(|problem| problem.code() == ProblemCode::CommandMissing) {
+        true => Failure {
+            exit: Exit::Command(127),
+            ..failure
+        },
+        false => failure,
+    }
+}
+
 pub(super) async fn exec(
     printer: &Printer,
     global: &Global,
@@ -108,7 +120,8 @@ pub(super) async fn exec(
         command: arguments.command,
         stdin,
     };
-    let mut frames = client.exec(&scope, &request).await?;
+    let frames = client.exec(&scope, &request).await;
+    let mut frames = frames.map_err(|error| missing_is_127(error.into()))?;
     while let Some(frame) = frames.next().await? {
         if printer.json {
             printer.json_line(&frame)?;
