@@ -217,7 +217,9 @@ pub(crate) fn scopes(build: &Build) -> anyhow::Result<()> {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     println!(
         "figure: three environments serve; the second claim: plan names `{owner}`, deploy says: {}",
-        said.trim()
+        said.lines()
+            .find(|line| line.starts_with("error: "))
+            .unwrap_or_default()
     );
     ensure!(
         owner == "shop/production/public",
