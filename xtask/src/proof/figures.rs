@@ -241,13 +241,8 @@ pub(crate) fn rollback(build: &Build) -> anyhow::Result<()> {
         ..AppSettings::default()
     };
     let (host, app) = start(build, "rollback", settings)?;
-    app.deploy_well(&host, 1, "rolling", "promotion")?;
-    let sealed = host.cli(&app.folder, &app.arguments(&["seal", "--wait", "seal"]))?;
-    ensure!(
-        sealed.status.success(),
-        "{}",
-        String::from_utf8_lossy(&sealed.stderr)
-    );
+    // The first release has nothing to let go and seals at once.
+    app.deploy_well(&host, 1, "rolling", "seal")?;
     app.deploy_well(&host, 2, "blue-green", "promotion")?;
     let load = JudgeSettings {
         rate: 300,
