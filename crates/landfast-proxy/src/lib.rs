@@ -15,6 +15,7 @@ mod counters;
 mod drain;
 mod exchange;
 mod forward;
+mod gate;
 mod handler;
 mod health;
 mod holder;
