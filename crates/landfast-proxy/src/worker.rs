@@ -173,12 +173,11 @@ async fn lead(
     };
     let (shared, elders) = (Arc::clone(&link.shared), Arc::clone(&link.elders));
     let answering = async {
-        match own {
-            Some(own) => match tokio::net::UnixListener::from_std(own) {
+        if let Some(own) = own {
+            match tokio::net::UnixListener::from_std(own) {
                 Ok(own) => control_server::serve_own(own, Arc::clone(&shared)).await,
                 Err(error) => tracing::error!(%error, "the worker cannot be asked"),
-            },
-            None => {}
+            }
         }
         std::future::pending::<()>().await;
     };
