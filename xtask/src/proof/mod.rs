@@ -3,6 +3,7 @@
 
 mod deploys;
 mod figures;
+mod handover;
 mod kills;
 mod probes;
 mod simulated;
@@ -28,6 +29,7 @@ const LIVE: &[(&str, Proof)] = &[
     ("proxy-kill", kills::proxy_kill),
     ("host-loss", kills::host_loss),
     ("server-kill", kills::server_kill),
+    ("handover", handover::handover),
     ("controls", deploys::controls),
     ("deploys", deploys::deploys),
 ];
