@@ -59,6 +59,11 @@ impl Client {
         self.ask(get(paths::ROUTES, "the list of routes")).await
     }
 
+    /// What the proxy counted since its worker started.
+    pub async fn traffic(&self) -> Result<Traffic, Error> {
+        self.ask(get(paths::TRAFFIC, "the traffic")).await
+    }
+
     /// Prometheus metrics of the server, as text.
     pub async fn metrics(&self) -> Result<String, Error> {
         let bytes = self.ask_bytes(&get(paths::METRICS, "the metrics")).await?;

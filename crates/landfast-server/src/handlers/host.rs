@@ -144,6 +144,11 @@ pub(crate) async fn routes(State(state): State<AppState>) -> Response {
     json_response(StatusCode::OK, &RouteList { routes })
 }
 
+pub(crate) async fn traffic(State(state): State<AppState>) -> Answer<Response> {
+    let stats = state.platform.shared().hub.stats().await?;
+    Ok(json_response(StatusCode::OK, &wire::traffic(&stats)))
+}
+
 pub(crate) async fn events(State(state): State<AppState>, headers: HeaderMap) -> Answer<Response> {
     events::stream(state, &headers, None).await
 }
