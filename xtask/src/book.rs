@@ -33,7 +33,11 @@ pub(crate) fn check(root: &Path) -> anyhow::Result<usize> {
     let mut problems = Vec::new();
     for page in &pages {
         let text = fs::read_to_string(page)?;
-        let name = page.strip_prefix(root).unwrap_or(page).display().to_string();
+        let name = page
+            .strip_prefix(root)
+            .unwrap_or(page)
+            .display()
+            .to_string();
         for problem in dead_links(page, &text)? {
             problems.push(format!("{name}: {problem}"));
         }
@@ -132,17 +136,28 @@ fn unknown_commands(text: &str, commands: &Commands, global: &BTreeSet<String>) 
         if words.first().is_none_or(|word| PLACEHOLDERS.contains(word)) {
             continue;
         }
-        let plain = words.iter().copied().skip_while(|word| word.starts_with('-'));
+        let plain = words
+            .iter()
+            .copied()
+            .skip_while(|word| word.starts_with('-'));
         let plain = plain.collect::<Vec<_>>();
         let Some(first) = plain.first() else { continue };
         let two = plain.iter().take(2).copied().collect::<Vec<_>>().join(" ");
         // Options that take a value may stand before the command.
-        let group = commands.keys().any(|name| name.starts_with(&format!("{first} ")));
-        let name = if commands.contains_key(&two) { &two } else { *first };
+        let group = commands
+            .keys()
+            .any(|name| name.starts_with(&format!("{first} ")));
+        let name = if commands.contains_key(&two) {
+            &two
+        } else {
+            *first
+        };
         let options = commands.get(name);
         if options.is_none() && !(group && plain.len() == 1) {
             if words.len() == plain.len() {
-                problems.push(format!("line {number}: there is no command `landfast {two}`"));
+                problems.push(format!(
+                    "line {number}: there is no command `landfast {two}`"
+                ));
             }
             continue;
         }
@@ -207,7 +222,11 @@ fn commands(reference: &str) -> (Commands, BTreeSet<String>) {
         let is_option = line.trim_start().starts_with('-') || line.starts_with("| `-");
         if is_option {
             let words = line.split(|letter: char| !(letter.is_alphanumeric() || letter == '-'));
-            options.extend(words.filter(|word| word.starts_with("--")).map(str::to_owned));
+            options.extend(
+                words
+                    .filter(|word| word.starts_with("--"))
+                    .map(str::to_owned),
+            );
         }
     }
     (commands, global)
@@ -226,8 +245,14 @@ mod tests {
 
     #[test]
     fn a_command_or_option_that_is_gone_is_found_in_text_and_in_blocks() {
-        assert_eq!(problems("`landfast deploy --note x -e a --environment b`"), [""; 0]);
-        assert_eq!(problems("```\nlandfast secret set KEY < file\n```"), [""; 0]);
+        assert_eq!(
+            problems("`landfast deploy --note x -e a --environment b`"),
+            [""; 0]
+        );
+        assert_eq!(
+            problems("```\nlandfast secret set KEY < file\n```"),
+            [""; 0]
+        );
         assert_eq!(problems("`landfast fly`").len(), 1);
         assert_eq!(problems("```\n$ landfast deploy --later\n```").len(), 1);
         assert_eq!(problems("`landfast secret steal`").len(), 1);

@@ -50,7 +50,9 @@ fn left_over(root: &Path, documents: &[Document]) -> anyhow::Result<Vec<PathBuf>
     let mut left = Vec::new();
     for entry in entries {
         let path = entry?.path();
-        let is_known = documents.iter().any(|document| root.join(&document.path) == path);
+        let is_known = documents
+            .iter()
+            .any(|document| root.join(&document.path) == path);
         if !is_known {
             left.push(path);
         }

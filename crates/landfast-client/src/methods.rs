@@ -6,7 +6,7 @@ use landfast_api::{
     AppList, ArtifactCreated, ArtifactListing, DeployAnswer, DeployRequest, EnvironmentStatus,
     ExecFrame, ExecRequest, Health, History, Host, JobRun, LogLine, LogQuery, Plan, PlanRequest,
     ReasonRequest, RollbackRequest, Rollout, RolloutList, RouteList, ScaleAnswer, ScaleRequest,
-    Secret, SecretList, paths,
+    Secret, SecretList, Traffic, paths,
 };
 use landfast_types::Scope;
 

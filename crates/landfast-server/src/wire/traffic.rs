@@ -1,9 +1,7 @@
 //! The proxy's counters as the API shows them.
 
-use landfast_api::{InstanceTraffic, ServiceTraffic, Traffic};
+use landfast_api::{At, InstanceTraffic, ServiceTraffic, Traffic};
 use landfast_routing::snapshot::ProxyStats;
-
-use super::at;
 
 pub(crate) fn traffic(stats: &ProxyStats) -> Traffic {
     let instances = stats.backends.iter().filter_map(|(id, counters)| {
@@ -32,7 +30,7 @@ pub(crate) fn traffic(stats: &ProxyStats) -> Traffic {
     });
     Traffic {
         boot: stats.boot.clone(),
-        at: at(stats.at),
+        at: At(stats.at),
         instances: instances.collect(),
         services: services.collect(),
     }
