@@ -14,8 +14,6 @@ use anyhow::{Context as _, bail, ensure};
 const COMMAND_LINE: &str = "docs/reference/cli.md";
 /// Folders that hold pages; the root is looked at without its folders.
 const FOLDERS: [&str; 4] = ["docs", "examples", "changelog.d", ".github"];
-/// Words after `landfast` that stand for any command in a sentence.
-const PLACEHOLDERS: [&str; 2] = ["COMMAND", "…"];
 
 /// What the command line knows: the options of each command, by its words (`secret set`).
 type Commands = BTreeMap<String, BTreeSet<String>>;
@@ -133,7 +131,10 @@ fn unknown_commands(text: &str, commands: &Commands, global: &BTreeSet<String>) 
     let mut problems = Vec::new();
     for (number, shown) in shown_commands(text) {
         let words = shown.split_whitespace().collect::<Vec<_>>();
-        if words.first().is_none_or(|word| PLACEHOLDERS.contains(word)) {
+        let is_drawing = |word: &&str| {
+            !word.starts_with(|letter: char| letter.is_ascii_lowercase() || letter == '-')
+        };
+        if words.first().is_none_or(is_drawing) {
             continue;
         }
         let plain = words

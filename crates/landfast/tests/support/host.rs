@@ -266,7 +266,10 @@ impl Host {
             let read = |name: &str| fs::read(entry.path().join(name)).unwrap_or_default();
             let cwd = fs::read_link(entry.path().join("cwd")).unwrap_or_default();
             let holds = |bytes: &[u8]| bytes.windows(mark.len()).any(|part| part == mark);
-            if holds(&read("environ")) || holds(&read("cmdline")) || cwd.starts_with(self.folder.path()) {
+            if holds(&read("environ"))
+                || holds(&read("cmdline"))
+                || cwd.starts_with(self.folder.path())
+            {
                 found.extend(Pid::from_raw(pid));
             }
         }
