@@ -148,3 +148,7 @@ proof-plan: ## plan for 200 services in < 200 ms
 .PHONY: proof-demo
 proof-demo: ## make demo, after the build, in < 120 s
 	$(PROOF) demo
+
+.PHONY: proof-probes
+proof-probes: ## the same hostile bytes to us, nginx and HAProxy: nowhere laxer than the strictest
+	$(CARGO) build --locked --release -p landfast && $(CARGO) xtask proof probes

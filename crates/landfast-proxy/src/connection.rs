@@ -12,7 +12,7 @@ use std::{
     pin::{Pin, pin},
     rc::Rc,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering},
     },
     task::{Context, Poll, ready},
@@ -24,6 +24,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::TokioIo;
+use landfast_framing::Limits as FramingLimits;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -34,6 +35,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::{
     clock,
+    gate::{Gate, Refused},
     handler::{self, Client},
     thread::{Executor, Thread},
 };
@@ -138,11 +140,15 @@ async fn starts_http2(stream: &TcpStream, idle: Duration, head: Duration) -> Opt
     }
 }
 
-async fn serve_http1<S>(client: Rc<Client>, io: ClientIo<S>)
+async fn serve_http1<S>(client: Rc<Client>, mut io: ClientIo<S>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let settings = &client.thread.shared.settings;
+    io.gate = Some(Box::new(Gate::new(FramingLimits {
+        head_bytes_max: settings.header_bytes_max,
+        fields_max: settings.headers_max,
+    })));
     let mut builder = http1::Builder::new();
     builder
         .max_headers(settings.headers_max)
@@ -289,6 +295,9 @@ pub(crate) struct Activity {
     is_http2: AtomicBool,
     /// The client may still be sending when we close.
     lingers: AtomicBool,
+    /// Another protocol was agreed on.
+    is_tunnel: AtomicBool,
+    refused: OnceLock<Refused>,
 }
 
 const NEVER: i64 = -1;
@@ -314,6 +323,8 @@ impl Activity {
             write_since: AtomicI64::new(NEVER),
             is_http2: AtomicBool::new(false),
             lingers: AtomicBool::new(false),
+            is_tunnel: AtomicBool::new(false),
+            refused: OnceLock::new(),
         }
     }
 
@@ -329,6 +340,25 @@ impl Activity {
         self.lingers.store(true, Ordering::Relaxed);
     }
 
+    /// From here on the client speaks another protocol.
+    pub(crate) fn begin_tunnel(&self) {
+        self.is_tunnel.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_tunnel(&self) -> bool {
+        self.is_tunnel.load(Ordering::Relaxed)
+    }
+
+    /// Nothing more of what the client sends is read.
+    pub(crate) fn refuse(&self, refused: Refused) {
+        self.linger();
+        self.refused.get_or_init(|| refused);
+    }
+
+    pub(crate) fn refused(&self) -> Option<Refused> {
+        self.refused.get().copied()
+    }
+
     fn now(&self) -> i64 {
         let age = clock::instant().saturating_duration_since(self.start);
         i64::try_from(age.as_micros()).unwrap_or(i64::MAX)
@@ -338,7 +368,8 @@ impl Activity {
         self.last.store(self.now(), Ordering::Relaxed);
     }
 
-    fn read(&self) {
+    /// Bytes came.
+    pub(crate) fn read(&self) {
         let now = self.now();
         self.last.store(now, Ordering::Relaxed);
         let is_idle =
@@ -378,10 +409,11 @@ impl Activity {
     }
 }
 
-/// The transport, noting when it moved.
+/// The transport, noting when it moved, with the strict scanner before all that is HTTP/1.1.
 pub(crate) struct ClientIo<S> {
     stream: S,
     activity: Arc<Activity>,
+    gate: Option<Box<Gate>>,
     /// Given back with the descriptor: a connection that became a tunnel still has it.
     _permit: Option<OwnedSemaphorePermit>,
     lingering: Option<Lingering>,
@@ -398,6 +430,7 @@ impl<S> ClientIo<S> {
         Self {
             stream,
             activity,
+            gate: None,
             _permit: permit,
             lingering: None,
         }
@@ -410,6 +443,16 @@ impl<S: AsyncRead + Unpin> AsyncRead for ClientIo<S> {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let Self {
+            stream,
+            activity,
+            gate,
+            ..
+        } = &mut *self;
+        gate.take_if(|gate| gate.is_done());
+        if let Some(gate) = gate {
+            return gate.poll_read(stream, activity, cx, buffer);
+        }
         let before = buffer.filled().len();
         let polled = Pin::new(&mut self.stream).poll_read(cx, buffer);
         if polled.is_ready() && buffer.filled().len() > before {

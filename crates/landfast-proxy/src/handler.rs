@@ -11,6 +11,7 @@ use http::{
 };
 use http_body::Body;
 use hyper::{body::Incoming, upgrade::OnUpgrade};
+use landfast_framing::check_request;
 use landfast_routing::{
     headers::{self, Arrival, X_REQUEST_ID},
     snapshot::Mode,
@@ -23,6 +24,7 @@ use crate::{
     connection::Activity,
     exchange::Exchange,
     forward::{self, Destination, Outcome, Outgoing, Source},
+    gate::Refused,
     pause::{Bounds, Held},
     request_body::BodyError,
     shared::Live,
@@ -69,7 +71,19 @@ pub(crate) async fn handle(
         .headers_mut()
         .insert(X_REQUEST_ID, request_id.clone());
     let mut exchange = Box::new(open_exchange(&client, &request, request_id.clone()));
-    let reply = Box::pin(decide(&client, request, &mut exchange)).await;
+    let asks_for_upgrade = version == Version::HTTP_11 && request.headers().contains_key(UPGRADE);
+    let reply = match client.activity.refused() {
+        Some(refused) if refused.is(&request) => refuse_framing(&client, refused, &mut exchange),
+        _ => {
+            let reply = Box::pin(decide(&client, request, &mut exchange)).await;
+            match client.activity.refused() {
+                Some(refused) if refused.is_begun() && reply.is_own() => {
+                    refuse_framing(&client, refused, &mut exchange)
+                }
+                _ => reply,
+            }
+        }
+    };
     let shared = &client.thread.shared;
     // The rest of a body would have to be read before another request could be.
     let has_unread = exchange.has_unread && version < Version::HTTP_2;
@@ -107,6 +121,11 @@ pub(crate) async fn handle(
             pass_on(&client, response, leg, exchange, idle, upgrade)
         }
     };
+    // What came behind the request was sent to whoever would have spoken the other protocol; it is never HTTP.
+    if asks_for_upgrade && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        client.activity.linger();
+        is_last = true;
+    }
     let fields = response.headers_mut();
     fields.insert(X_REQUEST_ID, request_id);
     if is_last && version < Version::HTTP_2 && !fields.contains_key(UPGRADE) {
@@ -140,10 +159,23 @@ async fn decide(client: &Rc<Client>, request: Request<Incoming>, exchange: &mut 
         Ok(authority) => authority,
         Err(error) => return own(StatusCode::BAD_REQUEST, &error.to_string()).closing(),
     };
+    // What came by HTTP/1.1 was scanned before it was read.
+    if parts.version == Version::HTTP_2 {
+        let target = parts.uri.path_and_query().map_or("/", PathAndQuery::as_str);
+        let method = parts.method.as_str().as_bytes();
+        let checked = check_request(method, target.as_bytes(), authority.as_bytes());
+        if let Err(refusal) = checked {
+            shared.framing_refused.add(1);
+            exchange.cause = Some(format!("refused: {refusal}"));
+            return own(StatusCode::BAD_REQUEST, &refusal.to_string());
+        }
+    }
     exchange.host.clone_from(&authority);
     let length = content_length(&parts.headers).or(body.is_end_stream().then_some(0));
     let upgrade = parts.extensions.remove::<OnUpgrade>();
-    let is_websocket = headers::is_websocket_upgrade(&parts.headers);
+    // HTTP/1.0 has no upgrade (RFC 9110, 7.8).
+    let is_websocket =
+        parts.version == Version::HTTP_11 && headers::is_websocket_upgrade(&parts.headers);
     // What follows the head would be a body to one reader and another request to the next.
     if is_websocket && (parts.method != Method::GET || length != Some(0)) {
         let text = "a WebSocket begins with a GET that has no body";
@@ -343,6 +375,7 @@ fn switch(
         exchange.status = Some(StatusCode::BAD_GATEWAY.as_u16());
         return plain(StatusCode::BAD_GATEWAY, "bad gateway");
     };
+    client.activity.begin_tunnel();
     let upstream = hyper::upgrade::on(&mut response);
     let (mut parts, _) = response.into_parts();
     headers::strip_hop_by_hop(&mut parts.headers);
@@ -368,6 +401,21 @@ fn switch(
         tunnel::run(client, upstream, stream, due, exchange).await;
     });
     Response::from_parts(parts, AnswerBody::empty())
+}
+
+/// The one answer to a request that the scanner refused.
+fn refuse_framing(client: &Client, refused: Refused, exchange: &mut Exchange) -> Reply {
+    let refusal = refused.refusal;
+    client.thread.shared.framing_refused.add(1);
+    exchange.cause = Some(format!("refused: {refusal}"));
+    if !refused.is_begun() {
+        // Nothing of the request itself was read, and what stands in for it says nothing.
+        exchange.method = Method::from_bytes(b"-").unwrap_or_default();
+        exchange.path.clear();
+        exchange.target.clear();
+    }
+    let status = StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::BAD_REQUEST);
+    own(status, &refusal.to_string()).closing()
 }
 
 /// What a route does not allow.
@@ -637,6 +685,10 @@ impl Reply {
             },
             backend @ Self::Backend { .. } => backend,
         }
+    }
+
+    fn is_own(&self) -> bool {
+        matches!(self, Self::Own { .. })
     }
 
     /// Refusals count; a redirect does not.

@@ -16,6 +16,7 @@ mod drain;
 mod elders;
 mod exchange;
 mod forward;
+mod gate;
 mod handler;
 mod health;
 mod holder;

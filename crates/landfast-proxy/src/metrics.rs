@@ -93,6 +93,15 @@ pub(crate) fn render(shared: &Shared) -> String {
     }
     render_backends(&mut page, &backends);
     page.head(
+        "framing_refused_total",
+        "counter",
+        "Requests refused because their framing, target or host has two readings.",
+    );
+    page.line(format_args!(
+        "landfast_proxy_framing_refused_total {}",
+        shared.framing_refused.get()
+    ));
+    page.head(
         "access_log_dropped_total",
         "counter",
         "Access log lines dropped under pressure.",

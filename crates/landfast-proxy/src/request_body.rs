@@ -107,7 +107,8 @@ impl Streamed {
                 if bytes > self.bytes_max {
                     return Poll::Ready(Some(Err(BodyError::TooLarge)));
                 }
-                if self.incoming.is_end_stream() {
+                // Nobody asks for more after a trailer.
+                if frame.is_trailers() || self.incoming.is_end_stream() {
                     self.progress.ended.set(true);
                 }
                 Poll::Ready(Some(Ok(frame)))

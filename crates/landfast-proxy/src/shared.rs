@@ -24,7 +24,7 @@ use crate::{
     access_log::AccessLog,
     backend::{Backend, InFlight, Service},
     clock,
-    counters::Statuses,
+    counters::{Counter, Statuses},
     leaving::Life,
     persist::{self, SaveError},
     settings::WorkerSettings,
@@ -99,6 +99,8 @@ pub(crate) struct Shared {
     pub(crate) addresses: Addresses,
     pub(crate) certificates: Certificates,
     pub(crate) access_log: AccessLog,
+    /// Requests refused for their framing, before a route was looked for.
+    pub(crate) framing_refused: Counter,
     /// A permit for each connection of a client.
     pub(crate) room: Arc<Semaphore>,
     pub(crate) life: Life,
@@ -147,6 +149,7 @@ impl Shared {
             addresses,
             certificates: Certificates::default(),
             access_log,
+            framing_refused: Counter::default(),
             room: Arc::new(Semaphore::new(connections)),
             life: Life::new(),
             live: ArcSwap::from_pointee(Live::empty()),

@@ -16,7 +16,7 @@ use anyhow::{Context as _, ensure};
 
 pub(crate) use self::{
     app::{App, AppSettings},
-    host::{Host, HostSettings},
+    host::{Host, HostSettings, free_port},
     judge::{Judge, JudgeSettings, Verdict},
     process::{instant, kill, now_micros, processor_ticks, proportional_kib, spawn, wait_until},
 };
@@ -45,6 +45,19 @@ pub(crate) const RELEASES: [(u64, Option<&str>); 10] = [
 ];
 
 impl Build {
+    /// The built binary alone, for proofs that deploy nothing.
+    pub(crate) fn landfast_alone() -> anyhow::Result<PathBuf> {
+        let profile = std::env::var("LANDFAST_PROFILE").unwrap_or_else(|_| "release".into());
+        let folder = if profile == "dev" { "debug" } else { &profile };
+        let binary = target_folder().join(folder).join("landfast");
+        let shown = binary.display();
+        ensure!(
+            binary.is_file(),
+            "`{shown}` was not built; run `make build` first"
+        );
+        Ok(binary)
+    }
+
     /// Finds what was built, and builds the releases of the example that are missing.
     pub(crate) fn find() -> anyhow::Result<Self> {
         let profile = std::env::var("LANDFAST_PROFILE").unwrap_or_else(|_| "release".into());

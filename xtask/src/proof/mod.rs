@@ -5,6 +5,7 @@ mod deploys;
 mod figures;
 mod handover;
 mod kills;
+mod probes;
 mod simulated;
 
 use anyhow::bail;
@@ -45,9 +46,11 @@ pub(crate) fn run(arguments: &[String]) -> anyhow::Result<()> {
             }
             LIVE.iter()
                 .try_for_each(|(name, proof)| one(name, *proof))?;
+            probes::run()?;
             crate::demo::run()
         }
         "demo" => crate::demo::run(),
+        "probes" => probes::run(),
         "crash" | "planted" | "false-aborts" | "power" => simulated::run(name),
         name => {
             if name == "canary" {
