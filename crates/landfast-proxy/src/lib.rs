@@ -5,6 +5,7 @@
 //! socket. It never talks to the server on its own, and serves its last good routes without it.
 
 mod access_log;
+mod admission;
 mod answer;
 mod backend;
 mod clock;
@@ -40,3 +41,4 @@ pub use crate::{
     tls::check_certificate,
     worker::{WorkerError, worker_main},
 };
+pub use landfast_routing::admission::{Trust, TrustedField};

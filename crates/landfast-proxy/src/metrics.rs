@@ -54,7 +54,7 @@ pub(crate) fn render(shared: &Shared) -> String {
         .map(|s| (s.key.to_string(), s.counters.read()))
         .collect();
     type Read = fn(&landfast_routing::snapshot::ServiceStats) -> u64;
-    let of_services: [(&str, &str, Read); 8] = [
+    let of_services: [(&str, &str, Read); 10] = [
         ("requests_total", "Requests accepted for a service.", |s| {
             s.requests
         }),
@@ -66,7 +66,17 @@ pub(crate) fn render(shared: &Shared) -> String {
         ("gateway_errors_total", "Answered 502 or 504.", |s| {
             s.gateway_errors
         }),
-        ("refused_total", "Refused by a limit.", |s| s.refused),
+        ("refused_total", "Refused by a limit or a rule.", |s| {
+            s.refused
+        }),
+        ("rate_limited_total", "Of these, by a rate limit.", |s| {
+            s.rate_limited
+        }),
+        (
+            "denied_total",
+            "Of these, because their client may not come.",
+            |s| s.denied,
+        ),
         ("paused_total", "Held while the service was paused.", |s| {
             s.paused
         }),

@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
+use landfast_routing::admission::Trust;
 use serde::{Deserialize, Serialize};
 
 /// What the holder needs.
@@ -40,6 +41,9 @@ pub struct WorkerSettings {
     /// descriptors allows, with as many left for the backends.
     #[serde(default)]
     pub connections_max: usize,
+    /// The proxies before this one whose word about a client is taken.
+    #[serde(default)]
+    pub trust: Trust,
 }
 
 fn certificates_ms() -> u64 {
@@ -61,6 +65,7 @@ impl WorkerSettings {
             headers_max: 100,
             certificates_ms: certificates_ms(),
             connections_max: 0,
+            trust: Trust::default(),
         }
     }
 

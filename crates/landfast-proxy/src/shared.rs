@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    hash::RandomState,
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -13,6 +14,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use landfast_routing::{
+    admission::Limiter,
     balance::{self, Candidate, FULL_SHARE},
     snapshot::{Mode, ProxyStats, ProxyStatus, Snapshot},
     table::Table,
@@ -59,11 +61,12 @@ pub(crate) struct Live {
     turns: Vec<AtomicU64>,
 }
 
-/// Requests of one route.
+/// Requests of one route, and what of its quotas is used up: neither begins anew with a new table.
 #[derive(Debug)]
 pub(crate) struct RouteCounters {
     pub(crate) name: String,
     pub(crate) statuses: Statuses,
+    pub(crate) limiter: Limiter,
 }
 
 /// Everything that is counted.
@@ -398,10 +401,13 @@ impl Registry {
                 Arc::new(RouteCounters {
                     name,
                     statuses: Statuses::default(),
+                    limiter: Limiter::new(RandomState::new()),
                 })
             });
             routes.push(Arc::clone(found));
         }
+        // Names come and go with environments; what no table and no request holds is forgotten.
+        self.routes.retain(|_, route| Arc::strong_count(route) > 1);
         // Begin somewhere else each time: with many snapshots the first backend must not get more than its part.
         let turns = table
             .groups

@@ -103,6 +103,12 @@ pub enum Kind {
     Url,
     /// `5/s`.
     Rate,
+    /// `100/s`, `300/m`, `1000/h`.
+    RequestRate,
+    /// `client`, `route`, `header:NAME`, `cookie:NAME`.
+    CountBy,
+    /// Networks in CIDR notation.
+    Networks,
     /// Text that is served as it is.
     Page,
     /// Text, number or switch: the value of a variable.
@@ -265,7 +271,12 @@ pub static CATALOGUE: &[Key] = &[
     key("routes.*.https_only", Kind::Flag, "Answer plain HTTP with a redirect to HTTPS. On where the route has `tls`, off otherwise.", "true").aliases(&["redirect", "force_https", "https_redirect"]),
     key("routes.*.limits", Kind::Table, "What a request may weigh.", "{ body = \"100MiB\" }").aliases(&["limit"]),
     key("routes.*.limits.body", Kind::Size { min: 0 }, "The largest request body.", "\"100MiB\"").default(&defaults::BODY_MAX).aliases(&["max_body_size", "size"]),
-    later("routes.*.limits.rate", "Requests per client and second.", "until then limit in the service itself"),
+    key("routes.*.limits.rate", Kind::RequestRate, "How many requests each client may make; further ones are answered 429 with `Retry-After`.", "\"100/s\"").aliases(&["requests", "rps", "ratelimit"]),
+    key("routes.*.limits.burst", Kind::Count { min: 1, max: 1_000_000 }, "How many of them may come at once after a time of quiet. Without it, as many as `rate` names.", "200"),
+    key("routes.*.limits.by", Kind::CountBy, "What `rate` counts by: `\"client\"` (the address; of IPv6 the first 64 bits), `\"header:NAME\"` or `\"cookie:NAME\"` (its value; requests without it by client), or `\"route\"` (all together). A client can make up keys: limit with `total` too.", "\"header:X-Api-Key\"").default(&defaults::RATE_BY).aliases(&["key", "per"]),
+    key("routes.*.limits.total", Kind::RequestRate, "How many requests all clients together may make, beside `rate`.", "\"2000/s\""),
+    key("routes.*.limits.total_burst", Kind::Count { min: 1, max: 1_000_000 }, "The burst of `total`.", "4000"),
+    key("routes.*.allow", Kind::Networks, "The networks whose clients may come, in CIDR notation; others are answered 403. For a path alone, make a route of the path. Behind a balancer, start the server with `--trusted-proxies`.", "[\"10.0.0.0/8\", \"2001:db8::/32\"]").aliases(&["allow_from", "whitelist", "allowlist", "ips"]),
     key("routes.*.timeouts", Kind::Table, "How long each part of an exchange may take.", "{ first_byte = \"60s\" }").aliases(&["timeout"]),
     key("routes.*.timeouts.connect", duration(10, 10 * MINUTE), "Connecting to an instance.", "\"5s\"").default(&defaults::UPSTREAM_CONNECT),
     key("routes.*.timeouts.first_byte", duration(10, DAY), "From the request to the first byte of its answer.", "\"60s\"").default(&defaults::UPSTREAM_FIRST_BYTE).aliases(&["response", "read"]),

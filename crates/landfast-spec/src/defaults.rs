@@ -137,6 +137,7 @@ settings! {
     ROUTE_PATH = "routes.*.path", Value::Text("/"), "The path prefix of a route.", "contract";
     WEBSOCKET = "routes.*.websocket", Value::Flag(false), "Whether WebSocket upgrades are passed on.", "contract";
     BODY_MAX = "routes.*.limits.body", Value::Bytes(100 * MIB), "The largest request body.", "contract";
+    RATE_BY = "routes.*.limits.by", Value::Text("client"), "What a rate limit counts by.", "contract";
     UPSTREAM_CONNECT = "routes.*.timeouts.connect", Value::Millis(5 * SECOND), "How long connecting to an instance may take.", "contract";
     UPSTREAM_FIRST_BYTE = "routes.*.timeouts.first_byte", Value::Millis(60 * SECOND), "How long an instance may take to begin its answer.", "contract";
     IDLE = "routes.*.timeouts.idle", Value::Millis(75 * SECOND), "How long a body or a kept connection may be silent.", "contract";

@@ -132,6 +132,13 @@ fn form(key: &Key) -> Value {
         Kind::RoutePath | Kind::RequestPath => text("^/"),
         Kind::Url => text("^https?://"),
         Kind::Rate => text(r"^[0-9]+\s*/s$"),
+        Kind::RequestRate => text(r"^[0-9]+\s*/\s*[smh]$"),
+        Kind::CountBy => text("^(client|route|(header|cookie):.+)$"),
+        Kind::Networks => json!({
+            "type": "array",
+            "minItems": 1,
+            "items": { "type": "string", "pattern": "^[0-9A-Fa-f:.]+(/[0-9]+)?$" },
+        }),
         Kind::Page => json!({ "type": "string", "maxLength": 65_536 }),
         Kind::Scalar => json!({ "type": ["string", "number", "boolean"] }),
         Kind::Table => table(key.path, |_| true),

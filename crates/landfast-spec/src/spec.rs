@@ -305,6 +305,9 @@ pub struct RouteSpec {
     #[serde(default)]
     pub https_only: bool,
     pub limits: RouteLimitsSpec,
+    /// The networks that may come, in CIDR notation; all, where none is named.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<String>,
     pub timeouts: RouteTimeoutsSpec,
     /// The page (HTML, not a path) that is served with 503 while the app is stopped.
     #[serde(default)]
@@ -322,6 +325,43 @@ pub struct TlsSpec {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RouteLimitsSpec {
     pub body: Bytes,
+    /// For each client or key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<RateSpec>,
+    /// For the route as a whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub total: Option<QuotaSpec>,
+}
+
+/// How many requests in how much time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QuotaSpec {
+    pub requests: u32,
+    #[serde(with = "millis")]
+    pub per: Duration,
+    /// How many may come at once after a time of quiet.
+    pub burst: u32,
+}
+
+/// A quota for each of something.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RateSpec {
+    pub by: CountBySpec,
+    pub quota: QuotaSpec,
+}
+
+/// What requests are counted by.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum CountBySpec {
+    /// The client's address.
+    Client,
+    /// The route as a whole: written in the file, kept as [`RouteLimitsSpec::total`].
+    Route,
+    /// The value of a header; in lower case.
+    Header { name: String },
+    /// The value of a cookie.
+    Cookie { name: String },
 }
 
 /// How long each part of an exchange may take.
