@@ -166,10 +166,13 @@ async fn decide(client: &Rc<Client>, request: Request<Incoming>, exchange: &mut 
         note_route(exchange, &live, entry);
         let service = Arc::clone(&live.services[entry.service]);
         let refusal = refuse(client, entry, length, is_websocket, &authority, exchange);
-        let refusal = refusal.or_else(|| {
-            let (parts, ..) = waiting.as_ref()?;
-            admission::admit(client, &live, entry, &parts.headers, exchange).map(Reply::from)
-        });
+        let refusal = match (refusal, &waiting) {
+            (None, Some((parts, ..))) => {
+                let admitted = admission::admit(client, &live, entry, parts, exchange);
+                admitted.await.map(Reply::from)
+            }
+            (refusal, _) => refusal,
+        };
         if let Some(refusal) = refusal {
             service
                 .counters
@@ -238,7 +241,13 @@ async fn decide(client: &Rc<Client>, request: Request<Incoming>, exchange: &mut 
                 Outgoing {
                     method: parts.method,
                     target: origin_form(&parts.uri),
-                    headers: outgoing_headers(parts.headers, exchange, &authority, is_upgrade),
+                    headers: outgoing_headers(
+                        parts.headers,
+                        exchange,
+                        entry,
+                        &authority,
+                        is_upgrade,
+                    ),
                     source,
                     body_bytes_max: limits.body_bytes_max,
                     timeouts: timeouts.clone(),
@@ -517,10 +526,12 @@ fn open_exchange(
 fn outgoing_headers(
     mut fields: HeaderMap,
     exchange: &Exchange,
+    entry: &TableRoute,
     authority: &str,
     is_upgrade: bool,
 ) -> HeaderMap {
     headers::strip_hop_by_hop(&mut fields);
+    entry.gate.edit_request(&mut fields);
     let arrival = Arrival {
         client: exchange.client,
         is_https: exchange.is_https,

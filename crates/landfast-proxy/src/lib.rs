@@ -13,6 +13,7 @@ mod connection;
 pub mod control;
 mod control_server;
 mod counters;
+mod credentials;
 mod drain;
 mod exchange;
 mod forward;

@@ -28,6 +28,7 @@ use crate::{
     backend::{Backend, InFlight, Service},
     clock,
     counters::Statuses,
+    credentials::Verifier,
     persist::{self, SaveError},
     settings::WorkerSettings,
     tls::{self, Certificates, Stamps},
@@ -102,6 +103,8 @@ pub(crate) struct Shared {
     pub(crate) addresses: Addresses,
     pub(crate) certificates: Certificates,
     pub(crate) access_log: AccessLog,
+    /// Checks names and passwords.
+    pub(crate) verifier: Verifier,
     /// A permit for each connection of a client.
     pub(crate) room: Arc<Semaphore>,
     /// Ends the worker: accepting stops at once, answers in progress are finished.
@@ -151,6 +154,7 @@ impl Shared {
             addresses,
             certificates: Certificates::default(),
             access_log,
+            verifier: Verifier::default(),
             room: Arc::new(Semaphore::new(connections)),
             shutdown: CancellationToken::new(),
             live: ArcSwap::from_pointee(Live::empty()),

@@ -10,7 +10,9 @@ mod support;
 use std::net::SocketAddr;
 
 use landfast_routing::{
-    admission::{Admission, CountBy, Quota, Rate, Trust, TrustedField},
+    admission::{
+        Admission, BasicAuth, Cors, CountBy, FieldRules, Quota, Rate, Security, Trust, TrustedField,
+    },
     snapshot::{ServiceStats, Snapshot},
 };
 use support::*;
@@ -220,4 +222,147 @@ async fn a_release_is_tested_from_this_host_whoever_may_come() {
         assert_eq!(ask(preview, "/", "").await.status, 200);
     }
     assert_eq!(ask(proxy.http().await, "/", "").await.status, 403);
+}
+
+/// `ann:correct horse`.
+const RIGHT: &str = "authorization: Basic YW5uOmNvcnJlY3QgaG9yc2U=\r\n";
+/// `ann:wrong`.
+const WRONG: &str = "authorization: Basic YW5uOndyb25n\r\n";
+
+fn staging() -> BasicAuth {
+    BasicAuth {
+        realm: "staging".into(),
+        users: vec!["ann:$2y$04$abcdefghijklmnopqrstuujydOTSfIH/d5oUHpsygqV5X9xJLQc6e".into()],
+    }
+}
+
+#[tokio::test]
+async fn a_password_is_asked_for_checked_and_kept_from_the_application() {
+    let proxy = Proxy::start().await;
+    let upstream = Upstream::start("one").await;
+    let admission = Admission {
+        auth: Some(staging()),
+        ..Admission::default()
+    };
+    proxy.put(&guarded(1, &upstream, admission)).await;
+    let address = proxy.http().await;
+    for lines in ["", WRONG, "authorization: Bearer x\r\n"] {
+        let got = ask(address, "/", lines).await;
+        assert_eq!(got.status, 401, "{lines}");
+        let challenge = got.header("www-authenticate");
+        assert_eq!(
+            challenge.as_deref(),
+            Some("Basic realm=\"staging\", charset=\"UTF-8\"")
+        );
+    }
+    assert_eq!(upstream.count(), 0);
+    assert_eq!(counted(&proxy).await.denied, 3);
+    let asking = (0..20).map(|_| tokio::spawn(async move { ask(address, "/", RIGHT).await }));
+    for asked in asking.collect::<Vec<_>>() {
+        assert_eq!(asked.await.expect("no panic").status, 200);
+    }
+    assert!(!upstream.last().headers.contains_key("authorization"));
+    // The authority's question is answered whoever asks.
+    let challenge = "/.well-known/acme-challenge/token";
+    assert_eq!(ask(address, challenge, "").await.status, 200);
+    // Whoever keeps guessing is not even checked; others are, and who was right goes on.
+    let mut statuses = Vec::new();
+    for _ in 0..80 {
+        statuses.push(ask(address, "/", WRONG).await.status);
+    }
+    assert!(statuses.ends_with(&[429; 10]), "{statuses:?}");
+    assert_eq!(ask(address, "/", RIGHT).await.status, 200);
+    let kept = std::fs::metadata(&proxy.settings.worker.routes).expect("it is on disk");
+    let mode = std::os::unix::fs::PermissionsExt::mode(&kept.permissions());
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+#[tokio::test]
+async fn a_browser_is_told_what_other_origins_may_do_also_when_it_is_refused() {
+    let proxy = Proxy::start().await;
+    let upstream = Upstream::start("one").await;
+    let admission = Admission {
+        auth: Some(staging()),
+        cors: Some(Cors {
+            origins: vec!["https://app.example".into()],
+            methods: vec!["GET".into(), "PUT".into()],
+            headers: vec!["content-type".into()],
+            credentials: true,
+            max_age_s: 60,
+            ..Cors::default()
+        }),
+        ..Admission::default()
+    };
+    proxy.put(&guarded(1, &upstream, admission)).await;
+    let address = proxy.http().await;
+    let preflight = |origin: &'static str| async move {
+        let mut wire = Wire::connect(address).await.expect("connected");
+        let head = format!(
+            "OPTIONS /x HTTP/1.1\r\nhost: shop.example\r\norigin: {origin}\r\naccess-control-request-method: PUT\r\n\r\n"
+        );
+        wire.send(&head).await.expect("sent");
+        wire.answer().await.expect("an answer")
+    };
+    let got = preflight("https://app.example").await;
+    assert_eq!(got.status, 204);
+    let said = |name: &str| got.header(name).unwrap_or_default();
+    assert_eq!(said("access-control-allow-origin"), "https://app.example");
+    assert_eq!(said("access-control-allow-methods"), "GET, PUT");
+    assert_eq!(said("access-control-allow-credentials"), "true");
+    assert_eq!(said("access-control-max-age"), "60");
+    assert!(
+        got.headers.to_lowercase().contains("vary: origin"),
+        "{}",
+        got.headers
+    );
+    let refused = preflight("https://evil.example").await;
+    assert_eq!(refused.status, 403);
+    assert_eq!(refused.header("access-control-allow-origin"), None);
+    assert_eq!(upstream.count(), 0, "both were answered here");
+    for (lines, status) in [("", 401), (RIGHT, 200)] {
+        let lines = format!("origin: https://app.example\r\n{lines}");
+        let got = ask(address, "/", &lines).await;
+        let shared = got.header("access-control-allow-origin");
+        assert_eq!(got.status, status);
+        assert_eq!(shared.as_deref(), Some("https://app.example"));
+    }
+}
+
+#[tokio::test]
+async fn headers_are_set_added_and_taken_away_in_both_directions() {
+    let proxy = Proxy::start().await;
+    let upstream = Upstream::start("one").await;
+    let pairs = |name: &str, value: &str| [(name.to_owned(), value.to_owned())].into();
+    let admission = Admission {
+        security: Some(Security {
+            hsts_s: 60,
+            referrer: "no-referrer".into(),
+            ..Security::default()
+        }),
+        request_fields: FieldRules {
+            remove: vec!["x-debug".into()],
+            set: pairs("x-env", "staging"),
+            append: pairs("x-via", "edge"),
+        },
+        response_fields: FieldRules {
+            remove: vec!["x-upstream".into()],
+            set: pairs("x-frame-options", "DENY"),
+            append: pairs("x-added", "1"),
+        },
+        ..Admission::default()
+    };
+    proxy.put(&guarded(1, &upstream, admission)).await;
+    let lines = "connection: x-env\r\nx-env: mine\r\nx-debug: 1\r\nx-via: client\r\n";
+    let got = ask(proxy.http().await, "/", lines).await;
+    let seen = upstream.last().headers;
+    assert_eq!(seen["x-env"], "staging");
+    assert!(!seen.contains_key("x-debug"));
+    assert_eq!(seen.get_all("x-via").iter().count(), 2);
+    let said = |name: &str| got.header(name);
+    assert_eq!(said("x-upstream"), None);
+    assert_eq!(said("x-added").as_deref(), Some("1"));
+    assert_eq!(said("x-frame-options").as_deref(), Some("DENY"));
+    assert_eq!(said("x-content-type-options").as_deref(), Some("nosniff"));
+    assert_eq!(said("referrer-policy").as_deref(), Some("no-referrer"));
+    assert_eq!(said("strict-transport-security"), None, "not over HTTP");
 }

@@ -318,6 +318,11 @@ fn route(at: &Cursor<'_>) -> Option<RouteSpec> {
         },
         limits: guard::limits(&at.table("limits")),
         allow: at.texts("allow").unwrap_or_default(),
+        auth: guard::auth(at),
+        cors: guard::cors(at),
+        security: guard::security(at),
+        request_headers: guard::field_rules(&at.table("request_headers")),
+        response_headers: guard::field_rules(&at.table("response_headers")),
         timeouts: RouteTimeoutsSpec {
             connect: timeouts.duration("connect"),
             first_byte: timeouts.duration("first_byte"),

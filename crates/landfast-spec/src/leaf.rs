@@ -1,6 +1,6 @@
 //! Single values: the form of each kind of value, checked without looking at any other.
 
-mod guard;
+pub(crate) mod guard;
 
 use std::{collections::BTreeSet, ops::Range, time::Duration};
 
@@ -85,9 +85,19 @@ pub(crate) fn read(key: &Key, name: &str, node: &Node, sink: &Sink) -> Option<Le
         Kind::RequestRate => reader.request_rate(),
         Kind::CountBy => reader.count_by(),
         Kind::Networks => reader.networks(),
+        Kind::Line => reader.line(),
+        Kind::FieldNames => reader.field_names(),
+        Kind::Methods => reader.methods(),
+        Kind::Origins => reader.origins(),
+        Kind::PasswordHashes => reader.password_hashes(),
         Kind::Page => reader.page(),
         Kind::Scalar => reader.scalar(),
-        Kind::Table | Kind::Tables | Kind::Variables | Kind::Volumes | Kind::Overlays => None,
+        Kind::Table
+        | Kind::Tables
+        | Kind::Variables
+        | Kind::Volumes
+        | Kind::Fields
+        | Kind::Overlays => None,
     }
 }
 

@@ -43,9 +43,10 @@ pub use crate::{
     schema::json_schema,
     shape::is_reserved_variable,
     spec::{
-        AppSpec, CountBySpec, DeploySpec, EnvType, EnvVar, Gate, HealthSpec, JobSpec, Probe,
-        QuotaSpec, RateSpec, ResourcesSpec, RouteLimitsSpec, RouteSpec, RouteTimeoutsSpec,
-        ServiceSpec, Share, Strategy, SyntheticProbe, TlsSpec, Volume, When,
+        AppSpec, AuthSpec, CorsSpec, CountBySpec, DeploySpec, EnvType, EnvVar, FieldRulesSpec,
+        Gate, HealthSpec, JobSpec, Probe, QuotaSpec, RateSpec, ResourcesSpec, RouteLimitsSpec,
+        RouteSpec, RouteTimeoutsSpec, SecuritySpec, ServiceSpec, Share, Strategy, SyntheticProbe,
+        TlsSpec, Volume, When,
     },
 };
 use crate::{

@@ -641,3 +641,37 @@ fn who_may_come_and_how_often() {
         r#"[["192.0.2.1/32"],{"body":104857600,"rate":{"by":{"kind":"header","name":"x-api-key"},"quota":{"requests":300,"per":60000,"burst":300}},"total":{"requests":2000,"per":1000,"burst":1}}]"#
     );
 }
+
+#[test]
+fn what_is_asked_of_and_done_to_messages() {
+    let route = |lines: &str| {
+        with(
+            "",
+            &format!("[routes.r]\nhost = \"a.example\"\nservice = \"api\"\n{lines}"),
+        )
+    };
+    assert_snapshot!(said(&route(
+        "auth = { users = [\"ann:hunter2\", \"ann:$2y$31$abcdefghijklmnopqrstuujydOTSfIH/d5oUHpsygqV5X9xJLQc6e\", \"ann:$argon2id$v=19$m=9999999,t=1,p=1$a$b\", \"ann:$apr1$x$y\"], realm = \"a\\nb\" }"
+    )));
+    assert_snapshot!(said(&route(
+        "cors = { origins = [\"*\"], credentials = true, headers = [\"*\"], methods = [\"get\"] }"
+    )));
+    assert_snapshot!(said(&route(
+        "cors = { origins = [\"https://a.example/x\", \"a.example\", \"null\", \"https://*\", \"https://*.example:8443\"] }\nsecurity = { frame = \"none\", referrer = \"x\", csp = \"a\\nb\" }"
+    )));
+    assert_snapshot!(said(&route(
+        "request_headers = { set = { Host = \"x\", X-Forwarded-For = \"1\", X_A = \"1\", \"a b\" = \"1\", Ok = 1, Fine = \"a\\nb\" }, remove = [\"Connection\"] }\nresponse_headers = { append = { Content-Length = \"1\" } }"
+    )));
+    let spec = spec(&route(
+        "security = {}\nauth = { users = [\"ann:$2y$10$abcdefghijklmnopqrstuujydOTSfIH/d5oUHpsygqV5X9xJLQc6e\"] }\ncors = { origins = [\"https://*.example\"] }\nresponse_headers = { set = { X-A = \"1\" } }",
+    ));
+    let route = spec.routes.values().next().expect("a route");
+    insta::assert_json_snapshot!((
+        &route.auth,
+        &route.cors,
+        &route.security,
+        &route.response_headers
+    ));
+    let shown = format!("{route:?}");
+    assert!(shown.contains("ann") && !shown.contains("$2y$"), "{shown}");
+}

@@ -3,6 +3,7 @@
 //! [`Admission`] is what a snapshot says of a route, [`Gate`] the same made ready to be asked. A rule that cannot be
 //! read closes what it was to guard, and is named; it never opens it.
 
+mod fields;
 mod origin;
 mod path;
 mod rate;
@@ -13,15 +14,21 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, HeaderName, HeaderValue, header::COOKIE};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method,
+    header::{AUTHORIZATION, COOKIE},
+};
 use landfast_types::{Network, Timestamp};
 use serde::{Deserialize, Serialize};
 
 pub use self::{
+    fields::{Cors, Edits, FieldRules, Frame, Preflight, Security},
     origin::{Origin, Trust, TrustedField},
     path::other_reading,
     rate::{Limiter, Quota, Taken},
 };
+
+use self::fields::{Sharing, Shield};
 
 /// How many requests are admitted now, and how many in which time (draft-ietf-httpapi-ratelimit-headers-11).
 pub const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
@@ -38,6 +45,33 @@ pub struct Admission {
     pub rate: Option<Rate>,
     /// For the route as a whole.
     pub total: Option<Quota>,
+    /// Whose name and password are asked for.
+    pub auth: Option<BasicAuth>,
+    /// Which other origins may read answers.
+    pub cors: Option<Cors>,
+    pub security: Option<Security>,
+    pub request_fields: FieldRules,
+    pub response_fields: FieldRules,
+}
+
+/// Basic authentication (RFC 7617).
+#[derive(Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BasicAuth {
+    pub realm: String,
+    /// `name:hash` as `htpasswd` writes it: bcrypt or Argon2.
+    pub users: Vec<String>,
+}
+
+impl std::fmt::Debug for BasicAuth {
+    /// Without the hashes: whoever reads a log could try passwords against them.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names = self.users.iter().filter_map(|user| user.split(':').next());
+        f.debug_struct("BasicAuth")
+            .field("realm", &self.realm)
+            .field("users", &names.collect::<Vec<_>>())
+            .finish()
+    }
 }
 
 /// A quota for each of something.
@@ -93,6 +127,11 @@ pub struct Gate {
     allow: Option<Vec<Network>>,
     each: Option<Each>,
     total: Option<Quota>,
+    auth: Option<BasicAuth>,
+    sharing: Option<Sharing>,
+    shield: Option<Shield>,
+    request: Edits,
+    response: Edits,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -139,7 +178,44 @@ impl Gate {
             allow: (!rules.allow.is_empty()).then_some(networks),
             each,
             total: rules.total,
+            auth: rules.auth.clone(),
+            sharing: (rules.cors.as_ref()).map(|cors| Sharing::compile(cors, problems)),
+            shield: (rules.security.as_ref()).map(|rules| Shield::compile(rules, problems)),
+            request: Edits::compile(&rules.request_fields, problems),
+            response: Edits::compile(&rules.response_fields, problems),
         }
+    }
+
+    /// What is answered to a browser that asks before it sends; nothing where this is no preflight of a route that
+    /// shares.
+    pub fn preflight(&self, method: &Method, fields: &HeaderMap) -> Option<Preflight> {
+        self.sharing.as_ref()?.preflight(method, fields)
+    }
+
+    /// The users of whom a request must be one.
+    pub fn auth(&self, path: &str) -> Option<&BasicAuth> {
+        let auth = self.auth.as_ref();
+        auth.filter(|_| !is_certificate_challenge(path))
+    }
+
+    /// Makes a request what the application is to see of it: rules carried out, and credentials that were for us
+    /// alone taken away.
+    pub fn edit_request(&self, fields: &mut HeaderMap) {
+        if self.auth.is_some() {
+            fields.remove(AUTHORIZATION);
+        }
+        self.request.apply(fields);
+    }
+
+    /// Adds to an answer, ours or the application's, what the route says of all of them.
+    pub fn dress(&self, fields: &mut HeaderMap, origin: Option<&HeaderValue>, is_https: bool) {
+        if let Some(shield) = &self.shield {
+            shield.apply(fields, is_https);
+        }
+        if let Some(sharing) = &self.sharing {
+            sharing.apply(fields, origin);
+        }
+        self.response.apply(fields);
     }
 
     /// Lets a request in, or says why not. `limiter` is the route's own.
