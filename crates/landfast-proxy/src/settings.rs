@@ -44,6 +44,14 @@ pub struct WorkerSettings {
     /// The proxies before this one whose word about a client is taken.
     #[serde(default)]
     pub trust: Trust,
+    /// After a hand-over the old worker keeps its streams and answers in progress for this long. WebSockets that
+    /// are left get Close 1012 spread over the last tenth of it.
+    #[serde(default = "handover_ms")]
+    pub handover_ms: u64,
+}
+
+fn handover_ms() -> u64 {
+    3_600_000
 }
 
 fn certificates_ms() -> u64 {
@@ -66,6 +74,7 @@ impl WorkerSettings {
             certificates_ms: certificates_ms(),
             connections_max: 0,
             trust: Trust::default(),
+            handover_ms: handover_ms(),
         }
     }
 

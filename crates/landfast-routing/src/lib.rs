@@ -6,6 +6,7 @@
 pub mod admission;
 pub mod balance;
 pub mod eject;
+pub mod elders;
 pub mod headers;
 pub mod health;
 pub mod retry;
