@@ -35,6 +35,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::{
     clock,
     handler::{self, Client},
+    peers::Seat,
     thread::{Executor, Thread},
 };
 
@@ -48,6 +49,9 @@ const SHUTDOWN_IDLE: Duration = Duration::from_secs(1);
 const LINGER_MAX: Duration = Duration::from_secs(2);
 const LINGER_BYTES_MAX: usize = 1 << 20;
 const H2_STREAMS_MAX: u32 = 256;
+
+/// A connection's part of the room for all, and of its client's.
+pub(crate) type Place = (Option<OwnedSemaphorePermit>, Seat);
 
 /// What kind of listener a connection came in on.
 #[derive(Clone)]
@@ -63,7 +67,7 @@ pub(crate) async fn serve(
     stream: TcpStream,
     peer: SocketAddr,
     kind: Kind,
-    permit: Option<OwnedSemaphorePermit>,
+    place: Place,
 ) {
     if stream.set_nodelay(true).is_err() {
         return;
@@ -87,8 +91,8 @@ pub(crate) async fn serve(
             () = ended(&thread) => None,
         };
         return match is_h2 {
-            Some(true) => serve_http2(client, ClientIo::new(stream, activity, permit)).await,
-            Some(false) => serve_http1(client, ClientIo::new(stream, activity, permit)).await,
+            Some(true) => serve_http2(client, ClientIo::new(stream, activity, place)).await,
+            Some(false) => serve_http1(client, ClientIo::new(stream, activity, place)).await,
             None => {}
         };
     };
@@ -97,7 +101,7 @@ pub(crate) async fn serve(
         return;
     };
     let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-    let io = ClientIo::new(stream, activity, permit);
+    let io = ClientIo::new(stream, activity, place);
     if is_h2 {
         Box::pin(serve_http2(client, io)).await;
     } else {
@@ -383,7 +387,7 @@ pub(crate) struct ClientIo<S> {
     stream: S,
     activity: Arc<Activity>,
     /// Given back with the descriptor: a connection that became a tunnel still has it.
-    _permit: Option<OwnedSemaphorePermit>,
+    _place: Place,
     lingering: Option<Lingering>,
 }
 
@@ -394,11 +398,11 @@ struct Lingering {
 }
 
 impl<S> ClientIo<S> {
-    fn new(stream: S, activity: Arc<Activity>, permit: Option<OwnedSemaphorePermit>) -> Self {
+    fn new(stream: S, activity: Arc<Activity>, place: Place) -> Self {
         Self {
             stream,
             activity,
-            _permit: permit,
+            _place: place,
             lingering: None,
         }
     }

@@ -27,6 +27,7 @@ mod link;
 mod listen;
 mod metrics;
 mod pause;
+mod peers;
 mod persist;
 mod pool;
 mod request_body;

@@ -111,6 +111,15 @@ pub(crate) fn render(shared: &Shared) -> String {
         "landfast_proxy_access_log_dropped_total {}",
         shared.access_log.dropped.get()
     ));
+    page.head(
+        "connections_refused_total",
+        "counter",
+        "Connections of clients that had as many as they may.",
+    );
+    page.line(format_args!(
+        "landfast_proxy_connections_refused_total {}",
+        shared.peers.refused.get()
+    ));
     page.0
 }
 

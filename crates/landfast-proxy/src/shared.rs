@@ -29,6 +29,7 @@ use crate::{
     counters::Statuses,
     credentials::Verifier,
     leaving::Life,
+    peers::Peers,
     persist::{self, SaveError},
     settings::WorkerSettings,
     tls::{self, Certificates, Stamps},
@@ -40,6 +41,8 @@ const LEFT_SHOWN: Duration = Duration::from_secs(600);
 /// Descriptors that are neither a client's nor a backend's: listeners, event loops, control, logs, checks.
 const DESCRIPTORS_OWN: u64 = 64;
 const CONNECTIONS_MIN: u64 = 16;
+/// One client may hold one connection in so many.
+const CLIENT_SHARE: usize = 4;
 
 /// How many clients a limit of open descriptors leaves room for, when each may need a backend as well.
 fn connections_max(descriptors: Option<u64>) -> usize {
@@ -105,6 +108,8 @@ pub(crate) struct Shared {
     pub(crate) access_log: AccessLog,
     /// Checks names and passwords.
     pub(crate) verifier: Verifier,
+    /// How many connections each client holds.
+    pub(crate) peers: Arc<Peers>,
     /// A permit for each connection of a client.
     pub(crate) room: Arc<Semaphore>,
     pub(crate) life: Life,
@@ -146,6 +151,13 @@ impl Shared {
             0 => connections_max(descriptors),
             given => given,
         };
+        let per_client = match settings.connections_per_client_max {
+            0 => u32::try_from(connections / CLIENT_SHARE)
+                .unwrap_or(u32::MAX)
+                .max(1),
+            given => given,
+        };
+        let peers = Peers::new(per_client, settings.trust.clone(), settings.counts_loopback);
         let access_log = AccessLog::start(&settings);
         Self {
             settings,
@@ -154,6 +166,7 @@ impl Shared {
             certificates: Certificates::default(),
             access_log,
             verifier: Verifier::default(),
+            peers,
             room: Arc::new(Semaphore::new(connections)),
             life: Life::new(),
             live: ArcSwap::from_pointee(Live::empty()),

@@ -366,3 +366,40 @@ async fn headers_are_set_added_and_taken_away_in_both_directions() {
     assert_eq!(said("referrer-policy").as_deref(), Some("no-referrer"));
     assert_eq!(said("strict-transport-security"), None, "not over HTTP");
 }
+
+#[tokio::test]
+async fn a_client_holds_so_many_connections_and_gets_another_when_one_ends() {
+    let proxy = Proxy::start_with(|settings| {
+        settings.worker.connections_per_client_max = 3;
+        settings.worker.counts_loopback = true;
+    })
+    .await;
+    let upstream = Upstream::start("one").await;
+    proxy
+        .put(&guarded(1, &upstream, Admission::default()))
+        .await;
+    let address = proxy.http().await;
+    let ask = "GET / HTTP/1.1\r\nhost: shop.example\r\n\r\n";
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        let mut wire = Wire::connect(address).await.expect("connected");
+        wire.send(ask).await.expect("sent");
+        assert_eq!(wire.answer().await.expect("an answer").status, 200);
+        held.push(wire);
+    }
+    assert!(get(address, "/").await.is_err(), "one too many");
+    let page = proxy.control.metrics().await.expect("a page");
+    assert!(
+        page.contains("landfast_proxy_connections_refused_total 1"),
+        "{page}"
+    );
+    for wire in &mut held {
+        wire.send(ask).await.expect("sent");
+        assert_eq!(wire.answer().await.expect("an answer").status, 200);
+    }
+    held.pop();
+    eventually("its place is free", || async {
+        get(address, "/").await.is_ok()
+    })
+    .await;
+}

@@ -53,6 +53,8 @@ pub struct ServerSettings {
     pub notes: Vec<String>,
     /// Whose word about a client the proxy takes.
     pub trust: Trust,
+    /// Connections one client may hold at the proxy; zero leaves it to the proxy.
+    pub connections_per_client: u32,
     pub controls: Controls,
 }
 
@@ -319,6 +321,12 @@ fn proxy_order(settings: &ServerSettings) -> ProxyOrder {
     }
     for address in &settings.https {
         add("--https", address.to_string());
+    }
+    if settings.connections_per_client > 0 {
+        add(
+            "--connections-per-client",
+            settings.connections_per_client.to_string(),
+        );
     }
     for network in &settings.trust.proxies {
         add("--trusted-proxies", network.to_string());

@@ -436,6 +436,9 @@ pub(crate) struct Server {
     /// Where a new release can be tested before it gets traffic; on loopback
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) preview: Option<SocketAddr>,
+    /// Connections one client may hold at a time; of IPv6 a /64 is one client [default: a quarter of all]
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub(crate) connections_per_client: u32,
     /// Proxies before this one whose word about a client's address is taken: addresses or networks [default: nobody]
     #[arg(long, value_name = "NETWORK", value_delimiter = ',')]
     pub(crate) trusted_proxies: Vec<Network>,
@@ -473,6 +476,9 @@ pub(crate) struct Proxy {
     /// Where a new release can be tested before it gets traffic; on loopback
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) preview: Option<SocketAddr>,
+    /// Connections one client may hold at a time; of IPv6 a /64 is one client [default: a quarter of all]
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub(crate) connections_per_client: u32,
     /// Proxies before this one whose word about a client's address is taken: addresses or networks [default: nobody]
     #[arg(long, value_name = "NETWORK", value_delimiter = ',')]
     pub(crate) trusted_proxies: Vec<Network>,

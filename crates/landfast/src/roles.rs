@@ -51,7 +51,7 @@ pub(crate) fn server(printer: &Printer, arguments: &args::Server) -> Result<Exit
         drain_confirmation_off: arguments.drain_confirmation_off,
         health_gate_off: arguments.health_gate_off,
     };
-    run_server(places, trust, controls)
+    run_server(places, trust, arguments.connections_per_client, controls)
 }
 
 /// Runs the proxy alone: this process holds the listening sockets, and starts the worker that serves.
@@ -60,6 +60,7 @@ pub(crate) fn proxy(arguments: &args::Proxy) -> Result<Exit, Failure> {
     let mut worker = WorkerSettings::new(arguments.routes.clone());
     worker.access_log.clone_from(&arguments.access_log);
     worker.threads = arguments.threads;
+    worker.connections_per_client_max = arguments.connections_per_client;
     worker.trust = trust(&arguments.trusted_proxies, arguments.trusted_field);
     let settings = HolderSettings {
         http: arguments.http.clone(),
@@ -165,7 +166,12 @@ fn log(json: bool) {
 }
 
 /// The one place that knows how the server is started.
-fn run_server(places: ServerPlaces, trust: Trust, controls: Controls) -> Result<Exit, Failure> {
+fn run_server(
+    places: ServerPlaces,
+    trust: Trust,
+    connections_per_client: u32,
+    controls: Controls,
+) -> Result<Exit, Failure> {
     let executable = std::env::current_exe().context("failed to find this program's own file")?;
     let settings = ServerSettings {
         state: places.state,
@@ -178,6 +184,7 @@ fn run_server(places: ServerPlaces, trust: Trust, controls: Controls) -> Result<
         version: env!("CARGO_PKG_VERSION").to_owned(),
         notes: places.notes,
         trust,
+        connections_per_client,
         controls,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
