@@ -10,7 +10,7 @@ use landfast_routing::snapshot::{
 use landfast_spec::{AppSpec, Probe, RouteSpec, ServiceSpec};
 use landfast_types::{InstanceId, ReleaseId, RouteName, Scope, ServiceKey, ServiceName};
 
-use crate::{plane::Part, release::ReleaseBody};
+use crate::{admission::admission, plane::Part, release::ReleaseBody};
 
 /// What a pause holds at most (`contract.md`, "One rollout moves a whole environment").
 const PAUSE: Mode = Mode::Pause {
@@ -285,6 +285,7 @@ fn route_entry(scope: &Scope, name: &RouteName, route: &RouteSpec) -> Route {
             first_byte_ms: route.timeouts.first_byte.as_millis() as u64,
             body_idle_ms: route.timeouts.idle.as_millis() as u64,
         },
+        admission: admission(route),
     }
 }
 

@@ -37,6 +37,7 @@ use crate::{
     clock,
     gate::{Gate, Refused},
     handler::{self, Client},
+    peers::Seat,
     thread::{Executor, Thread},
 };
 
@@ -50,6 +51,9 @@ const SHUTDOWN_IDLE: Duration = Duration::from_secs(1);
 const LINGER_MAX: Duration = Duration::from_secs(2);
 const LINGER_BYTES_MAX: usize = 1 << 20;
 const H2_STREAMS_MAX: u32 = 256;
+
+/// A connection's part of the room for all, and of its client's.
+pub(crate) type Place = (Option<OwnedSemaphorePermit>, Seat);
 
 /// What kind of listener a connection came in on.
 #[derive(Clone)]
@@ -65,7 +69,7 @@ pub(crate) async fn serve(
     stream: TcpStream,
     peer: SocketAddr,
     kind: Kind,
-    permit: Option<OwnedSemaphorePermit>,
+    place: Place,
 ) {
     if stream.set_nodelay(true).is_err() {
         return;
@@ -89,8 +93,8 @@ pub(crate) async fn serve(
             () = ended(&thread) => None,
         };
         return match is_h2 {
-            Some(true) => serve_http2(client, ClientIo::new(stream, activity, permit)).await,
-            Some(false) => serve_http1(client, ClientIo::new(stream, activity, permit)).await,
+            Some(true) => serve_http2(client, ClientIo::new(stream, activity, place)).await,
+            Some(false) => serve_http1(client, ClientIo::new(stream, activity, place)).await,
             None => {}
         };
     };
@@ -99,7 +103,7 @@ pub(crate) async fn serve(
         return;
     };
     let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-    let io = ClientIo::new(stream, activity, permit);
+    let io = ClientIo::new(stream, activity, place);
     if is_h2 {
         Box::pin(serve_http2(client, io)).await;
     } else {
@@ -415,7 +419,7 @@ pub(crate) struct ClientIo<S> {
     activity: Arc<Activity>,
     gate: Option<Box<Gate>>,
     /// Given back with the descriptor: a connection that became a tunnel still has it.
-    _permit: Option<OwnedSemaphorePermit>,
+    _place: Place,
     lingering: Option<Lingering>,
 }
 
@@ -426,12 +430,12 @@ struct Lingering {
 }
 
 impl<S> ClientIo<S> {
-    fn new(stream: S, activity: Arc<Activity>, permit: Option<OwnedSemaphorePermit>) -> Self {
+    fn new(stream: S, activity: Arc<Activity>, place: Place) -> Self {
         Self {
             stream,
             activity,
             gate: None,
-            _permit: permit,
+            _place: place,
             lingering: None,
         }
     }

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use crate::{
     access_log::{self, Line},
+    admission::Admitted,
     backend::{Backend, Service},
     clock,
     shared::{RouteCounters, Shared},
@@ -22,7 +23,12 @@ pub(crate) struct Exchange {
     /// When the newest attempt at a backend began: what it waited for before is not the backend's doing.
     pub(crate) attempt_began: Instant,
     pub(crate) request_id: HeaderValue,
+    /// Who asks, also where a proxy that is trusted stands between.
     pub(crate) client: IpAddr,
+    /// Whether the client came by HTTPS, to us or to such a proxy.
+    pub(crate) is_https: bool,
+    /// There once the request was held against its route's rules.
+    pub(crate) admitted: Option<Admitted>,
     pub(crate) protocol: &'static str,
     pub(crate) method: Method,
     pub(crate) host: String,

@@ -19,6 +19,7 @@ use landfast_routing::{
 };
 
 use crate::{
+    admission,
     answer::{self, AnswerBody, Leg},
     clock,
     connection::Activity,
@@ -84,6 +85,7 @@ pub(crate) async fn handle(
             }
         }
     };
+    let admitted = exchange.admitted.take();
     let shared = &client.thread.shared;
     // The rest of a body would have to be read before another request could be.
     let has_unread = exchange.has_unread && version < Version::HTTP_2;
@@ -127,6 +129,9 @@ pub(crate) async fn handle(
         is_last = true;
     }
     let fields = response.headers_mut();
+    if let Some(admitted) = admitted {
+        admitted.dress(fields);
+    }
     fields.insert(X_REQUEST_ID, request_id);
     if is_last && version < Version::HTTP_2 && !fields.contains_key(UPGRADE) {
         fields.insert(CONNECTION, HeaderValue::from_static("close"));
@@ -197,7 +202,15 @@ async fn decide(client: &Rc<Client>, request: Request<Incoming>, exchange: &mut 
         };
         note_route(exchange, &live, entry);
         let service = Arc::clone(&live.services[entry.service]);
-        if let Some(refusal) = refuse(client, entry, length, is_websocket, &authority, exchange) {
+        let refusal = refuse(client, entry, length, is_websocket, &authority, exchange);
+        let refusal = match (refusal, &waiting) {
+            (None, Some((parts, ..))) => {
+                let admitted = admission::admit(client, &live, entry, parts, exchange);
+                admitted.await.map(Reply::from)
+            }
+            (refusal, _) => refusal,
+        };
+        if let Some(refusal) = refusal {
             service
                 .counters
                 .refused
@@ -265,7 +278,13 @@ async fn decide(client: &Rc<Client>, request: Request<Incoming>, exchange: &mut 
                 Outgoing {
                     method: parts.method,
                     target: origin_form(&parts.uri),
-                    headers: outgoing_headers(parts.headers, client, &authority, is_upgrade),
+                    headers: outgoing_headers(
+                        parts.headers,
+                        exchange,
+                        entry,
+                        &authority,
+                        is_upgrade,
+                    ),
                     source,
                     body_bytes_max: limits.body_bytes_max,
                     timeouts: timeouts.clone(),
@@ -428,7 +447,7 @@ fn refuse(
     exchange: &Exchange,
 ) -> Option<Reply> {
     let route = &entry.route;
-    if route.https_only && !client.is_https && !client.is_preview {
+    if route.https_only && !exchange.is_https && !client.is_preview {
         return Some(to_https(authority, exchange, client));
     }
     if is_websocket && !route.websocket {
@@ -503,12 +522,7 @@ fn broken_body(
 }
 
 fn note_route(exchange: &mut Exchange, live: &Live, entry: &TableRoute) {
-    let index = live
-        .table
-        .routes
-        .iter()
-        .position(|route| std::ptr::eq(route, entry));
-    exchange.route = index.map(|index| Arc::clone(&live.routes[index]));
+    exchange.route = Some(Arc::clone(&live.routes[entry.index]));
     let service = &live.services[entry.service];
     if exchange
         .service
@@ -529,12 +543,16 @@ fn open_exchange(
         .uri()
         .path_and_query()
         .map_or("/", PathAndQuery::as_str);
+    let trust = &client.thread.shared.settings.trust;
+    let origin = trust.origin(client.address, client.is_https, request.headers());
     Exchange {
         shared: Arc::clone(&client.thread.shared),
         began: clock::instant(),
         attempt_began: clock::instant(),
         request_id,
-        client: client.address,
+        client: origin.client,
+        is_https: origin.is_https,
+        admitted: None,
         protocol: match (request.version(), client.is_https) {
             (Version::HTTP_2, _) => "h2",
             (Version::HTTP_10, _) => "http/1.0",
@@ -560,14 +578,16 @@ fn open_exchange(
 
 fn outgoing_headers(
     mut fields: HeaderMap,
-    client: &Client,
+    exchange: &Exchange,
+    entry: &TableRoute,
     authority: &str,
     is_upgrade: bool,
 ) -> HeaderMap {
     headers::strip_hop_by_hop(&mut fields);
+    entry.gate.edit_request(&mut fields);
     let arrival = Arrival {
-        client: client.address,
-        is_https: client.is_https,
+        client: exchange.client,
+        is_https: exchange.is_https,
         authority,
     };
     headers::set_forwarded(&mut fields, arrival);
@@ -623,7 +643,8 @@ fn new_request_id() -> HeaderValue {
     HeaderValue::from_str(&id).expect("hexadecimal digits")
 }
 
-fn plain(status: StatusCode, text: &str) -> Response<AnswerBody> {
+/// A short answer of our own.
+pub(crate) fn plain(status: StatusCode, text: &str) -> Response<AnswerBody> {
     let mut response = Response::new(AnswerBody::whole(format!("{text}\n")));
     *response.status_mut() = status;
     let kind = HeaderValue::from_static("text/plain; charset=utf-8");
@@ -666,6 +687,15 @@ fn maintenance(retry_after_s: u32, page: Option<&str>) -> Reply {
     Reply::Own {
         response,
         close: false,
+    }
+}
+
+impl From<Response<AnswerBody>> for Reply {
+    fn from(response: Response<AnswerBody>) -> Self {
+        Self::Own {
+            response,
+            close: false,
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 //! socket. It never talks to the server on its own, and serves its last good routes without it.
 
 mod access_log;
+mod admission;
 mod answer;
 mod backend;
 mod clock;
@@ -12,6 +13,7 @@ mod connection;
 pub mod control;
 mod control_server;
 mod counters;
+mod credentials;
 mod drain;
 mod elders;
 mod exchange;
@@ -26,6 +28,7 @@ mod link;
 mod listen;
 mod metrics;
 mod pause;
+mod peers;
 mod persist;
 mod pool;
 mod request_body;
@@ -44,3 +47,4 @@ pub use crate::{
     tls::check_certificate,
     worker::{WorkerError, worker_main},
 };
+pub use landfast_routing::admission::{Trust, TrustedField};

@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    hash::RandomState,
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -13,6 +14,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use landfast_routing::{
+    admission::Limiter,
     balance::{self, Candidate, FULL_SHARE},
     snapshot::{Mode, ProxyStats, ProxyStatus, Snapshot},
     table::Table,
@@ -25,7 +27,9 @@ use crate::{
     backend::{Backend, InFlight, Service},
     clock,
     counters::{Counter, Statuses},
+    credentials::Verifier,
     leaving::Life,
+    peers::Peers,
     persist::{self, SaveError},
     settings::WorkerSettings,
     tls::{self, Certificates, Stamps},
@@ -37,6 +41,8 @@ const LEFT_SHOWN: Duration = Duration::from_secs(600);
 /// Descriptors that are neither a client's nor a backend's: listeners, event loops, control, logs, checks.
 const DESCRIPTORS_OWN: u64 = 64;
 const CONNECTIONS_MIN: u64 = 16;
+/// One client may hold one connection in so many.
+const CLIENT_SHARE: usize = 4;
 
 /// How many clients a limit of open descriptors leaves room for, when each may need a backend as well.
 fn connections_max(descriptors: Option<u64>) -> usize {
@@ -59,11 +65,12 @@ pub(crate) struct Live {
     turns: Vec<AtomicU64>,
 }
 
-/// Requests of one route.
+/// Requests of one route, and what of its quotas is used up: neither begins anew with a new table.
 #[derive(Debug)]
 pub(crate) struct RouteCounters {
     pub(crate) name: String,
     pub(crate) statuses: Statuses,
+    pub(crate) limiter: Limiter,
 }
 
 /// Everything that is counted.
@@ -101,6 +108,10 @@ pub(crate) struct Shared {
     pub(crate) access_log: AccessLog,
     /// Requests refused for their framing, before a route was looked for.
     pub(crate) framing_refused: Counter,
+    /// Checks names and passwords.
+    pub(crate) verifier: Verifier,
+    /// How many connections each client holds.
+    pub(crate) peers: Arc<Peers>,
     /// A permit for each connection of a client.
     pub(crate) room: Arc<Semaphore>,
     pub(crate) life: Life,
@@ -142,6 +153,13 @@ impl Shared {
             0 => connections_max(descriptors),
             given => given,
         };
+        let per_client = match settings.connections_per_client_max {
+            0 => u32::try_from(connections / CLIENT_SHARE)
+                .unwrap_or(u32::MAX)
+                .max(1),
+            given => given,
+        };
+        let peers = Peers::new(per_client, settings.trust.clone(), settings.counts_loopback);
         let access_log = AccessLog::start(&settings);
         Self {
             settings,
@@ -150,6 +168,8 @@ impl Shared {
             certificates: Certificates::default(),
             access_log,
             framing_refused: Counter::default(),
+            verifier: Verifier::default(),
+            peers,
             room: Arc::new(Semaphore::new(connections)),
             life: Life::new(),
             live: ArcSwap::from_pointee(Live::empty()),
@@ -403,10 +423,13 @@ impl Registry {
                 Arc::new(RouteCounters {
                     name,
                     statuses: Statuses::default(),
+                    limiter: Limiter::new(RandomState::new()),
                 })
             });
             routes.push(Arc::clone(found));
         }
+        // Names come and go with environments; what no table and no request holds is forgotten.
+        self.routes.retain(|_, route| Arc::strong_count(route) > 1);
         // Begin somewhere else each time: with many snapshots the first backend must not get more than its part.
         let turns = table
             .groups

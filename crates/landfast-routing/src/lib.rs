@@ -3,6 +3,7 @@
 //!
 //! It never changes the table it was given; whoever holds a newer table swaps the whole.
 
+pub mod admission;
 pub mod balance;
 pub mod eject;
 pub mod elders;

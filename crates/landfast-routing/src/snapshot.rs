@@ -12,6 +12,8 @@ use std::{collections::BTreeMap, net::SocketAddr};
 use landfast_types::{Fence, Histogram, ReleaseId, ServiceKey, Timestamp};
 use serde::{Deserialize, Serialize};
 
+use crate::admission::Admission;
+
 /// The version of the format this crate writes.
 pub const SNAPSHOT_VERSION: u32 = 1;
 
@@ -43,6 +45,9 @@ pub struct Route {
     pub https_only: bool,
     pub limits: RouteLimits,
     pub timeouts: RouteTimeouts,
+    /// Who may come, and how often.
+    #[serde(default)]
+    pub admission: Admission,
 }
 
 /// What a request may weigh.
@@ -285,8 +290,14 @@ pub struct ServiceStats {
     pub unavailable: u64,
     /// Answered 502 or 504 by us.
     pub gateway_errors: u64,
-    /// Refused by a limit (413, 431, 403, 400, …).
+    /// Refused by a limit or a rule (413, 431, 403, 429, 400, …).
     pub refused: u64,
+    /// Of these, by a rate limit (429).
+    #[serde(default)]
+    pub rate_limited: u64,
+    /// Of these, because their client may not come (401, 403).
+    #[serde(default)]
+    pub denied: u64,
     /// Held while paused, and the longest of those waits in the newest pause.
     pub paused: u64,
     pub pause_longest_ms: u64,

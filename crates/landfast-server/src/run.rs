@@ -14,7 +14,7 @@ use landfast_engine::{
     Clock as _, Controls, Folders, Platform, PlatformSettings, StartError, SystemClock,
 };
 use landfast_journal::{Journal, SqliteJournal};
-use landfast_proxy::control::ControlClient;
+use landfast_proxy::{Trust, TrustedField, control::ControlClient};
 use landfast_secrets::Vault;
 use landfast_store::Store;
 use landfast_target_process::{ProcessSettings, ProcessTarget};
@@ -51,6 +51,10 @@ pub struct ServerSettings {
     pub version: String,
     /// What differs from what one might expect, for `status`.
     pub notes: Vec<String>,
+    /// Whose word about a client the proxy takes.
+    pub trust: Trust,
+    /// Connections one client may hold at the proxy; zero leaves it to the proxy.
+    pub connections_per_client: u32,
     pub controls: Controls,
 }
 
@@ -317,6 +321,19 @@ fn proxy_order(settings: &ServerSettings) -> ProxyOrder {
     }
     for address in &settings.https {
         add("--https", address.to_string());
+    }
+    if settings.connections_per_client > 0 {
+        add(
+            "--connections-per-client",
+            settings.connections_per_client.to_string(),
+        );
+    }
+    for network in &settings.trust.proxies {
+        add("--trusted-proxies", network.to_string());
+    }
+    match settings.trust.field {
+        TrustedField::XForwardedFor => {}
+        TrustedField::Forwarded => add("--trusted-field", "forwarded".to_owned()),
     }
     let executable = settings.executable.clone();
     ProxyOrder {

@@ -103,6 +103,23 @@ pub enum Kind {
     Url,
     /// `5/s`.
     Rate,
+    /// `100/s`, `300/m`, `1000/h`.
+    RequestRate,
+    /// `client`, `route`, `header:NAME`, `cookie:NAME`.
+    CountBy,
+    /// Networks in CIDR notation.
+    Networks,
+    /// Text that can stand in a header.
+    Line,
+    /// Names of headers.
+    FieldNames,
+    Methods,
+    /// Origins of pages.
+    Origins,
+    /// `name:hash` of users.
+    PasswordHashes,
+    /// Names of headers to their values.
+    Fields,
     /// Text that is served as it is.
     Page,
     /// Text, number or switch: the value of a variable.
@@ -124,7 +141,12 @@ impl Kind {
     pub fn is_table(self) -> bool {
         matches!(
             self,
-            Self::Table | Self::Tables | Self::Variables | Self::Volumes | Self::Overlays
+            Self::Table
+                | Self::Tables
+                | Self::Variables
+                | Self::Volumes
+                | Self::Fields
+                | Self::Overlays
         )
     }
 }
@@ -265,7 +287,37 @@ pub static CATALOGUE: &[Key] = &[
     key("routes.*.https_only", Kind::Flag, "Answer plain HTTP with a redirect to HTTPS. On where the route has `tls`, off otherwise.", "true").aliases(&["redirect", "force_https", "https_redirect"]),
     key("routes.*.limits", Kind::Table, "What a request may weigh.", "{ body = \"100MiB\" }").aliases(&["limit"]),
     key("routes.*.limits.body", Kind::Size { min: 0 }, "The largest request body.", "\"100MiB\"").default(&defaults::BODY_MAX).aliases(&["max_body_size", "size"]),
-    later("routes.*.limits.rate", "Requests per client and second.", "until then limit in the service itself"),
+    key("routes.*.limits.rate", Kind::RequestRate, "How many requests each client may make; further ones are answered 429 with `Retry-After`.", "\"100/s\"").aliases(&["requests", "rps", "ratelimit"]),
+    key("routes.*.limits.burst", Kind::Count { min: 1, max: 1_000_000 }, "How many of them may come at once after a time of quiet. Without it, as many as `rate` names.", "200"),
+    key("routes.*.limits.by", Kind::CountBy, "What `rate` counts by: `\"client\"` (the address; of IPv6 the first 64 bits), `\"header:NAME\"` or `\"cookie:NAME\"` (its value; requests without it by client), or `\"route\"` (all together). A client can make up keys: limit with `total` too.", "\"header:X-Api-Key\"").default(&defaults::RATE_BY).aliases(&["key", "per"]),
+    key("routes.*.limits.total", Kind::RequestRate, "How many requests all clients together may make, beside `rate`.", "\"2000/s\""),
+    key("routes.*.limits.total_burst", Kind::Count { min: 1, max: 1_000_000 }, "The burst of `total`.", "4000"),
+    key("routes.*.allow", Kind::Networks, "The networks whose clients may come, in CIDR notation; others are answered 403. For a path alone, make a route of the path. Behind a balancer, start the server with `--trusted-proxies`.", "[\"10.0.0.0/8\", \"2001:db8::/32\"]").aliases(&["allow_from", "whitelist", "allowlist", "ips"]),
+    key("routes.*.auth", Kind::Table, "Ask for a name and a password (Basic authentication), as for a staging environment. They are checked here and do not reach the service. Serve such a route over HTTPS.", "{ users = [\"ann:$2y$10$abcdefghijklmnopqrstuujydOTSfIH/d5oUHpsygqV5X9xJLQc6e\"] }").aliases(&["basic_auth", "password", "htpasswd"]),
+    key("routes.*.auth.users", Kind::PasswordHashes, "Who may come: `name:hash` as `htpasswd -nB NAME` prints it, with bcrypt (cost 4 to 14) or Argon2. Never a password.", "[\"ann:$2y$10$abcdefghijklmnopqrstuujydOTSfIH/d5oUHpsygqV5X9xJLQc6e\"]").required().aliases(&["user", "credentials"]),
+    key("routes.*.auth.realm", Kind::Line, "What the browser calls it.", "\"staging\"").default(&defaults::AUTH_REALM),
+    key("routes.*.cors", Kind::Table, "Which pages of other origins may read answers. Preflights are answered here; what the service says of it is replaced.", "{ origins = [\"https://app.example.com\"] }"),
+    key("routes.*.cors.origins", Kind::Origins, "Their origins: `https://app.example.com`, `https://*.example.com` (exactly one more label) or `*` for all.", "[\"https://app.example.com\"]").required().aliases(&["allow_origins", "origin"]),
+    key("routes.*.cors.methods", Kind::Methods, "The methods they may use.", "[\"GET\", \"POST\", \"DELETE\"]").default(&defaults::CORS_METHODS).aliases(&["allow_methods"]),
+    key("routes.*.cors.headers", Kind::FieldNames, "The headers they may send beside the harmless ones; `*` for all but `Authorization`.", "[\"content-type\", \"authorization\"]").aliases(&["allow_headers"]),
+    key("routes.*.cors.expose", Kind::FieldNames, "The headers of answers they may read beside the harmless ones.", "[\"x-total-count\"]").aliases(&["expose_headers"]),
+    key("routes.*.cors.credentials", Kind::Flag, "Whether cookies and passwords go along. Not with the origin `*`.", "true").default(&defaults::CORS_CREDENTIALS).aliases(&["allow_credentials"]),
+    key("routes.*.cors.max_age", duration(0, DAY), "How long browsers may remember the answer to a preflight.", "\"10m\"").default(&defaults::CORS_MAX_AGE),
+    key("routes.*.security", Kind::Table, "Security headers of all answers, where the service does not set them itself. An empty table sends the defaults; without the table nothing is sent.", "{ hsts = \"365d\", frame = \"deny\" }").aliases(&["security_headers"]),
+    key("routes.*.security.hsts", duration(0, 800 * DAY), "How long browsers come by HTTPS only (`Strict-Transport-Security`); sent over HTTPS alone. `\"0s\"` sends none.", "\"365d\"").default(&defaults::HSTS),
+    key("routes.*.security.hsts_subdomains", Kind::Flag, "Whether that is so for all subdomains too.", "true").default(&defaults::HSTS_SUBDOMAINS),
+    key("routes.*.security.frame", Kind::Word(FRAMES), "Who may show the pages in a frame (`X-Frame-Options` and `frame-ancestors`).", "\"deny\"").default(&defaults::FRAME),
+    key("routes.*.security.referrer", Kind::Word(REFERRERS), "What links tell of where they were followed (`Referrer-Policy`).", "\"no-referrer\"").default(&defaults::REFERRER),
+    key("routes.*.security.csp", Kind::Line, "A `Content-Security-Policy`. `frame-ancestors` is added where it has none.", "\"default-src 'self'\""),
+    key("routes.*.security.overwrite", Kind::Flag, "Replace what the service sets itself.", "true").default(&defaults::SECURITY_OVERWRITE),
+    key("routes.*.request_headers", Kind::Table, "Headers of requests, on their way to the service.", "{ set = { X-Env = \"staging\" } }"),
+    key("routes.*.request_headers.set", Kind::Fields, "Set, in the place of what the client sent.", "{ X-Env = \"staging\" }"),
+    key("routes.*.request_headers.append", Kind::Fields, "Added to what the client sent.", "{ X-Via = \"edge\" }").aliases(&["add"]),
+    key("routes.*.request_headers.remove", Kind::FieldNames, "Taken away.", "[\"X-Debug\"]").aliases(&["delete", "unset"]),
+    key("routes.*.response_headers", Kind::Table, "Headers of answers, on their way to the client.", "{ remove = [\"Server\"] }").aliases(&["headers"]),
+    key("routes.*.response_headers.set", Kind::Fields, "Set, in the place of what the service sent.", "{ Cache-Control = \"no-store\" }"),
+    key("routes.*.response_headers.append", Kind::Fields, "Added to what the service sent.", "{ Link = \"</a.css>; rel=preload\" }").aliases(&["add"]),
+    key("routes.*.response_headers.remove", Kind::FieldNames, "Taken away.", "[\"Server\"]").aliases(&["delete", "unset"]),
     key("routes.*.timeouts", Kind::Table, "How long each part of an exchange may take.", "{ first_byte = \"60s\" }").aliases(&["timeout"]),
     key("routes.*.timeouts.connect", duration(10, 10 * MINUTE), "Connecting to an instance.", "\"5s\"").default(&defaults::UPSTREAM_CONNECT),
     key("routes.*.timeouts.first_byte", duration(10, DAY), "From the request to the first byte of its answer.", "\"60s\"").default(&defaults::UPSTREAM_FIRST_BYTE).aliases(&["response", "read"]),
@@ -295,6 +347,21 @@ pub static CATALOGUE: &[Key] = &[
 
     key("environments", Kind::Overlays, "Places the app runs. Each holds keys that replace those above for that place, most easily as dotted keys: `services.api.replicas = 6`. A file without any has one, `production`.", "")
         .aliases(&["environment", "env", "envs"]),
+];
+
+/// Who may show a page in a frame.
+const FRAMES: &[&str] = &["deny", "same-origin", "any"];
+
+/// Values of `Referrer-Policy`.
+const REFERRERS: &[&str] = &[
+    "no-referrer",
+    "no-referrer-when-downgrade",
+    "origin",
+    "origin-when-cross-origin",
+    "same-origin",
+    "strict-origin",
+    "strict-origin-when-cross-origin",
+    "unsafe-url",
 ];
 
 /// Words for the type of a variable.

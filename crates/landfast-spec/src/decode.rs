@@ -9,11 +9,11 @@ use crate::{
     code::Code,
     cursor::Cursor,
     diagnostic::Problem,
+    guard,
     leaf::{Leaf, Scalar},
     spec::{
         AppSpec, DeploySpec, EnvType, EnvVar, Gate, HealthSpec, JobSpec, Probe, ResourcesSpec,
-        RouteLimitsSpec, RouteSpec, RouteTimeoutsSpec, ServiceSpec, Strategy, SyntheticProbe,
-        TlsSpec, Volume, When,
+        RouteSpec, RouteTimeoutsSpec, ServiceSpec, Strategy, SyntheticProbe, TlsSpec, Volume, When,
     },
     tree::Entry,
 };
@@ -305,7 +305,6 @@ fn route(at: &Cursor<'_>) -> Option<RouteSpec> {
             key: key?,
         })
     });
-    let limits = at.table("limits");
     let timeouts = at.table("timeouts");
     let route = RouteSpec {
         host: host?,
@@ -317,9 +316,13 @@ fn route(at: &Cursor<'_>) -> Option<RouteSpec> {
             Some(tls) => Some(tls?),
             None => None,
         },
-        limits: RouteLimitsSpec {
-            body: limits.bytes_or_default("body"),
-        },
+        limits: guard::limits(&at.table("limits")),
+        allow: at.texts("allow").unwrap_or_default(),
+        auth: guard::auth(at),
+        cors: guard::cors(at),
+        security: guard::security(at),
+        request_headers: guard::field_rules(&at.table("request_headers")),
+        response_headers: guard::field_rules(&at.table("response_headers")),
         timeouts: RouteTimeoutsSpec {
             connect: timeouts.duration("connect"),
             first_byte: timeouts.duration("first_byte"),

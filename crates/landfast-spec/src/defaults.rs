@@ -137,6 +137,16 @@ settings! {
     ROUTE_PATH = "routes.*.path", Value::Text("/"), "The path prefix of a route.", "contract";
     WEBSOCKET = "routes.*.websocket", Value::Flag(false), "Whether WebSocket upgrades are passed on.", "contract";
     BODY_MAX = "routes.*.limits.body", Value::Bytes(100 * MIB), "The largest request body.", "contract";
+    RATE_BY = "routes.*.limits.by", Value::Text("client"), "What a rate limit counts by.", "contract";
+    AUTH_REALM = "routes.*.auth.realm", Value::Text("restricted"), "What a browser calls what it asks a password for.", "decoder";
+    CORS_METHODS = "routes.*.cors.methods", Value::Words(&["GET", "HEAD", "POST"]), "The methods pages of other origins may use.", "decoder";
+    CORS_CREDENTIALS = "routes.*.cors.credentials", Value::Flag(false), "Whether cookies and passwords go along.", "decoder";
+    CORS_MAX_AGE = "routes.*.cors.max_age", Value::Millis(10 * MINUTE), "How long browsers may remember the answer to a preflight.", "decoder";
+    HSTS = "routes.*.security.hsts", Value::Millis(180 * 24 * 60 * MINUTE), "How long browsers come by HTTPS only.", "decoder";
+    HSTS_SUBDOMAINS = "routes.*.security.hsts_subdomains", Value::Flag(false), "Whether that is so for all subdomains too.", "decoder";
+    FRAME = "routes.*.security.frame", Value::Text("same-origin"), "Who may show the pages in a frame.", "decoder";
+    REFERRER = "routes.*.security.referrer", Value::Text("strict-origin-when-cross-origin"), "What links tell of where they were followed.", "decoder";
+    SECURITY_OVERWRITE = "routes.*.security.overwrite", Value::Flag(false), "Whether what the service sets itself is replaced.", "decoder";
     UPSTREAM_CONNECT = "routes.*.timeouts.connect", Value::Millis(5 * SECOND), "How long connecting to an instance may take.", "contract";
     UPSTREAM_FIRST_BYTE = "routes.*.timeouts.first_byte", Value::Millis(60 * SECOND), "How long an instance may take to begin its answer.", "contract";
     IDLE = "routes.*.timeouts.idle", Value::Millis(75 * SECOND), "How long a body or a kept connection may be silent.", "contract";

@@ -1,5 +1,7 @@
 //! Single values: the form of each kind of value, checked without looking at any other.
 
+pub(crate) mod guard;
+
 use std::{collections::BTreeSet, ops::Range, time::Duration};
 
 use landfast_types::{
@@ -11,7 +13,7 @@ use crate::{
     code::Code,
     diagnostic::{Problem, Sink},
     schedule::{CronError, CronLine},
-    spec::{EnvType, Gate, Probe, Share, When, is_url},
+    spec::{CountBySpec, EnvType, Gate, Probe, Share, When, is_url},
     tree::{Node, Value},
 };
 
@@ -31,6 +33,8 @@ pub(crate) enum Leaf {
     When(When),
     Probe(Probe),
     Scalar(Scalar),
+    Rate { requests: u32, per_ms: u64 },
+    CountBy(CountBySpec),
 }
 
 /// The value of a variable, with the type it was written in.
@@ -78,9 +82,22 @@ pub(crate) fn read(key: &Key, name: &str, node: &Node, sink: &Sink) -> Option<Le
         Kind::RequestPath => reader.request_path(),
         Kind::Url => reader.url(),
         Kind::Rate => reader.rate(),
+        Kind::RequestRate => reader.request_rate(),
+        Kind::CountBy => reader.count_by(),
+        Kind::Networks => reader.networks(),
+        Kind::Line => reader.line(),
+        Kind::FieldNames => reader.field_names(),
+        Kind::Methods => reader.methods(),
+        Kind::Origins => reader.origins(),
+        Kind::PasswordHashes => reader.password_hashes(),
         Kind::Page => reader.page(),
         Kind::Scalar => reader.scalar(),
-        Kind::Table | Kind::Tables | Kind::Variables | Kind::Volumes | Kind::Overlays => None,
+        Kind::Table
+        | Kind::Tables
+        | Kind::Variables
+        | Kind::Volumes
+        | Kind::Fields
+        | Kind::Overlays => None,
     }
 }
 

@@ -16,6 +16,7 @@ mod cursor;
 mod decode;
 pub mod defaults;
 mod diagnostic;
+mod guard;
 mod leaf;
 mod overlay;
 mod reference;
@@ -42,9 +43,10 @@ pub use crate::{
     schema::json_schema,
     shape::is_reserved_variable,
     spec::{
-        AppSpec, DeploySpec, EnvType, EnvVar, Gate, HealthSpec, JobSpec, Probe, ResourcesSpec,
-        RouteLimitsSpec, RouteSpec, RouteTimeoutsSpec, ServiceSpec, Share, Strategy,
-        SyntheticProbe, TlsSpec, Volume, When,
+        AppSpec, AuthSpec, CorsSpec, CountBySpec, DeploySpec, EnvType, EnvVar, FieldRulesSpec,
+        Gate, HealthSpec, JobSpec, Probe, QuotaSpec, RateSpec, ResourcesSpec, RouteLimitsSpec,
+        RouteSpec, RouteTimeoutsSpec, SecuritySpec, ServiceSpec, Share, Strategy, SyntheticProbe,
+        TlsSpec, Volume, When,
     },
 };
 use crate::{

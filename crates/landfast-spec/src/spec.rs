@@ -305,6 +305,19 @@ pub struct RouteSpec {
     #[serde(default)]
     pub https_only: bool,
     pub limits: RouteLimitsSpec,
+    /// The networks that may come, in CIDR notation; all, where none is named.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auth: Option<AuthSpec>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cors: Option<CorsSpec>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub security: Option<SecuritySpec>,
+    #[serde(default, skip_serializing_if = "FieldRulesSpec::is_empty")]
+    pub request_headers: FieldRulesSpec,
+    #[serde(default, skip_serializing_if = "FieldRulesSpec::is_empty")]
+    pub response_headers: FieldRulesSpec,
     pub timeouts: RouteTimeoutsSpec,
     /// The page (HTML, not a path) that is served with 503 while the app is stopped.
     #[serde(default)]
@@ -322,6 +335,102 @@ pub struct TlsSpec {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RouteLimitsSpec {
     pub body: Bytes,
+    /// For each client or key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<RateSpec>,
+    /// For the route as a whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub total: Option<QuotaSpec>,
+}
+
+/// Basic authentication.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuthSpec {
+    pub realm: String,
+    /// `name:hash`, bcrypt or Argon2.
+    pub users: Vec<String>,
+}
+
+impl fmt::Debug for AuthSpec {
+    /// Without the hashes.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = self.users.iter().filter_map(|user| user.split(':').next());
+        f.debug_struct("AuthSpec")
+            .field("realm", &self.realm)
+            .field("users", &names.collect::<Vec<_>>())
+            .finish()
+    }
+}
+
+/// Which pages of other origins may read answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CorsSpec {
+    pub origins: Vec<String>,
+    pub methods: Vec<String>,
+    pub headers: Vec<String>,
+    pub expose: Vec<String>,
+    pub credentials: bool,
+    #[serde(with = "millis")]
+    pub max_age: Duration,
+}
+
+/// Security headers of answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecuritySpec {
+    #[serde(with = "millis")]
+    pub hsts: Duration,
+    pub hsts_subdomains: bool,
+    /// `deny`, `same-origin` or `any`.
+    pub frame: String,
+    pub referrer: String,
+    pub csp: Option<String>,
+    pub overwrite: bool,
+}
+
+/// Headers that are set, added or taken away.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct FieldRulesSpec {
+    pub set: BTreeMap<String, String>,
+    pub append: BTreeMap<String, String>,
+    pub remove: Vec<String>,
+}
+
+impl FieldRulesSpec {
+    /// Whether nothing is to be done.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// How many requests in how much time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QuotaSpec {
+    pub requests: u32,
+    #[serde(with = "millis")]
+    pub per: Duration,
+    /// How many may come at once after a time of quiet.
+    pub burst: u32,
+}
+
+/// A quota for each of something.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RateSpec {
+    pub by: CountBySpec,
+    pub quota: QuotaSpec,
+}
+
+/// What requests are counted by.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum CountBySpec {
+    /// The client's address.
+    Client,
+    /// The route as a whole: written in the file, kept as [`RouteLimitsSpec::total`].
+    Route,
+    /// The value of a header; in lower case.
+    Header { name: String },
+    /// The value of a cookie.
+    Cookie { name: String },
 }
 
 /// How long each part of an exchange may take.

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use landfast_types::{AppName, EnvironmentName, JobName, ServiceName};
+use landfast_types::{AppName, EnvironmentName, JobName, Network, ServiceName};
 
 use crate::tunnel::HostUrl;
 
@@ -446,6 +446,15 @@ pub(crate) struct Server {
     /// Where a new release can be tested before it gets traffic; on loopback
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) preview: Option<SocketAddr>,
+    /// Connections one client may hold at a time; of IPv6 a /64 is one client [default: a quarter of all]
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub(crate) connections_per_client: u32,
+    /// Proxies before this one whose word about a client's address is taken: addresses or networks [default: nobody]
+    #[arg(long, value_name = "NETWORK", value_delimiter = ',')]
+    pub(crate) trusted_proxies: Vec<Network>,
+    /// The field those proxies set; only this one is read
+    #[arg(long, value_name = "FIELD", value_enum, default_value_t)]
+    pub(crate) trusted_field: TrustedField,
     /// Serve the API on this loopback address too
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) tcp: Option<SocketAddr>,
@@ -477,12 +486,29 @@ pub(crate) struct Proxy {
     /// Where a new release can be tested before it gets traffic; on loopback
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) preview: Option<SocketAddr>,
+    /// Connections one client may hold at a time; of IPv6 a /64 is one client [default: a quarter of all]
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub(crate) connections_per_client: u32,
+    /// Proxies before this one whose word about a client's address is taken: addresses or networks [default: nobody]
+    #[arg(long, value_name = "NETWORK", value_delimiter = ',')]
+    pub(crate) trusted_proxies: Vec<Network>,
+    /// The field those proxies set; only this one is read
+    #[arg(long, value_name = "FIELD", value_enum, default_value_t)]
+    pub(crate) trusted_field: TrustedField,
     /// The JSON access log
     #[arg(long, value_name = "FILE")]
     pub(crate) access_log: Option<PathBuf>,
     /// Threads that serve [default: one per core]
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
     pub(crate) threads: usize,
+}
+
+/// The field by which trusted proxies say who asks.
+#[derive(Debug, Clone, Copy, Default, clap::ValueEnum)]
+pub(crate) enum TrustedField {
+    #[default]
+    XForwardedFor,
+    Forwarded,
 }
 
 #[derive(Debug, Args)]

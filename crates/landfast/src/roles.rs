@@ -8,8 +8,11 @@ use std::{
 
 use anyhow::Context as _;
 use landfast_engine::Controls;
-use landfast_proxy::{ADOPT_ARGUMENTS, HolderSettings, WORKER_ARGUMENTS, WorkerSettings};
+use landfast_proxy::{
+    ADOPT_ARGUMENTS, HolderSettings, Trust, TrustedField, WORKER_ARGUMENTS, WorkerSettings,
+};
 use landfast_server::ServerSettings;
+use landfast_types::Network;
 
 use crate::{
     args,
@@ -43,11 +46,12 @@ pub(crate) fn server(printer: &Printer, arguments: &args::Server) -> Result<Exit
     }
     log(arguments.log_json);
     install_crypto();
+    let trust = trust(&arguments.trusted_proxies, arguments.trusted_field);
     let controls = Controls {
         drain_confirmation_off: arguments.drain_confirmation_off,
         health_gate_off: arguments.health_gate_off,
     };
-    run_server(places, controls)
+    run_server(places, trust, arguments.connections_per_client, controls)
 }
 
 /// Runs the proxy alone: this process holds the listening sockets, and starts the worker that serves.
@@ -56,6 +60,8 @@ pub(crate) fn proxy(arguments: &args::Proxy) -> Result<Exit, Failure> {
     let mut worker = WorkerSettings::new(arguments.routes.clone());
     worker.access_log.clone_from(&arguments.access_log);
     worker.threads = arguments.threads;
+    worker.connections_per_client_max = arguments.connections_per_client;
+    worker.trust = trust(&arguments.trusted_proxies, arguments.trusted_field);
     let settings = HolderSettings {
         http: arguments.http.clone(),
         https: arguments.https.clone(),
@@ -91,6 +97,16 @@ pub(crate) fn proxy_part(arguments: &[&str]) -> Option<ExitCode> {
 /// Chooses the provider of cryptography for the whole process. One that was chosen before is the same.
 fn install_crypto() {
     drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
+}
+
+fn trust(proxies: &[Network], field: args::TrustedField) -> Trust {
+    Trust {
+        proxies: proxies.to_vec(),
+        field: match field {
+            args::TrustedField::XForwardedFor => TrustedField::XForwardedFor,
+            args::TrustedField::Forwarded => TrustedField::Forwarded,
+        },
+    }
 }
 
 fn places(arguments: &args::Server) -> Result<ServerPlaces, Failure> {
@@ -150,7 +166,12 @@ fn log(json: bool) {
 }
 
 /// The one place that knows how the server is started.
-fn run_server(places: ServerPlaces, controls: Controls) -> Result<Exit, Failure> {
+fn run_server(
+    places: ServerPlaces,
+    trust: Trust,
+    connections_per_client: u32,
+    controls: Controls,
+) -> Result<Exit, Failure> {
     let executable = std::env::current_exe().context("failed to find this program's own file")?;
     let settings = ServerSettings {
         state: places.state,
@@ -162,6 +183,8 @@ fn run_server(places: ServerPlaces, controls: Controls) -> Result<Exit, Failure>
         executable,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         notes: places.notes,
+        trust,
+        connections_per_client,
         controls,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()

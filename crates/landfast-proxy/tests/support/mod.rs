@@ -26,9 +26,12 @@ use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
 use hyper::{body::Frame, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use landfast_proxy::{HolderSettings, WorkerSettings, control::ControlClient};
-use landfast_routing::snapshot::{
-    Backend, BackendState, EjectionPolicy, Group, Mode, ProxyStatus, RetryPolicy, Route,
-    RouteLimits, RouteTimeouts, Service, Snapshot,
+use landfast_routing::{
+    admission::Admission,
+    snapshot::{
+        Backend, BackendState, EjectionPolicy, Group, Mode, ProxyStatus, RetryPolicy, Route,
+        RouteLimits, RouteTimeouts, Service, Snapshot,
+    },
 };
 use landfast_types::{Fence, Generation, ReleaseId, ServiceKey};
 use tokio::{
@@ -287,6 +290,7 @@ pub fn route(host: &str, path: &str) -> Route {
             first_byte_ms: 10_000,
             body_idle_ms: 10_000,
         },
+        admission: Admission::default(),
     }
 }
 
