@@ -7,6 +7,7 @@
 //! target does) or a request (the proxy does), and never acts on what the journal has not taken.
 
 mod actions;
+mod answers;
 mod client;
 mod clock;
 mod driver;

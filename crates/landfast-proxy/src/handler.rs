@@ -5,15 +5,17 @@ use std::{net::IpAddr, rc::Rc, sync::Arc, time::Duration};
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
     header::{
-        CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HOST, LOCATION, RETRY_AFTER, UPGRADE,
+        CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HOST, LOCATION, RETRY_AFTER, TE, UPGRADE,
     },
+    request::Parts,
     uri::PathAndQuery,
 };
 use http_body::Body;
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use landfast_routing::{
+    grpc,
     headers::{self, Arrival, X_REQUEST_ID},
-    snapshot::Mode,
+    snapshot::{Mode, Protocol},
     table::TableRoute,
 };
 
@@ -22,10 +24,13 @@ use crate::{
     clock,
     connection::Activity,
     exchange::Exchange,
+    finish::{Finish, Stopped},
     forward::{self, Destination, Outcome, Outgoing, Source},
     pause::{Bounds, Held},
     request_body::BodyError,
     shared::Live,
+    static_files::{self, Asked},
+    sticky::{self, Sticky},
     thread::{self, Thread},
     tunnel,
 };
@@ -68,6 +73,7 @@ pub(crate) async fn handle(
     request
         .headers_mut()
         .insert(X_REQUEST_ID, request_id.clone());
+    let finish = Finish::of(&request);
     let mut exchange = Box::new(open_exchange(&client, &request, request_id.clone()));
     let reply = Box::pin(decide(&client, request, &mut exchange)).await;
     let shared = &client.thread.shared;
@@ -77,11 +83,15 @@ pub(crate) async fn handle(
         client.activity.linger();
     }
     let mut is_last = shared.shutdown.is_cancelled() || has_unread;
-    let mut response = match reply {
+    let answers = exchange.answers.clone();
+    let answers = answers.as_deref();
+    let response = match reply {
         Reply::Own { response, close } => {
             is_last |= close;
             exchange.status = Some(response.status().as_u16());
             exchange.is_over = true;
+            let response = finish.own(answers, response);
+            exchange.bytes_out = content_length(response.headers()).unwrap_or(0);
             response
         }
         Reply::Backend {
@@ -99,9 +109,18 @@ pub(crate) async fn handle(
                 .backend()
                 .counters
                 .answered(status.as_u16(), waited);
-            pass_on(&client, response, leg, exchange, idle, upgrade)
+            let sticky = exchange
+                .sticky
+                .clone()
+                .map(|it| (it, Arc::clone(leg.entry.backend())));
+            let mut response = pass_on(&client, response, leg, exchange, idle, upgrade);
+            if let Some((sticky, backend)) = sticky {
+                sticky.keep(&backend, response.headers_mut());
+            }
+            response
         }
     };
+    let mut response = finish.code(answers, response);
     let fields = response.headers_mut();
     fields.insert(X_REQUEST_ID, request_id);
     if is_last && version < Version::HTTP_2 && !fields.contains_key(UPGRADE) {
@@ -156,11 +175,22 @@ async fn decide(client: &Rc<Client>, request: Request<Incoming>, exchange: &mut 
         let live = thread.shared.live();
         let Some(entry) = live.table.find(&authority, &exchange.path) else {
             exchange.route = None;
+            exchange.answers = None;
             return own(StatusCode::NOT_FOUND, "no route has this host and path");
         };
         note_route(exchange, &live, entry);
         let service = Arc::clone(&live.services[entry.service]);
-        if let Some(refusal) = refuse(client, entry, length, is_websocket, &authority, exchange) {
+        let protocol = live.table.services[entry.service].protocol;
+        let refusal = refuse(
+            client,
+            entry,
+            protocol,
+            length,
+            is_websocket,
+            &authority,
+            exchange,
+        );
+        if let Some(refusal) = refusal {
             service
                 .counters
                 .refused
@@ -207,6 +237,18 @@ async fn decide(client: &Rc<Client>, request: Request<Incoming>, exchange: &mut 
         }
         // Released: the place in the queue is given up before the request is sent.
         held = None;
+        if let Some((parts, _, _)) = &waiting {
+            if !client.is_preview {
+                let sticky = Sticky::of(&live, entry.service, &parts.headers, client.is_https);
+                exchange.sticky = sticky;
+            }
+            if let Some(response) = file(client, &live, entry, parts, exchange) {
+                return Reply::Own {
+                    response,
+                    close: false,
+                };
+            }
+        }
         let limits = &entry.route.limits;
         let timeouts = &entry.route.timeouts;
         let idle = Duration::from_millis(timeouts.body_idle_ms);
@@ -321,7 +363,8 @@ fn pass_on(
     let body = if is_stream {
         answer::relay_events(body, leg, exchange)
     } else {
-        answer::relay(body, leg, exchange, idle)
+        let is_grpc = grpc::is_grpc(&parts.headers);
+        answer::relay(body, leg, exchange, idle, is_grpc)
     };
     Response::from_parts(parts, body)
 }
@@ -365,10 +408,40 @@ fn switch(
     Response::from_parts(parts, AnswerBody::empty())
 }
 
+/// The static file of a request, where its route has files.
+fn file(
+    client: &Client,
+    live: &Live,
+    entry: &TableRoute,
+    parts: &Parts,
+    exchange: &Exchange,
+) -> Option<Response<AnswerBody>> {
+    let files = exchange.answers.as_ref()?.files.as_ref()?;
+    let asked = Asked {
+        method: &parts.method,
+        headers: &parts.headers,
+        path: parts.uri.path(),
+        query: parts.uri.query(),
+        prefix: &entry.route.path,
+    };
+    let path = asked.file_path();
+    let held = exchange.sticky.as_ref().and_then(|sticky| sticky.held);
+    let release = sticky::release_for(live, entry.service, client.is_preview, held, path.as_ref())?;
+    let mut response = static_files::answer(files, asked, release)?;
+    // What caches keep must not carry a client's cookie.
+    if let Some(sticky) = &exchange.sticky
+        && path.is_some_and(|path| path.is_page())
+    {
+        sticky.keep_release(live, entry.service, release, response.headers_mut());
+    }
+    Some(response)
+}
+
 /// What a route does not allow.
 fn refuse(
     client: &Client,
     entry: &TableRoute,
+    protocol: Protocol,
     length: Option<u64>,
     is_websocket: bool,
     authority: &str,
@@ -378,7 +451,7 @@ fn refuse(
     if route.https_only && !client.is_https && !client.is_preview {
         return Some(to_https(authority, exchange, client));
     }
-    if is_websocket && !route.websocket {
+    if is_websocket && (!route.websocket || protocol != Protocol::Http1) {
         return Some(own(
             StatusCode::FORBIDDEN,
             "this route passes no WebSockets on",
@@ -456,6 +529,7 @@ fn note_route(exchange: &mut Exchange, live: &Live, entry: &TableRoute) {
         .iter()
         .position(|route| std::ptr::eq(route, entry));
     exchange.route = index.map(|index| Arc::clone(&live.routes[index]));
+    exchange.answers = index.and_then(|index| live.answers[index].clone());
     let service = &live.services[entry.service];
     if exchange
         .service
@@ -501,6 +575,8 @@ fn open_exchange(
         retries: 0,
         cause: None,
         has_unread: !request.body().is_end_stream(),
+        answers: None,
+        sticky: None,
         is_over: false,
     }
 }
@@ -511,7 +587,11 @@ fn outgoing_headers(
     authority: &str,
     is_upgrade: bool,
 ) -> HeaderMap {
+    let takes_trailers = headers::takes_trailers(&fields) && !is_upgrade;
     headers::strip_hop_by_hop(&mut fields);
+    if takes_trailers {
+        fields.insert(TE, HeaderValue::from_static("trailers"));
+    }
     let arrival = Arrival {
         client: client.address,
         is_https: client.is_https,
@@ -598,12 +678,17 @@ fn unavailable(text: &str) -> Reply {
 
 fn maintenance(retry_after_s: u32, page: Option<&str>) -> Reply {
     let mut response = match page {
-        None => plain(StatusCode::SERVICE_UNAVAILABLE, "down for maintenance"),
+        None => {
+            let mut response = plain(StatusCode::SERVICE_UNAVAILABLE, "down for maintenance");
+            response.extensions_mut().insert(Stopped::Plain);
+            response
+        }
         Some(page) => {
             let mut response = Response::new(AnswerBody::whole(page.to_owned()));
             *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
             let kind = HeaderValue::from_static("text/html; charset=utf-8");
             response.headers_mut().insert(CONTENT_TYPE, kind);
+            response.extensions_mut().insert(Stopped::WithPage);
             response
         }
     };

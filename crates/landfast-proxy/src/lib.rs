@@ -1,6 +1,8 @@
 //! The data plane: sockets, TLS and HTTP around the decisions of `landfast-routing`. A holder process keeps the
 //! listening descriptors and restarts a worker process, which serves on one thread per core.
 //!
+//! Files it serves itself come from the artifact store, which it only reads, by digest.
+//!
 //! It never decides what should run or where traffic should go: that comes as snapshots over the control
 //! socket. It never talks to the server on its own, and serves its last good routes without it.
 
@@ -8,16 +10,19 @@ mod access_log;
 mod answer;
 mod backend;
 mod clock;
+mod compress;
 mod connection;
 pub mod control;
 mod control_server;
 mod counters;
 mod drain;
 mod exchange;
+mod finish;
 mod forward;
 mod handler;
 mod health;
 mod holder;
+mod http2_pool;
 mod link;
 mod listen;
 mod metrics;
@@ -25,11 +30,15 @@ mod pause;
 mod persist;
 mod pool;
 mod request_body;
+mod route_answers;
 mod settings;
 mod shared;
+mod static_files;
+mod sticky;
 mod thread;
 mod tls;
 mod tunnel;
+mod upstream;
 mod worker;
 
 pub use crate::{

@@ -300,6 +300,7 @@ async fn serve(shared: Arc<Shared>, listeners: &Listeners, ready: Ready) {
     thread.tasks.close();
     // An idle connection to a backend is a task as well; the end must not wait for it.
     thread.pool.close();
+    thread.http2_pool.close();
     let limit = Duration::from_millis(shared.settings.shutdown_ms);
     if tokio::time::timeout(limit, thread.tasks.wait())
         .await

@@ -5,11 +5,16 @@
 
 pub mod balance;
 pub mod eject;
+pub mod encoding;
+pub mod files;
+pub mod grpc;
 pub mod headers;
 pub mod health;
+pub mod media;
 pub mod retry;
 pub mod schedule;
 pub mod snapshot;
 pub mod sse;
+pub mod sticky;
 pub mod table;
 pub mod websocket;

@@ -12,6 +12,10 @@ use std::{collections::BTreeMap, net::SocketAddr};
 use landfast_types::{Fence, Histogram, ReleaseId, ServiceKey, Timestamp};
 use serde::{Deserialize, Serialize};
 
+mod answers;
+
+pub use answers::{FilesRoot, MissingFile, Protocol, RouteAnswers, RouteFiles};
+
 /// The version of the format this crate writes.
 pub const SNAPSHOT_VERSION: u32 = 1;
 
@@ -25,6 +29,9 @@ pub struct Snapshot {
     pub services: BTreeMap<ServiceKey, Service>,
     #[serde(default)]
     pub certificates: Vec<Certificate>,
+    /// The absolute folder of the store that holds the artifacts routes name; empty where none does.
+    #[serde(default)]
+    pub store: String,
 }
 
 /// A host and a path that lead to a service. Exact hosts win over wildcards, then the longest path prefix wins.
@@ -43,6 +50,8 @@ pub struct Route {
     pub https_only: bool,
     pub limits: RouteLimits,
     pub timeouts: RouteTimeouts,
+    #[serde(default)]
+    pub answers: RouteAnswers,
 }
 
 /// What a request may weigh.
@@ -77,6 +86,11 @@ pub struct Service {
     /// How long a backend that just joined takes to get its full share.
     #[serde(default)]
     pub slow_start_ms: u64,
+    /// Whether a cookie keeps clients on their release and instance.
+    #[serde(default)]
+    pub sticky: bool,
+    #[serde(default)]
+    pub protocol: Protocol,
 }
 
 /// What a service does with a request.

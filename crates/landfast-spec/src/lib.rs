@@ -42,9 +42,9 @@ pub use crate::{
     schema::json_schema,
     shape::is_reserved_variable,
     spec::{
-        AppSpec, DeploySpec, EnvType, EnvVar, Gate, HealthSpec, JobSpec, Probe, ResourcesSpec,
-        RouteLimitsSpec, RouteSpec, RouteTimeoutsSpec, ServiceSpec, Share, Strategy,
-        SyntheticProbe, TlsSpec, Volume, When,
+        AppSpec, DeploySpec, EnvType, EnvVar, FilesSpec, Gate, HealthSpec, JobSpec, MissingFile,
+        Probe, Protocol, ResourcesSpec, RouteLimitsSpec, RouteSpec, RouteTimeoutsSpec, ServiceSpec,
+        Share, Strategy, SyntheticProbe, TlsSpec, Volume, When,
     },
 };
 use crate::{

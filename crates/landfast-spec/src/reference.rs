@@ -185,6 +185,7 @@ fn describe(kind: Kind) -> String {
         Kind::RequestPath => "a path that starts with `/`, perhaps with a query".into(),
         Kind::Url => "an address that starts with `https://` or `http://`".into(),
         Kind::Rate => "a rate, `1/s` to `1000/s`".into(),
+        Kind::FieldValue => "the value of a header, plain ASCII".into(),
         Kind::Page => "text, at most 64 KiB".into(),
         Kind::Scalar => "text, a number, `true` or `false`".into(),
         Kind::Table => "a table".into(),

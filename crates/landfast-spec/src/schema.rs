@@ -132,6 +132,7 @@ fn form(key: &Key) -> Value {
         Kind::RoutePath | Kind::RequestPath => text("^/"),
         Kind::Url => text("^https?://"),
         Kind::Rate => text(r"^[0-9]+\s*/s$"),
+        Kind::FieldValue => text(r"^[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?$"),
         Kind::Page => json!({ "type": "string", "maxLength": 65_536 }),
         Kind::Scalar => json!({ "type": ["string", "number", "boolean"] }),
         Kind::Table => table(key.path, |_| true),

@@ -134,6 +134,9 @@ fn manifest_with(path: &str, value: &str) -> String {
             "{ certificate = \"/c\", key = \"/k\" }",
         );
     }
+    if path.starts_with("routes.*.files.") {
+        set(&mut table, "routes.n.files.folder", "\"public\"");
+    }
     if path.starts_with("deploy.probe") {
         set(&mut table, "deploy.probe", "{ path = \"/\" }");
     }
