@@ -1,7 +1,7 @@
 //! The last things that happen to an answer: our own errors in the form the client reads, and compression.
 
 use http::{
-    HeaderValue, Method, Request, Response,
+    HeaderValue, Method, Request, Response, Version,
     header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE},
 };
 use landfast_routing::grpc;
@@ -32,7 +32,8 @@ impl Finish {
     pub(crate) fn of<B>(request: &Request<B>) -> Self {
         let headers = request.headers();
         Self {
-            is_grpc: grpc::is_grpc(headers),
+            // gRPC is HTTP/2 alone: to anybody else the words of HTTP are the ones to go by.
+            is_grpc: request.version() == Version::HTTP_2 && grpc::is_grpc(headers),
             is_head: request.method() == Method::HEAD,
             accept: headers.get(ACCEPT).cloned(),
             accept_encoding: compress::accepted(headers),

@@ -237,7 +237,9 @@ async fn decide(client: &Rc<Client>, request: Request<Incoming>, exchange: &mut 
         }
         // Released: the place in the queue is given up before the request is sent.
         held = None;
-        if let Some((parts, _, _)) = &waiting {
+        if let Some((parts, _, _)) = &waiting
+            && !is_websocket
+        {
             if !client.is_preview {
                 let sticky = Sticky::of(&live, entry.service, &parts.headers, client.is_https);
                 exchange.sticky = sticky;
@@ -363,7 +365,8 @@ fn pass_on(
     let body = if is_stream {
         answer::relay_events(body, leg, exchange)
     } else {
-        let is_grpc = grpc::is_grpc(&parts.headers);
+        // An end in trailers is one that an HTTP/1.1 client would take for the whole answer.
+        let is_grpc = exchange.protocol == "h2" && grpc::is_grpc(&parts.headers);
         answer::relay(body, leg, exchange, idle, is_grpc)
     };
     Response::from_parts(parts, body)

@@ -112,7 +112,7 @@ impl Streamed {
                     self.progress.ended.set(true);
                 }
                 if let Some(trailers) = frame.trailers_mut() {
-                    headers::clean_trailers(trailers);
+                    headers::clean_request_trailers(trailers);
                 }
                 Poll::Ready(Some(Ok(frame)))
             }

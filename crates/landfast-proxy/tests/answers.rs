@@ -297,6 +297,9 @@ async fn files_are_served_with_all_that_caches_and_downloads_need() {
         (folder.status, folder.header("location").as_deref()),
         (308, Some("/docs/?x=1"))
     );
+    let upgrade = "connection: upgrade\r\nupgrade: websocket\r\n";
+    let got = ask(address, "GET", "/", upgrade).await;
+    assert_eq!(got.header("x-upstream").as_deref(), Some("one"), "no page");
     // Everything else is the service's.
     for (method, path) in [
         ("GET", "/bare"),

@@ -107,17 +107,28 @@ pub fn takes_trailers(headers: &HeaderMap) -> bool {
         .any(|part| part.trim().eq_ignore_ascii_case("trailers"))
 }
 
-/// Takes out of trailers what must not come that late (RFC 9110, 6.5.1): framing, routing, credentials, and what
-/// only we may say. A backend that joins trailers with the head would believe it.
+/// Takes out of an answer's trailers what must not come that late (RFC 9110, 6.5.1): framing, routing, credentials.
 pub fn clean_trailers(trailers: &mut HeaderMap) {
     strip_hop_by_hop(trailers);
-    let late: Vec<HeaderName> = trailers
+    for name in NEVER_TRAILERS {
+        trailers.remove(name);
+    }
+}
+
+/// The same for a request's, and what only we may say: a backend that joins trailers with the head would believe it.
+pub fn clean_request_trailers(trailers: &mut HeaderMap) {
+    clean_trailers(trailers);
+    remove_foreign(trailers);
+}
+
+fn remove_foreign(headers: &mut HeaderMap) {
+    let foreign: Vec<HeaderName> = headers
         .keys()
-        .filter(|name| is_foreign(name) || NEVER_TRAILERS.contains(name))
+        .filter(|name| is_foreign(name))
         .cloned()
         .collect();
-    for name in late {
-        trailers.remove(name);
+    for name in foreign {
+        headers.remove(name);
     }
 }
 
@@ -143,14 +154,7 @@ fn is_foreign(name: &HeaderName) -> bool {
 
 /// Replaces every forwarding field by what we saw ourselves, and drops `Expect`, which was answered here.
 pub fn set_forwarded(headers: &mut HeaderMap, arrival: Arrival<'_>) {
-    let foreign: Vec<HeaderName> = headers
-        .keys()
-        .filter(|name| is_foreign(name))
-        .cloned()
-        .collect();
-    for name in foreign {
-        headers.remove(name);
-    }
+    remove_foreign(headers);
     headers.remove(EXPECT);
     let client = arrival.client.to_canonical();
     let proto = if arrival.is_https { "https" } else { "http" };
@@ -327,10 +331,17 @@ mod tests {
             ("x-forwarded-for", "6.6.6.6"),
             ("authorization", "Basic x"),
             ("host", "b.example"),
-            ("grpc_status", "0"),
+            ("my_key", "0"),
         ]);
-        clean_trailers(&mut trailers);
+        let mut answer = trailers.clone();
+        clean_request_trailers(&mut trailers);
         assert_eq!(trailers, map(&[("grpc-status", "0"), ("x-checksum", "1")]));
+        clean_trailers(&mut answer);
+        assert_eq!(
+            answer["my_key"], "0",
+            "an instance may call its own what it likes"
+        );
+        assert!(!answer.contains_key(AUTHORIZATION) && !answer.contains_key(HOST));
         assert!(takes_trailers(&map(&[("te", "gzip, Trailers")])));
         assert!(!takes_trailers(&map(&[("te", "gzip")])));
     }
