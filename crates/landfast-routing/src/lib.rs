@@ -5,6 +5,7 @@
 
 pub mod balance;
 pub mod eject;
+pub mod elders;
 pub mod encoding;
 pub mod files;
 pub mod grpc;
