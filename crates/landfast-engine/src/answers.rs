@@ -148,7 +148,7 @@ mod tests {
         let last = stages.pop();
         assert_eq!(last.as_deref(), Some(["2".to_owned()].as_slice()), "sealed");
         // Both in every stage before, the new one's for everybody once it takes requests.
-        let expected: [&[&str]; 1] = [&["2", "1"]];
-        assert_eq!(stages, expected, "rolling exposes at once");
+        let expected: [&[&str]; 2] = [&["2?", "1"], &["2", "1"]];
+        assert_eq!(stages, expected);
     }
 }

@@ -1,7 +1,7 @@
 //! `plan` and `deploy`: read the manifest, scan the artifacts, upload what is missing, ask, follow.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     path::{Path, PathBuf},
 };
 
