@@ -8,6 +8,7 @@
 
 mod actions;
 mod admission;
+mod answers;
 mod client;
 mod clock;
 mod driver;

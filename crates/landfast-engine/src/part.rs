@@ -5,12 +5,17 @@ use std::{collections::BTreeMap, sync::Arc};
 use landfast_rollout::{Environment, MemberState, Rollout, ServiceTraffic, TrafficMode, Weights};
 use landfast_routing::snapshot::{
     Backend, BackendState, Certificate, EjectionPolicy, Group, HealthCheck, Mode, RetryPolicy,
-    Route, RouteLimits, RouteTimeouts, Service,
+    Route, RouteAnswers, RouteLimits, RouteTimeouts, Service,
 };
 use landfast_spec::{AppSpec, Probe, RouteSpec, ServiceSpec};
 use landfast_types::{InstanceId, ReleaseId, RouteName, Scope, ServiceKey, ServiceName};
 
-use crate::{admission::admission, plane::Part, release::ReleaseBody};
+use crate::{
+    admission::admission,
+    answers::{protocol, route_answers},
+    plane::Part,
+    release::ReleaseBody,
+};
 
 /// What a pause holds at most (`contract.md`, "One rollout moves a whole environment").
 const PAUSE: Mode = Mode::Pause {
@@ -68,7 +73,10 @@ pub fn part(
         .collect();
     let entries = served
         .iter()
-        .map(|(name, route)| route_entry(scope, name, route))
+        .map(|(name, route)| Route {
+            answers: route_answers(environment, bodies, name, route),
+            ..route_entry(scope, name, route)
+        })
         .collect();
     Part {
         sequence: environment.sequence,
@@ -211,6 +219,8 @@ fn service_entry(
             max_ms: 300_000,
         },
         slow_start_ms: SLOW_START_MS,
+        sticky: service.sticky,
+        protocol: protocol(service.protocol),
     }
 }
 
@@ -286,6 +296,7 @@ fn route_entry(scope: &Scope, name: &RouteName, route: &RouteSpec) -> Route {
             body_idle_ms: route.timeouts.idle.as_millis() as u64,
         },
         admission: admission(route),
+        answers: RouteAnswers::default(),
     }
 }
 
@@ -390,7 +401,7 @@ pub(crate) mod tests {
         }
 
         /// Everything is ready at once, the proxy confirms, nothing is in flight.
-        fn second(&mut self) {
+        pub(crate) fn second(&mut self) {
             self.now = self.now + Duration::from_secs(1);
             self.tell(Input::Tick);
             for action in self.environment.pending() {

@@ -137,6 +137,8 @@ impl QuietParts {
 pub struct Hub {
     plane: Arc<dyn DataPlane>,
     generation: Generation,
+    /// The folder of the artifact store, for what the proxy serves itself.
+    store: String,
     parts: Mutex<BTreeMap<Scope, Part>>,
     pushed: tokio::sync::Mutex<Pushed>,
     /// What the proxy confirmed last; nothing before the first push of this server.
@@ -170,11 +172,19 @@ impl Hub {
         Self {
             plane,
             generation,
+            store: String::new(),
             parts: Mutex::default(),
             pushed: tokio::sync::Mutex::default(),
             confirmed: Mutex::default(),
             counters: Mutex::default(),
         }
+    }
+
+    /// The same hub, whose proxy finds artifacts in this folder.
+    #[must_use]
+    pub fn with_store(mut self, root: &std::path::Path) -> Self {
+        self.store = root.to_string_lossy().into_owned();
+        self
     }
 
     /// Sets a part without giving it to the proxy yet: for the start. A part of an older state than the one that
@@ -242,7 +252,7 @@ impl Hub {
             generation: self.generation,
             revision: pushed.revision,
         };
-        let status = self.plane.put(&join(fence, &parts)).await?;
+        let status = self.plane.put(&self.join(fence, &parts)).await?;
         for problem in &status.problems {
             tracing::warn!(problem, "the proxy could not use all of the table");
         }
@@ -338,6 +348,23 @@ impl Hub {
         self.plane.metrics().await
     }
 
+    fn join(&self, fence: Fence, parts: &BTreeMap<Scope, Part>) -> Snapshot {
+        let mut snapshot = Snapshot {
+            version: SNAPSHOT_VERSION,
+            fence,
+            store: self.store.clone(),
+            ..Snapshot::default()
+        };
+        for part in parts.values() {
+            snapshot.routes.extend(part.routes.iter().cloned());
+            snapshot.services.extend(part.services.clone());
+            snapshot
+                .certificates
+                .extend(part.certificates.iter().cloned());
+        }
+        snapshot
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Scope, Part>> {
         self.parts.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -351,22 +378,6 @@ impl Hub {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn join(fence: Fence, parts: &BTreeMap<Scope, Part>) -> Snapshot {
-    let mut snapshot = Snapshot {
-        version: SNAPSHOT_VERSION,
-        fence,
-        ..Snapshot::default()
-    };
-    for part in parts.values() {
-        snapshot.routes.extend(part.routes.iter().cloned());
-        snapshot.services.extend(part.services.clone());
-        snapshot
-            .certificates
-            .extend(part.certificates.iter().cloned());
-    }
-    snapshot
 }
 
 #[cfg(test)]

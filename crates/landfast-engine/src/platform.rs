@@ -146,7 +146,9 @@ impl Platform {
     /// # Errors
     /// When the journal, the target or the last table cannot be read: nothing was changed then.
     pub async fn start(settings: PlatformSettings) -> Result<Arc<Self>, StartError> {
-        let hub = Arc::new(Hub::new(settings.plane, settings.generation));
+        let hub = Arc::new(
+            Hub::new(settings.plane, settings.generation).with_store(settings.store.root()),
+        );
         let (position, _) = watch::channel(0);
         let (replaced, _) = watch::channel(None);
         let shared = Arc::new(Shared {
@@ -468,23 +470,23 @@ impl Platform {
     fn check(&self, order: &DeployOrder) -> Result<BTreeMap<String, u64>, DeployError> {
         let scope = order.spec.scope();
         let services = order.spec.services.iter();
-        let services = services.map(|(name, s)| (name.to_string(), &s.artifact, &s.env));
+        let services = services.map(|(name, s)| (name.to_string(), &s.env));
         let jobs = order
             .spec
             .jobs
             .iter()
-            .map(|(name, j)| (name.to_string(), &j.artifact, &j.env));
+            .map(|(name, j)| (name.to_string(), &j.env));
         let secrets = self.shared.secrets.current(&self.shared.journal, &scope)?;
-        for (process, artifact, env) in services.chain(jobs) {
-            let Some(digest) = order.artifacts.get(artifact) else {
-                return Err(DeployError::ArtifactUnnamed {
-                    name: artifact.clone(),
-                });
+        for name in order.spec.artifact_names() {
+            let name = name.to_owned();
+            let Some(digest) = order.artifacts.get(&name).copied() else {
+                return Err(DeployError::ArtifactUnnamed { name });
             };
-            if self.shared.store.path(digest).is_none() {
-                let (name, digest) = (artifact.clone(), *digest);
+            if self.shared.store.path(&digest).is_none() {
                 return Err(DeployError::ArtifactMissing { name, digest });
             }
+        }
+        for (process, env) in services.chain(jobs) {
             for (name, var) in env {
                 let secret = secrets.contains_key(name);
                 if secret && var.value.is_some() {

@@ -10,7 +10,9 @@ use crate::{
     admission::Admitted,
     backend::{Backend, Service},
     clock,
+    route_answers::RouteAnswers,
     shared::{RouteCounters, Shared},
+    sticky::Sticky,
 };
 
 /// What logs say of a client that left before it had its answer.
@@ -46,6 +48,10 @@ pub(crate) struct Exchange {
     pub(crate) cause: Option<String>,
     /// Some of the request's body was not taken from the client yet.
     pub(crate) has_unread: bool,
+    /// What the route does with the answer, where it does anything.
+    pub(crate) answers: Option<Arc<RouteAnswers>>,
+    /// Of a service whose clients are kept where they are.
+    pub(crate) sticky: Option<Sticky>,
     /// The answer was given whole, or failed by our or the backend's doing.
     pub(crate) is_over: bool,
 }

@@ -5,16 +5,18 @@ use std::{net::IpAddr, rc::Rc, sync::Arc, time::Duration};
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
     header::{
-        CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HOST, LOCATION, RETRY_AFTER, UPGRADE,
+        CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HOST, LOCATION, RETRY_AFTER, TE, UPGRADE,
     },
+    request::Parts,
     uri::PathAndQuery,
 };
 use http_body::Body;
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use landfast_framing::check_request;
 use landfast_routing::{
+    grpc,
     headers::{self, Arrival, X_REQUEST_ID},
-    snapshot::Mode,
+    snapshot::{Mode, Protocol},
     table::TableRoute,
 };
 
@@ -24,11 +26,14 @@ use crate::{
     clock,
     connection::Activity,
     exchange::Exchange,
+    finish::{Finish, Stopped},
     forward::{self, Destination, Outcome, Outgoing, Source},
     gate::Refused,
     pause::{Bounds, Held},
     request_body::BodyError,
     shared::Live,
+    static_files::{self, Asked},
+    sticky::{self, Sticky},
     thread::{self, Thread},
     tunnel,
 };
@@ -71,6 +76,7 @@ pub(crate) async fn handle(
     request
         .headers_mut()
         .insert(X_REQUEST_ID, request_id.clone());
+    let finish = Finish::of(&request);
     let mut exchange = Box::new(open_exchange(&client, &request, request_id.clone()));
     let asks_for_upgrade = version == Version::HTTP_11 && request.headers().contains_key(UPGRADE);
     let reply = match client.activity.refused() {
@@ -98,11 +104,15 @@ pub(crate) async fn handle(
         client.activity.linger();
     }
     let mut is_last = is_leaving || has_unread;
-    let mut response = match reply {
+    let answers = exchange.answers.clone();
+    let answers = answers.as_deref();
+    let response = match reply {
         Reply::Own { response, close } => {
             is_last |= close;
             exchange.status = Some(response.status().as_u16());
             exchange.is_over = true;
+            let response = finish.own(answers, response);
+            exchange.bytes_out = content_length(response.headers()).unwrap_or(0);
             response
         }
         Reply::Backend {
@@ -120,7 +130,15 @@ pub(crate) async fn handle(
                 .backend()
                 .counters
                 .answered(status.as_u16(), waited);
-            pass_on(&client, response, leg, exchange, idle, upgrade)
+            let sticky = exchange
+                .sticky
+                .clone()
+                .map(|it| (it, Arc::clone(leg.entry.backend())));
+            let mut response = pass_on(&client, response, leg, exchange, idle, upgrade);
+            if let Some((sticky, backend)) = sticky {
+                sticky.keep(&backend, response.headers_mut());
+            }
+            response
         }
     };
     // What came behind the request was sent to whoever would have spoken the other protocol; it is never HTTP.
@@ -128,6 +146,7 @@ pub(crate) async fn handle(
         client.activity.linger();
         is_last = true;
     }
+    let mut response = finish.code(answers, response);
     let fields = response.headers_mut();
     if let Some(admitted) = admitted {
         admitted.dress(fields);
@@ -198,11 +217,21 @@ async fn decide(client: &Rc<Client>, request: Request<Incoming>, exchange: &mut 
         let live = thread.shared.live();
         let Some(entry) = live.table.find(&authority, &exchange.path) else {
             exchange.route = None;
+            exchange.answers = None;
             return own(StatusCode::NOT_FOUND, "no route has this host and path");
         };
         note_route(exchange, &live, entry);
         let service = Arc::clone(&live.services[entry.service]);
-        let refusal = refuse(client, entry, length, is_websocket, &authority, exchange);
+        let protocol = live.table.services[entry.service].protocol;
+        let refusal = refuse(
+            client,
+            entry,
+            protocol,
+            length,
+            is_websocket,
+            &authority,
+            exchange,
+        );
         let refusal = match (refusal, &waiting) {
             (None, Some((parts, ..))) => {
                 let admitted = admission::admit(client, &live, entry, parts, exchange);
@@ -257,6 +286,20 @@ async fn decide(client: &Rc<Client>, request: Request<Incoming>, exchange: &mut 
         }
         // Released: the place in the queue is given up before the request is sent.
         held = None;
+        if let Some((parts, _, _)) = &waiting
+            && !is_websocket
+        {
+            if !client.is_preview {
+                let sticky = Sticky::of(&live, entry.service, &parts.headers, client.is_https);
+                exchange.sticky = sticky;
+            }
+            if let Some(response) = file(client, &live, entry, parts, exchange) {
+                return Reply::Own {
+                    response,
+                    close: false,
+                };
+            }
+        }
         let limits = &entry.route.limits;
         let timeouts = &entry.route.timeouts;
         let idle = Duration::from_millis(timeouts.body_idle_ms);
@@ -377,7 +420,9 @@ fn pass_on(
     let body = if is_stream {
         answer::relay_events(body, leg, exchange)
     } else {
-        answer::relay(body, leg, exchange, idle)
+        // An end in trailers is one that an HTTP/1.1 client would take for the whole answer.
+        let is_grpc = exchange.protocol == "h2" && grpc::is_grpc(&parts.headers);
+        answer::relay(body, leg, exchange, idle, is_grpc)
     };
     Response::from_parts(parts, body)
 }
@@ -437,10 +482,40 @@ fn refuse_framing(client: &Client, refused: Refused, exchange: &mut Exchange) ->
     own(status, &refusal.to_string()).closing()
 }
 
+/// The static file of a request, where its route has files.
+fn file(
+    client: &Client,
+    live: &Live,
+    entry: &TableRoute,
+    parts: &Parts,
+    exchange: &Exchange,
+) -> Option<Response<AnswerBody>> {
+    let files = exchange.answers.as_ref()?.files.as_ref()?;
+    let asked = Asked {
+        method: &parts.method,
+        headers: &parts.headers,
+        path: parts.uri.path(),
+        query: parts.uri.query(),
+        prefix: &entry.route.path,
+    };
+    let path = asked.file_path();
+    let held = exchange.sticky.as_ref().and_then(|sticky| sticky.held);
+    let release = sticky::release_for(live, entry.service, client.is_preview, held, path.as_ref())?;
+    let mut response = static_files::answer(files, asked, release)?;
+    // What caches keep must not carry a client's cookie.
+    if let Some(sticky) = &exchange.sticky
+        && path.is_some_and(|path| path.is_page())
+    {
+        sticky.keep_release(live, entry.service, release, response.headers_mut());
+    }
+    Some(response)
+}
+
 /// What a route does not allow.
 fn refuse(
     client: &Client,
     entry: &TableRoute,
+    protocol: Protocol,
     length: Option<u64>,
     is_websocket: bool,
     authority: &str,
@@ -450,7 +525,7 @@ fn refuse(
     if route.https_only && !exchange.is_https && !client.is_preview {
         return Some(to_https(authority, exchange, client));
     }
-    if is_websocket && !route.websocket {
+    if is_websocket && (!route.websocket || protocol != Protocol::Http1) {
         return Some(own(
             StatusCode::FORBIDDEN,
             "this route passes no WebSockets on",
@@ -523,6 +598,7 @@ fn broken_body(
 
 fn note_route(exchange: &mut Exchange, live: &Live, entry: &TableRoute) {
     exchange.route = Some(Arc::clone(&live.routes[entry.index]));
+    exchange.answers = live.answers[entry.index].clone();
     let service = &live.services[entry.service];
     if exchange
         .service
@@ -572,6 +648,8 @@ fn open_exchange(
         retries: 0,
         cause: None,
         has_unread: !request.body().is_end_stream(),
+        answers: None,
+        sticky: None,
         is_over: false,
     }
 }
@@ -583,8 +661,12 @@ fn outgoing_headers(
     authority: &str,
     is_upgrade: bool,
 ) -> HeaderMap {
+    let takes_trailers = headers::takes_trailers(&fields) && !is_upgrade;
     headers::strip_hop_by_hop(&mut fields);
     entry.gate.edit_request(&mut fields);
+    if takes_trailers {
+        fields.insert(TE, HeaderValue::from_static("trailers"));
+    }
     let arrival = Arrival {
         client: exchange.client,
         is_https: exchange.is_https,
@@ -672,12 +754,17 @@ fn unavailable(text: &str) -> Reply {
 
 fn maintenance(retry_after_s: u32, page: Option<&str>) -> Reply {
     let mut response = match page {
-        None => plain(StatusCode::SERVICE_UNAVAILABLE, "down for maintenance"),
+        None => {
+            let mut response = plain(StatusCode::SERVICE_UNAVAILABLE, "down for maintenance");
+            response.extensions_mut().insert(Stopped::Plain);
+            response
+        }
         Some(page) => {
             let mut response = Response::new(AnswerBody::whole(page.to_owned()));
             *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
             let kind = HeaderValue::from_static("text/html; charset=utf-8");
             response.headers_mut().insert(CONTENT_TYPE, kind);
+            response.extensions_mut().insert(Stopped::WithPage);
             response
         }
     };

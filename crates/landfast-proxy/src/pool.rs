@@ -141,6 +141,7 @@ pub(crate) async fn follow(thread: Rc<Thread>) {
             () = leaving.cancelled() => return,
         }
         thread.pool.sweep();
+        thread.http2_pool.sweep();
     }
 }
 

@@ -17,9 +17,10 @@ use landfast_routing::{
     admission::Limiter,
     balance::{self, Candidate, FULL_SHARE},
     snapshot::{Mode, ProxyStats, ProxyStatus, Snapshot},
+    sticky::Pinned,
     table::Table,
 };
-use landfast_types::{Fence, FenceGuard, ServiceKey, StaleFence};
+use landfast_types::{Fence, FenceGuard, ServiceKey, StaleFence, Timestamp};
 use tokio::sync::{Semaphore, watch};
 
 use crate::{
@@ -28,9 +29,11 @@ use crate::{
     clock,
     counters::{Counter, Statuses},
     credentials::Verifier,
+    forward::Destination,
     leaving::Life,
     peers::Peers,
     persist::{self, SaveError},
+    route_answers::{Artifacts, RouteAnswers},
     settings::WorkerSettings,
     tls::{self, Certificates, Stamps},
 };
@@ -61,6 +64,8 @@ pub(crate) struct Live {
     pub(crate) backends: Vec<Arc<Backend>>,
     pub(crate) services: Vec<Arc<Service>>,
     pub(crate) routes: Vec<Arc<RouteCounters>>,
+    /// Per route: what it does with answers, where it does anything.
+    pub(crate) answers: Vec<Option<Arc<RouteAnswers>>>,
     /// Per group: whose turn it is.
     turns: Vec<AtomicU64>,
 }
@@ -138,6 +143,7 @@ struct Registry {
     backends: BTreeMap<String, Arc<Backend>>,
     services: BTreeMap<ServiceKey, Arc<Service>>,
     routes: BTreeMap<String, Arc<RouteCounters>>,
+    artifacts: Artifacts,
     serial: u64,
 }
 
@@ -263,14 +269,16 @@ impl Shared {
     }
 
     fn publish(&self, registry: &mut Registry, snapshot: Snapshot) {
-        let (table, problems) = Table::compile(&snapshot);
+        let (table, mut problems) = Table::compile(&snapshot);
+        let artifacts = &mut registry.artifacts;
+        let answers = artifacts.prepare(&snapshot.store, &table.routes, &mut problems);
         for problem in &problems {
             tracing::warn!(%problem, fence = %snapshot.fence, "part of the snapshot cannot be used");
         }
         self.load_certificates(registry, &snapshot);
         registry.forget();
         let generation = self.newest.load(Ordering::SeqCst) + 1;
-        let live = registry.live(generation, table);
+        let live = registry.live(generation, table, answers);
         for backend in registry.backends.values() {
             let here = |found: &&Arc<Backend>| Arc::ptr_eq(found, backend);
             if !live.backends.iter().any(|found| here(&found)) {
@@ -393,7 +401,12 @@ impl Registry {
             .retain(|_, backend| !backend.is_forgettable(now, LEFT_SHOWN));
     }
 
-    fn live(&mut self, generation: u64, table: Table) -> Live {
+    fn live(
+        &mut self,
+        generation: u64,
+        table: Table,
+        answers: Vec<Option<Arc<RouteAnswers>>>,
+    ) -> Live {
         let mut services = Vec::with_capacity(table.services.len());
         for service in &table.services {
             let entry = self.services.entry(service.key.clone());
@@ -442,6 +455,7 @@ impl Registry {
             backends,
             services,
             routes,
+            answers,
             turns,
         }
     }
@@ -456,6 +470,13 @@ enum Admit {
     Healthy,
 }
 
+fn is_admitted(backend: &Backend, admit: Admit, now: Timestamp) -> bool {
+    match admit {
+        Admit::Usable => backend.is_usable(now),
+        Admit::Healthy => backend.is_healthy(),
+    }
+}
+
 impl Live {
     fn empty() -> Self {
         Self {
@@ -464,6 +485,7 @@ impl Live {
             backends: Vec::new(),
             services: Vec::new(),
             routes: Vec::new(),
+            answers: Vec::new(),
             turns: Vec::new(),
         }
     }
@@ -472,17 +494,38 @@ impl Live {
     /// test of a new release could pass on the old one), best first: one not tried yet, one that was (it may have come
     /// to its senses, and a single replica has only itself), and then the same among those that are ejected,
     /// since a backend that failed a moment ago is better than no answer.
+    /// A client that is kept where it is gets its own instance, or one of its release, as long as that is no worse.
     pub(crate) fn pick(
         &self,
-        service: usize,
-        preview: bool,
+        destination: Destination,
         turn: u64,
+        pinned: Option<Pinned>,
         tried: &[u64],
     ) -> Option<usize> {
+        let Destination { service, preview } = destination;
         [Admit::Usable, Admit::Healthy]
             .into_iter()
             .flat_map(|admit| [(admit, tried), (admit, &[])])
-            .find_map(|(admit, avoid)| self.pick_among(service, preview, turn, admit, avoid))
+            .find_map(|(admit, avoid)| {
+                pinned
+                    .and_then(|pinned| self.pick_pinned(service, pinned, admit, avoid))
+                    .or_else(|| self.pick_among(service, preview, turn, admit, avoid))
+            })
+    }
+
+    fn pick_pinned(
+        &self,
+        service: usize,
+        pinned: Pinned,
+        admit: Admit,
+        avoid: &[u64],
+    ) -> Option<usize> {
+        let own = pinned.backend.filter(|slot| {
+            let backend = &self.backends[*slot];
+            is_admitted(backend, admit, clock::monotonic()) && !avoid.contains(&backend.serial)
+        });
+        let slow_start_ms = self.table.services[service].slow_start_ms;
+        own.or_else(|| self.pick_in(pinned.group, slow_start_ms, admit, avoid))
     }
 
     /// The group by weight (or the preview group), then the least loaded of it.
@@ -529,11 +572,7 @@ impl Live {
         let slow_start = Duration::from_millis(slow_start_ms);
         let index = balance::least_loaded(serving.len(), turn, |index| {
             let backend = &self.backends[serving[index]];
-            let is_admitted = match admit {
-                Admit::Usable => backend.is_usable(now),
-                Admit::Healthy => backend.is_healthy(),
-            };
-            if !is_admitted || avoid.contains(&backend.serial) {
+            if !is_admitted(backend, admit, now) || avoid.contains(&backend.serial) {
                 return None;
             }
             let share = if slow_start_ms == 0 {

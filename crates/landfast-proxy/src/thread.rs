@@ -9,7 +9,7 @@ use std::{cell::Cell, future::Future, rc::Rc, sync::Arc, time::Duration};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
-use crate::{clock, pool::Pool, shared::Shared};
+use crate::{clock, http2_pool::Http2Pool, pool::Pool, shared::Shared};
 
 tokio::task_local! {
     /// Since when the stream of this task waits for its client.
@@ -20,6 +20,7 @@ tokio::task_local! {
 pub(crate) struct Thread {
     pub(crate) shared: Arc<Shared>,
     pub(crate) pool: Pool,
+    pub(crate) http2_pool: Http2Pool,
     pub(crate) tasks: TaskTracker,
 }
 
@@ -28,6 +29,7 @@ impl Thread {
         Rc::new(Self {
             shared,
             pool: Pool::default(),
+            http2_pool: Http2Pool::default(),
             tasks: TaskTracker::new(),
         })
     }

@@ -307,6 +307,7 @@ async fn serve(shared: Arc<Shared>, listeners: Arc<Listeners>, ready: Ready) {
     thread.tasks.close();
     // An idle connection to a backend is a task as well; the end must not wait for it.
     thread.pool.close();
+    thread.http2_pool.close();
     tokio::select! {
         () = thread.tasks.wait() => {}
         () = shared.life.limit() => tracing::warn!(

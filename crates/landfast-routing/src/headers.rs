@@ -7,8 +7,9 @@ use std::net::IpAddr;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Version,
     header::{
-        CONNECTION, CONTENT_LENGTH, EXPECT, FORWARDED, HOST, PROXY_AUTHENTICATE,
-        PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
+        AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, EXPECT,
+        FORWARDED, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SET_COOKIE, TE,
+        TRANSFER_ENCODING, UPGRADE,
     },
     uri::Uri,
 };
@@ -30,6 +31,20 @@ const FOREIGN_FORWARDING: [HeaderName; 4] = [
 const FOREIGN_FAMILIES: [&str; 2] = ["x-forwarded-", "x-original-forwarded-"];
 /// Names the request in every log on its way.
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Fields that have no meaning after the body, or too much of one.
+const NEVER_TRAILERS: [HeaderName; 10] = [
+    HOST,
+    CONTENT_LENGTH,
+    CONTENT_ENCODING,
+    CONTENT_TYPE,
+    EXPECT,
+    FORWARDED,
+    AUTHORIZATION,
+    COOKIE,
+    SET_COOKIE,
+    X_REQUEST_ID,
+];
 
 /// The longest request id taken from a client.
 const REQUEST_ID_LEN_MAX: usize = 128;
@@ -82,6 +97,41 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
+/// Whether the sender of a request takes trailers (RFC 9110, 10.1.4).
+pub fn takes_trailers(headers: &HeaderMap) -> bool {
+    headers
+        .get_all(TE)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|part| part.trim().eq_ignore_ascii_case("trailers"))
+}
+
+/// Takes out of an answer's trailers what must not come that late (RFC 9110, 6.5.1): framing, routing, credentials.
+pub fn clean_trailers(trailers: &mut HeaderMap) {
+    strip_hop_by_hop(trailers);
+    for name in NEVER_TRAILERS {
+        trailers.remove(name);
+    }
+}
+
+/// The same for a request's, and what only we may say: a backend that joins trailers with the head would believe it.
+pub fn clean_request_trailers(trailers: &mut HeaderMap) {
+    clean_trailers(trailers);
+    remove_foreign(trailers);
+}
+
+fn remove_foreign(headers: &mut HeaderMap) {
+    let foreign: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| is_foreign(name))
+        .cloned()
+        .collect();
+    for name in foreign {
+        headers.remove(name);
+    }
+}
+
 /// Where a request came from, as we saw it.
 #[derive(Debug, Clone, Copy)]
 pub struct Arrival<'a> {
@@ -104,14 +154,7 @@ fn is_foreign(name: &HeaderName) -> bool {
 
 /// Replaces every forwarding field by what we saw ourselves, and drops `Expect`, which was answered here.
 pub fn set_forwarded(headers: &mut HeaderMap, arrival: Arrival<'_>) {
-    let foreign: Vec<HeaderName> = headers
-        .keys()
-        .filter(|name| is_foreign(name))
-        .cloned()
-        .collect();
-    for name in foreign {
-        headers.remove(name);
-    }
+    remove_foreign(headers);
     headers.remove(EXPECT);
     let client = arrival.client.to_canonical();
     let proto = if arrival.is_https { "https" } else { "http" };
@@ -276,6 +319,31 @@ mod tests {
         let mut names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
         assert_eq!(names, ["content-length", "host", "x-stays"]);
+    }
+
+    #[test]
+    fn trailers_bring_nothing_that_belongs_to_the_head() {
+        let mut trailers = map(&[
+            ("grpc-status", "0"),
+            ("x-checksum", "1"),
+            ("content-length", "3"),
+            ("transfer-encoding", "chunked"),
+            ("x-forwarded-for", "6.6.6.6"),
+            ("authorization", "Basic x"),
+            ("host", "b.example"),
+            ("my_key", "0"),
+        ]);
+        let mut answer = trailers.clone();
+        clean_request_trailers(&mut trailers);
+        assert_eq!(trailers, map(&[("grpc-status", "0"), ("x-checksum", "1")]));
+        clean_trailers(&mut answer);
+        assert_eq!(
+            answer["my_key"], "0",
+            "an instance may call its own what it likes"
+        );
+        assert!(!answer.contains_key(AUTHORIZATION) && !answer.contains_key(HOST));
+        assert!(takes_trailers(&map(&[("te", "gzip, Trailers")])));
+        assert!(!takes_trailers(&map(&[("te", "gzip")])));
     }
 
     #[test]

@@ -14,6 +14,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::admission::Admission;
 
+mod answers;
+
+pub use answers::{FilesRoot, MissingFile, Protocol, RouteAnswers, RouteFiles};
+
 /// The version of the format this crate writes.
 pub const SNAPSHOT_VERSION: u32 = 1;
 
@@ -27,6 +31,9 @@ pub struct Snapshot {
     pub services: BTreeMap<ServiceKey, Service>,
     #[serde(default)]
     pub certificates: Vec<Certificate>,
+    /// The absolute folder of the store that holds the artifacts routes name; empty where none does.
+    #[serde(default)]
+    pub store: String,
 }
 
 /// A host and a path that lead to a service. Exact hosts win over wildcards, then the longest path prefix wins.
@@ -48,6 +55,8 @@ pub struct Route {
     /// Who may come, and how often.
     #[serde(default)]
     pub admission: Admission,
+    #[serde(default)]
+    pub answers: RouteAnswers,
 }
 
 /// What a request may weigh.
@@ -82,6 +91,11 @@ pub struct Service {
     /// How long a backend that just joined takes to get its full share.
     #[serde(default)]
     pub slow_start_ms: u64,
+    /// Whether a cookie keeps clients on their release and instance.
+    #[serde(default)]
+    pub sticky: bool,
+    #[serde(default)]
+    pub protocol: Protocol,
 }
 
 /// What a service does with a request.

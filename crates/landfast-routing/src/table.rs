@@ -16,9 +16,10 @@ use crate::{
     headers::host_name,
     schedule::Schedule,
     snapshot::{
-        BackendState, EjectionPolicy, HealthCheck, Mode, RetryPolicy, Route, SNAPSHOT_VERSION,
-        Snapshot,
+        BackendState, EjectionPolicy, HealthCheck, Mode, Protocol, RetryPolicy, Route,
+        SNAPSHOT_VERSION, Snapshot,
     },
+    sticky,
 };
 
 /// All routes of a host, ready to be asked.
@@ -62,6 +63,9 @@ pub struct TableService {
     pub retry: RetryPolicy,
     pub ejection: EjectionPolicy,
     pub slow_start_ms: u64,
+    /// The name of the cookie that keeps clients where they are.
+    pub sticky: Option<String>,
+    pub protocol: Protocol,
 }
 
 /// The backends of one release.
@@ -200,6 +204,8 @@ impl Table {
             retry: service.retry.clone(),
             ejection: service.ejection.clone(),
             slow_start_ms: service.slow_start_ms,
+            sticky: service.sticky.then(|| sticky::cookie_name(key)),
+            protocol: service.protocol,
         });
     }
 
@@ -278,7 +284,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::snapshot::{Backend, Group, RouteLimits, RouteTimeouts, Service};
+    use crate::snapshot::{Backend, Group, RouteAnswers, RouteLimits, RouteTimeouts, Service};
 
     fn key(text: &str) -> ServiceKey {
         text.parse().expect("a key")
@@ -299,6 +305,7 @@ mod tests {
                 body_idle_ms: 1,
             },
             admission: crate::admission::Admission::default(),
+            answers: RouteAnswers::default(),
         }
     }
 
@@ -335,6 +342,8 @@ mod tests {
                 max_ms: 2,
             },
             slow_start_ms: 0,
+            sticky: false,
+            protocol: Protocol::default(),
         }
     }
 

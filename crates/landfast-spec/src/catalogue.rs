@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::LazyLock};
 
 use crate::{
     defaults::{self, Setting},
-    spec::{Gate, Strategy},
+    spec::{Gate, MissingFile, Protocol, Strategy},
 };
 
 /// One key of the manifest.
@@ -122,6 +122,8 @@ pub enum Kind {
     Fields,
     /// Text that is served as it is.
     Page,
+    /// The value of a header field.
+    FieldValue,
     /// Text, number or switch: the value of a variable.
     Scalar,
     /// Fixed keys.
@@ -247,6 +249,10 @@ pub static CATALOGUE: &[Key] = &[
         .aliases(&["depends_on", "requires", "needs"]),
     key("services.*.exclusive", Kind::Flag, "Two instances of it must never run at once (one writer only): it moves by pause, stop, start, resume.", "true")
         .default(&defaults::EXCLUSIVE).aliases(&["singleton"]),
+    key("services.*.protocol", Kind::Word(Protocol::WORDS), "What the instances speak: HTTP/1.1, or `h2c`, HTTP/2 without TLS, as gRPC servers do. A server that knows only HTTP/2 cannot be asked by an `http:` probe: write `health = { ready = \"tcp\" }`.", "\"h2c\"")
+        .default(&defaults::PROTOCOL).aliases(&["grpc", "http2", "scheme"]),
+    key("services.*.sticky", Kind::Flag, "Keep each client on its release and its instance by a cookie, as long as they take requests. Clients without the cookie are spread by weight.", "true")
+        .default(&defaults::STICKY).aliases(&["session_affinity", "sticky_sessions", "affinity"]),
     later("services.*.uses", "Stores the service may reach.", STORES_LATER),
     later("services.*.image", "A container image.", IMAGE_LATER),
     later("services.*.build", "A folder to build a container image from.", IMAGE_LATER),
@@ -322,6 +328,18 @@ pub static CATALOGUE: &[Key] = &[
     key("routes.*.timeouts.connect", duration(10, 10 * MINUTE), "Connecting to an instance.", "\"5s\"").default(&defaults::UPSTREAM_CONNECT),
     key("routes.*.timeouts.first_byte", duration(10, DAY), "From the request to the first byte of its answer.", "\"60s\"").default(&defaults::UPSTREAM_FIRST_BYTE).aliases(&["response", "read"]),
     key("routes.*.timeouts.idle", duration(100, DAY), "Silence within a body.", "\"75s\"").default(&defaults::IDLE),
+    key("routes.*.compress", Kind::Flag, "Compress answers of text (HTML, JSON, scripts, …) of 1 KiB or more with zstd or gzip, as the client asks. What is coded already, partial, an event stream, or marked `Cache-Control: no-transform` is left alone. Do not turn it on where pages of secrets repeat what a request said (BREACH).", "true")
+        .default(&defaults::COMPRESS).aliases(&["compression", "gzip", "encode"]),
+    key("routes.*.files", Kind::Table, "Static files that the proxy serves itself, before the service is asked. They are part of the release; in a rollout the weights decide whose page is served, and what one release lacks is taken from the other until the seal.", "{ folder = \"public\", cache_control = \"public, max-age=31536000, immutable\" }")
+        .aliases(&["static", "root", "public", "assets"]),
+    key("routes.*.files.folder", Kind::ArtifactPath, "The folder, from the folder of this file; its content stands at the route's `path`. Copied by its content at the deploy. `index.html` answers for its folder; a file beside it with `.br`, `.zst` or `.gz` behind its name is what clients get that take that coding. Hidden files and symbolic links are not served.", "\"public\"")
+        .required().aliases(&["path", "root", "dir", "directory"]),
+    key("routes.*.files.missing", Kind::Word(MissingFile::WORDS), "What follows where no file has the path: ask the `service`; `not-found`; or `index`, the top `index.html` where a page was asked for, for apps that route in the browser.", "\"index\"")
+        .default(&defaults::FILES_MISSING).aliases(&["fallback", "try_files", "spa", "not_found"]),
+    key("routes.*.files.cache_control", Kind::FieldValue, "The header `Cache-Control` of files. Pages (HTML) always get `no-cache`, so that a new release is seen.", "\"public, max-age=31536000, immutable\"")
+        .default(&defaults::FILES_CACHE_CONTROL).aliases(&["cache", "max_age", "expires"]),
+    key("routes.*.error_pages", Kind::ArtifactPath, "A folder with pages for errors of the proxy itself, as far as they are there: `404.html` (a file is missing), `502.html`, `503.html`, `504.html`, and `maintenance.html` for a stopped app without `maintenance`. At most 64 KiB each, whole in themselves; copied at the deploy. What an instance answers is never replaced.", "\"errors\"")
+        .aliases(&["errors", "error_page"]),
     key("routes.*.maintenance", Kind::Page, "The page (HTML, not a path) that is served with 503 while the app is stopped.", "\"<h1>Back at noon</h1>\"").aliases(&["maintenance_page"]),
 
     key("deploy", Kind::Table, "How the environment moves from one release to the next.", "").aliases(&["deployment", "rollout", "update"]),

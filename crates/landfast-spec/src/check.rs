@@ -13,7 +13,7 @@ use crate::{
     decode::default_gates,
     diagnostic::Problem,
     leaf::Leaf,
-    spec::{Gate, Share, Strategy, When},
+    spec::{Gate, Protocol, Share, Strategy, When},
     tree::Value,
 };
 
@@ -156,8 +156,17 @@ fn route_target(route: &Cursor<'_>, services: &Services<'_>) {
             let problem = Problem::new(Code::NoPort, route.span("service"), message);
             route.report(problem.help(format!("add `port` to [services.{name}]")));
         }
+        Some(service) if route.flag("websocket") && speaks_h2c(service) => {
+            let message = format!("`websocket` has no effect: the service `{name}` speaks h2c");
+            let problem = Problem::new(Code::NoEffect, route.key_span("websocket"), message);
+            route.report(problem.help("WebSockets reach services of protocol = \"http/1.1\""));
+        }
         Some(_) => {}
     }
+}
+
+fn speaks_h2c(service: &Cursor<'_>) -> bool {
+    written(service, "protocol").is_some_and(|word| word == Protocol::H2c.word())
 }
 
 fn host_and_path(route: &Cursor<'_>) -> Option<(String, String)> {

@@ -12,8 +12,9 @@ use crate::{
     guard,
     leaf::{Leaf, Scalar},
     spec::{
-        AppSpec, DeploySpec, EnvType, EnvVar, Gate, HealthSpec, JobSpec, Probe, ResourcesSpec,
-        RouteSpec, RouteTimeoutsSpec, ServiceSpec, Strategy, SyntheticProbe, TlsSpec, Volume, When,
+        AppSpec, DeploySpec, EnvType, EnvVar, FilesSpec, Gate, HealthSpec, JobSpec, MissingFile,
+        Probe, Protocol, ResourcesSpec, RouteSpec, RouteTimeoutsSpec, ServiceSpec, Strategy,
+        SyntheticProbe, TlsSpec, Volume, When,
     },
     tree::Entry,
 };
@@ -98,7 +99,16 @@ fn service(name: &str, at: &Cursor<'_>, secrets: Secrets<'_>) -> Option<ServiceS
         grace: at.duration("grace"),
         after,
         exclusive,
+        protocol: word(at, "protocol", Protocol::from_word),
+        sticky: at.flag("sticky"),
     })
+}
+
+/// A word, or its default.
+fn word<T>(at: &Cursor<'_>, key: &str, read: impl Fn(&str) -> Option<T>) -> T {
+    let written = at.text(key).and_then(|word| read(&word));
+    let default = || read(at.default_text(key)).expect("the default is one of the words");
+    written.unwrap_or_else(default)
 }
 
 fn job(at: &Cursor<'_>, secrets: Secrets<'_>) -> Option<JobSpec> {
@@ -305,6 +315,7 @@ fn route(at: &Cursor<'_>) -> Option<RouteSpec> {
             key: key?,
         })
     });
+    let files = at.has("files").then(|| files(&at.table("files")));
     let timeouts = at.table("timeouts");
     let route = RouteSpec {
         host: host?,
@@ -329,8 +340,24 @@ fn route(at: &Cursor<'_>) -> Option<RouteSpec> {
             idle: timeouts.duration("idle"),
         },
         maintenance: at.text("maintenance"),
+        compress: at.flag("compress"),
+        files: match files {
+            Some(files) => Some(files?),
+            None => None,
+        },
+        error_pages: at.text("error_pages"),
     };
     Some(route)
+}
+
+fn files(at: &Cursor<'_>) -> Option<FilesSpec> {
+    let cache_control = at.text("cache_control");
+    let default = || at.default_text("cache_control").to_owned();
+    Some(FilesSpec {
+        missing: word(at, "missing", MissingFile::from_word),
+        cache_control: cache_control.unwrap_or_else(default),
+        folder: at.text("folder")?,
+    })
 }
 
 fn deploy(at: &Cursor<'_>) -> Option<DeploySpec> {

@@ -126,6 +126,8 @@ settings! {
     STREAM_DRAIN = "services.*.stream_drain", Value::Millis(60 * SECOND), "Over how long open WebSockets and SSE streams are ended when their instance left rotation.", "contract";
     GRACE = "services.*.grace", Value::Millis(10 * SECOND), "How long an instance has between SIGTERM and SIGKILL.", "contract";
     EXCLUSIVE = "services.*.exclusive", Value::Flag(false), "Whether two releases of a service must never run at once.", "contract";
+    PROTOCOL = "services.*.protocol", Value::Text("http/1.1"), "What the proxy speaks with instances.", "decision 0010";
+    STICKY = "services.*.sticky", Value::Flag(false), "Whether a cookie keeps clients on their release and instance.", "decision 0010";
     PROBE_READY = "services.*.health.ready", Value::Text("tcp"), "How readiness is asked where the manifest names no probe and the service listens; a warning says so.", "contract";
     PROBE_LIVE = "services.*.health.live", Value::Text("none"), "How liveness is asked where the manifest names no probe: an instance that runs is alive.", "decoder";
     PROBE_INTERVAL = "services.*.health.interval", Value::Millis(2 * SECOND), "Time between two health checks of an instance.", "contract, example";
@@ -150,6 +152,9 @@ settings! {
     UPSTREAM_CONNECT = "routes.*.timeouts.connect", Value::Millis(5 * SECOND), "How long connecting to an instance may take.", "contract";
     UPSTREAM_FIRST_BYTE = "routes.*.timeouts.first_byte", Value::Millis(60 * SECOND), "How long an instance may take to begin its answer.", "contract";
     IDLE = "routes.*.timeouts.idle", Value::Millis(75 * SECOND), "How long a body or a kept connection may be silent.", "contract";
+    COMPRESS = "routes.*.compress", Value::Flag(false), "Whether the proxy compresses answers.", "decision 0010";
+    FILES_MISSING = "routes.*.files.missing", Value::Text("service"), "What follows where no static file has the path.", "decision 0010";
+    FILES_CACHE_CONTROL = "routes.*.files.cache_control", Value::Text("no-cache"), "The header `Cache-Control` of static files: kept, and asked for again each time.", "decision 0010";
     STRATEGY = "deploy.strategy", Value::Text("rolling"), "How a release takes over.", "decoder";
     STEPS = "deploy.steps", Value::Steps(&[5, 25, 100]), "Shares of the requests a canary gets, in percent.", "contract, example";
     HOLD = "deploy.hold", Value::Millis(5 * MINUTE), "How long each step of a canary is watched.", "contract";

@@ -46,6 +46,8 @@ pub(crate) struct Scalar {
 
 /// Largest text that is served as a page.
 const PAGE_BYTES_MAX: usize = 64 << 10;
+/// Largest value of a header that is given as it stands.
+const FIELD_BYTES_MAX: usize = 1 << 10;
 /// Most words of a command.
 const ARGV_MAX: usize = 256;
 
@@ -90,6 +92,7 @@ pub(crate) fn read(key: &Key, name: &str, node: &Node, sink: &Sink) -> Option<Le
         Kind::Methods => reader.methods(),
         Kind::Origins => reader.origins(),
         Kind::PasswordHashes => reader.password_hashes(),
+        Kind::FieldValue => reader.field_value(),
         Kind::Page => reader.page(),
         Kind::Scalar => reader.scalar(),
         Kind::Table
@@ -730,6 +733,18 @@ impl Reader<'_> {
         if is_path {
             let message = format!("`{}` is the page itself, not a path", self.name);
             let help = "put the HTML between \"\"\" and \"\"\"";
+            return self.refuse(self.problem(Code::BadValue, message).help(help));
+        }
+        Some(Leaf::Text(text.to_owned()))
+    }
+
+    fn field_value(&self) -> Option<Leaf> {
+        let text = self.text()?;
+        let is_plain = text.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+        if !is_plain || text.is_empty() || text.trim() != text || text.len() > FIELD_BYTES_MAX {
+            let message = format!("`{}` cannot be the value of a header", self.name);
+            let help =
+                format!("plain ASCII without blanks at its ends, at most {FIELD_BYTES_MAX} bytes");
             return self.refuse(self.problem(Code::BadValue, message).help(help));
         }
         Some(Leaf::Text(text.to_owned()))

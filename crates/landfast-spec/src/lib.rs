@@ -44,9 +44,9 @@ pub use crate::{
     shape::is_reserved_variable,
     spec::{
         AppSpec, AuthSpec, CorsSpec, CountBySpec, DeploySpec, EnvType, EnvVar, FieldRulesSpec,
-        Gate, HealthSpec, JobSpec, Probe, QuotaSpec, RateSpec, ResourcesSpec, RouteLimitsSpec,
-        RouteSpec, RouteTimeoutsSpec, SecuritySpec, ServiceSpec, Share, Strategy, SyntheticProbe,
-        TlsSpec, Volume, When,
+        FilesSpec, Gate, HealthSpec, JobSpec, MissingFile, Probe, Protocol, QuotaSpec, RateSpec,
+        ResourcesSpec, RouteLimitsSpec, RouteSpec, RouteTimeoutsSpec, SecuritySpec, ServiceSpec,
+        Share, Strategy, SyntheticProbe, TlsSpec, Volume, When,
     },
 };
 use crate::{

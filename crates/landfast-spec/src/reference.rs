@@ -164,6 +164,7 @@ fn describe(kind: Kind) -> String {
         Kind::Origins => "a list of origins".into(),
         Kind::PasswordHashes => "a list of `name:hash`".into(),
         Kind::Fields => "a table of names and values of headers".into(),
+        Kind::FieldValue => "the value of a header, plain ASCII".into(),
         Kind::Page => "text, at most 64 KiB".into(),
         Kind::Scalar => "text, a number, `true` or `false`".into(),
         Kind::Table => "a table".into(),

@@ -154,6 +154,7 @@ fn form(key: &Key) -> Value {
             "items": { "type": "string", "pattern": r"^[^:]+:\$(2[aby]|argon2id?)\$" },
         }),
         Kind::Fields => named("^[A-Za-z0-9-]+$", text("^[ -~]*$")),
+        Kind::FieldValue => text(r"^[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?$"),
         Kind::Page => json!({ "type": "string", "maxLength": 65_536 }),
         Kind::Scalar => json!({ "type": ["string", "number", "boolean"] }),
         Kind::Table => table(key.path, |_| true),

@@ -80,6 +80,18 @@ impl AppSpec {
             .filter(move |(_, route)| route.service == *service)
     }
 
+    /// Everything a release copies into the store, as the manifest names it.
+    pub fn artifact_names(&self) -> BTreeSet<&str> {
+        let services = self.services.values().map(|service| &service.artifact);
+        let jobs = self.jobs.values().map(|job| &job.artifact);
+        let routes = self.routes.values().flat_map(|route| {
+            let files = route.files.as_ref().map(|files| &files.folder);
+            files.into_iter().chain(&route.error_pages)
+        });
+        let names = services.chain(jobs).chain(routes);
+        names.map(String::as_str).collect()
+    }
+
     /// The jobs a gate runs.
     pub fn jobs_of(&self, gate: Gate) -> impl Iterator<Item = (&JobName, &JobSpec)> {
         self.jobs
@@ -120,6 +132,17 @@ pub struct ServiceSpec {
     /// Two releases of it must never run at once: it moves by pause, stop, start, resume.
     #[serde(default)]
     pub exclusive: bool,
+    // What is added later is left out of the JSON where it is the default: a release that was made before has the
+    // same fingerprint as one that is made now.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub protocol: Protocol,
+    /// A cookie keeps clients on their release and instance.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub sticky: bool,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl ServiceSpec {
@@ -322,6 +345,24 @@ pub struct RouteSpec {
     /// The page (HTML, not a path) that is served with 503 while the app is stopped.
     #[serde(default)]
     pub maintenance: Option<String>,
+    /// Answers are compressed for clients that take them so.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub compress: bool,
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub files: Option<FilesSpec>,
+    /// The folder of the pages for the proxy's own errors, as it is written in the manifest.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub error_pages: Option<String>,
+}
+
+/// Static files in front of a service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FilesSpec {
+    /// The folder that is copied into the store, as it is written in the manifest.
+    pub folder: String,
+    pub missing: MissingFile,
+    /// The value of the header.
+    pub cache_control: String,
 }
 
 /// A certificate chain and its key: absolute paths of PEM files on the server's host.
@@ -519,6 +560,29 @@ macro_rules! words {
             }
         }
     };
+}
+
+words! {
+    /// What instances speak.
+    #[derive(Default)]
+    Protocol {
+        #[default]
+        Http1 = "http/1.1",
+        /// HTTP/2 without TLS, known beforehand.
+        H2c = "h2c",
+    }
+}
+
+words! {
+    /// What follows where no static file has the path.
+    MissingFile {
+        /// The service is asked.
+        Service = "service",
+        /// 404.
+        NotFound = "not-found",
+        /// The top `index.html`, where a page was asked for.
+        Index = "index",
+    }
 }
 
 words! {

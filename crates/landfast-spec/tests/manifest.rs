@@ -4,8 +4,8 @@ use std::{collections::BTreeSet, fmt::Write as _};
 
 use insta::assert_snapshot;
 use landfast_spec::{
-    AppSpec, Code, Gate, Probe, Severity, Share, Strategy, Style, Volume, When, check_all,
-    environments, parse, parse_with_secrets, render, render_json,
+    AppSpec, Code, Gate, MissingFile, Probe, Protocol, Severity, Share, Strategy, Style, Volume,
+    When, check_all, environments, parse, parse_with_secrets, render, render_json,
 };
 use landfast_types::EnvironmentName;
 
@@ -674,4 +674,47 @@ fn what_is_asked_of_and_done_to_messages() {
     ));
     let shown = format!("{route:?}");
     assert!(shown.contains("ann") && !shown.contains("$2y$"), "{shown}");
+}
+
+#[test]
+fn what_is_done_with_answers_is_checked_and_has_defaults() {
+    let route = "[routes.r]\nhost = \"a.example\"\nservice = \"api\"\n";
+    let plain = spec(&with("", route));
+    let text = serde_json::to_string(&plain).expect("JSON");
+    for added in ["protocol", "sticky", "compress", "files", "error_pages"] {
+        assert!(
+            !text.contains(added),
+            "a release of before has another fingerprint: {added}"
+        );
+    }
+    let full = spec(&with(
+        "protocol = \"h2c\"\nsticky = true",
+        &format!(
+            "{route}compress = true\nerror_pages = \"errors\"\nfiles = {{ folder = \"web/dist\", missing = \"index\" }}"
+        ),
+    ));
+    let names: Vec<&str> = full.artifact_names().into_iter().collect();
+    assert_eq!(names, ["api", "errors", "web/dist"]);
+    let service = full.services.values().next().expect("one");
+    assert!(service.sticky && service.protocol == Protocol::H2c);
+    let files = full
+        .routes
+        .values()
+        .next()
+        .and_then(|route| route.files.clone());
+    let files = files.expect("files");
+    assert_eq!(
+        (files.missing, files.cache_control.as_str()),
+        (MissingFile::Index, "no-cache")
+    );
+    check!(with("protocol = \"grpc\"", &format!("{route}files = {{ missing = \"spa\", cache_control = \"a\\nb\" }}")), @r#"
+    7:12 LF011 `protocol` cannot be `grpc` | one of "http/1.1" or "h2c"
+    11:1 LF006 `folder` is missing in `[routes.r.files]` | for example folder = "public"
+    11:21 LF011 `missing` cannot be `spa` | one of "service", "not-found" or "index"
+    11:44 LF008 `cache_control` cannot be the value of a header | plain ASCII without blanks at its ends, at most 1024 bytes
+    "#);
+    check!(with("protocol = \"h2c\"", &format!("{route}websocket = true\ngzip = true")), @r#"
+    11:1 LF032 `websocket` has no effect: the service `api` speaks h2c | WebSockets reach services of protocol = "http/1.1"
+    12:1 LF003 unknown key `gzip` in `[routes.r]` | did you mean `compress`?
+    "#);
 }

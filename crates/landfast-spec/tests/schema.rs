@@ -148,6 +148,9 @@ fn manifest_with(path: &str, value: &str) -> String {
             "[\"https://a.example\"]",
         );
     }
+    if path.starts_with("routes.*.files.") {
+        set(&mut table, "routes.n.files.folder", "\"public\"");
+    }
     if path.starts_with("deploy.probe") {
         set(&mut table, "deploy.probe", "{ path = \"/\" }");
     }

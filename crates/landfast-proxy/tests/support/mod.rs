@@ -29,8 +29,8 @@ use landfast_proxy::{HolderSettings, WorkerSettings, control::ControlClient};
 use landfast_routing::{
     admission::Admission,
     snapshot::{
-        Backend, BackendState, EjectionPolicy, Group, Mode, ProxyStatus, RetryPolicy, Route,
-        RouteLimits, RouteTimeouts, Service, Snapshot,
+        Backend, BackendState, EjectionPolicy, Group, Mode, Protocol, ProxyStatus, RetryPolicy,
+        Route, RouteAnswers, RouteLimits, RouteTimeouts, Service, Snapshot,
     },
 };
 use landfast_types::{Fence, Generation, ReleaseId, ServiceKey};
@@ -271,6 +271,8 @@ pub fn service(groups: Vec<Group>) -> Service {
             max_ms: 300_000,
         },
         slow_start_ms: 0,
+        sticky: false,
+        protocol: Protocol::Http1,
     }
 }
 
@@ -291,6 +293,7 @@ pub fn route(host: &str, path: &str) -> Route {
             body_idle_ms: 10_000,
         },
         admission: Admission::default(),
+        answers: RouteAnswers::default(),
     }
 }
 
@@ -302,6 +305,7 @@ pub fn snapshot(revision: u64, service: Service) -> Snapshot {
         routes: vec![route("*", "/")],
         services: BTreeMap::from([(key(), service)]),
         certificates: vec![],
+        store: String::new(),
     }
 }
 
@@ -315,7 +319,7 @@ pub struct Seen {
 }
 
 /// An HTTP/1.1 server of the test's own. Paths: `/slow/MS` answers late, `/drip/N/MS` sends N pieces,
-/// `/sse/MS` sends events of two lines in pieces for ever, `/status/N`, `/big/N`, `/cut` breaks off the answer.
+/// `/sse/MS` sends events of two lines in pieces for ever, `/status/N`, `/big/N`, `/json/N`, `/cut` breaks off the answer.
 pub struct Upstream {
     pub id: String,
     pub address: SocketAddr,
@@ -456,9 +460,16 @@ async fn answer(
             response = response.status(StatusCode::from_u16(status).expect("a status"));
             full(id)
         }
+        "json" => {
+            response = response
+                .header("content-type", "application/json")
+                .header("etag", "\"v1\"");
+            full(vec![b'7'; usize::try_from(number(1)).expect("a size")])
+        }
         "big" => full(vec![b'x'; usize::try_from(number(1)).expect("a size")]),
         "drip" => {
             let (count, pause) = (number(1), number(2));
+            response = response.header("content-type", "text/plain");
             pieces(futures_util::stream::unfold(0, move |n| async move {
                 if n == count {
                     return None;
@@ -546,7 +557,7 @@ impl Wire {
         Ok(read.await.map_err(std::io::Error::other)?? > 0)
     }
 
-    /// Reads one answer; an error when there is none.
+    /// Reads one answer; an error when there is none. One to a HEAD is read by [`Wire::head`].
     pub async fn answer(&mut self) -> std::io::Result<Got> {
         let end = loop {
             if let Some(end) = self.buffer.windows(4).position(|w| w == b"\r\n\r\n") {
@@ -565,6 +576,9 @@ impl Wire {
             body: Vec::new(),
             is_whole: true,
         };
+        if got.status == 304 {
+            return Ok(got);
+        }
         if let Some(length) = got.header("content-length") {
             let length: usize = length.parse().map_err(std::io::Error::other)?;
             while self.buffer.len() < length {
@@ -630,6 +644,26 @@ impl Wire {
             }
         }
         Some(self.buffer.drain(..count).collect())
+    }
+}
+
+/// One request on a connection of its own, with further fields as lines; only the head where there is no body.
+pub async fn ask(address: SocketAddr, method: &str, path: &str, fields: &str) -> Got {
+    let mut wire = Wire::connect(address).await.expect("connected");
+    wire.send(&format!(
+        "{method} {path} HTTP/1.1\r\nhost: shop.example\r\n{fields}\r\n"
+    ))
+    .await
+    .expect("sent");
+    if method != "HEAD" {
+        return wire.answer().await.expect("an answer");
+    }
+    let headers = wire.head().await;
+    Got {
+        status: headers[9..12].parse().expect("a status"),
+        headers,
+        body: Vec::new(),
+        is_whole: true,
     }
 }
 
