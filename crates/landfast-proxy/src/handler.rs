@@ -136,6 +136,11 @@ async fn decide(client: &Rc<Client>, request: Request<Incoming>, exchange: &mut 
         Err(error) => return own(StatusCode::BAD_REQUEST, &error.to_string()).closing(),
     };
     exchange.host.clone_from(&authority);
+    let challenges = &shared.certificates.challenges;
+    if let Some(response) = challenges.answer(&parts.method, &authority, &exchange.path) {
+        let close = false;
+        return Reply::Own { response, close };
+    }
     let length = content_length(&parts.headers).or(body.is_end_stream().then_some(0));
     let upgrade = parts.extensions.remove::<OnUpgrade>();
     let is_websocket = headers::is_websocket_upgrade(&parts.headers);

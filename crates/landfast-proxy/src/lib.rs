@@ -7,6 +7,7 @@
 mod access_log;
 mod answer;
 mod backend;
+mod challenge;
 mod clock;
 mod connection;
 pub mod control;

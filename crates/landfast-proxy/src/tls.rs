@@ -20,22 +20,27 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
+use crate::challenge::{self, ACME_TLS, Challenges};
+
 type ByHost = HashMap<String, Arc<CertifiedKey>>;
 
-/// The certificates in use, by host (exact, or `*.` and a domain).
+/// The certificates in use, by host (exact, or `*.` and a domain), and the answers to authorities.
 #[derive(Clone, Default)]
-pub(crate) struct Certificates(Arc<ArcSwap<ByHost>>);
+pub(crate) struct Certificates {
+    by_host: Arc<ArcSwap<ByHost>>,
+    pub(crate) challenges: Arc<Challenges>,
+}
 
 impl fmt::Debug for Certificates {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "certificates of {} hosts", self.0.load().len())
+        write!(f, "certificates of {} hosts", self.by_host.load().len())
     }
 }
 
 impl Certificates {
     /// Reads what a snapshot names and puts it in use. Answers what could not be read.
     pub(crate) fn load(&self, wanted: &[Certificate]) -> Vec<String> {
-        let before = self.0.load();
+        let before = self.by_host.load();
         let mut by_host = ByHost::new();
         let mut problems = Vec::new();
         for certificate in wanted {
@@ -68,7 +73,7 @@ impl Certificates {
                 }
             }
         }
-        self.0.store(Arc::new(by_host));
+        self.by_host.store(Arc::new(by_host));
         problems
     }
 
@@ -80,7 +85,7 @@ impl Certificates {
             .expect("the provider has suites for both versions")
             .with_no_client_auth()
             .with_cert_resolver(Arc::new(self.clone()));
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec(), ACME_TLS.to_vec()];
         Arc::new(config)
     }
 }
@@ -88,7 +93,10 @@ impl Certificates {
 impl ResolvesServerCert for Certificates {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let name = hello.server_name()?.to_ascii_lowercase();
-        let by_host = self.0.load();
+        if challenge::is_question(&hello) {
+            return self.challenges.certificate(&name);
+        }
+        let by_host = self.by_host.load();
         let wildcard = || by_host.get(&format!("*.{}", name.split_once('.')?.1));
         by_host.get(&name).or_else(wildcard).map(Arc::clone)
     }
@@ -118,7 +126,7 @@ pub fn check_certificate(certificate: &Certificate) -> Result<(), String> {
     read(certificate).map(|_usable| ())
 }
 
-fn read(certificate: &Certificate) -> Result<Arc<CertifiedKey>, String> {
+pub(crate) fn read(certificate: &Certificate) -> Result<Arc<CertifiedKey>, String> {
     let chain = CertificateDer::pem_file_iter(Path::new(&certificate.chain_path))
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
         .map_err(|error| format!("failed to read `{}`: {error}", certificate.chain_path))?;

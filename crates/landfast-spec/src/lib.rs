@@ -18,6 +18,7 @@ pub mod defaults;
 mod diagnostic;
 mod leaf;
 mod overlay;
+mod public;
 mod reference;
 mod render;
 mod scaffold;
@@ -35,6 +36,7 @@ pub use crate::{
     catalogue::{CATALOGUE, ENV_TYPES, GATES_LATER, Key, Kind},
     code::Code,
     diagnostic::{Diagnostic, Severity},
+    public::is_public_host,
     reference::{codes_markdown, defaults_markdown, reference_markdown},
     render::{Style, render, render_json, summary},
     scaffold::{FOLDER_FILES, FolderFacts, scaffold},

@@ -13,7 +13,9 @@ use landfast_api::{
 };
 use landfast_engine::planning;
 
-use crate::{answer::Answer, events, idempotency::json_response, state::AppState, wire};
+use crate::{
+    answer::Answer, certificates, events, idempotency::json_response, state::AppState, wire,
+};
 
 pub(crate) async fn health(State(state): State<AppState>) -> Response {
     let health = Health {
@@ -171,6 +173,7 @@ pub(crate) async fn metrics(State(state): State<AppState>) -> Response {
             "landfast_instances_ready{{app=\"{app}\",environment=\"{environment}\"}} {ready}\n"
         ));
     }
+    text.push_str(&certificates::metrics(&state.certificates));
     let generation = state.platform.shared().generation;
     text.push_str("# HELP landfast_server_generation Grows with each start of the server.\n");
     text.push_str("# TYPE landfast_server_generation gauge\n");
