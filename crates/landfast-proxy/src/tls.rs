@@ -10,11 +10,11 @@ use std::{
     sync::Arc,
 };
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use landfast_routing::snapshot::Certificate;
 use rustls::{
-    ServerConfig,
-    crypto::aws_lc_rs,
+    ServerConfig, SupportedCipherSuite,
+    crypto::{CryptoProvider, aws_lc_rs},
     server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
 };
@@ -28,6 +28,8 @@ type ByHost = HashMap<String, Arc<CertifiedKey>>;
 #[derive(Clone, Default)]
 pub(crate) struct Certificates {
     by_host: Arc<ArcSwap<ByHost>>,
+    /// Where there is one certificate and no other: clients that name no host mean it.
+    only: Arc<ArcSwapOption<CertifiedKey>>,
     pub(crate) challenges: Arc<Challenges>,
 }
 
@@ -43,6 +45,7 @@ impl Certificates {
         let before = self.by_host.load();
         let mut by_host = ByHost::new();
         let mut problems = Vec::new();
+        let mut only = None;
         for certificate in wanted {
             let read = read(certificate);
             let hosts: Vec<_> = certificate
@@ -69,30 +72,49 @@ impl Certificates {
                     .or_else(|| before.get(&host))
                     .map(Arc::clone);
                 if let Some(key) = key {
+                    only = Some(Arc::clone(&key));
                     by_host.entry(host).or_insert(key);
                 }
             }
         }
+        self.only.store(only.filter(|_| by_host.len() == 1));
         self.by_host.store(Arc::new(by_host));
         problems
     }
 
     /// The configuration of a listener: TLS 1.2 and 1.3, HTTP/2 before HTTP/1.1.
     pub(crate) fn server_config(&self) -> Arc<ServerConfig> {
-        let provider = Arc::new(aws_lc_rs::default_provider());
+        let provider = Arc::new(provider());
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .expect("the provider has suites for both versions")
             .with_no_client_auth()
             .with_cert_resolver(Arc::new(self.clone()));
+        // Ours is the order of suites, not the client's.
+        config.ignore_client_order = true;
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec(), ACME_TLS.to_vec()];
         Arc::new(config)
     }
 }
 
+/// The suites of rustls (all with forward secrecy and authenticated encryption), AES with 128 bits before 256: as
+/// safe for what travels, and cheaper.
+fn provider() -> CryptoProvider {
+    let mut provider = aws_lc_rs::default_provider();
+    let is_longer = |suite: &SupportedCipherSuite| {
+        let name = suite.suite().as_str().unwrap_or_default();
+        (name.contains("CHACHA20"), name.contains("AES_256"))
+    };
+    provider.cipher_suites.sort_by_key(is_longer);
+    provider
+}
+
 impl ResolvesServerCert for Certificates {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let name = hello.server_name()?.to_ascii_lowercase();
+        let Some(name) = hello.server_name() else {
+            return self.only.load_full();
+        };
+        let name = name.to_ascii_lowercase();
         if challenge::is_question(&hello) {
             return self.challenges.certificate(&name);
         }

@@ -377,7 +377,7 @@ fn one_way_to_each_certificate(tables: &[(&str, Cursor<'_>)], routes: &mut Route
         if !route.acme || !without.contains(&route.host) {
             continue;
         }
-        if at.has("acme") {
+        if at.has("acme") && !at.has("tls") {
             let message = format!("another route of `{}` says otherwise", route.host);
             let problem = Problem::new(Code::AcmeImpossible, at.span("acme"), message);
             at.report(
