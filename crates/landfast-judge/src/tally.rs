@@ -142,6 +142,9 @@ pub struct Connections {
     pub closed_idle: u64,
     /// Closed by the server after it had announced so: no loss.
     pub closed_announced: u64,
+    /// Ended by a reset instead of in order, while nothing was asked for.
+    #[serde(default)]
+    pub reset: u64,
 }
 
 /// What became of WebSockets and event streams.
