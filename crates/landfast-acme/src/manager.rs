@@ -258,15 +258,21 @@ impl<S: Surroundings> Manager<S> {
         for host in wanted {
             let covers = |facts: &Facts| facts.covers(&host) && facts.validity.holds_at(now);
             let covered = good.iter().any(covers);
-            let held = state.hosts.entry(host.clone()).or_insert_with(|| {
+            if !state.hosts.contains_key(&host) {
                 let Record { attempts, open } = self.store.record(&host);
-                Host {
-                    facts: self.store.facts(&host),
+                if let Some(answer) = open.as_ref().and_then(|open| open.answer.clone()) {
+                    state.answers.insert(host.clone(), answer);
+                }
+                let facts = self.store.facts(&host);
+                let held = Host {
+                    facts,
                     attempts,
                     open,
                     ..Host::default()
-                }
-            });
+                };
+                state.hosts.insert(host.clone(), held);
+            }
+            let held = state.hosts.entry(host).or_default();
             held.covered = covered;
             // A clock that was set back must not hold a host up until then.
             held.attempts.last_at = held.attempts.last_at.map(|at| at.min(now));
@@ -355,7 +361,10 @@ impl<S: Surroundings> Manager<S> {
                     facts.issuer, facts.validity.not_after
                 );
                 held.facts = Some(facts);
-                held.attempts = Attempts::default();
+                held.attempts = Attempts {
+                    last_at: Some(now),
+                    ..Attempts::default()
+                };
                 held.open = None;
                 Notice {
                     host: host.to_owned(),
@@ -438,6 +447,12 @@ impl<S: Surroundings> Desk for HostDesk<'_, S> {
     async fn answer(&self, challenge: Challenge) -> Result<(), String> {
         {
             let mut state = self.manager.lock();
+            let held = state.hosts.entry(self.host.to_owned()).or_default();
+            if let Some(open) = &mut held.open {
+                open.answer = Some(challenge.clone());
+            }
+            let remembered = self.manager.remember(self.host, held);
+            remembered.map_err(|error| error.to_string())?;
             state.answers.insert(self.host.to_owned(), challenge);
         }
         self.manager.put().await

@@ -268,6 +268,7 @@ impl Authority {
             directory: self.directory.clone(),
             url: order.url().to_owned(),
             key: KeyPair::generate()?.serialize_pem(),
+            answer: None,
         };
         Ok((order, open))
     }

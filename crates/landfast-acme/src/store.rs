@@ -10,7 +10,7 @@ use std::{
 };
 
 use instant_acme::AccountCredentials;
-use landfast_routing::snapshot::Certificate;
+use landfast_routing::snapshot::{Certificate, Challenge};
 use landfast_types::Digest;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -52,6 +52,9 @@ pub(crate) struct OpenOrder {
     pub(crate) url: String,
     /// PEM. The certificate that comes out of the order is of this key.
     pub(crate) key: String,
+    /// What the authority may be asking for just now: it goes on being answered while the server starts.
+    #[serde(default)]
+    pub(crate) answer: Option<Challenge>,
 }
 
 impl std::fmt::Debug for OpenOrder {
@@ -67,6 +70,8 @@ impl Store {
     /// When it cannot be made.
     pub fn open(folder: impl Into<PathBuf>) -> Result<Self, StoreError> {
         let folder = folder.into();
+        // The proxy reads these paths from a folder of its own.
+        let folder = std::path::absolute(&folder).unwrap_or(folder);
         for part in [
             folder.clone(),
             folder.join("accounts"),
@@ -89,17 +94,31 @@ impl Store {
     /// The certificates that are there and can be used, in order of name. One that cannot counts as not there: it
     /// is ordered again.
     pub fn certificates(&self) -> Vec<Certificate> {
-        let entries = fs::read_dir(self.folder.join("hosts"));
-        let hosts = entries.into_iter().flatten().filter_map(|entry| {
-            let name = entry.ok()?.file_name();
-            Some(name.to_str()?.strip_suffix(".pem")?.to_owned())
-        });
-        let mut hosts: Vec<_> = hosts.filter(|host| self.facts(host).is_some()).collect();
-        hosts.sort();
+        let mut hosts = self.hosts(".pem");
+        hosts.retain(|host| self.facts(host).is_some());
         hosts
             .iter()
             .filter_map(|host| self.certificate(host))
             .collect()
+    }
+
+    /// The answers of orders that were open when the server ended.
+    pub fn challenges(&self) -> Vec<Challenge> {
+        let records = self.hosts(".json").into_iter();
+        let open = records.filter_map(|host| self.record(&host).open);
+        open.filter_map(|open| open.answer).collect()
+    }
+
+    /// The hosts that have a file with this ending, in order of name.
+    fn hosts(&self, ending: &str) -> Vec<String> {
+        let entries = fs::read_dir(self.folder.join("hosts"));
+        let hosts = entries.into_iter().flatten().filter_map(|entry| {
+            let name = entry.ok()?.file_name();
+            Some(name.to_str()?.strip_suffix(ending)?.to_owned())
+        });
+        let mut hosts: Vec<_> = hosts.collect();
+        hosts.sort();
+        hosts
     }
 
     /// What a host's certificate says, where it has one that the proxy could use.

@@ -143,7 +143,7 @@ pub struct Hub {
     parts: Mutex<BTreeMap<Scope, Part>>,
     /// What ACME brought: certificates, and the answers to open challenges.
     obtained: Mutex<Obtained>,
-    /// Counts the changes of parts.
+    /// Counts the changes of parts that want other certificates than before.
     changed: watch::Sender<u64>,
     pushed: tokio::sync::Mutex<Pushed>,
     /// What the proxy confirmed last; nothing before the first push of this server.
@@ -199,14 +199,19 @@ impl Hub {
     /// is held is ignored: two publishes of one environment may be under way, and the older one may come last.
     pub fn set(&self, scope: &Scope, part: Part) {
         let mut parts = self.lock();
-        let held = parts.get(scope).map_or(0, |held| held.sequence);
-        if part.sequence >= held {
-            parts.insert(scope.clone(), part);
+        let held = parts.get(scope);
+        if held.is_some_and(|held| held.sequence > part.sequence) {
+            return;
+        }
+        let wants_the_same = held
+            .is_some_and(|held| held.acme == part.acme && held.certificates == part.certificates);
+        parts.insert(scope.clone(), part);
+        if !wants_the_same {
             self.changed.send_modify(|count| *count += 1);
         }
     }
 
-    /// Fires when a part changes: other hosts may want certificates then.
+    /// Fires when a part wants other certificates than before.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }

@@ -67,7 +67,8 @@ impl Folders {
 
     /// Where the account and the certificates that came by ACME are kept.
     pub fn certificates(&self) -> PathBuf {
-        self.state.join("certificates")
+        let folder = self.state.join("certificates");
+        std::path::absolute(&folder).unwrap_or(folder)
     }
 
     /// Where a volume lies that the manifest gives no path.

@@ -30,6 +30,13 @@ pub(crate) struct Challenges {
     by_tls: ArcSwap<HashMap<String, Arc<CertifiedKey>>>,
 }
 
+impl std::fmt::Debug for Challenges {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let open = self.by_http.load().len() + self.by_tls.load().len();
+        write!(f, "answers to {open} challenges")
+    }
+}
+
 impl Challenges {
     /// Puts a snapshot's answers in use. Gives what could not be read.
     pub(crate) fn load(&self, wanted: &[Challenge]) -> Vec<String> {

@@ -7,7 +7,7 @@ use std::{
     fmt, fs,
     os::unix::fs::MetadataExt,
     path::Path,
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -30,6 +30,7 @@ pub(crate) struct Certificates {
     by_host: Arc<ArcSwap<ByHost>>,
     /// Where there is one certificate and no other: clients that name no host mean it.
     only: Arc<ArcSwapOption<CertifiedKey>>,
+    config: Arc<OnceLock<Arc<ServerConfig>>>,
     pub(crate) challenges: Arc<Challenges>,
 }
 
@@ -82,14 +83,29 @@ impl Certificates {
         problems
     }
 
-    /// The configuration of a listener: TLS 1.2 and 1.3, HTTP/2 before HTTP/1.1.
+    /// The configuration of all listeners: TLS 1.2 and 1.3, HTTP/2 before HTTP/1.1. Threads share it, so that a
+    /// session that began on one is resumed on another.
     pub(crate) fn server_config(&self) -> Arc<ServerConfig> {
+        let config = self.config.get_or_init(|| self.new_config());
+        Arc::clone(config)
+    }
+
+    fn new_config(&self) -> Arc<ServerConfig> {
         let provider = Arc::new(provider());
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .expect("the provider has suites for both versions")
             .with_no_client_auth()
-            .with_cert_resolver(Arc::new(self.clone()));
+            .with_cert_resolver(Arc::new(Resolver {
+                by_host: Arc::clone(&self.by_host),
+                only: Arc::clone(&self.only),
+                challenges: Arc::clone(&self.challenges),
+            }));
+        // Tickets are sealed with a key of this process that is changed every six hours.
+        match aws_lc_rs::Ticketer::new() {
+            Ok(ticketer) => config.ticketer = ticketer,
+            Err(error) => tracing::warn!(%error, "no session tickets"),
+        }
         // Ours is the order of suites, not the client's.
         config.ignore_client_order = true;
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec(), ACME_TLS.to_vec()];
@@ -109,7 +125,15 @@ fn provider() -> CryptoProvider {
     provider
 }
 
-impl ResolvesServerCert for Certificates {
+/// Chooses the certificate of a handshake. Not [`Certificates`] itself, or the configuration would hold itself.
+#[derive(Debug)]
+struct Resolver {
+    by_host: Arc<ArcSwap<ByHost>>,
+    only: Arc<ArcSwapOption<CertifiedKey>>,
+    challenges: Arc<Challenges>,
+}
+
+impl ResolvesServerCert for Resolver {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let Some(name) = hello.server_name() else {
             return self.only.load_full();

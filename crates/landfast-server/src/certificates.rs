@@ -68,7 +68,7 @@ pub(crate) fn obtained(store: &Store) -> Obtained {
     });
     Obtained {
         certificates: by_host.collect(),
-        challenges: Vec::new(),
+        challenges: store.challenges(),
     }
 }
 
