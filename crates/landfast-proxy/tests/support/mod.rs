@@ -298,6 +298,7 @@ pub fn snapshot(revision: u64, service: Service) -> Snapshot {
         routes: vec![route("*", "/")],
         services: BTreeMap::from([(key(), service)]),
         certificates: vec![],
+        challenges: vec![],
     }
 }
 
