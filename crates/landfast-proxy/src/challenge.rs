@@ -61,7 +61,7 @@ impl Challenges {
                         chain_path: chain_path.clone(),
                         key_path: key_path.clone(),
                     };
-                    match tls::read(&files) {
+                    match tls::read_answer(&files) {
                         Ok(key) => drop(by_tls.insert(host, key)),
                         Err(problem) => problems.push(format!("challenge of {host}: {problem}")),
                     }

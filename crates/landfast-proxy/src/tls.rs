@@ -172,7 +172,27 @@ pub fn check_certificate(certificate: &Certificate) -> Result<(), String> {
     read(certificate).map(|_usable| ())
 }
 
-pub(crate) fn read(certificate: &Certificate) -> Result<Arc<CertifiedKey>, String> {
+fn read(certificate: &Certificate) -> Result<Arc<CertifiedKey>, String> {
+    let (chain, key) = read_files(certificate)?;
+    CertifiedKey::from_der(chain, key, &aws_lc_rs::default_provider())
+        .map(Arc::new)
+        .map_err(|error| cannot_be_used(certificate, &error))
+}
+
+/// Reads a certificate that nobody verifies and that holds a critical extension only an authority understands: what
+/// [`read`] looks at would refuse it.
+pub(crate) fn read_answer(certificate: &Certificate) -> Result<Arc<CertifiedKey>, String> {
+    let (chain, key) = read_files(certificate)?;
+    let key = aws_lc_rs::default_provider()
+        .key_provider
+        .load_private_key(key);
+    let key = key.map_err(|error| cannot_be_used(certificate, &error))?;
+    Ok(Arc::new(CertifiedKey::new(chain, key)))
+}
+
+type Files = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
+fn read_files(certificate: &Certificate) -> Result<Files, String> {
     let chain = CertificateDer::pem_file_iter(Path::new(&certificate.chain_path))
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
         .map_err(|error| format!("failed to read `{}`: {error}", certificate.chain_path))?;
@@ -181,13 +201,10 @@ pub(crate) fn read(certificate: &Certificate) -> Result<Arc<CertifiedKey>, Strin
     }
     let key = PrivateKeyDer::from_pem_file(Path::new(&certificate.key_path))
         .map_err(|error| format!("failed to read `{}`: {error}", certificate.key_path))?;
-    let provider = aws_lc_rs::default_provider();
-    CertifiedKey::from_der(chain, key, &provider)
-        .map(Arc::new)
-        .map_err(|error| {
-            format!(
-                "`{}` and `{}` cannot be used: {error}",
-                certificate.chain_path, certificate.key_path
-            )
-        })
+    Ok((chain, key))
+}
+
+fn cannot_be_used(certificate: &Certificate, error: &rustls::Error) -> String {
+    let (chain, key) = (&certificate.chain_path, &certificate.key_path);
+    format!("`{chain}` and `{key}` cannot be used: {error}")
 }

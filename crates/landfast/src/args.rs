@@ -470,7 +470,8 @@ pub(crate) enum CertificatesCommand {
     #[command(after_help = "Example:\n  landfast certificates renew api.example.com")]
     Renew {
         /// The host, as its route names it
-        host: String,
+        #[arg(value_name = "HOST")]
+        name: String,
     },
 }
 

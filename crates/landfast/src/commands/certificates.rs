@@ -22,8 +22,8 @@ pub(super) async fn certificates(
             let list = client.certificates().await?;
             print(printer, &list, || list_lines(&list, printer.paint))
         }
-        Some(CertificatesCommand::Renew { host }) => {
-            let ordered = client.renew_certificate(&host).await?;
+        Some(CertificatesCommand::Renew { name }) => {
+            let ordered = client.renew_certificate(&name).await?;
             print(printer, &ordered, || {
                 vec![format!(
                     "a certificate for {} is ordered; `landfast certificates` shows what comes of it",
