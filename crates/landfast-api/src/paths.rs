@@ -7,6 +7,7 @@ pub const APPS: &str = "/v1/apps";
 pub const ROUTES: &str = "/v1/routes";
 pub const CERTIFICATES: &str = "/v1/certificates";
 pub const CERTIFICATE_RENEW: &str = "/v1/certificates/{host}/renew";
+pub const TRAFFIC: &str = "/v1/traffic";
 pub const EVENTS: &str = "/v1/events";
 pub const METRICS: &str = "/v1/metrics";
 

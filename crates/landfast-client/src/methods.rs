@@ -6,7 +6,7 @@ use landfast_api::{
     AppList, ArtifactCreated, ArtifactListing, Certificate, CertificateList, DeployAnswer,
     DeployRequest, EnvironmentStatus, ExecFrame, ExecRequest, Health, History, Host, JobRun,
     LogLine, LogQuery, Plan, PlanRequest, ReasonRequest, RollbackRequest, Rollout, RolloutList,
-    RouteList, ScaleAnswer, ScaleRequest, Secret, SecretList, paths,
+    RouteList, ScaleAnswer, ScaleRequest, Secret, SecretList, Traffic, paths,
 };
 use landfast_types::Scope;
 
@@ -69,6 +69,11 @@ impl Client {
     pub async fn renew_certificate(&self, host: &str) -> Result<Certificate, Error> {
         let path = paths::fill(paths::CERTIFICATE_RENEW, &[host]);
         self.ask(Call::new(Method::POST, path, "the renewal")).await
+    }
+
+    /// What the proxy counted since its worker started.
+    pub async fn traffic(&self) -> Result<Traffic, Error> {
+        self.ask(get(paths::TRAFFIC, "the traffic")).await
     }
 
     /// Prometheus metrics of the server, as text.

@@ -37,7 +37,7 @@ pub use crate::{
     code::Code,
     diagnostic::{Diagnostic, Severity},
     public::is_public_host,
-    reference::{codes_markdown, defaults_markdown, reference_markdown},
+    reference::{defaults_markdown, reference_markdown},
     render::{Style, render, render_json, summary},
     scaffold::{FOLDER_FILES, FolderFacts, scaffold},
     schedule::{CronError, CronLine},
