@@ -145,6 +145,14 @@ proof-idle: ## memory and processor of server, proxy and three shims at rest
 proof-plan: ## plan for 200 services in < 200 ms
 	$(PROOF) plan
 
+.PHONY: proof-acme
+proof-acme: ## pebble with bad nonces, slow orders, failing validations: obtained in all that can succeed, the old one serves in the rest
+	$(CARGO) xtask proof acme
+
+.PHONY: proof-tls
+proof-tls: ## testssl.sh and sslyze against the proxy: no finding of medium or worse
+	$(CARGO) xtask proof tls
+
 .PHONY: proof-demo
 proof-demo: ## make demo, after the build, in < 120 s
 	$(PROOF) demo

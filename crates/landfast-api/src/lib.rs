@@ -15,6 +15,7 @@
 
 mod at;
 pub mod base64;
+mod certificate;
 mod deploy;
 mod environment;
 mod event;
@@ -29,6 +30,9 @@ mod upload;
 
 pub use crate::{
     at::{At, AtError},
+    certificate::{
+        Certificate, CertificateAlert, CertificateList, CertificateSource, CertificateState,
+    },
     deploy::{
         Change, DeployAnswer, DeployRequest, DiffLine, DiffMark, Manifest, Peak, Plan, PlanRequest,
         Refusal, RollbackPlan, RouteClaim, ServicePlan, Strategy,

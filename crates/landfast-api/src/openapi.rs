@@ -122,6 +122,22 @@ pub fn endpoints() -> Vec<Endpoint> {
             json::<RouteList>(),
         ),
         get(
+            paths::CERTIFICATES,
+            "certificates",
+            "The certificate of every host of the routes, in order of name",
+            json::<CertificateList>(),
+        ),
+        Endpoint {
+            answers: vec![(202, "It is ordered", json::<Certificate>())],
+            ..post(
+                paths::CERTIFICATE_RENEW,
+                "renew_certificate",
+                "Orders a host's certificate now; asking again while it is under way changes nothing",
+                Body::None,
+                Body::None,
+            )
+        },
+        get(
             paths::TRAFFIC,
             "traffic",
             "What the proxy counted since its worker started",
@@ -374,6 +390,8 @@ fn schemas() -> Vec<(String, RefOr<Schema>)> {
     add::<ArtifactCreated>(&mut schemas);
     add::<ArtifactListing>(&mut schemas);
     add::<BlobSize>(&mut schemas);
+    add::<Certificate>(&mut schemas);
+    add::<CertificateList>(&mut schemas);
     add::<DeployAnswer>(&mut schemas);
     add::<DeployRequest>(&mut schemas);
     add::<EnvironmentStatus>(&mut schemas);

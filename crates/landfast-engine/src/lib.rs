@@ -36,7 +36,7 @@ pub use crate::{
         View, replay, stream_of,
     },
     part::{backend_id, claims, part},
-    plane::{DataPlane, Hub, Part, PlaneError},
+    plane::{DataPlane, Hub, Obtained, Part, PlaneError},
     platform::{
         DeployError, DeployOrder, Deployed, Platform, PlatformSettings, RunError, StartError,
         settled_release,

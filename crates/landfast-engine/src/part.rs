@@ -71,6 +71,11 @@ pub fn part(
         .iter()
         .filter_map(|(_, route)| certificate(route))
         .collect();
+    let acme = served
+        .iter()
+        .filter(|(_, route)| route.acme)
+        .map(|(_, route)| route.host.clone())
+        .collect();
     let entries = served
         .iter()
         .map(|(name, route)| Route {
@@ -84,6 +89,7 @@ pub fn part(
         routes: entries,
         services,
         certificates,
+        acme,
     }
 }
 

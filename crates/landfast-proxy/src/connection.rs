@@ -34,6 +34,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use crate::{
+    challenge::ACME_TLS,
     clock,
     gate::{Gate, Refused},
     handler::{self, Client},
@@ -102,7 +103,12 @@ pub(crate) async fn serve(
     let Ok(Ok(stream)) = accepting.await else {
         return;
     };
-    let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    let protocol = stream.get_ref().1.alpn_protocol();
+    // The handshake was the question and its answer (RFC 8737, 3): no HTTP follows.
+    if protocol == Some(ACME_TLS) {
+        return;
+    }
+    let is_h2 = protocol == Some(b"h2");
     let io = ClientIo::new(stream, activity, place);
     if is_h2 {
         Box::pin(serve_http2(client, io)).await;

@@ -195,6 +195,11 @@ async fn decide(client: &Rc<Client>, request: Request<Incoming>, exchange: &mut 
         }
     }
     exchange.host.clone_from(&authority);
+    let challenges = &shared.certificates.challenges;
+    if let Some(response) = challenges.answer(&parts.method, &authority, &exchange.path) {
+        let close = false;
+        return Reply::Own { response, close };
+    }
     let length = content_length(&parts.headers).or(body.is_end_stream().then_some(0));
     let upgrade = parts.extensions.remove::<OnUpgrade>();
     // HTTP/1.0 has no upgrade (RFC 9110, 7.8).

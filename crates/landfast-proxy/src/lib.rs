@@ -10,6 +10,7 @@ mod access_log;
 mod admission;
 mod answer;
 mod backend;
+mod challenge;
 mod clock;
 mod compress;
 mod connection;

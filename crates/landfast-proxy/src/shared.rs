@@ -316,6 +316,8 @@ impl Shared {
         // Looked at first: a file that changes while it is read is read again the next time.
         registry.stamps = tls::stamps(&snapshot.certificates);
         registry.unreadable = self.certificates.load(&snapshot.certificates);
+        let unanswered = self.certificates.challenges.load(&snapshot.challenges);
+        registry.unreadable.extend(unanswered);
         for problem in &registry.unreadable {
             tracing::warn!(%problem, "a certificate cannot be used");
         }

@@ -34,6 +34,9 @@ pub struct Snapshot {
     /// The absolute folder of the store that holds the artifacts routes name; empty where none does.
     #[serde(default)]
     pub store: String,
+    /// Answers to the questions of a certificate authority that are open just now.
+    #[serde(default)]
+    pub challenges: Vec<Challenge>,
 }
 
 /// A host and a path that lead to a service. Exact hosts win over wildcards, then the longest path prefix wins.
@@ -192,6 +195,31 @@ pub struct Certificate {
     pub hosts: Vec<String>,
     pub chain_path: String,
     pub key_path: String,
+}
+
+/// The answer by which a certificate authority knows that this host is ours.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Challenge {
+    /// The host that is proven: exact, lower case.
+    pub host: String,
+    pub answer: ChallengeAnswer,
+}
+
+/// How a challenge is answered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum ChallengeAnswer {
+    /// `GET /.well-known/acme-challenge/<token>` is answered with this text (RFC 8555, 8.3), before any route,
+    /// redirect or pause of the host.
+    Http {
+        token: String,
+        key_authorization: String,
+    },
+    /// Who asks for `acme-tls/1` and nothing else gets this certificate (RFC 8737): PEM files.
+    TlsAlpn {
+        chain_path: String,
+        key_path: String,
+    },
 }
 
 /// What the proxy answers to a snapshot it took, and to `GET /status`.

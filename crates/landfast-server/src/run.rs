@@ -27,6 +27,7 @@ use tokio::{
 };
 
 use crate::{
+    certificates::{self, AcmeSettings},
     handlers,
     lock::{LockError, StateLock},
     proxy::{ProxyError, ProxyOrder},
@@ -56,6 +57,7 @@ pub struct ServerSettings {
     /// Connections one client may hold at the proxy; zero leaves it to the proxy.
     pub connections_per_client: u32,
     pub controls: Controls,
+    pub acme: AcmeSettings,
 }
 
 /// Why a server did not start, or ended.
@@ -75,6 +77,10 @@ pub enum ServerError {
     Key(#[source] landfast_secrets::KeyError),
     #[error("failed to open the artifact store")]
     Store(#[source] landfast_store::StoreError),
+    #[error("failed to open the certificates")]
+    Certificates(#[source] landfast_acme::StoreError),
+    #[error("the certificate authority cannot be asked")]
+    Acme(#[source] landfast_acme::ConnectError),
     #[error(transparent)]
     Proxy(#[from] ProxyError),
     #[error(transparent)]
@@ -113,6 +119,8 @@ impl ServerError {
                 Some("name folders this user may write, with --state and --run".into())
             }
             Self::Generation(_) => Some("free some space where the state is; instances and traffic go on, and nothing is lost".into()),
+            Self::Acme(_) => Some("name a PEM file with `--acme-ca`".into()),
+            Self::Certificates(_) => Some("the server's user must be able to write the state folder".into()),
             Self::Lock(_) | Self::Read(_) | Self::Store(_) | Self::Proxy(_) | Self::Start(_) | Self::NotLoopback(_) | Self::Serve(_) => None,
         }
     }
@@ -157,6 +165,8 @@ pub async fn run(settings: ServerSettings) -> Result<(), ServerError> {
         state: settings.state.clone(),
         run: settings.run.clone(),
     };
+    let certificates = landfast_acme::Store::open(folders.certificates());
+    let certificates = certificates.map_err(ServerError::Certificates)?;
     let platform = Platform::start(PlatformSettings {
         journal,
         target: Arc::new(target),
@@ -167,14 +177,23 @@ pub async fn run(settings: ServerSettings) -> Result<(), ServerError> {
         generation,
         folders,
         controls: settings.controls,
+        obtained: certificates::obtained(&certificates),
     })
     .await?;
+    let certificates = certificates::manager(&settings.acme, certificates, platform.shared())?;
 
     let (leaving, left) = watch::channel(false);
-    let state = AppState::new(Arc::clone(&platform), settings.clone(), clock.now(), left);
+    let state = AppState::new(
+        Arc::clone(&platform),
+        settings.clone(),
+        Arc::clone(&certificates),
+        clock.now(),
+        left,
+    );
     let router = handlers::router(state);
     let mut tasks = JoinSet::new();
     tasks.spawn(proxy.guard());
+    tasks.spawn(certificates.run());
     if let Some(tcp) = tcp {
         let (router, left) = (router.clone(), leaving.subscribe());
         tasks.spawn(async move {

@@ -13,6 +13,7 @@ use crate::{
     decode::default_gates,
     diagnostic::Problem,
     leaf::Leaf,
+    public::is_public_host,
     spec::{Gate, Protocol, Share, Strategy, When},
     tree::Value,
 };
@@ -212,7 +213,13 @@ fn claims(routes: &[(&str, Cursor<'_>)]) {
 }
 
 fn certificates(routes: &[(&str, Cursor<'_>)]) {
-    let with_tls = routes.iter().filter(|(_, route)| route.has("tls"));
+    let by_acme = |route: &Cursor<'_>| {
+        let is_public = || written(route, "host").is_some_and(|host| is_public_host(&host));
+        route.flag_or("acme", is_public)
+    };
+    let with_tls = routes
+        .iter()
+        .filter(|(_, route)| route.has("tls") || by_acme(route));
     let hosts = with_tls
         .filter_map(|(_, route)| written(route, "host"))
         .collect::<BTreeSet<_>>();
@@ -227,7 +234,8 @@ fn certificates(routes: &[(&str, Cursor<'_>)]) {
         };
         let message = format!("no route of `{host}` has a certificate to redirect to");
         let problem = Problem::new(Code::NoCertificate, route.span("https_only"), message);
-        route.report(problem.help("add tls = { certificate = \"…\", key = \"…\" }"));
+        route
+            .report(problem.help("add tls = { certificate = \"…\", key = \"…\" }, or acme = true"));
     }
 }
 

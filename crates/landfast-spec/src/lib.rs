@@ -19,6 +19,7 @@ mod diagnostic;
 mod guard;
 mod leaf;
 mod overlay;
+mod public;
 mod reference;
 mod render;
 mod scaffold;
@@ -36,6 +37,7 @@ pub use crate::{
     catalogue::{CATALOGUE, ENV_TYPES, GATES_LATER, Key, Kind},
     code::Code,
     diagnostic::{Diagnostic, Severity},
+    public::is_public_host,
     reference::{defaults_markdown, reference_markdown},
     render::{Style, render, render_json, summary},
     scaffold::{FOLDER_FILES, FolderFacts, scaffold},

@@ -324,7 +324,10 @@ pub struct RouteSpec {
     pub websocket: bool,
     #[serde(default)]
     pub tls: Option<TlsSpec>,
-    /// Plain HTTP is answered with a redirect to HTTPS.
+    /// The certificate of the host is obtained and renewed by ACME.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub acme: bool,
+    /// Plain HTTP is answered with a redirect to HTTPS; where the certificate comes by ACME, once it is there.
     #[serde(default)]
     pub https_only: bool,
     pub limits: RouteLimitsSpec,

@@ -255,6 +255,61 @@ fn a_second_claim_of_a_host_and_path_is_refused() {
 }
 
 #[test]
+fn public_hosts_get_certificates_by_acme_and_each_host_says_one_thing() {
+    let route = |name: &str, host: &str, rest: &str| {
+        format!(
+            "[routes.{name}]\nhost = \"{host}\"\npath = \"/{name}\"\nservice = \"api\"\n{rest}\n"
+        )
+    };
+    let files = "tls = { certificate = \"/c\", key = \"/k\" }";
+    let text = [
+        route("public", "api.flextime.com", ""),
+        route("private", "api.flextime.test", ""),
+        route("wished", "api.flextime.internal", "acme = true"),
+        route("off", "old.flextime.com", "acme = false"),
+        route("beside-off", "old.flextime.com", ""),
+        route("files", "own.flextime.com", files),
+        route("beside-files", "own.flextime.com", ""),
+        route("plain", "slow.flextime.com", "https_only = false"),
+        route("wild", "*.flextime.com", ""),
+    ];
+    let spec = spec(&with("", &text.concat()));
+    let found: Vec<_> = spec
+        .routes
+        .iter()
+        .map(|(name, route)| {
+            format!(
+                "{name}: acme {}, https only {}",
+                route.acme, route.https_only
+            )
+        })
+        .collect();
+    assert_snapshot!(found.join("\n"), @r"
+    beside-files: acme false, https only false
+    beside-off: acme false, https only false
+    files: acme false, https only true
+    off: acme false, https only false
+    plain: acme true, https only false
+    private: acme false, https only false
+    public: acme true, https only true
+    wild: acme false, https only false
+    wished: acme true, https only true
+    ");
+    let both = format!("{files}\nacme = true");
+    let wrong = [
+        route("a", "*.flextime.com", "acme = true"),
+        route("b", "own.flextime.com", files),
+        route("c", "own.flextime.com", "acme = true"),
+        route("d", "e.flextime.com", &both),
+    ];
+    check!(with("", &wrong.concat()), @r"
+    13:8 LF035 ACME cannot prove `*.flextime.com` over HTTP or TLS | name an exact host, or give `tls` a certificate from files
+    23:8 LF035 another route of `own.flextime.com` says otherwise | a host has one certificate: say the same in all of its routes
+    29:8 LF035 `acme = true` and certificate files in `tls` contradict each other | remove one of them
+    ");
+}
+
+#[test]
 fn hosts_paths_and_certificates_are_checked() {
     check!(with("", "[routes.a]\nhost = \"https://a.example:8080/x\"\nservice = \"api\"\n[routes.b]\nhost = \"b..example\"\npath = \"x\"\nservice = \"api\"\n[routes.c]\nhost = \"c.example\"\npath = \"/x/*\"\nservice = \"api\"\ntls = { certificate = \"c.pem\" }\n[routes.d]\nhost = \"d.example\"\nservice = \"api\"\nhttps_only = true\nmaintenance = \"page.html\""), @r#"
     9:8 LF022 `https://a.example:8080/x` is not a host | write the host alone: "a.example"
@@ -263,7 +318,7 @@ fn hosts_paths_and_certificates_are_checked() {
     17:8 LF021 `path` is a prefix already | write "/x"
     19:1 LF006 `key` is missing in `[routes.c.tls]` | for example key = "/etc/tls/api.key"
     19:23 LF021 `certificate` must be an absolute path on the server's host | it starts with `/`, and is not `/` itself
-    23:14 LF028 no route of `d.example` has a certificate to redirect to | add tls = { certificate = "…", key = "…" }
+    23:14 LF028 no route of `d.example` has a certificate to redirect to | add tls = { certificate = "…", key = "…" }, or acme = true
     24:15 LF008 `maintenance` is the page itself, not a path | put the HTML between """ and """
     "#);
 }

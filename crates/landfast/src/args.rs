@@ -159,6 +159,14 @@ pub(crate) enum Command {
     /// Show all routes of the host, in the order they match
     #[command(after_help = "Example:\n  landfast routes")]
     Routes,
+    /// Show the certificate of every host: issuer, end, next renewal, what is in the way; renew one by hand
+    #[command(
+        after_help = "Example:\n  landfast certificates\n  landfast certificates renew api.example.com"
+    )]
+    Certificates {
+        #[command(subcommand)]
+        command: Option<CertificatesCommand>,
+    },
     /// Run a job now, show its output, and end with its exit code
     #[command(after_help = "Example:\n  landfast run smoke")]
     Run(Run),
@@ -461,12 +469,71 @@ pub(crate) struct Server {
     /// Write the log as JSON, one object per line
     #[arg(long)]
     pub(crate) log_json: bool,
+    #[command(flatten)]
+    pub(crate) acme: Acme,
     /// A control of the loss judge: ends instances without waiting for drains; requests are lost
     #[arg(long, hide = true)]
     pub(crate) drain_confirmation_off: bool,
     /// A control of the loss judge: takes instances for ready at once; requests are lost
     #[arg(long, hide = true)]
     pub(crate) health_gate_off: bool,
+}
+
+/// What is done with certificates; without a word they are listed.
+#[derive(Debug, Subcommand)]
+pub(crate) enum CertificatesCommand {
+    /// List them
+    #[command(after_help = "Example:\n  landfast certificates list --json")]
+    List,
+    /// Order a host's certificate now, whatever is planned
+    #[command(after_help = "Example:\n  landfast certificates renew api.example.com")]
+    Renew {
+        /// The host, as its route names it
+        #[arg(value_name = "HOST")]
+        name: String,
+    },
+}
+
+/// How hosts are proven to the certificate authority.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ChallengeArg {
+    /// A file over plain HTTP; the authority asks port 80
+    #[value(name = "http-01")]
+    Http01,
+    /// A certificate over TLS; the authority asks port 443
+    #[value(name = "tls-alpn-01")]
+    TlsAlpn01,
+}
+
+/// How certificates are obtained.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Certificates (ACME)")]
+pub(crate) struct Acme {
+    /// Order and renew no certificates; those that are there serve on
+    #[arg(long)]
+    pub(crate) acme_off: bool,
+    /// The directory of the certificate authority [default: Let's Encrypt, where the proxy listens on port 80 or 443]
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "LANDFAST_ACME_DIRECTORY",
+        conflicts_with = "acme_off"
+    )]
+    pub(crate) acme_directory: Option<String>,
+    /// A mail address the authority may write to; may be given more than once
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        env = "LANDFAST_ACME_CONTACT",
+        value_delimiter = ','
+    )]
+    pub(crate) acme_contact: Vec<String>,
+    /// PEM certificates to trust for the directory beside the system's
+    #[arg(long, value_name = "FILE", env = "LANDFAST_ACME_CA")]
+    pub(crate) acme_ca: Option<PathBuf>,
+    /// How hosts are proven, the first choice first; after a failure the next is tried
+    #[arg(long, value_name = "KIND", value_delimiter = ',', default_values = ["http-01", "tls-alpn-01"])]
+    pub(crate) acme_challenges: Vec<ChallengeArg>,
 }
 
 #[derive(Debug, Args)]

@@ -11,11 +11,11 @@ use landfast_engine::Controls;
 use landfast_proxy::{
     ADOPT_ARGUMENTS, HolderSettings, Trust, TrustedField, WORKER_ARGUMENTS, WorkerSettings,
 };
-use landfast_server::ServerSettings;
+use landfast_server::{AcmeSettings, ChallengeKind, LETS_ENCRYPT, ServerSettings};
 use landfast_types::Network;
 
 use crate::{
-    args,
+    args::{self, ChallengeArg},
     context::{run_folder, state_folder},
     exit::{Exit, Failure},
     out::Printer,
@@ -34,6 +34,7 @@ pub(crate) struct ServerPlaces {
     pub(crate) https: Vec<SocketAddr>,
     pub(crate) preview: SocketAddr,
     pub(crate) tcp: Option<SocketAddr>,
+    pub(crate) acme: AcmeSettings,
     /// What differs from what one might expect.
     pub(crate) notes: Vec<String>,
 }
@@ -121,6 +122,7 @@ fn places(arguments: &args::Server) -> Result<ServerPlaces, Failure> {
     // Any free port: the proxy says which, and nobody but the smoke jobs needs to know.
     let preview = arguments.preview.unwrap_or((Ipv4Addr::LOCALHOST, 0).into());
     let tcp = arguments.tcp;
+    let acme = acme(&arguments.acme, &http, &https, &mut notes)?;
     Ok(ServerPlaces {
         state,
         run,
@@ -128,7 +130,50 @@ fn places(arguments: &args::Server) -> Result<ServerPlaces, Failure> {
         https,
         preview,
         tcp,
+        acme,
         notes,
+    })
+}
+
+/// Let's Encrypt asks ports 80 and 443: without a word about another authority, a server that listens on neither
+/// orders nothing.
+fn acme(
+    asked: &args::Acme,
+    http: &[SocketAddr],
+    https: &[SocketAddr],
+    notes: &mut Vec<String>,
+) -> Result<AcmeSettings, Failure> {
+    let is_reachable = http.iter().any(|at| at.port() == HTTP_PORTS.0)
+        || https.iter().any(|at| at.port() == HTTPS_PORTS.0);
+    let directory = match &asked.acme_directory {
+        _ if asked.acme_off => None,
+        Some(url) if url.starts_with("https://") => Some(url.clone()),
+        Some(url) => {
+            let error = anyhow::anyhow!("`{url}` is not an https address");
+            let failure = Failure::new(Exit::Usage, error);
+            let hint = "the directory of Let's Encrypt, for example, is https://acme-v02.api.letsencrypt.org/directory";
+            return Err(Failure {
+                hint: Some(hint.into()),
+                ..failure
+            });
+        }
+        None if is_reachable => Some(LETS_ENCRYPT.to_owned()),
+        None => {
+            notes.push(
+                "no certificates are ordered: the proxy listens on neither port 80 nor 443; `--acme-directory` orders them anyway".into(),
+            );
+            None
+        }
+    };
+    let kind = |asked: &ChallengeArg| match asked {
+        ChallengeArg::Http01 => ChallengeKind::Http01,
+        ChallengeArg::TlsAlpn01 => ChallengeKind::TlsAlpn01,
+    };
+    Ok(AcmeSettings {
+        directory,
+        contacts: asked.acme_contact.clone(),
+        ca: asked.acme_ca.clone(),
+        challenges: asked.acme_challenges.iter().map(kind).collect(),
     })
 }
 
@@ -186,6 +231,7 @@ fn run_server(
         trust,
         connections_per_client,
         controls,
+        acme: places.acme,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

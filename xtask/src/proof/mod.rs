@@ -34,6 +34,9 @@ const LIVE: &[(&str, Proof)] = &[
     ("deploys", deploys::deploys),
 ];
 
+/// Those that tests and the simulator show.
+const TESTED: &[&str] = &["crash", "planted", "false-aborts", "power", "acme", "tls"];
+
 /// Runs the proof that is asked for.
 pub(crate) fn run(arguments: &[String]) -> anyhow::Result<()> {
     let Some(name) = arguments.first() else {
@@ -41,7 +44,7 @@ pub(crate) fn run(arguments: &[String]) -> anyhow::Result<()> {
     };
     match name.as_str() {
         "all" => {
-            for name in ["crash", "planted", "false-aborts", "power"] {
+            for name in TESTED {
                 simulated::run(name)?;
             }
             LIVE.iter()
@@ -51,7 +54,7 @@ pub(crate) fn run(arguments: &[String]) -> anyhow::Result<()> {
         }
         "demo" => crate::demo::run(),
         "probes" => probes::run(),
-        "crash" | "planted" | "false-aborts" | "power" => simulated::run(name),
+        name if TESTED.contains(&name) => simulated::run(name),
         name => {
             if name == "canary" {
                 simulated::run("canary")?;

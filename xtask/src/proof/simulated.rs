@@ -1,4 +1,4 @@
-//! Figures that simulation shows: they run the simulator's own binaries and tests.
+//! Figures that tests and the simulator's own binaries show.
 
 use anyhow::{bail, ensure};
 
@@ -29,10 +29,14 @@ pub(crate) fn run(name: &str) -> anyhow::Result<()> {
             "--",
             "--nocapture",
         ],
+        // The short form leaves out what takes minutes.
+        "acme" if is_short() => landfast_test("acme", "--show-output"),
+        "acme" => landfast_test("acme", "--include-ignored"),
+        "tls" => landfast_test("scanners", "--ignored"),
         "canary" => proof_canary(&[seeds, "fails half, 20/s, probes"]),
         "false-aborts" => proof_canary(&[seeds, "equal, "]),
         "power" => proof_canary(&[seeds, "worse, "]),
-        _ => bail!("there is no simulated proof `{name}`"),
+        _ => bail!("there is no such proof `{name}`"),
     };
     let mut cargo = command("cargo");
     if name == "crash" && !is_short() {
@@ -41,6 +45,12 @@ pub(crate) fn run(name: &str) -> anyhow::Result<()> {
     let status = cargo.args(&arguments).status()?;
     ensure!(status.success(), "cargo {} failed", arguments.join(" "));
     Ok(())
+}
+
+/// A test of the whole binary against programs that are not ours.
+fn landfast_test<'a>(name: &'a str, which: &'a str) -> Vec<&'a str> {
+    let test = ["test", "--locked", "-p", "landfast", "--test", name];
+    [&test[..], &["--", "--nocapture", "--test-threads=2", which]].concat()
 }
 
 fn proof_canary<'a>(arguments: &[&'a str]) -> Vec<&'a str> {

@@ -306,6 +306,7 @@ pub fn snapshot(revision: u64, service: Service) -> Snapshot {
         services: BTreeMap::from([(key(), service)]),
         certificates: vec![],
         store: String::new(),
+        challenges: vec![],
     }
 }
 

@@ -16,7 +16,7 @@ use landfast_types::{Scope, Secret, ServiceName};
 use super::{InEnvironment, scope, upload::blocking};
 use crate::{
     answer::{Answer, Failure, Json},
-    events,
+    certificates, events,
     idempotency::json_response,
     state::AppState,
     wire,
@@ -38,6 +38,13 @@ async fn answer_status(state: &AppState, scope: &Scope) -> Answer<Response> {
     let folders = shared.folders.clone();
     let mut status =
         blocking(move || wire::environment_status(&view, &folders, proxy.as_ref(), now)).await?;
+    let hosts = status
+        .routes
+        .iter()
+        .map(|route| route.host.clone())
+        .collect();
+    let troubles = certificates::troubles(&state.certificates, &hosts);
+    status.problems.extend(troubles);
     fill_processes(state, scope, &mut status).await;
     let journal = shared.journal.clone();
     let position = blocking(move || journal.last_position()).await?;

@@ -1,5 +1,6 @@
 //! One handler for each endpoint of `landfast_api::endpoints`.
 
+mod certificate;
 mod environment;
 mod host;
 mod instance;
@@ -31,6 +32,8 @@ pub(crate) fn router(state: AppState) -> Router {
         .route(paths::HOST, get(host::host))
         .route(paths::APPS, get(host::apps))
         .route(paths::ROUTES, get(host::routes))
+        .route(paths::CERTIFICATES, get(certificate::list))
+        .route(paths::CERTIFICATE_RENEW, post(certificate::renew))
         .route(paths::TRAFFIC, get(host::traffic))
         .route(paths::EVENTS, get(host::events))
         .route(paths::METRICS, get(host::metrics))

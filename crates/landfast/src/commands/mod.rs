@@ -1,5 +1,6 @@
 //! Every command but the roles: each asks the server, and prints what it says.
 
+mod certificates;
 mod check;
 mod deploy;
 mod explain;
@@ -88,6 +89,7 @@ fn without_server(
         | Command::Logs(_)
         | Command::Events(_)
         | Command::Routes
+        | Command::Certificates { .. }
         | Command::Run(_)
         | Command::Exec(_)
         | Command::Secret { .. }
@@ -125,6 +127,9 @@ async fn dispatch(
         Command::History(arguments) => show::history(printer, global, client, &arguments).await,
         Command::Top(arguments) => top::top(printer, global, client, &arguments).await,
         Command::Routes => show::routes(printer, client).await,
+        Command::Certificates { command } => {
+            certificates::certificates(printer, client, command).await
+        }
         Command::Promote(arguments) => moves::promote(printer, global, client, &arguments).await,
         Command::Abort(arguments) => moves::abort(printer, global, client, &arguments).await,
         Command::Seal(arguments) => moves::seal(printer, global, client, &arguments).await,

@@ -53,7 +53,7 @@ pub(super) async fn status(
     })
 }
 
-fn print<T: serde::Serialize>(
+pub(super) fn print<T: serde::Serialize>(
     printer: &Printer,
     value: &T,
     lines: impl FnOnce() -> Vec<String>,

@@ -82,19 +82,28 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 pub struct Host {
     pub folder: TempDir,
     pub http: u16,
+    pub https: u16,
+    /// Further arguments of the server.
+    pub arguments: Vec<String>,
     server: Option<Child>,
 }
 
 impl Host {
     pub fn start() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let mut host = Self {
-            folder,
-            http: free_port(),
-            server: None,
-        };
+        let mut host = Self::stopped();
         host.start_server();
         host
+    }
+
+    /// Folders and ports, and nothing that runs yet.
+    pub fn stopped() -> Self {
+        Self {
+            folder: tempfile::tempdir().unwrap(),
+            http: free_port(),
+            https: free_port(),
+            arguments: Vec::new(),
+            server: None,
+        }
     }
 
     pub fn start_server(&mut self) {
@@ -125,7 +134,8 @@ impl Host {
             .env(MARK, self.folder.path())
             .arg("server")
             .args(["--http", &format!("127.0.0.1:{}", self.http)])
-            .args(["--https", &format!("127.0.0.1:{}", free_port())])
+            .args(["--https", &format!("127.0.0.1:{}", self.https)])
+            .args(&self.arguments)
             .args(["--preview", &format!("127.0.0.1:{}", free_port())])
             .arg("--state")
             .arg(self.path("state"))
@@ -237,6 +247,16 @@ impl Host {
         let (head, body) = answer.split_once("\r\n\r\n").expect("a whole answer");
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
         (status, body.to_owned())
+    }
+
+    /// The metrics of the server, over its socket.
+    pub fn metrics(&self) -> String {
+        let mut stream = std::os::unix::net::UnixStream::connect(self.socket()).unwrap();
+        let request = "GET /v1/metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
     }
 
     #[track_caller]
