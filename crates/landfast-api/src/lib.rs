@@ -23,6 +23,7 @@ mod host;
 mod openapi;
 pub mod paths;
 mod problem;
+mod protection;
 mod rollout;
 mod upload;
 
@@ -45,6 +46,7 @@ pub use crate::{
     },
     openapi::{Endpoint, Method, endpoints, openapi, openapi_json},
     problem::{Diagnostic, DiagnosticSeverity, Moving, PROBLEM_TYPE_PREFIX, Problem, ProblemCode},
+    protection::{Protection, ProtectionState},
     rollout::{
         Cause, Deadline, Gate, GateState, Latency, Ledger, ReleaseLedger, ReleaseTraffic, Rollout,
         RolloutKind, RolloutList, RolloutState, Step, Streams, Weight,

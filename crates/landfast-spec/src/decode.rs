@@ -10,6 +10,7 @@ use crate::{
     cursor::Cursor,
     diagnostic::Problem,
     leaf::{Leaf, Scalar},
+    sandbox,
     spec::{
         AppSpec, DeploySpec, EnvType, EnvVar, Gate, HealthSpec, JobSpec, Probe, ResourcesSpec,
         RouteLimitsSpec, RouteSpec, RouteTimeoutsSpec, ServiceSpec, Strategy, SyntheticProbe,
@@ -82,6 +83,7 @@ fn service(name: &str, at: &Cursor<'_>, secrets: Secrets<'_>) -> Option<ServiceS
         .filter_map(|name| ServiceName::new(name).ok())
         .collect();
     let (resources, volumes) = (resources(at), volumes(at));
+    let sandbox = sandbox::read(at);
     let env = variables(at, secrets);
     let health = health(name, at, at.has("port"));
     Some(ServiceSpec {
@@ -90,6 +92,7 @@ fn service(name: &str, at: &Cursor<'_>, secrets: Secrets<'_>) -> Option<ServiceS
         port,
         replicas,
         resources,
+        sandbox,
         volumes,
         env,
         health,
@@ -117,6 +120,7 @@ fn job(at: &Cursor<'_>, secrets: Secrets<'_>) -> Option<JobSpec> {
         when,
         timeout,
         resources,
+        sandbox: sandbox::read(at),
         volumes,
         env,
     })
@@ -127,6 +131,8 @@ fn resources(at: &Cursor<'_>) -> ResourcesSpec {
     ResourcesSpec {
         cpu: at.cpu("cpu"),
         memory: at.bytes("memory"),
+        processes: at.optional_count("processes"),
+        descriptors: at.optional_count("descriptors"),
     }
 }
 

@@ -20,6 +20,7 @@ mod leaf;
 mod overlay;
 mod reference;
 mod render;
+mod sandbox;
 mod scaffold;
 mod schedule;
 mod schema;
@@ -37,6 +38,7 @@ pub use crate::{
     diagnostic::{Diagnostic, Severity},
     reference::{codes_markdown, defaults_markdown, reference_markdown},
     render::{Style, render, render_json, summary},
+    sandbox::SandboxSpec,
     scaffold::{FOLDER_FILES, FolderFacts, scaffold},
     schedule::{CronError, CronLine},
     schema::json_schema,

@@ -7,6 +7,7 @@ mod digest;
 mod generation;
 mod histogram;
 mod name;
+mod protection;
 mod secret;
 mod time;
 mod units;
@@ -20,6 +21,7 @@ pub use crate::{
         NameError, ReleaseId, RolloutId, RouteName, Scope, ServiceKey, ServiceKeyError,
         ServiceName, StoreName,
     },
+    protection::{Protection, ProtectionPart, ProtectionState},
     secret::Secret,
     time::Timestamp,
     units::{

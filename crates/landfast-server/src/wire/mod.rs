@@ -2,11 +2,13 @@
 
 mod environment;
 mod event;
+mod protection;
 mod rollout;
 
 pub use self::event::event_text;
 pub(crate) use self::{
     environment::{app_summary, environment_status, history, routes},
     event::event,
+    protection::protections,
     rollout::rollout_by_id,
 };

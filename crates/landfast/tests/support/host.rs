@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::{TcpListener, TcpStream},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     time::Duration,
@@ -85,6 +86,8 @@ pub struct Host {
 impl Host {
     pub fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
+        // As a state folder is: instances run as users of their own.
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o711)).unwrap();
         let mut host = Self {
             folder,
             http: free_port(),
