@@ -55,6 +55,11 @@ pub const MARK_VARIABLE: &str = "LANDFAST_MARK";
 /// An order larger than this is no order: Linux itself takes at most 2 MiB of arguments and environment by default.
 const ORDER_BYTES_MAX: usize = 16 << 20;
 
+/// Whether something keeps the clock of this host right; `None` where that cannot be asked.
+pub fn clock_is_synchronized() -> Option<bool> {
+    os::clock_is_synchronized()
+}
+
 /// The whole of `landfast shim`. The binary calls this before it starts anything else: one thread, nothing open.
 ///
 /// The answer to the order is one line of JSON ([`Report`]) on standard output; then the caller is let go.

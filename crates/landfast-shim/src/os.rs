@@ -83,6 +83,16 @@ pub(crate) fn landlock_abi() -> Result<u32, &'static str> {
     }
 }
 
+/// Whether something keeps the clock of this host right (adjtimex(2)); `None` where that cannot be asked.
+#[expect(unsafe_code, reason = "no safe wrapper of adjtimex exists")]
+pub(crate) fn clock_is_synchronized() -> Option<bool> {
+    // SAFETY: all fields are numbers, for which zero is a value.
+    let mut state = unsafe { std::mem::zeroed::<libc::timex>() };
+    // SAFETY: without modes the call only fills in the value, which lives longer than it.
+    let answer = unsafe { libc::adjtimex(&raw mut state) };
+    (answer >= 0).then_some(state.status & libc::STA_UNSYNC == 0)
+}
+
 /// Closes whatever a careless caller left open: a listening socket kept alive by a shim would outlive the server.
 #[expect(unsafe_code, reason = "no safe wrapper of close_range exists")]
 pub(crate) fn close_inherited() {
