@@ -16,6 +16,7 @@
 mod at;
 pub mod base64;
 mod deploy;
+mod doctor;
 mod environment;
 mod event;
 mod exec;
@@ -33,6 +34,7 @@ pub use crate::{
         Change, DeployAnswer, DeployRequest, DiffLine, DiffMark, Manifest, Peak, Plan, PlanRequest,
         Refusal, RollbackPlan, RouteClaim, ServicePlan, Strategy,
     },
+    doctor::{Diagnosis, DoctorRequest, Finding, FindingLevel},
     environment::{
         EnvironmentState, EnvironmentStatus, GroupRole, GroupStatus, History, Instance,
         InstanceState, Release, ReleaseState, Route, RouteList, RouteWeight, ServiceStatus,

@@ -16,8 +16,9 @@ mod state;
 mod wire;
 
 pub use crate::{
+    handlers::instance_ports,
     lock::LockError,
     proxy::ProxyError,
     run::{ServerError, ServerSettings, run},
-    wire::event_text,
+    wire::{diagnosis, event_text},
 };

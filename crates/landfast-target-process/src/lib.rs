@@ -52,6 +52,9 @@ const ASK_AGAIN: Duration = Duration::from_millis(20);
 /// Starts and stops of one instance exclude each other; so few others share its lock that nobody notices.
 const STRIPES: usize = 64;
 
+/// The ports instances are given where nobody says otherwise, on 127.0.0.1.
+pub const PORTS: RangeInclusive<u16> = 20_000..=29_999;
+
 /// What a process target needs to know.
 #[derive(Debug, Clone)]
 pub struct ProcessSettings {
@@ -88,7 +91,7 @@ impl ProcessSettings {
             users: None,
             run,
             store,
-            ports: 20_000..=29_999,
+            ports: PORTS,
             log_segment_bytes_max: 8 << 20,
             log_segments_kept: 5,
             shutdown_grace: Duration::from_secs(10),

@@ -2,6 +2,7 @@
 
 mod check;
 mod deploy;
+mod doctor;
 mod explain;
 mod init;
 mod jobs;
@@ -74,6 +75,7 @@ fn without_server(
         Command::Plan(_)
         | Command::Deploy(_)
         | Command::Status(_)
+        | Command::Doctor(_)
         | Command::History(_)
         | Command::Promote(_)
         | Command::Abort(_)
@@ -120,6 +122,7 @@ async fn dispatch(
             deploy::deploy(printer, global, client, arguments, prepared).await
         }
         Command::Status(arguments) => show::status(printer, global, client, &arguments).await,
+        Command::Doctor(arguments) => doctor::doctor(printer, global, client, &arguments).await,
         Command::History(arguments) => show::history(printer, global, client, &arguments).await,
         Command::Routes => show::routes(printer, client).await,
         Command::Promote(arguments) => moves::promote(printer, global, client, &arguments).await,
