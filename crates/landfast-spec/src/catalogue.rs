@@ -193,10 +193,10 @@ pub static CATALOGUE: &[Key] = &[
         .aliases(&["ports", "listen", "internal_port"]),
     key("services.*.replicas", Kind::Count { min: 1, max: 500 }, "How many instances run.", "3")
         .default(&defaults::REPLICAS).aliases(&["instances", "scale", "count"]),
-    key("services.*.resources", Kind::Table, "What one instance may use. Without it nothing is limited, and preflight cannot count it.", "{ cpu = \"500m\", memory = \"512MiB\" }")
+    key("services.*.resources", Kind::Table, "What one instance may use at most. Without it memory and CPU are not limited, and preflight cannot count them.", "{ cpu = \"500m\", memory = \"512MiB\" }")
         .aliases(&["limits", "resource"]),
-    key("services.*.resources.cpu", Kind::Cpu, "Share of CPU: cores, or thousandths with `m`.", "\"500m\"").aliases(&["cpus"]),
-    key("services.*.resources.memory", Kind::Size { min: 1 << 20 }, "Memory.", "\"512MiB\"").aliases(&["mem", "ram"]),
+    key("services.*.resources.cpu", Kind::Cpu, "Share of CPU it gets at most: cores, or thousandths with `m`.", "\"500m\"").aliases(&["cpus"]),
+    key("services.*.resources.memory", Kind::Size { min: 1 << 20 }, "Memory of all its processes together. One that needs more is ended by the kernel, and told as out of memory.", "\"512MiB\"").aliases(&["mem", "ram"]),
     key("services.*.resources.processes", Kind::Count { min: 1, max: 1_000_000 }, "Processes and threads, all together; 4096 without it.", "1000").aliases(&["pids", "pids_limit", "tasks", "tasks_max"]),
     key("services.*.resources.descriptors", Kind::Count { min: 64, max: 1_000_000 }, "Open files and sockets of each process; 65536 without it, or as many as the host gives.", "20000").aliases(&["nofile", "files", "ulimit"]),
     key("services.*.sandbox", Kind::Table, "Loosens what an instance is kept from. Without it: a user of its own, no capabilities, and of the host's files only programs, libraries and their settings, its artifact, its volumes and a temporary folder. `plan` and `status` say what this host enforces.", "{ read_only = [\"/srv/models\"] }")

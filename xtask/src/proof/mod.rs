@@ -4,6 +4,7 @@
 mod deploys;
 mod figures;
 mod handover;
+mod jail;
 mod kills;
 mod simulated;
 
@@ -45,9 +46,11 @@ pub(crate) fn run(arguments: &[String]) -> anyhow::Result<()> {
             }
             LIVE.iter()
                 .try_for_each(|(name, proof)| one(name, *proof))?;
+            jail::run()?;
             crate::demo::run()
         }
         "demo" => crate::demo::run(),
+        "jail" => jail::run(),
         "crash" | "planted" | "false-aborts" | "power" => simulated::run(name),
         name => {
             if name == "canary" {

@@ -173,7 +173,9 @@ impl Drop for World {
                 && let Ok(Some(state)) = ShimState::read(&entry.path())
                 && let Some(shim) = state.shim
             {
-                kill(shim.pid);
+                // It may be leaving by itself.
+                let pid = Pid::from_raw(i32::try_from(shim.pid).unwrap()).unwrap();
+                let _gone = rustix::process::kill_process(pid, Signal::KILL);
                 for _ in 0..100 {
                     state.leftovers.remove();
                     if state
