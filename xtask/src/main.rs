@@ -6,8 +6,10 @@
     reason = "printing is what a chore is for"
 )]
 
+mod book;
 mod demo;
 mod docs;
+mod errors;
 mod flextime;
 mod live;
 mod proof;

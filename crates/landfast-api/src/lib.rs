@@ -26,6 +26,7 @@ pub mod paths;
 mod problem;
 mod protection;
 mod rollout;
+mod traffic;
 mod upload;
 
 pub use crate::{
@@ -54,6 +55,7 @@ pub use crate::{
         RolloutKind, RolloutList, RolloutState, Step, Streams, Weight,
     },
     rollout::{ReasonRequest, RollbackRequest, ScaleAnswer, ScaleRequest},
+    traffic::{InstanceTraffic, ServiceTraffic, Traffic},
     upload::{
         ArtifactCreated, ArtifactEntry, ArtifactEntryKind, ArtifactListing, BlobSize, MissingBlob,
         MissingBlobs, MissingBlobsRequest,

@@ -21,7 +21,7 @@ app = "shop"
 artifact = "build"
 command = ["./app.py", "serve"]
 port = 3000
-resources = { memory = "128MiB", cpu = "2" }
+resources = { memory = "128MiB", cpu = "250m" }
 volumes = { data = "managed" }
 health = { ready = "http:/ready", interval = "200ms" }
 drain = "1s"

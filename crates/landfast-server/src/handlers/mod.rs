@@ -34,6 +34,7 @@ pub(crate) fn router(state: AppState) -> Router {
         .route(paths::DOCTOR, post(doctor::doctor))
         .route(paths::APPS, get(host::apps))
         .route(paths::ROUTES, get(host::routes))
+        .route(paths::TRAFFIC, get(host::traffic))
         .route(paths::EVENTS, get(host::events))
         .route(paths::METRICS, get(host::metrics))
         .route(paths::BLOBS_MISSING, post(upload::missing))

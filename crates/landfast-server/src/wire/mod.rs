@@ -5,6 +5,7 @@ mod environment;
 mod event;
 mod protection;
 mod rollout;
+mod traffic;
 
 pub use self::{doctor::diagnosis, event::event_text};
 pub(crate) use self::{
@@ -12,4 +13,5 @@ pub(crate) use self::{
     event::event,
     protection::protections,
     rollout::rollout_by_id,
+    traffic::traffic,
 };
