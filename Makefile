@@ -129,6 +129,10 @@ proof-power: ## errors 0.5 -> 3 % or P99 doubled: caught within the hold in >= 9
 proof-exit: ## an instance that exits at start: its step fails < 2 s after the exit
 	$(PROOF) exit
 
+.PHONY: proof-jail
+proof-jail: ## instances try to leave their jail, here and under Debian's kernel with cgroup v2 in a virtual machine
+	$(CARGO) xtask proof jail
+
 .PHONY: proof-planted
 proof-planted: ## seven planted bugs, each found by the simulator within 500 seeds
 	$(PROOF) planted

@@ -109,6 +109,13 @@ pub fn endpoints() -> Vec<Endpoint> {
             "Versions, listeners, folders and resources",
             json::<Host>(),
         ),
+        post(
+            paths::DOCTOR,
+            "doctor",
+            "Whether this host can carry what it is to carry; changes nothing",
+            json::<DoctorRequest>(),
+            json::<Diagnosis>(),
+        ),
         get(
             paths::APPS,
             "apps",
@@ -394,6 +401,8 @@ fn schemas() -> Vec<(String, RefOr<Schema>)> {
     add::<CertificateList>(&mut schemas);
     add::<DeployAnswer>(&mut schemas);
     add::<DeployRequest>(&mut schemas);
+    add::<Diagnosis>(&mut schemas);
+    add::<DoctorRequest>(&mut schemas);
     add::<EnvironmentStatus>(&mut schemas);
     add::<Event>(&mut schemas);
     add::<ExecFrame>(&mut schemas);

@@ -3,6 +3,7 @@
 pub const HEALTH: &str = "/v1/health";
 pub const OPENAPI: &str = "/v1/openapi.json";
 pub const HOST: &str = "/v1/host";
+pub const DOCTOR: &str = "/v1/host/doctor";
 pub const APPS: &str = "/v1/apps";
 pub const ROUTES: &str = "/v1/routes";
 pub const CERTIFICATES: &str = "/v1/certificates";

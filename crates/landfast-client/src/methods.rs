@@ -4,7 +4,8 @@ use bytes::Bytes;
 use http::Method;
 use landfast_api::{
     AppList, ArtifactCreated, ArtifactListing, Certificate, CertificateList, DeployAnswer,
-    DeployRequest, EnvironmentStatus, ExecFrame, ExecRequest, Health, History, Host, JobRun,
+    DeployRequest, Diagnosis, DoctorRequest, EnvironmentStatus, ExecFrame, ExecRequest, Health,
+    History, Host, JobRun,
     LogLine, LogQuery, Plan, PlanRequest, ReasonRequest, RollbackRequest, Rollout, RolloutList,
     RouteList, ScaleAnswer, ScaleRequest, Secret, SecretList, Traffic, paths,
 };
@@ -47,6 +48,12 @@ impl Client {
     /// Versions, listeners, folders and resources.
     pub async fn host(&self) -> Result<Host, Error> {
         self.ask(get(paths::HOST, "the host's description")).await
+    }
+
+    /// Whether the host can carry what it is to carry.
+    pub async fn doctor(&self, request: &DoctorRequest) -> Result<Diagnosis, Error> {
+        let call = Call::new(Method::POST, paths::DOCTOR, "the host's diagnosis");
+        self.ask(call.json(request)).await
     }
 
     /// Every environment of the host in a line.

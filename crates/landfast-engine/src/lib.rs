@@ -44,4 +44,5 @@ pub use crate::{
     release::{ReleaseBody, fingerprint, plan, topology},
     secrets::{COLLECTION as SECRETS, SECRET_BYTES_MAX, SecretError, SecretFacts, SecretKeeper},
     shared::{Controls, Folders, Shared},
+    spec::forecast,
 };

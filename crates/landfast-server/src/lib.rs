@@ -20,8 +20,9 @@ pub use landfast_acme::{ChallengeKind, LETS_ENCRYPT};
 
 pub use crate::{
     certificates::AcmeSettings,
+    handlers::instance_ports,
     lock::LockError,
     proxy::ProxyError,
     run::{ServerError, ServerSettings, run},
-    wire::event_text,
+    wire::{diagnosis, event_text},
 };

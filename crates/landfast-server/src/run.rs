@@ -152,11 +152,16 @@ pub async fn run(settings: ServerSettings) -> Result<(), ServerError> {
     let clock = Arc::new(SystemClock::start(last_recorded(journal.as_ref())?));
     let vault = open_vault(journal.as_ref(), &settings.state.join("secrets.key"))?;
     let store = Arc::new(Store::open(settings.state.join("store")).map_err(ServerError::Store)?);
-    let target = ProcessTarget::new(ProcessSettings::new(
-        settings.executable.clone(),
-        settings.run.clone(),
-        Arc::clone(&store),
-    ));
+    let target = ProcessTarget::new(ProcessSettings {
+        temporary: settings.state.join("tmp"),
+        volumes: Some(settings.state.join("volumes")),
+        users: Some(settings.state.join("users.json")),
+        ..ProcessSettings::new(
+            settings.executable.clone(),
+            settings.run.clone(),
+            Arc::clone(&store),
+        )
+    });
 
     let proxy = proxy_order(&settings);
     proxy.ensure().await?;

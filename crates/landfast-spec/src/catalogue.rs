@@ -69,6 +69,8 @@ pub enum Kind {
     ArtifactPath,
     /// An absolute path on the server's host.
     HostPath,
+    /// Several of those.
+    HostPaths,
     /// argv.
     Argv,
     Port,
@@ -215,10 +217,20 @@ pub static CATALOGUE: &[Key] = &[
         .aliases(&["ports", "listen", "internal_port"]),
     key("services.*.replicas", Kind::Count { min: 1, max: 500 }, "How many instances run.", "3")
         .default(&defaults::REPLICAS).aliases(&["instances", "scale", "count"]),
-    key("services.*.resources", Kind::Table, "What one instance may use. Without it nothing is limited, and preflight cannot count it.", "{ cpu = \"500m\", memory = \"512MiB\" }")
+    key("services.*.resources", Kind::Table, "What one instance may use at most. Without it memory and CPU are not limited, and preflight cannot count them.", "{ cpu = \"500m\", memory = \"512MiB\" }")
         .aliases(&["limits", "resource"]),
-    key("services.*.resources.cpu", Kind::Cpu, "Share of CPU: cores, or thousandths with `m`.", "\"500m\"").aliases(&["cpus"]),
-    key("services.*.resources.memory", Kind::Size { min: 1 << 20 }, "Memory.", "\"512MiB\"").aliases(&["mem", "ram"]),
+    key("services.*.resources.cpu", Kind::Cpu, "Share of CPU it gets at most: cores, or thousandths with `m`.", "\"500m\"").aliases(&["cpus"]),
+    key("services.*.resources.memory", Kind::Size { min: 1 << 20 }, "Memory of all its processes together. One that needs more is ended by the kernel, and told as out of memory.", "\"512MiB\"").aliases(&["mem", "ram"]),
+    key("services.*.resources.processes", Kind::Count { min: 1, max: 1_000_000 }, "Processes and threads, all together; 4096 without it.", "1000").aliases(&["pids", "pids_limit", "tasks", "tasks_max"]),
+    key("services.*.resources.descriptors", Kind::Count { min: 64, max: 1_000_000 }, "Open files and sockets of each process; 65536 without it, or as many as the host gives.", "20000").aliases(&["nofile", "files", "ulimit"]),
+    key("services.*.sandbox", Kind::Table, "Loosens what an instance is kept from. Without it: a user of its own, no capabilities, and of the host's files only programs, libraries and their settings, its artifact, its volumes and a temporary folder. `plan` and `status` say what this host enforces.", "{ read_only = [\"/srv/models\"] }")
+        .aliases(&["jail", "security", "isolation"]),
+    key("services.*.sandbox.user", Kind::Word(crate::sandbox::USERS), "`own`: a user of this environment, which nothing else runs as. `server`: the server's user, without capabilities. Managed volumes are handed to the user, so change it by a deploy with `recreate`.", "\"server\"")
+        .default(&defaults::SANDBOX_USER).aliases(&["run_as"]),
+    key("services.*.sandbox.files", Kind::Word(crate::sandbox::FILES), "`restricted`: only what is named above and below. `host`: whatever its user may.", "\"host\"")
+        .default(&defaults::SANDBOX_FILES).aliases(&["filesystem"]),
+    key("services.*.sandbox.read_only", Kind::HostPaths, "Further paths on the host it may read and run programs from. They must exist.", "[\"/srv/models\"]").aliases(&["read", "read_only_paths"]),
+    key("services.*.sandbox.read_write", Kind::HostPaths, "Further paths on the host it may write too. They must exist.", "[\"/run/shop\"]").aliases(&["write", "read_write_paths"]),
     key("services.*.volumes", Kind::Volumes, "Folders outside releases, by name: never cleaned, shared by all releases. An absolute path on the host, or `\"managed\"` for a folder kept by Landfast. An instance finds each in `VOLUME_<NAME>`.", "{ uploads = \"/data/uploads\" }")
         .aliases(&["mounts", "disks"]),
     key("services.*.env", Kind::Variables, "Variables of the environment: a value, or a table with `type`, `default`, `value` and `required`.", "{ LOG_LEVEL = \"info\", API_BASE = { required = true } }")
@@ -267,6 +279,13 @@ pub static CATALOGUE: &[Key] = &[
     key("jobs.*.resources", Kind::Table, "As for services.", "{ memory = \"256MiB\" }"),
     key("jobs.*.resources.cpu", Kind::Cpu, "As for services.", "\"500m\""),
     key("jobs.*.resources.memory", Kind::Size { min: 1 << 20 }, "As for services.", "\"256MiB\""),
+    key("jobs.*.resources.processes", Kind::Count { min: 1, max: 1_000_000 }, "As for services.", "100"),
+    key("jobs.*.resources.descriptors", Kind::Count { min: 64, max: 1_000_000 }, "As for services.", "20000"),
+    key("jobs.*.sandbox", Kind::Table, "As for services.", "{ read_only = [\"/srv/models\"] }"),
+    key("jobs.*.sandbox.user", Kind::Word(crate::sandbox::USERS), "As for services.", "\"server\"").default(&defaults::JOB_SANDBOX_USER),
+    key("jobs.*.sandbox.files", Kind::Word(crate::sandbox::FILES), "As for services.", "\"host\"").default(&defaults::JOB_SANDBOX_FILES),
+    key("jobs.*.sandbox.read_only", Kind::HostPaths, "As for services.", "[\"/srv/models\"]"),
+    key("jobs.*.sandbox.read_write", Kind::HostPaths, "As for services.", "[\"/run/shop\"]"),
     key("jobs.*.volumes", Kind::Volumes, "As for services.", "{ uploads = \"/data/uploads\" }"),
     key("jobs.*.env", Kind::Variables, "As for services.", "{ LOG_LEVEL = \"info\" }").aliases(&["environment", "variables", "vars"]),
     key("jobs.*.env.*.type", Kind::Word(ENV_TYPES), "As for services.", "\"duration\""),

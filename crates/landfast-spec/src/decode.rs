@@ -12,6 +12,7 @@ use crate::{
     guard,
     leaf::{Leaf, Scalar},
     public::{can_be_validated, is_public_host},
+    sandbox,
     spec::{
         AppSpec, DeploySpec, EnvType, EnvVar, FilesSpec, Gate, HealthSpec, JobSpec, MissingFile,
         Probe, Protocol, ResourcesSpec, RouteSpec, RouteTimeoutsSpec, ServiceSpec, Strategy,
@@ -88,6 +89,7 @@ fn service(name: &str, at: &Cursor<'_>, secrets: Secrets<'_>) -> Option<ServiceS
         .filter_map(|name| ServiceName::new(name).ok())
         .collect();
     let (resources, volumes) = (resources(at), volumes(at));
+    let sandbox = sandbox::read(at);
     let env = variables(at, secrets);
     let health = health(name, at, at.has("port"));
     Some(ServiceSpec {
@@ -96,6 +98,7 @@ fn service(name: &str, at: &Cursor<'_>, secrets: Secrets<'_>) -> Option<ServiceS
         port,
         replicas,
         resources,
+        sandbox,
         volumes,
         env,
         health,
@@ -132,6 +135,7 @@ fn job(at: &Cursor<'_>, secrets: Secrets<'_>) -> Option<JobSpec> {
         when,
         timeout,
         resources,
+        sandbox: sandbox::read(at),
         volumes,
         env,
     })
@@ -142,6 +146,8 @@ fn resources(at: &Cursor<'_>) -> ResourcesSpec {
     ResourcesSpec {
         cpu: at.cpu("cpu"),
         memory: at.bytes("memory"),
+        processes: at.optional_count("processes"),
+        descriptors: at.optional_count("descriptors"),
     }
 }
 

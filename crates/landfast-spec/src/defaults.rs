@@ -134,6 +134,10 @@ settings! {
     PROBE_TIMEOUT = "services.*.health.timeout", Value::Millis(2 * SECOND), "How long a health check may take.", "decoder";
     UNHEALTHY_AFTER = "services.*.health.unhealthy_after", Value::Count(3), "Failed checks in a row after which an instance is unhealthy.", "decoder";
     HEALTHY_AFTER = "services.*.health.healthy_after", Value::Count(1), "Passed checks in a row after which it is healthy again.", "decoder";
+    SANDBOX_USER = "services.*.sandbox.user", Value::Text("own"), "The user an instance runs as, where the server runs as root.", "decision 0012";
+    SANDBOX_FILES = "services.*.sandbox.files", Value::Text("restricted"), "The files of the host an instance reaches, where the kernel has Landlock.", "decision 0012";
+    JOB_SANDBOX_USER = "jobs.*.sandbox.user", Value::Text("own"), "The same for a run of a job.", "decision 0012";
+    JOB_SANDBOX_FILES = "jobs.*.sandbox.files", Value::Text("restricted"), "The same for a run of a job.", "decision 0012";
     JOB_WHEN = "jobs.*.when", Value::Text("hand"), "What starts a job: a person.", "contract";
     JOB_TIMEOUT = "jobs.*.timeout", Value::Millis(10 * MINUTE), "How long a job may take before it is stopped and counts as failed.", "decoder";
     ROUTE_PATH = "routes.*.path", Value::Text("/"), "The path prefix of a route.", "contract";

@@ -66,6 +66,7 @@ pub(crate) fn read(key: &Key, name: &str, node: &Node, sink: &Sink) -> Option<Le
         Kind::ServiceNames => reader.service_names(),
         Kind::ArtifactPath => reader.artifact_path(),
         Kind::HostPath => reader.host_path(),
+        Kind::HostPaths => reader.host_paths(),
         Kind::Argv => reader.argv(),
         Kind::Port => reader.port(),
         Kind::Count { min, max } => reader.count(min, max),
@@ -314,8 +315,21 @@ impl Reader<'_> {
 
     fn host_path(&self) -> Option<Leaf> {
         let text = self.text()?;
+        self.check_host_path(text)
+            .then(|| Leaf::Text(text.to_owned()))
+    }
+
+    fn host_paths(&self) -> Option<Leaf> {
+        let texts = self.texts("a list of absolute paths")?;
+        let texts: Vec<_> = texts.into_iter().map(|(text, _)| text).collect();
+        let wrong = texts.iter().filter(|text| !self.check_host_path(text));
+        (wrong.count() == 0).then_some(Leaf::Texts(texts))
+    }
+
+    fn check_host_path(&self, text: &str) -> bool {
         if let Some(problem) = self.path_problem(text) {
-            return self.refuse(problem);
+            self.sink.report(problem);
+            return false;
         }
         if !text.starts_with('/') || text == "/" {
             let message = format!(
@@ -323,9 +337,11 @@ impl Reader<'_> {
                 self.name
             );
             let help = "it starts with `/`, and is not `/` itself";
-            return self.refuse(self.problem(Code::BadPath, message).help(help));
+            let problem = self.problem(Code::BadPath, message).help(help);
+            self.sink.report(problem);
+            return false;
         }
-        Some(Leaf::Text(text.to_owned()))
+        true
     }
 
     fn argv(&self) -> Option<Leaf> {

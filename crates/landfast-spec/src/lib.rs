@@ -22,6 +22,7 @@ mod overlay;
 mod public;
 mod reference;
 mod render;
+mod sandbox;
 mod scaffold;
 mod schedule;
 mod schema;
@@ -40,6 +41,7 @@ pub use crate::{
     public::is_public_host,
     reference::{defaults_markdown, reference_markdown},
     render::{Style, render, render_json, summary},
+    sandbox::SandboxSpec,
     scaffold::{FOLDER_FILES, FolderFacts, scaffold},
     schedule::{CronError, CronLine},
     schema::json_schema,

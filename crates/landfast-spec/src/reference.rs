@@ -134,6 +134,7 @@ fn describe(kind: Kind) -> String {
         Kind::ServiceNames => "a list of names of services".into(),
         Kind::ArtifactPath => "a path, without `..`".into(),
         Kind::HostPath => "an absolute path on the server's host".into(),
+        Kind::HostPaths => "a list of absolute paths on the server's host".into(),
         Kind::Argv => "a list of words".into(),
         Kind::Port => "a port, 1 to 65535".into(),
         Kind::Count { min, max } => format!("a whole number, {min} to {max}"),

@@ -98,6 +98,7 @@ fn form(key: &Key) -> Value {
         Kind::ServiceNames => json!({ "type": "array", "items": text(NAME) }),
         Kind::ArtifactPath => json!({ "type": "string", "minLength": 1 }),
         Kind::HostPath => text("^/.+$"),
+        Kind::HostPaths => json!({ "type": "array", "items": text("^/.+$") }),
         Kind::Argv => {
             json!({ "type": "array", "minItems": 1, "maxItems": 256, "items": { "type": "string" } })
         }

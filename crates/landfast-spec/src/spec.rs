@@ -15,7 +15,7 @@ use landfast_types::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::schedule::CronLine;
+use crate::{sandbox::SandboxSpec, schedule::CronLine};
 
 /// One app, resolved for one environment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -112,6 +112,8 @@ pub struct ServiceSpec {
     pub replicas: u32,
     #[serde(default)]
     pub resources: ResourcesSpec,
+    #[serde(default, skip_serializing_if = "SandboxSpec::is_default")]
+    pub sandbox: SandboxSpec,
     #[serde(default)]
     pub volumes: BTreeMap<String, Volume>,
     #[serde(default)]
@@ -149,14 +151,19 @@ impl ServiceSpec {
     /// The digest of what an instance is started with: when it is equal, a running instance need not be
     /// replaced. Health, drain and replicas are not part of it, since they do not reach the process.
     pub fn process_fingerprint(&self) -> Digest {
-        fingerprint(&(
+        let known = (
             &self.artifact,
             &self.command,
             self.port,
             &self.resources,
             &self.volumes,
             &self.env,
-        ))
+        );
+        if self.sandbox.is_default() {
+            // As it was before there was one: an upgrade of Landfast alone replaces no instance.
+            return fingerprint(&known);
+        }
+        fingerprint(&(known, &self.sandbox))
     }
 }
 
@@ -170,6 +177,8 @@ pub struct JobSpec {
     pub timeout: Duration,
     #[serde(default)]
     pub resources: ResourcesSpec,
+    #[serde(default, skip_serializing_if = "SandboxSpec::is_default")]
+    pub sandbox: SandboxSpec,
     #[serde(default)]
     pub volumes: BTreeMap<String, Volume>,
     #[serde(default)]
@@ -193,6 +202,11 @@ pub enum When {
 pub struct ResourcesSpec {
     pub cpu: Option<Cpu>,
     pub memory: Option<Bytes>,
+    /// Left out where it is not given, so that a manifest without it keeps its fingerprint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub processes: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub descriptors: Option<u32>,
 }
 
 /// A folder outside releases.

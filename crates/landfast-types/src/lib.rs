@@ -8,6 +8,7 @@ mod generation;
 mod histogram;
 mod name;
 mod network;
+mod protection;
 mod secret;
 mod time;
 mod units;
@@ -22,6 +23,7 @@ pub use crate::{
         ServiceName, StoreName,
     },
     network::{Network, NetworkError},
+    protection::{Protection, ProtectionPart, ProtectionState},
     secret::Secret,
     time::Timestamp,
     units::{

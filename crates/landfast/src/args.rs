@@ -116,6 +116,11 @@ pub(crate) enum Command {
         after_help = "Example:\n  landfast status\n  landfast status --follow\n  landfast status --all"
     )]
     Status(Status),
+    /// Check whether the host can carry the app: what was measured, and what to do
+    #[command(
+        after_help = "Asks the server; where none runs here yet, looks at this machine itself. Ends with 8 when something fails.\n\nExample:\n  landfast doctor\n  landfast doctor --users 300\n  landfast doctor --host ssh://deploy@example.com --json"
+    )]
+    Doctor(Doctor),
     /// Watch requests, errors and latency by release and instance, live
     #[command(
         after_help = "`q` ends it. Without a terminal, or with `--once` or `--json`, it prints one reading.\n\nExample:\n  landfast top\n  landfast top -e staging --once"
@@ -287,6 +292,13 @@ pub(crate) struct Status {
     /// The host: versions, listeners, folders, resources
     #[arg(long)]
     pub(crate) host_info: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    /// People who use the app at one time: holds the host against the size known for so many
+    #[arg(long, value_name = "N")]
+    pub(crate) users: Option<u64>,
 }
 
 #[derive(Debug, Args)]

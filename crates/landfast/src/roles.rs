@@ -177,6 +177,12 @@ fn acme(
     })
 }
 
+/// Where a server would listen that is told nothing.
+pub(crate) fn default_listeners() -> Vec<SocketAddr> {
+    let address = |(port, _)| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+    [HTTP_PORTS, HTTPS_PORTS].map(address).into()
+}
+
 /// What was asked for, else the well-known port, else (where this user may not bind it) its stand-in.
 fn listen(asked: &[SocketAddr], ports: (u16, u16), notes: &mut Vec<String>) -> Vec<SocketAddr> {
     if !asked.is_empty() {

@@ -4,6 +4,7 @@
 mod deploys;
 mod figures;
 mod handover;
+mod jail;
 mod kills;
 mod probes;
 mod simulated;
@@ -50,10 +51,12 @@ pub(crate) fn run(arguments: &[String]) -> anyhow::Result<()> {
             LIVE.iter()
                 .try_for_each(|(name, proof)| one(name, *proof))?;
             probes::run()?;
+            jail::run()?;
             crate::demo::run()
         }
         "demo" => crate::demo::run(),
         "probes" => probes::run(),
+        "jail" => jail::run(),
         name if TESTED.contains(&name) => simulated::run(name),
         name => {
             if name == "canary" {

@@ -234,6 +234,7 @@ fn plan_lines(plan: &Plan, paint: Paint) -> Vec<String> {
             DiffMark::Removed => paint.bad(&format!("  - {}", line.text)),
             DiffMark::Kept => format!("    {}", line.text),
         }));
+        lines.extend(view::unprotected(&service.protections, paint));
     }
     if !plan.steps.is_empty() {
         lines.push(String::new());

@@ -3,6 +3,7 @@
 mod certificates;
 mod check;
 mod deploy;
+mod doctor;
 mod explain;
 mod init;
 mod jobs;
@@ -76,6 +77,7 @@ fn without_server(
         Command::Plan(_)
         | Command::Deploy(_)
         | Command::Status(_)
+        | Command::Doctor(_)
         | Command::Top(_)
         | Command::History(_)
         | Command::Promote(_)
@@ -124,6 +126,7 @@ async fn dispatch(
             deploy::deploy(printer, global, client, arguments, prepared).await
         }
         Command::Status(arguments) => show::status(printer, global, client, &arguments).await,
+        Command::Doctor(arguments) => doctor::doctor(printer, global, client, &arguments).await,
         Command::History(arguments) => show::history(printer, global, client, &arguments).await,
         Command::Top(arguments) => top::top(printer, global, client, &arguments).await,
         Command::Routes => show::routes(printer, client).await,

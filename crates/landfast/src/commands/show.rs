@@ -124,6 +124,7 @@ fn status_lines(status: &EnvironmentStatus, now: Timestamp, paint: Paint) -> Vec
             paint.bold(&service.service),
             service.replicas_wanted
         ));
+        lines.extend(view::unprotected(&service.protections, paint));
         for group in &service.groups {
             let role = match group.role {
                 GroupRole::Serving => "serving",

@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::{TcpListener, TcpStream},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     time::Duration,
@@ -97,8 +98,11 @@ impl Host {
 
     /// Folders and ports, and nothing that runs yet.
     pub fn stopped() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        // As a state folder is: instances run as users of their own.
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o711)).unwrap();
         Self {
-            folder: tempfile::tempdir().unwrap(),
+            folder,
             http: free_port(),
             https: free_port(),
             arguments: Vec::new(),
