@@ -6,9 +6,11 @@
     reason = "printing is what a chore is for"
 )]
 
+mod bench;
 mod demo;
 mod docs;
 mod flextime;
+mod instructions;
 mod live;
 mod proof;
 
@@ -21,13 +23,17 @@ fn main() -> anyhow::Result<()> {
     match chore.as_str() {
         "docs" => docs::run(&rest),
         "flextime" => flextime::run(&rest),
+        "bench" => bench::run(&rest),
         "demo" => demo::run(),
+        "instructions" => instructions::run(&rest),
         "proof" => proof::run(&rest),
         _ => bail!(
-            "there is no chore `{chore}`; there is:\n  {}\n  {}\n  {}\n  {}",
+            "there is no chore `{chore}`; there is:\n  {}\n  {}\n  {}\n  {}\n  {}\n  {}",
+            bench::USAGE,
             docs::USAGE,
             flextime::USAGE,
             demo::USAGE,
+            instructions::USAGE,
             proof::USAGE
         ),
     }

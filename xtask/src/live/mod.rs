@@ -18,7 +18,9 @@ pub(crate) use self::{
     app::{App, AppSettings},
     host::{Host, HostSettings},
     judge::{Judge, JudgeSettings, Verdict},
-    process::{instant, kill, now_micros, processor_ticks, proportional_kib, spawn, wait_until},
+    process::{
+        instant, kill, now_micros, processor_ticks, proportional_kib, signal, spawn, wait_until,
+    },
 };
 
 /// Where built things are.
@@ -108,7 +110,7 @@ impl Build {
 }
 
 /// Cargo's target folder.
-fn target_folder() -> PathBuf {
+pub(crate) fn target_folder() -> PathBuf {
     match std::env::var_os("CARGO_TARGET_DIR") {
         Some(folder) => PathBuf::from(folder),
         None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"),

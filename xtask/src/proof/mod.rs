@@ -41,11 +41,13 @@ pub(crate) fn run(arguments: &[String]) -> anyhow::Result<()> {
             for name in ["crash", "planted", "false-aborts", "power"] {
                 simulated::run(name)?;
             }
+            simulated::sim_long()?;
             LIVE.iter()
                 .try_for_each(|(name, proof)| one(name, *proof))?;
             crate::demo::run()
         }
         "demo" => crate::demo::run(),
+        "sim-long" => simulated::sim_long(),
         "crash" | "planted" | "false-aborts" | "power" => simulated::run(name),
         name => {
             if name == "canary" {
