@@ -24,7 +24,7 @@ build: ## the release binary: target/release/landfast
 	$(CARGO) build --locked --release -p landfast
 
 .PHONY: test
-test: setup check-format check-lints check-tests check-documents ## everything that gates a change
+test: setup check-format check-lints check-tests check-instructions check-documents ## everything that gates a change
 	@echo "make test: passed"
 
 .PHONY: check-format
@@ -59,6 +59,25 @@ clean-run: ## what CI does: .ci/run in a fresh clone of the last commit, cold, t
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT \
 	&& git clone --quiet . "$$folder/landfast" && cd "$$folder/landfast" \
 	&& begun=$$(date +%s) && ./.ci/run && echo "clean-run: passed in $$(( $$(date +%s) - begun )) s"
+
+.PHONY: check-instructions
+check-instructions: ## instructions of the core's hot paths under callgrind, against the committed baseline
+	$(CARGO) xtask instructions
+
+## -- measure ----------------------------------------------------------------------------------
+
+.PHONY: setup-bench
+setup-bench: ## install the peers and load generators of `make bench` (Debian packages)
+	@sh .ci/setup bench
+
+.PHONY: bench
+bench: setup-bench ## our proxy beside nginx, HAProxy and Caddy: processor time and memory (<= 20 min; SHORT=1: <= 4)
+	$(CARGO) build --locked --profile dist -p landfast -p landfast-bench
+	$(CARGO) xtask bench
+
+.PHONY: bench-core
+bench-core: ## Criterion over routing, manifest, journal and engine
+	$(CARGO) bench --locked -p landfast-cases
 
 ## -- show it ----------------------------------------------------------------------------------
 
@@ -128,6 +147,10 @@ proof-exit: ## an instance that exits at start: its step fails < 2 s after the e
 .PHONY: proof-planted
 proof-planted: ## seven planted bugs, each found by the simulator within 500 seeds
 	$(PROOF) planted
+
+.PHONY: proof-sim-long
+proof-sim-long: ## the simulator over 10,000 seeds and at least 1,000,000 engine steps: no invariant broken
+	$(PROOF) sim-long
 
 .PHONY: proof-scopes
 proof-scopes: ## two apps and two environments on one host; a second claim of a route is refused

@@ -33,7 +33,9 @@ pub(crate) fn run(arguments: &[String]) -> anyhow::Result<()> {
     let counted = count_all(&binary)?;
     let path = baseline_path();
     if renew {
-        let lines = counted.iter().map(|(name, count)| format!("{name} {count}\n"));
+        let lines = counted
+            .iter()
+            .map(|(name, count)| format!("{name} {count}\n"));
         fs::write(&path, lines.collect::<String>())?;
         println!("written: {}", path.display());
         return Ok(());
@@ -55,13 +57,20 @@ fn build() -> anyhow::Result<PathBuf> {
 }
 
 fn count_all(binary: &PathBuf) -> anyhow::Result<BTreeMap<String, u64>> {
-    let listed = command(binary).output().context("failed to list the cases")?;
+    let listed = command(binary)
+        .output()
+        .context("failed to list the cases")?;
     let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
     let mut counted = BTreeMap::new();
     for line in listed.lines() {
-        let (name, repeats) = line.split_once(' ').context("a case has a number of repeats")?;
+        let (name, repeats) = line
+            .split_once(' ')
+            .context("a case has a number of repeats")?;
         let repeats: u64 = repeats.parse()?;
-        let (once, twice) = (count(binary, name, repeats)?, count(binary, name, 2 * repeats)?);
+        let (once, twice) = (
+            count(binary, name, repeats)?,
+            count(binary, name, 2 * repeats)?,
+        );
         counted.insert(name.to_owned(), twice.saturating_sub(once) / repeats);
     }
     ensure!(!counted.is_empty(), "there is no case");
@@ -74,13 +83,21 @@ fn count(binary: &PathBuf, case: &str, times: u64) -> anyhow::Result<u64> {
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
         .arg(binary)
         .args([case, &times.to_string()])
-        .env("GLIBC_TUNABLES", "glibc.cpu.hwcaps=-AVX512F,-AVX2,-AVX,-ERMS,-FSRM,-SSE4_2,-SSSE3")
+        .env(
+            "GLIBC_TUNABLES",
+            "glibc.cpu.hwcaps=-AVX512F,-AVX2,-AVX,-ERMS,-FSRM,-SSE4_2,-SSSE3",
+        )
         .output()
         .context("failed to start valgrind; run `make setup`")?;
     let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{case} failed under valgrind: {said}");
+    ensure!(
+        output.status.success(),
+        "{case} failed under valgrind: {said}"
+    );
     // ==12== Collected : 123456
-    let collected = said.lines().find_map(|line| line.split_once("Collected : "));
+    let collected = said
+        .lines()
+        .find_map(|line| line.split_once("Collected : "));
     let (_, number) = collected.with_context(|| format!("valgrind says no count: {said}"))?;
     Ok(number.trim().parse()?)
 }
@@ -98,7 +115,10 @@ fn compare(
     baseline: &BTreeMap<String, u64>,
 ) -> anyhow::Result<()> {
     let mut grown = Vec::new();
-    println!("{:28} {:>12} {:>12} {:>8}", "case", "counted", "baseline", "change");
+    println!(
+        "{:28} {:>12} {:>12} {:>8}",
+        "case", "counted", "baseline", "change"
+    );
     for (name, count) in counted {
         let Some(before) = baseline.get(name) else {
             println!("{name:28} {count:>12} {:>12}", "-");
@@ -106,8 +126,15 @@ fn compare(
             continue;
         };
         let change = *count as f64 / *before as f64 - 1.0;
-        let note = if change < -FALL_NOTED { "  less: renew the baseline" } else { "" };
-        println!("{name:28} {count:>12} {before:>12} {:>+7.1}%{note}", change * 100.0);
+        let note = if change < -FALL_NOTED {
+            "  less: renew the baseline"
+        } else {
+            ""
+        };
+        println!(
+            "{name:28} {count:>12} {before:>12} {:>+7.1}%{note}",
+            change * 100.0
+        );
         if change > GROWTH_MAX {
             grown.push(format!("{name} takes {:.1} % more", change * 100.0));
         }

@@ -11,7 +11,8 @@ use tokio::{
 };
 
 /// RFC 6455, 1.3: the answer to the key that [`crate::idle`] sends, which is the one of the RFC.
-const ACCEPT: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+const ACCEPT: &[u8] =
+    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
      Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 const BUFFER: usize = 4 << 10;
 

@@ -22,8 +22,7 @@ pub(crate) async fn run(target: Target, time: Duration, at_a_time: usize) -> Don
     let over = Rc::new(Cell::new(false));
     let mut tasks = JoinSet::new();
     for _ in 0..at_a_time {
-        let (target, completed, over) =
-            (target.clone(), Rc::clone(&completed), Rc::clone(&over));
+        let (target, completed, over) = (target.clone(), Rc::clone(&completed), Rc::clone(&over));
         tasks.spawn_local(async move {
             let mut failed = (0_u64, None);
             while !over.get() {

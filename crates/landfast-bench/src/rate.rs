@@ -102,7 +102,10 @@ async fn keep(
             Ok(open) => {
                 connection = open;
                 let latency = now().saturating_duration_since(at);
-                let row = (timetable.epoch + micros(due), micros(latency).unsigned_abs());
+                let row = (
+                    timetable.epoch + micros(due),
+                    micros(latency).unsigned_abs(),
+                );
                 rows.borrow_mut().push(row);
             }
             Err(error) => {
@@ -134,7 +137,10 @@ fn now() -> Instant {
 }
 
 fn epoch_micros() -> i64 {
-    #[expect(clippy::disallowed_methods, reason = "its log is compared with others' times")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "its log is compared with others' times"
+    )]
     let now = SystemTime::now();
     now.duration_since(UNIX_EPOCH).map_or(0, micros)
 }

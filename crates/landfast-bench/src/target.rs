@@ -3,7 +3,14 @@
 use std::{io, net::SocketAddr, path::Path, pin::Pin, sync::Arc};
 
 use anyhow::Context as _;
-use rustls::{ClientConfig, RootCertStore, client::Resumption};
+use rustls::{
+    ClientConfig, RootCertStore,
+    client::Resumption,
+    crypto::{
+        CryptoProvider,
+        aws_lc_rs::{self, kx_group},
+    },
+};
 use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
@@ -48,8 +55,12 @@ fn connector(ca: &Path) -> anyhow::Result<TlsConnector> {
     let certificate = CertificateDer::from_pem_file(ca)
         .with_context(|| format!("failed to read `{}`", ca.display()))?;
     roots.add(certificate)?;
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = ClientConfig::builder_with_provider(provider)
+    // The one group that all peers know: the hybrid one would be more work for those who know it.
+    let provider = CryptoProvider {
+        kx_groups: vec![kx_group::X25519],
+        ..aws_lc_rs::default_provider()
+    };
+    let mut config = ClientConfig::builder_with_provider(Arc::new(provider))
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots)
         .with_no_client_auth();

@@ -26,17 +26,17 @@ pub struct Case {
 pub const CASES: [Case; 11] = [
     Case {
         name: "engine/decide-tick",
-        repeats: 200,
+        repeats: 20,
         prepare: engine::decide_tick,
     },
     Case {
         name: "engine/pending",
-        repeats: 200,
+        repeats: 20,
         prepare: engine::pending,
     },
     Case {
         name: "engine/replay-history",
-        repeats: 2,
+        repeats: 1,
         prepare: engine::replay,
     },
     Case {
@@ -46,7 +46,7 @@ pub const CASES: [Case; 11] = [
     },
     Case {
         name: "journal/replay-1000",
-        repeats: 2,
+        repeats: 1,
         prepare: journal::replay,
     },
     Case {
@@ -56,7 +56,7 @@ pub const CASES: [Case; 11] = [
     },
     Case {
         name: "manifest/parse-50-services",
-        repeats: 2,
+        repeats: 1,
         prepare: manifest::large,
     },
     Case {
@@ -66,7 +66,7 @@ pub const CASES: [Case; 11] = [
     },
     Case {
         name: "routing/compile-500-hosts",
-        repeats: 2,
+        repeats: 1,
         prepare: routing::compile,
     },
     Case {

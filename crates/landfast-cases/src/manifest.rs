@@ -55,7 +55,9 @@ fn parse(text: String, services: usize) -> Work {
     let environment = EnvironmentName::new("production").expect("a name");
     Box::new(move || {
         let parsed = landfast_spec::parse("landfast.toml", black_box(&text), &environment);
-        let spec = parsed.spec.unwrap_or_else(|| panic!("{:?}", parsed.diagnostics));
+        let spec = parsed
+            .spec
+            .unwrap_or_else(|| panic!("{:?}", parsed.diagnostics));
         assert_eq!(spec.services.len(), services);
     })
 }

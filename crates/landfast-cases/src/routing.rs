@@ -126,10 +126,16 @@ pub(crate) fn forwarded() -> Work {
         ("accept-encoding", "gzip, deflate, br, zstd"),
         ("accept-language", "en-GB,en;q=0.5"),
         ("connection", "keep-alive"),
-        ("cookie", "session=8f14e45fceea167a5a36dedd4bea2543; theme=dark"),
+        (
+            "cookie",
+            "session=8f14e45fceea167a5a36dedd4bea2543; theme=dark",
+        ),
         ("host", "app17.customers.example"),
         ("referer", "https://app17.customers.example/orders"),
-        ("user-agent", "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101"),
+        (
+            "user-agent",
+            "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101",
+        ),
         ("x-forwarded-for", "203.0.113.7"),
     ]);
     let fields: HeaderMap = fields

@@ -140,7 +140,6 @@ pub(crate) async fn forward(
 ) -> Outcome {
     let mut live = Arc::clone(live);
     let mut service = destination.service;
-    let key = live.table.services[service].key.clone();
     let state = Arc::clone(&live.services[service]);
     let turn = state.turn.fetch_add(1, Ordering::Relaxed);
     let mut tried: Vec<u64> = Vec::new();
@@ -159,12 +158,13 @@ pub(crate) async fn forward(
                 return Outcome::Moved;
             }
             // Something was tried already: go on with the newest table, if the service is still there.
-            live = thread.shared.live();
+            let before = std::mem::replace(&mut live, thread.shared.live());
+            let key = &before.table.services[service].key;
             let found = live
                 .table
                 .services
                 .iter()
-                .position(|entry| entry.key == key);
+                .position(|entry| entry.key == *key);
             let Some(found) = found else {
                 return last.map_or(Outcome::Unavailable, |f| Outcome::Failed(f.status, f.cause));
             };

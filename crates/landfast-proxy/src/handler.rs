@@ -1,7 +1,8 @@
 //! What happens to one request: checks, route, mode of the service, then [`crate::forward`].
 
-use std::{net::IpAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{cell::RefCell, net::IpAddr, rc::Rc, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
     header::{
@@ -12,7 +13,7 @@ use http::{
 use http_body::Body;
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use landfast_routing::{
-    headers::{self, Arrival, X_REQUEST_ID},
+    headers::{self, Arrival, Forwarding, X_REQUEST_ID},
     snapshot::Mode,
     table::TableRoute,
 };
@@ -39,6 +40,8 @@ pub(crate) struct Client {
     pub(crate) address: IpAddr,
     pub(crate) is_https: bool,
     pub(crate) is_preview: bool,
+    /// Of its newest request.
+    pub(crate) forwarding: RefCell<Option<Forwarding>>,
     pub(crate) activity: Arc<Activity>,
 }
 
@@ -450,11 +453,7 @@ fn broken_body(
 }
 
 fn note_route(exchange: &mut Exchange, live: &Live, entry: &TableRoute) {
-    let index = live
-        .table
-        .routes
-        .iter()
-        .position(|route| std::ptr::eq(route, entry));
+    let index = live.table.index_of(entry);
     exchange.route = index.map(|index| Arc::clone(&live.routes[index]));
     let service = &live.services[entry.service];
     if exchange
@@ -476,10 +475,11 @@ fn open_exchange(
         .uri()
         .path_and_query()
         .map_or("/", PathAndQuery::as_str);
+    let began = clock::instant();
     Exchange {
         shared: Arc::clone(&client.thread.shared),
-        began: clock::instant(),
-        attempt_began: clock::instant(),
+        began,
+        attempt_began: began,
         request_id,
         client: client.address,
         protocol: match (request.version(), client.is_https) {
@@ -512,14 +512,18 @@ fn outgoing_headers(
     is_upgrade: bool,
 ) -> HeaderMap {
     headers::strip_hop_by_hop(&mut fields);
-    let arrival = Arrival {
-        client: client.address,
-        is_https: client.is_https,
-        authority,
+    let mut forwarding = client.forwarding.borrow_mut();
+    let forwarding = match &mut *forwarding {
+        Some(before) if before.is_for(authority) => before,
+        other => other.insert(Forwarding::new(Arrival {
+            client: client.address,
+            is_https: client.is_https,
+            authority,
+        })),
     };
-    headers::set_forwarded(&mut fields, arrival);
-    if let Ok(host) = HeaderValue::from_str(authority) {
-        fields.insert(HOST, host);
+    forwarding.set(&mut fields);
+    if let Some(host) = forwarding.host() {
+        fields.insert(HOST, host.clone());
     }
     join_cookies(&mut fields);
     if is_upgrade {
@@ -566,8 +570,13 @@ fn content_length(fields: &HeaderMap) -> Option<u64> {
 }
 
 fn new_request_id() -> HeaderValue {
-    let id = format!("{:032x}", rand::random::<u128>());
-    HeaderValue::from_str(&id).expect("hexadecimal digits")
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let random: [u8; 16] = rand::random();
+    let mut id = Vec::with_capacity(2 * random.len());
+    for byte in random {
+        id.extend([byte >> 4, byte & 15].map(|digit| DIGITS[usize::from(digit)]));
+    }
+    HeaderValue::from_maybe_shared(Bytes::from(id)).expect("hexadecimal digits")
 }
 
 fn plain(status: StatusCode, text: &str) -> Response<AnswerBody> {

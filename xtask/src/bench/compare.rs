@@ -67,12 +67,7 @@ pub(crate) fn compare(
 }
 
 /// Repeats a run that others disturbed; of runs that were all disturbed, the least.
-fn clean(
-    workload: Workload,
-    peer: &Peer,
-    tools: &Tools,
-    time: Duration,
-) -> anyhow::Result<Sample> {
+fn clean(workload: Workload, peer: &Peer, tools: &Tools, time: Duration) -> anyhow::Result<Sample> {
     let mut best: Option<Sample> = None;
     for _ in 0..TRIES {
         let sample = measure(workload, peer, tools, time)?;
@@ -96,7 +91,11 @@ fn measure(
     let answered = tools.run(workload, peer, time)?;
     let proxy = peer.tree.processor_nanos().saturating_sub(proxy);
     let (elapsed, after) = (begun.elapsed(), Cores::now()?);
-    anyhow::ensure!(answered.requests > 0, "{} answered nothing", peer.kind.name());
+    anyhow::ensure!(
+        answered.requests > 0,
+        "{} answered nothing",
+        peer.kind.name()
+    );
     let requests = answered.requests as f64;
     let on_proxy_core = after.proxy.saturating_sub(cores.proxy);
     let on_load_core = after.load.saturating_sub(cores.load);
@@ -119,12 +118,7 @@ impl Comparison {
     }
 
     /// The median of the ratios within each round.
-    pub(crate) fn ratio(
-        &self,
-        kind: Kind,
-        to: Kind,
-        of: impl Fn(&Sample) -> f64,
-    ) -> Option<f64> {
+    pub(crate) fn ratio(&self, kind: Kind, to: Kind, of: impl Fn(&Sample) -> f64) -> Option<f64> {
         let ratios = self.rounds.iter().filter_map(|round| {
             let (this, other) = (round.get(&kind)?, round.get(&to)?);
             Some(of(this) / of(other))
@@ -151,10 +145,17 @@ impl Comparison {
                 value.map_or("-".to_owned(), |value| format!("{value:.places$}"))
             };
             let tail = |of: fn(&Sample) -> Option<u64>| {
-                number(self.median(kind, |sample| of(sample).unwrap_or(0) as f64), 0)
+                number(
+                    self.median(kind, |sample| of(sample).unwrap_or(0) as f64),
+                    0,
+                )
             };
             let last = if rated {
-                format!(" {:>8} {:>8}", tail(|sample| sample.p50), tail(|sample| sample.p99))
+                format!(
+                    " {:>8} {:>8}",
+                    tail(|sample| sample.p50),
+                    tail(|sample| sample.p99)
+                )
             } else {
                 String::new()
             };

@@ -144,7 +144,11 @@ fn wrk(connections: u32, time: Duration, url: &str) -> anyhow::Result<Answered> 
     let fault = text
         .lines()
         .find(|line| line.contains("Non-2xx") || line.contains("Socket errors"));
-    ensure!(fault.is_none(), "wrk says: {}", fault.unwrap_or_default().trim());
+    ensure!(
+        fault.is_none(),
+        "wrk says: {}",
+        fault.unwrap_or_default().trim()
+    );
     Ok(Answered {
         requests,
         ..Answered::default()
@@ -159,7 +163,9 @@ fn h2load(arguments: &[&str], time: Duration, url: &str) -> anyhow::Result<Answe
         .arg(url);
     let text = output(&mut h2load)?;
     // requests: 1000 total, 1000 started, 1000 done, 1000 succeeded, 0 failed, 0 errored, 0 timeout
-    let line = text.lines().find_map(|line| line.strip_prefix("requests: "));
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("requests: "));
     let line = line.with_context(|| format!("h2load says: {text}"))?;
     let count = |word: &str| {
         let mut parts = line.split(", ").map(|part| part.split_once(' '));

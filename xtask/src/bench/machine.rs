@@ -5,6 +5,7 @@ use std::{
     fs::{self, File},
     io::Write as _,
     process::{Child, Command, Stdio},
+    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -27,9 +28,12 @@ impl Awake {
     /// Holds a latency of zero, and puts this session before others; what may not be done is said.
     pub(crate) fn hold() -> Self {
         let opened = File::options().write(true).open("/dev/cpu_dma_latency");
-        let latency = opened.and_then(|mut file| file.write_all(&0_i32.to_ne_bytes()).map(|()| file));
+        let latency =
+            opened.and_then(|mut file| file.write_all(&0_i32.to_ne_bytes()).map(|()| file));
         if let Err(error) = &latency {
-            println!("note: /dev/cpu_dma_latency is not held ({error}): slow peers look slower than they are");
+            println!(
+                "note: /dev/cpu_dma_latency is not held ({error}): slow peers look slower than they are"
+            );
         }
         // `/autogroup-12 nice 0`
         let before = fs::read_to_string("/proc/self/autogroup").unwrap_or_default();
@@ -45,7 +49,7 @@ impl Awake {
 impl Drop for Awake {
     fn drop(&mut self) {
         if let Some(nice) = &self.group_before {
-            // Not given back: this session stays before others until it ends, which harms nothing.
+            // What cannot be given back harms nobody: the session ends with its terminal.
             drop(fs::write("/proc/self/autogroup", nice));
         }
     }
@@ -104,6 +108,11 @@ impl Drop for Tree {
         pids.iter().for_each(|pid| signal(*pid, "-STOP"));
         pids.iter().rev().for_each(|pid| signal(*pid, "-KILL"));
         drop(self.0.wait());
+        // What comes next listens on the same ports: until the last one is gone it would be taken for it.
+        let gone = || pids.iter().all(|pid| !crate::live::is_alive(*pid));
+        if let Err(error) = crate::live::wait_until("a peer ends", Duration::from_secs(5), gone) {
+            eprintln!("{error}");
+        }
     }
 }
 
@@ -115,7 +124,10 @@ fn children(pid: u32) -> BTreeSet<u32> {
         .flatten()
     {
         let text = fs::read_to_string(task.path().join("children")).unwrap_or_default();
-        found.extend(text.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
+        found.extend(
+            text.split_whitespace()
+                .filter_map(|pid| pid.parse::<u32>().ok()),
+        );
     }
     found
 }
@@ -139,7 +151,8 @@ pub(crate) struct Cores {
 impl Cores {
     pub(crate) fn now() -> anyhow::Result<Self> {
         let text = fs::read_to_string("/proc/stat")?;
-        let busy = |core: usize| busy(&text, core).with_context(|| format!("/proc/stat has no cpu{core}"));
+        let busy =
+            |core: usize| busy(&text, core).with_context(|| format!("/proc/stat has no cpu{core}"));
         Ok(Self {
             proxy: busy(PROXY_CORE)?,
             load: busy(LOAD_CORE)?,

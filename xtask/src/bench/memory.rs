@@ -68,7 +68,11 @@ pub(crate) fn weigh(
 ) -> anyhow::Result<Weight> {
     let peer = Peer::start(kind, stage)?;
     // What is allocated once is not the price of a connection.
-    let warm = if idle.is_tls() { Workload::Tls } else { Workload::KeepAlive };
+    let warm = if idle.is_tls() {
+        Workload::Tls
+    } else {
+        Workload::KeepAlive
+    };
     tools.run(warm, &peer, Duration::from_secs(1))?;
     sleep(Duration::from_millis(500));
     let before = peer.tree.proportional_kib();
@@ -93,7 +97,11 @@ pub(crate) fn weigh(
     let after = peer.tree.proportional_kib();
     drop(client.stdin.take());
     let status = client.wait()?;
-    ensure!(status.success(), "{}: its idle connections did not live", kind.name());
+    ensure!(
+        status.success(),
+        "{}: its idle connections did not live",
+        kind.name()
+    );
     let kilobytes = |kib: u64| kib as f64 * 1.024;
     Ok(Weight {
         base: kilobytes(before),

@@ -10,7 +10,7 @@ mod machine;
 mod memory;
 mod peers;
 
-use std::{collections::BTreeMap, fs, net::TcpStream, time::Duration};
+use std::{collections::BTreeMap, fs, net::TcpStream, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, bail, ensure};
 
@@ -23,8 +23,7 @@ use self::{
 };
 use crate::live::{instant, is_short, scratch, target_folder, wait_until};
 
-pub(crate) const USAGE: &str =
-    "bench [h1|h1-512|100k|tls|handshakes|h2|rate|memory]…   (SHORT=1 for a quick look)";
+pub(crate) const USAGE: &str = "bench [h1|h1-512|100k|tls|handshakes|h2|rate|memory]…   (SHORT=1 for a quick look; BENCH_LANDFAST=FILE for another build)";
 
 const PORT: u16 = 18_100;
 
@@ -48,7 +47,11 @@ struct Extent {
 
 impl Extent {
     fn chosen() -> Self {
-        let (rounds, seconds, idle) = if is_short() { (2, 1, 2_000) } else { (5, 3, 9_000) };
+        let (rounds, seconds, idle) = if is_short() {
+            (2, 1, 2_000)
+        } else {
+            (5, 3, 9_000)
+        };
         Self {
             rounds,
             time: Duration::from_secs(seconds),
@@ -78,14 +81,15 @@ pub(crate) fn run(arguments: &[String]) -> anyhow::Result<()> {
         extent.idle
     );
     let mut verdict = Verdict::default();
-    let workloads = Workload::ALL.into_iter().filter(|workload| wants(workload.name()));
+    let workloads = Workload::ALL
+        .into_iter()
+        .filter(|workload| wants(workload.name()));
     let workloads: Vec<Workload> = workloads.collect();
     if !workloads.is_empty() {
         let peers = Kind::ALL.map(|kind| Peer::start(kind, &stage));
         let peers = peers.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
         for workload in workloads {
-            let compared =
-                compare::compare(workload, &peers, &tools, extent.rounds, extent.time)?;
+            let compared = compare::compare(workload, &peers, &tools, extent.rounds, extent.time)?;
             compared.print(workload);
             verdict.judge_ratio(workload, &compared);
         }
@@ -100,18 +104,27 @@ pub(crate) fn run(arguments: &[String]) -> anyhow::Result<()> {
 
 fn prepare() -> anyhow::Result<(Stage, Tools)> {
     let bin = target_folder().join("dist");
-    let (landfast, bench) = (bin.join("landfast"), bin.join("landfast-bench"));
+    // Another build, such as the one before a change, can be put in the place of this one.
+    let landfast = std::env::var_os("BENCH_LANDFAST").map_or(bin.join("landfast"), PathBuf::from);
+    let bench = bin.join("landfast-bench");
     for binary in [&landfast, &bench] {
         let shown = binary.display();
-        ensure!(binary.is_file(), "`{shown}` was not built; run `make bench`");
+        ensure!(
+            binary.is_file(),
+            "`{shown}` was not built; run `make bench`"
+        );
     }
     for program in ["nginx", "haproxy", "caddy", "wrk", "h2load", "taskset"] {
-        let found = std::env::split_paths("/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin")
-            .any(|folder| folder.join(program).is_file());
+        let found =
+            std::env::split_paths("/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin")
+                .any(|folder| folder.join(program).is_file());
         ensure!(found, "`{program}` is missing; run `make setup-bench`");
     }
     let folder = scratch("bench")?;
-    let made = crate::live::command(&bench).arg("certificate").arg(&folder).status()?;
+    let made = crate::live::command(&bench)
+        .arg("certificate")
+        .arg(&folder)
+        .status()?;
     ensure!(made.success(), "no certificate was made");
     let stage = Stage {
         folder: folder.clone(),
@@ -129,20 +142,19 @@ fn prepare() -> anyhow::Result<(Stage, Tools)> {
 fn backend(stage: &Stage, tools: &Tools) -> anyhow::Result<Tree> {
     let mut backend = pinned(LOAD_CORE, &tools.bench);
     let addresses = stage.backends();
-    backend.arg("backend").args(addresses.map(|address| address.to_string()));
+    backend
+        .arg("backend")
+        .args(addresses.map(|address| address.to_string()));
     let tree = Tree::start(&mut backend)?;
     wait_until("the backend listens", Duration::from_secs(5), || {
-        addresses.iter().all(|address| TcpStream::connect(address).is_ok())
+        addresses
+            .iter()
+            .all(|address| TcpStream::connect(address).is_ok())
     })?;
     Ok(tree)
 }
 
-fn memory(
-    stage: &Stage,
-    tools: &Tools,
-    count: usize,
-    verdict: &mut Verdict,
-) -> anyhow::Result<()> {
+fn memory(stage: &Stage, tools: &Tools, count: usize, verdict: &mut Verdict) -> anyhow::Result<()> {
     println!("\n{count} idle connections: growth of PSS in kB each");
     let titles = Idle::ALL.map(|idle| format!("{:>19}", idle.title()));
     println!("  {:13} {:>8}{}", "peer", "base MB", titles.concat());
@@ -158,7 +170,11 @@ fn memory(
             }
             weights.insert(column, weight);
         }
-        let base = weights.values().next().context("something was weighed")?.base;
+        let base = weights
+            .values()
+            .next()
+            .context("something was weighed")?
+            .base;
         let each: String = weights
             .values()
             .map(|weight| format!("{:>19.1}", weight.each))
@@ -197,8 +213,9 @@ impl Verdict {
         let is_met = found <= bound;
         self.missed += usize::from(!is_met);
         let word = if is_met { "met" } else { "MISSED" };
-        self.lines
-            .push(format!("figure: {what}: {found:.2}{unit}, at most {bound:.2}{unit}: {word}"));
+        self.lines.push(format!(
+            "figure: {what}: {found:.2}{unit}, at most {bound:.2}{unit}: {word}"
+        ));
     }
 
     fn end(self) -> anyhow::Result<()> {

@@ -115,7 +115,10 @@ impl Peer {
         let mut ended = false;
         let answers = wait_until(kind.name(), Duration::from_secs(10), || {
             ended = !matches!(peer.tree.child().try_wait(), Ok(None));
-            ended || [http, https].iter().all(|address| TcpStream::connect(address).is_ok())
+            ended
+                || [http, https]
+                    .iter()
+                    .all(|address| TcpStream::connect(address).is_ok())
         });
         let said = || fs::read_to_string(folder.join("stderr.log")).unwrap_or_default();
         answers.with_context(said)?;
@@ -256,7 +259,9 @@ https://:{https} {{
     let path = folder.join("Caddyfile");
     write(&path, &text)?;
     let mut command = pinned(PROXY_CORE, "caddy");
-    command.args(["run", "--adapter", "caddyfile", "--config"]).arg(path);
+    command
+        .args(["run", "--adapter", "caddyfile", "--config"])
+        .arg(path);
     command.env("GOMAXPROCS", "1").env("HOME", folder);
     Ok(command)
 }

@@ -19,7 +19,8 @@ pub(crate) use self::{
     host::{Host, HostSettings},
     judge::{Judge, JudgeSettings, Verdict},
     process::{
-        instant, kill, now_micros, processor_ticks, proportional_kib, signal, spawn, wait_until,
+        instant, is_alive, kill, now_micros, processor_ticks, proportional_kib, signal, spawn,
+        wait_until,
     },
 };
 

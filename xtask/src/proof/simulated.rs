@@ -50,8 +50,21 @@ pub(crate) fn sim_long() -> anyhow::Result<()> {
     println!("proof sim-long");
     let seeds = if is_short() { SEEDS / 20 } else { SEEDS };
     let output = command("cargo")
-        .args(["run", "--locked", "--release", "--quiet", "-p", "landfast-sim"])
-        .args(["--bin", "landfast-sim", "--", "--seeds", &format!("0..{seeds}")])
+        .args([
+            "run",
+            "--locked",
+            "--release",
+            "--quiet",
+            "-p",
+            "landfast-sim",
+        ])
+        .args([
+            "--bin",
+            "landfast-sim",
+            "--",
+            "--seeds",
+            &format!("0..{seeds}"),
+        ])
         .stderr(std::process::Stdio::inherit())
         .output()?;
     let text = String::from_utf8_lossy(&output.stdout);
@@ -63,7 +76,10 @@ pub(crate) fn sim_long() -> anyhow::Result<()> {
     });
     let steps = steps.context("the simulator does not say how many steps it made")?;
     println!("figure: {steps} engine steps over {seeds} seeds, every invariant swept after each");
-    ensure!(output.status.success(), "an invariant was broken; see above");
+    ensure!(
+        output.status.success(),
+        "an invariant was broken; see above"
+    );
     let least = STEPS_MIN * seeds / SEEDS;
     ensure!(steps >= least, "fewer than {least} engine steps");
     Ok(())

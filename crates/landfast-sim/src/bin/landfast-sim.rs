@@ -57,7 +57,8 @@ fn sweep(arguments: &[String]) -> Result<bool, String> {
     };
     let mut out = io::stdout().lock();
     let mut fired = Fired::default();
-    let (mut steps, mut records, mut sealed, mut rolled_back, mut parked, mut failed) = (0, 0, 0, 0, 0, 0);
+    let (mut steps, mut records, mut sealed, mut rolled_back, mut parked, mut failed) =
+        (0, 0, 0, 0, 0, 0);
     let count = seeds.end.saturating_sub(seeds.start);
     for seed in seeds {
         let report = run(seed, planted, verbose);
