@@ -116,6 +116,10 @@ proof-crash: ## the server dies at every record of every strategy's scenario: th
 proof-proxy-kill: ## kill -9 of the proxy, 20 times, server stopped: 0 refused, next answer < 1 s
 	$(PROOF) proxy-kill
 
+.PHONY: proof-handover
+proof-handover: ## the proxy moves to a new binary 20 times at 2,500 requests/s: 0 lost, 0 reset, 0 streams cut
+	$(PROOF) handover
+
 .PHONY: proof-instance-kill
 proof-instance-kill: ## kill -9 of one instance of three, 20 times: 0 idempotent requests lost
 	$(PROOF) instance-kill

@@ -405,6 +405,7 @@ mod tests {
                 preview: None,
                 backends: BTreeMap::new(),
                 finishing: state.finishing,
+                elders: Vec::new(),
                 problems: Vec::new(),
             }
         }

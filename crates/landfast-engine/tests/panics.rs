@@ -115,6 +115,7 @@ impl DataPlane for Proxy {
             preview: None,
             backends: BTreeMap::new(),
             finishing: false,
+            elders: Vec::new(),
             problems: Vec::new(),
         })
     }

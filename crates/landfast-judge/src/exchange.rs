@@ -8,13 +8,13 @@ use std::{
 
 use aws_lc_rs::digest::{SHA256, digest};
 use bytes::Bytes;
-use tokio::time::timeout_at;
+use tokio::{sync::Semaphore, time::timeout_at};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     clock,
     connection::{Connector, Failure, Protocol},
-    http1::{Head, Http1, ReadError},
+    http1::{Head, Http1, Idleness, ReadError, is_reset},
     http2::Pool,
     plan::Planned,
     receipts::Post,
@@ -41,6 +41,8 @@ pub(crate) struct Shared {
     /// When the judge itself was last found late.
     pub late_at: Mutex<Option<Instant>>,
     idle: Mutex<VecDeque<Idle>>,
+    /// One for each connection that may be kept.
+    seats: Option<Semaphore>,
     bodies: Vec<(Bytes, String)>,
 }
 
@@ -87,6 +89,7 @@ impl Shared {
             stop: CancellationToken::new(),
             late_at: Mutex::default(),
             idle: Mutex::default(),
+            seats: (settings.connections_max > 0).then(|| Semaphore::new(settings.connections_max)),
             settings,
             connector,
             run,
@@ -296,6 +299,10 @@ async fn over_http1(
     route: &mut Route,
 ) -> Result<Answer, Failure> {
     let text = head_text(shared, planned, request);
+    let _seat = match &shared.seats {
+        Some(seats) if !planned.new_connection => seats.acquire().await.ok(),
+        Some(_) | None => None,
+    };
     let (mut http, write_failure) = loop {
         let mut http = match planned.new_connection {
             true => open(shared, route).await?,
@@ -305,7 +312,9 @@ async fn over_http1(
             Ok(()) => break (http, None),
             // The server closed it before anything was sent: an honest client takes another connection.
             Err(error) if error.bytes_written == 0 && route.kept => {
-                shared.tally().connections().closed_idle += 1;
+                let mut tally = shared.tally();
+                tally.connections().closed_idle += 1;
+                tally.connections().reset += u64::from(is_reset(&error.source));
             }
             // It may have answered before it stopped reading.
             Err(error) => break (http, Some(error)),
@@ -406,11 +415,14 @@ async fn kept(shared: &Shared, route: &mut Route) -> Result<Http1, Failure> {
         if clock::instant().duration_since(idle.since) > IDLE_TIME_MAX {
             continue;
         }
-        if idle.http.is_usable().await {
+        let idleness = idle.http.idleness().await;
+        if idleness == Idleness::Usable {
             (route.kept, route.opened) = (true, idle.opened);
             shared.tally().connections().reused += 1;
             return Ok(idle.http);
         }
-        shared.tally().connections().closed_idle += 1;
+        let mut tally = shared.tally();
+        tally.connections().closed_idle += 1;
+        tally.connections().reset += u64::from(idleness == Idleness::Reset);
     }
 }

@@ -42,6 +42,25 @@ enum Framing {
     UntilClose,
 }
 
+/// What became of a connection while it carried nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Idleness {
+    Usable,
+    /// Ended in order, or spoken on without being asked.
+    Closed,
+    Reset,
+}
+
+/// Whether the other side broke the connection instead of closing it.
+pub(crate) fn is_reset(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionReset
+            | io::ErrorKind::BrokenPipe
+            | io::ErrorKind::ConnectionAborted
+    )
+}
+
 /// Why an answer could not be read.
 #[derive(Debug)]
 pub(crate) enum ReadError {
@@ -68,17 +87,19 @@ impl Http1 {
     }
 
     /// Whether an idle connection can carry a request: the server has neither closed it nor said anything.
-    pub(crate) async fn is_usable(&mut self) -> bool {
+    pub(crate) async fn idleness(&mut self) -> Idleness {
         if !self.buffer.is_empty() || self.framing != Framing::Done {
-            return false;
+            return Idleness::Closed;
         }
         let mut byte = [0; 1];
         std::future::poll_fn(|context| {
             let mut buffer = ReadBuf::new(&mut byte);
             Poll::Ready(
-                Pin::new(&mut self.io)
-                    .poll_read(context, &mut buffer)
-                    .is_pending(),
+                match Pin::new(&mut self.io).poll_read(context, &mut buffer) {
+                    Poll::Pending => Idleness::Usable,
+                    Poll::Ready(Err(error)) if is_reset(&error) => Idleness::Reset,
+                    Poll::Ready(_) => Idleness::Closed,
+                },
             )
         })
         .await

@@ -17,13 +17,10 @@ use crate::{
     clock,
     connection::{Failure, Protocol},
     exchange::{Answer, Request, Route, Shared},
-    http1::Head,
+    http1::{Head, is_reset},
     plan::Planned,
     tally::Reason,
 };
-
-/// Kept connections.
-const KEPT: usize = 4;
 
 type Sender = SendRequest<Full<Bytes>>;
 
@@ -107,6 +104,17 @@ fn failure(error: &hyper::Error, place: &str) -> Failure {
     Failure::new(Reason::Reset, detail)
 }
 
+fn was_reset(error: &hyper::Error) -> bool {
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        if cause.downcast_ref::<std::io::Error>().is_some_and(is_reset) {
+            return true;
+        }
+        source = cause.source();
+    }
+    false
+}
+
 fn message(shared: &Shared, request: &Request) -> Result<http::Request<Full<Bytes>>, Failure> {
     let scheme = if shared.settings.tls.is_some() {
         "https"
@@ -130,26 +138,33 @@ fn message(shared: &Shared, request: &Request) -> Result<http::Request<Full<Byte
     message.map_err(|error| Failure::new(Reason::JudgeFault, error.to_string()))
 }
 
-async fn open(shared: &Shared, route: &mut Route) -> Result<Sender, Failure> {
+async fn open(shared: &Arc<Shared>, route: &mut Route) -> Result<Sender, Failure> {
     let io = shared.connector.open(Protocol::Http2).await?;
     shared.tally().connections().opened += 1;
     (route.kept, route.opened) = (false, clock::instant());
     let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(io)).await;
     let (sender, connection) = handshake.map_err(|error| failure(&error, "handshake"))?;
+    let owner = Arc::clone(shared);
     shared.tasks.spawn(async move {
-        // What ends a connection shows in the requests it carries.
-        drop(connection.await);
+        // What ends a connection shows in the requests it carries; only that it was broken does not.
+        if connection.await.is_err_and(|error| was_reset(&error)) {
+            owner.tally().connections().reset += 1;
+        }
     });
     Ok(sender)
 }
 
-async fn kept(shared: &Shared, planned: Planned, route: &mut Route) -> Result<Sender, Failure> {
+async fn kept(
+    shared: &Arc<Shared>,
+    planned: Planned,
+    route: &mut Route,
+) -> Result<Sender, Failure> {
     {
         let mut pool = shared.pool.0.lock().unwrap_or_else(PoisonError::into_inner);
         let before = pool.len();
         pool.retain(|(sender, _)| !sender.is_closed());
         shared.tally().connections().closed_idle += (before - pool.len()) as u64;
-        if pool.len() >= KEPT {
+        if pool.len() >= shared.settings.http2_connections {
             let (sender, opened) = &pool[planned.number as usize % pool.len()];
             (route.kept, route.opened) = (true, *opened);
             shared.tally().connections().reused += 1;

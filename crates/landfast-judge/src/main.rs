@@ -38,6 +38,21 @@ struct Arguments {
     /// Percent of requests over HTTP/2 (over TLS, or with prior knowledge).
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=100))]
     http2: u8,
+    /// Kept connections over HTTP/2.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..))]
+    http2_connections: u16,
+    /// Kept connections over HTTP/1.1, each for one request at a time; as many as are needed without it.
+    #[arg(long, default_value_t = 0)]
+    connections: usize,
+    /// Percent of requests on a connection of their own.
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u8).range(0..=100))]
+    new_connections: u8,
+    /// Percent of requests that are posts of 64 KiB.
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u8).range(0..=100))]
+    posts: u8,
+    /// Percent of requests that the application takes 3 s for.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u8).range(0..=100))]
+    waits: u8,
     #[arg(long, default_value_t = 1_000)]
     websockets: usize,
     /// Event streams.
@@ -128,6 +143,11 @@ fn settings(arguments: &Arguments) -> anyhow::Result<Settings> {
     let mut settings = Settings::new(arguments.target, &arguments.host);
     settings.rate = arguments.rate;
     settings.http2_percent = arguments.http2;
+    settings.http2_connections = arguments.http2_connections.into();
+    settings.connections_max = arguments.connections;
+    settings.new_connection_percent = arguments.new_connections;
+    settings.post_percent = arguments.posts;
+    settings.wait_percent = arguments.waits;
     settings.websockets = arguments.websockets;
     settings.event_streams = arguments.events;
     settings.stream_every = arguments.every;

@@ -16,6 +16,11 @@ pub struct Settings {
     /// Of 100 requests, how many go over HTTP/2 (by ALPN over TLS, else with prior knowledge).
     pub http2_percent: u8,
     pub new_connection_percent: u8,
+    /// Connections over HTTP/1.1 that are kept and used in turn, each for one request at a time; a request that finds
+    /// all of them busy waits. Zero: as many as are needed.
+    pub connections_max: usize,
+    /// Connections over HTTP/2 that are kept.
+    pub http2_connections: usize,
     pub post_percent: u8,
     pub post_bytes: usize,
     pub wait_percent: u8,
@@ -61,6 +66,8 @@ impl Settings {
             rate: 1_000,
             http2_percent: 0,
             new_connection_percent: 50,
+            connections_max: 0,
+            http2_connections: 4,
             post_percent: 30,
             post_bytes: 64 << 10,
             wait_percent: 5,

@@ -112,19 +112,22 @@ pub struct Latency {
     pub max_ms: f64,
 }
 
+/// Whole microseconds: a number that short is read back as it was written.
+fn millis(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e6).round() / 1e3
+}
+
 impl Latency {
     fn record(&mut self, latency: Duration) {
         self.histogram.record(latency);
-        self.max_ms = self.max_ms.max(latency.as_secs_f64() * 1e3);
+        self.max_ms = self.max_ms.max(millis(latency));
     }
 
     fn settle(&mut self) {
         let of = |share| {
             let bound = self.histogram.quantile(share);
             // The bound of a bucket may lie above everything that is in it.
-            bound.map_or(0.0, |time: Duration| {
-                (time.as_secs_f64() * 1e3).min(self.max_ms)
-            })
+            bound.map_or(0.0, |time: Duration| millis(time).min(self.max_ms))
         };
         (self.p50_ms, self.p95_ms, self.p99_ms) = (of(0.5), of(0.95), of(0.99));
     }
@@ -139,6 +142,9 @@ pub struct Connections {
     pub closed_idle: u64,
     /// Closed by the server after it had announced so: no loss.
     pub closed_announced: u64,
+    /// Ended by a reset instead of in order, while nothing was asked for.
+    #[serde(default)]
+    pub reset: u64,
 }
 
 /// What became of WebSockets and event streams.
@@ -225,7 +231,7 @@ impl Tally {
     /// The verdict as it would be now.
     pub(crate) fn verdict(&self, seconds: f64) -> Verdict {
         let mut verdict = self.verdict.clone();
-        verdict.seconds = seconds;
+        verdict.seconds = (seconds * 1e6).round() / 1e6;
         verdict.in_flight = verdict
             .requests
             .saturating_sub(verdict.answered + verdict.kinds.values().map(|k| k.lost).sum::<u64>());
@@ -294,10 +300,7 @@ impl Tally {
 
     pub(crate) fn judge_was_late(&mut self, late: Duration) {
         self.verdict.judge_late += 1;
-        self.verdict.judge_late_worst_ms = self
-            .verdict
-            .judge_late_worst_ms
-            .max(late.as_secs_f64() * 1e3);
+        self.verdict.judge_late_worst_ms = self.verdict.judge_late_worst_ms.max(millis(late));
     }
 
     pub(crate) fn judge_late_answer(&mut self) {

@@ -42,7 +42,8 @@ use crate::{
 /// How HTTP/2 begins without TLS (RFC 9113, 3.4); no HTTP/1.1 request begins so.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0";
 /// How long an idle connection is still listened to when the proxy ends, so that a request that is on its way
-/// is answered (with `Connection: close`) rather than reset.
+/// is answered (with `Connection: close`) rather than reset. After a hand-over it keeps all its time
+/// (see [`crate::leaving`]).
 const SHUTDOWN_IDLE: Duration = Duration::from_secs(1);
 /// What a client may still send after an answer that came before the end of its request.
 const LINGER_MAX: Duration = Duration::from_secs(2);
@@ -63,7 +64,7 @@ pub(crate) async fn serve(
     stream: TcpStream,
     peer: SocketAddr,
     kind: Kind,
-    permit: OwnedSemaphorePermit,
+    permit: Option<OwnedSemaphorePermit>,
 ) {
     if stream.set_nodelay(true).is_err() {
         return;
@@ -108,7 +109,7 @@ pub(crate) async fn serve(
 
 /// The proxy ends, and a request that was on its way has had time to come.
 async fn ended(thread: &Thread) {
-    thread.shared.shutdown.cancelled().await;
+    thread.shared.life.ended.cancelled().await;
     tokio::time::sleep(SHUTDOWN_IDLE).await;
 }
 
@@ -205,19 +206,24 @@ where
         write: shared.settings.keep_alive(),
     };
     let mut connection = pin!(connection);
-    let mut shutdown = pin!(shared.shutdown.cancelled());
+    let mut leaving = pin!(shared.life.leaving.cancelled());
+    let mut ended = pin!(shared.life.ended.cancelled());
     let mut timer = pin!(tokio::time::sleep_until(activity.deadline(limits).0));
     let mut stopping = false;
     let mut closing = false;
+    let mut is_told = false;
     std::future::poll_fn(|cx| {
-        if !stopping && shutdown.as_mut().poll(cx).is_ready() {
+        if ends_at_once && !is_told && leaving.as_mut().poll(cx).is_ready() {
+            is_told = true;
+            closing = true;
+            activity.touch();
+            activity.linger();
+            end(connection.as_mut());
+        }
+        if !stopping && ended.as_mut().poll(cx).is_ready() {
             stopping = true;
             // The time to say one last thing counts from here.
             activity.touch();
-            if ends_at_once {
-                closing = true;
-                end(connection.as_mut());
-            }
         }
         loop {
             if let Poll::Ready(result) = connection.as_mut().poll(cx) {
@@ -323,7 +329,7 @@ impl Activity {
         Busy(Arc::clone(self))
     }
 
-    /// The answer comes before the end of the request: the connection closes after it, but gently.
+    /// The connection closes after this answer although its client may not be done, so it closes gently.
     pub(crate) fn linger(&self) {
         self.lingers.store(true, Ordering::Relaxed);
     }
@@ -382,7 +388,7 @@ pub(crate) struct ClientIo<S> {
     stream: S,
     activity: Arc<Activity>,
     /// Given back with the descriptor: a connection that became a tunnel still has it.
-    _permit: OwnedSemaphorePermit,
+    _permit: Option<OwnedSemaphorePermit>,
     lingering: Option<Lingering>,
 }
 
@@ -393,7 +399,7 @@ struct Lingering {
 }
 
 impl<S> ClientIo<S> {
-    fn new(stream: S, activity: Arc<Activity>, permit: OwnedSemaphorePermit) -> Self {
+    fn new(stream: S, activity: Arc<Activity>, permit: Option<OwnedSemaphorePermit>) -> Self {
         Self {
             stream,
             activity,

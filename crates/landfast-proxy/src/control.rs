@@ -116,6 +116,16 @@ impl ControlClient {
         }
     }
 
+    /// Tells a worker, at its own socket, to end as by SIGTERM.
+    pub(crate) async fn end(&self) -> Result<(), ControlError> {
+        let (status, body) = self.call(Method::POST, "/end", Vec::new()).await?;
+        if status.is_success() {
+            Ok(())
+        } else {
+            Err(refused(status, &body))
+        }
+    }
+
     async fn json<T: DeserializeOwned>(
         &self,
         method: Method,

@@ -1,28 +1,61 @@
 //! The control socket: takes snapshots, answers status, stats and metrics. It runs on a thread of its own, so
-//! that writing routes to disk holds up no request.
+//! that writing routes to disk holds up no request. Beside it each worker has a socket of its own, where it is asked
+//! by its successors and speaks of nobody but itself.
 
-use std::{convert::Infallible, sync::Arc};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header::CONTENT_TYPE};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use landfast_routing::snapshot::Snapshot;
+use landfast_routing::snapshot::{ProxyStatus, Snapshot};
 use serde::Serialize;
 use tokio::{net::UnixListener, task::JoinSet};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     control::Problem,
+    elders::Elders,
     metrics,
     shared::{ApplyError, Shared},
 };
 
 /// The largest snapshot taken.
 const SNAPSHOT_BYTES_MAX: usize = 64 << 20;
+/// After an accept failed for want of descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Serves the control socket until the worker ends.
-pub(crate) async fn serve(listener: UnixListener, shared: Arc<Shared>) {
+/// Who speaks: at the control socket the worker that serves, for those before it as well.
+#[derive(Clone)]
+pub(crate) enum Voice {
+    All(Arc<Elders>),
+    Own,
+}
+
+/// Serves a worker's own socket as long as the process lives.
+pub(crate) async fn serve_own(listener: UnixListener, shared: Arc<Shared>) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    let never = CancellationToken::new();
+                    let served = serve_one(TokioIo::new(stream), Arc::clone(&shared), Voice::Own, never);
+                    connections.spawn(served);
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "failed to accept on the worker's own socket");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
+            Some(_) = connections.join_next(), if !connections.is_empty() => {}
+        }
+    }
+}
+
+/// Serves the control socket until the worker leaves.
+pub(crate) async fn serve(listener: UnixListener, shared: Arc<Shared>, elders: Arc<Elders>) {
     let mut connections = JoinSet::new();
     let mut held = shared.orders_held();
     loop {
@@ -32,31 +65,38 @@ pub(crate) async fn serve(listener: UnixListener, shared: Arc<Shared>) {
             _ = held.changed() => {}
             accepted = listener.accept(), if is_open => match accepted {
                 Ok((stream, _)) => {
-                    connections.spawn(serve_one(TokioIo::new(stream), Arc::clone(&shared)));
+                    let voice = Voice::All(Arc::clone(&elders));
+                    let leaving = shared.life.leaving.clone();
+                    let served = serve_one(TokioIo::new(stream), Arc::clone(&shared), voice, leaving);
+                    connections.spawn(served);
                 }
                 Err(error) => {
                     tracing::warn!(%error, "failed to accept on the control socket");
-                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             },
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
-            () = shared.shutdown.cancelled() => break,
+            () = shared.life.leaving.cancelled() => break,
         }
     }
     // Someone may be watching the last drains.
     while connections.join_next().await.is_some() {}
 }
 
-async fn serve_one(io: TokioIo<tokio::net::UnixStream>, shared: Arc<Shared>) {
-    let ending = shared.shutdown.clone();
+async fn serve_one(
+    io: TokioIo<tokio::net::UnixStream>,
+    shared: Arc<Shared>,
+    voice: Voice,
+    ending: CancellationToken,
+) {
     let service = service_fn(move |request| {
-        let shared = Arc::clone(&shared);
-        async move { Ok::<_, Infallible>(answer(&shared, request).await) }
+        let (shared, voice) = (Arc::clone(&shared), voice.clone());
+        async move { Ok::<_, Infallible>(answer(&shared, &voice, request).await) }
     });
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
-        .header_read_timeout(std::time::Duration::from_secs(30));
+        .header_read_timeout(Duration::from_secs(30));
     let mut connection = std::pin::pin!(builder.serve_connection(io, service));
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
@@ -72,13 +112,20 @@ async fn serve_one(io: TokioIo<tokio::net::UnixStream>, shared: Arc<Shared>) {
 
 type Answer = Response<Full<Bytes>>;
 
-async fn answer(shared: &Shared, request: Request<Incoming>) -> Answer {
+async fn answer(shared: &Shared, voice: &Voice, request: Request<Incoming>) -> Answer {
     let path = request.uri().path().to_owned();
     let is_get = request.method() == Method::GET;
+    let is_own = matches!(voice, Voice::Own);
     match path.as_str() {
-        "/snapshot" if request.method() == Method::PUT => put(shared, request.into_body()).await,
+        "/snapshot" if request.method() == Method::PUT && !is_own => {
+            put(shared, voice, request.into_body()).await
+        }
+        "/end" if request.method() == Method::POST && is_own => {
+            shared.life.end(&shared.settings);
+            respond(StatusCode::NO_CONTENT, "text/plain", Bytes::new())
+        }
         "/snapshot" if is_get => json(StatusCode::OK, &*shared.snapshot()),
-        "/status" if is_get => json(StatusCode::OK, &shared.status()),
+        "/status" if is_get => json(StatusCode::OK, &status(shared, voice).await),
         "/stats" if is_get => json(StatusCode::OK, &shared.stats()),
         "/metrics" if is_get => {
             let kind = "text/plain; version=0.0.4; charset=utf-8";
@@ -92,7 +139,15 @@ async fn answer(shared: &Shared, request: Request<Incoming>) -> Answer {
     }
 }
 
-async fn put(shared: &Shared, body: Incoming) -> Answer {
+async fn status(shared: &Shared, voice: &Voice) -> ProxyStatus {
+    let mut status = shared.status();
+    if let Voice::All(elders) = voice {
+        elders.add_to(&mut status).await;
+    }
+    status
+}
+
+async fn put(shared: &Shared, voice: &Voice, body: Incoming) -> Answer {
     let body = match Limited::new(body, SNAPSHOT_BYTES_MAX).collect().await {
         Ok(body) => body.to_bytes(),
         Err(error) => return problem(StatusCode::BAD_REQUEST, &format!("no whole body: {error}")),
@@ -104,7 +159,7 @@ async fn put(shared: &Shared, body: Incoming) -> Answer {
         }
     };
     match shared.apply(snapshot) {
-        Ok(()) => json(StatusCode::OK, &shared.status()),
+        Ok(()) => json(StatusCode::OK, &status(shared, voice).await),
         Err(ApplyError::Stale(stale)) => {
             let problem = Problem {
                 title: "stale snapshot".into(),

@@ -3,27 +3,23 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::{sync::watch, time::Instant};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::watch;
 
 use crate::{
     backend::{Backend, Phase},
-    clock,
+    leaving::Ending,
     shared::Shared,
 };
 
 /// The part of the drain's time over which closing is spread; the rest is for finishing.
 const SPREAD: f64 = 0.8;
-/// What a stream is given when the proxy itself ends.
-const SHUTDOWN: Duration = Duration::from_secs(5);
 /// Beyond the drain's time, for the last frames to pass and the last Close to be answered.
-const SLACK: Duration = Duration::from_secs(3);
+pub(crate) const SLACK: Duration = Duration::from_secs(3);
 
 /// The instants of one stream.
 pub(crate) struct Due {
     phase: watch::Receiver<Phase>,
-    shutdown: CancellationToken,
-    ended_since: Option<Instant>,
+    ending: watch::Receiver<Option<Ending>>,
     /// This stream's place in the spread, 0 to 1.
     place: f64,
 }
@@ -32,8 +28,7 @@ impl Due {
     pub(crate) fn new(backend: &Arc<Backend>, shared: &Shared) -> Self {
         Self {
             phase: backend.phase(),
-            shutdown: shared.shutdown.clone(),
-            ended_since: None,
+            ending: shared.life.ending(),
             place: rand::random(),
         }
     }
@@ -54,8 +49,8 @@ impl Due {
                 Phase::Serving | Phase::Absent => None,
                 Phase::Draining { since, streams, .. } => Some(since + after(streams)),
             };
-            if let Some(since) = self.ended_since {
-                let end = since + after(SHUTDOWN);
+            if let Some(ending) = *self.ending.borrow_and_update() {
+                let end = ending.since + after(ending.streams);
                 at = Some(at.map_or(end, |at| at.min(end)));
             }
             let over = async {
@@ -67,9 +62,9 @@ impl Due {
             tokio::select! {
                 biased;
                 () = over => return,
-                () = self.shutdown.cancelled(), if self.ended_since.is_none() => {
-                    self.ended_since = Some(clock::instant());
-                }
+                changed = self.ending.changed() => if changed.is_err() {
+                    std::future::pending::<()>().await;
+                },
                 changed = self.phase.changed() => if changed.is_err() {
                     std::future::pending::<()>().await;
                 },

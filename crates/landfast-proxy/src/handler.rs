@@ -79,7 +79,12 @@ pub(crate) async fn handle(
     if has_unread {
         client.activity.linger();
     }
-    let mut is_last = shared.shutdown.is_cancelled() || has_unread;
+    let is_leaving = shared.life.is_leaving() && version < Version::HTTP_2;
+    if is_leaving {
+        // Whatever the client has sent on top: closing over it would reset the connection and take the answer away.
+        client.activity.linger();
+    }
+    let mut is_last = is_leaving || has_unread;
     let mut response = match reply {
         Reply::Own { response, close } => {
             is_last |= close;

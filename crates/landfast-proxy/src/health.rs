@@ -36,8 +36,18 @@ pub(crate) async fn supervise(shared: Arc<Shared>) {
         tokio::select! {
             changed = changes.changed() => if changed.is_err() { return },
             Some(ended) = tasks.join_next(), if !tasks.is_empty() => note(ended),
-            () = shared.shutdown.cancelled() => return,
+            () = last_requests(&shared) => return,
         }
+    }
+}
+
+/// A worker that leaves is still sent requests for as long as an idle connection may last; later ones go by what the
+/// checks showed last, and by passive ejection.
+async fn last_requests(shared: &Shared) {
+    shared.life.leaving.cancelled().await;
+    tokio::select! {
+        () = tokio::time::sleep(shared.settings.keep_alive()) => {}
+        () = shared.life.ended.cancelled() => {}
     }
 }
 

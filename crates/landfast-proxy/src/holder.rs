@@ -12,20 +12,22 @@
 //! - *SIGTERM or SIGINT to the holder*: the worker gets SIGTERM, finishes, and both are gone.
 //! - *SIGHUP to the holder*: another worker is started, from the binary that is now at the path of this one.
 //!   The old one takes no more snapshots before the new one reads the routes back, so none that was confirmed is
-//!   lost between the two. Once the new one says that it serves, the old one gets SIGTERM and finishes by the
-//!   routes its successor keeps; one that does not come up changes nothing. Until the old one is gone the new
-//!   one's status says that somebody still finishes, and nothing counts as drained.
+//!   lost between the two. Once the new one says that it serves, the old one is told to leave (see
+//!   [`crate::leaving`]; one of a binary that does not know the word gets SIGTERM) and goes by the routes its successor
+//!   keeps; a new one that does not come up changes nothing. The new one's status counts what the old one still has
+//!   in flight (see [`crate::elders`]). Where the binary has changed, a holder of the new binary then takes the place of
+//!   this one (see [`crate::holder_link`]).
 //! - *The worker ends by SIGTERM sent to it directly*: it finishes first, then it is replaced.
 //!
 //! Signals need an event loop or unsafe code; so the holder runs tokio's single-threaded one, without workers.
 
 use std::{
-    io,
+    io::{self, Read, Write},
     os::{
         fd::{AsFd, OwnedFd},
-        unix::net::UnixStream,
+        unix::{fs::MetadataExt, net::UnixStream},
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     time::Duration,
 };
@@ -35,13 +37,14 @@ use rustix::{
     process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
 };
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, unix::AsyncFd},
+    io::{AsyncReadExt, unix::AsyncFd},
     process::{Child, Command},
     signal::unix::{Signal as Signals, SignalKind, signal},
 };
 
 use crate::{
     clock,
+    holder_link::{hears, say},
     link::{self, LinkError, Listeners, Receiver, Word},
     listen::{self, BindError},
     settings::HolderSettings,
@@ -58,7 +61,7 @@ const BACKOFF_MIN: Duration = Duration::from_millis(10);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// How long a replacement may take until it serves.
 pub(crate) const READY_MAX: Duration = Duration::from_secs(10);
-/// How long a worker is waited for that was asked to take no more snapshots: one of an older binary says nothing.
+/// How long a worker is waited for that was asked for something: one of an older binary says nothing.
 const HELD_MAX: Duration = Duration::from_secs(1);
 const REAP_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -96,16 +99,36 @@ pub fn holder_main(settings: HolderSettings) -> Result<(), HolderError> {
 pub fn adopt_main() -> Result<(), HolderError> {
     let link = link::from_stdin()?;
     let handover = link::receive(&link)?;
-    tracing::warn!(
-        pid = std::process::id(),
-        worker = handover.sender_pid,
-        "a new holder takes over from a dead one"
-    );
+    if handover.waits {
+        if !is_told_to_hold(&link)? {
+            return Ok(());
+        }
+        tracing::info!(
+            pid = std::process::id(),
+            worker = handover.sender_pid,
+            "a holder of a new binary takes over"
+        );
+    } else {
+        tracing::warn!(
+            pid = std::process::id(),
+            worker = handover.sender_pid,
+            "a new holder takes over from a dead one"
+        );
+    }
     let holder = Holder {
         settings: handover.settings,
         listeners: handover.listeners,
     };
-    run(holder, handover.worker.map(|pidfd| (pidfd, link)))
+    let pid = handover.sender_pid;
+    run(holder, handover.worker.map(|pidfd| (pid, pidfd, link)))
+}
+
+/// Says that the descriptors are here, and waits until the holder before has gone. Not told so: it stays in charge.
+fn is_told_to_hold(link: &UnixStream) -> io::Result<bool> {
+    let mut link = link;
+    link.write_all(&[Word::Holding.byte()])?;
+    let mut byte = [0];
+    Ok(link.read(&mut byte)? > 0 && Word::of(byte[0]) == Some(Word::Hold))
 }
 
 /// How long to wait before the next start of a process that lived for `lived`, and before which `backoff` was
@@ -117,7 +140,10 @@ pub(crate) fn next_backoff(backoff: Duration, lived: Duration) -> Duration {
     (backoff * 2).clamp(BACKOFF_MIN, BACKOFF_MAX)
 }
 
-fn run(holder: Holder, adopted: Option<(OwnedFd, UnixStream)>) -> Result<(), HolderError> {
+/// A worker that runs already: process id, pidfd, link.
+type Adopted = (u32, OwnedFd, UnixStream);
+
+fn run(holder: Holder, adopted: Option<Adopted>) -> Result<(), HolderError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -131,9 +157,20 @@ struct Holder {
 
 /// A worker and this side of its link; dropping the link tells the worker that the holder is gone.
 struct Worker {
+    pid: u32,
     pidfd: AsyncFd<OwnedFd>,
     child: Option<Child>,
     link: tokio::net::UnixStream,
+}
+
+/// Why the holder does not stay with a worker.
+enum Left {
+    /// The worker ended, and how.
+    Died(String),
+    /// The holder is to end.
+    Asked,
+    /// Another holder is in charge.
+    Moved,
 }
 
 struct Ending {
@@ -152,14 +189,14 @@ impl Ending {
 }
 
 impl Holder {
-    async fn keep(self, adopted: Option<(OwnedFd, UnixStream)>) -> Result<(), HolderError> {
+    async fn keep(self, adopted: Option<Adopted>) -> Result<(), HolderError> {
         let mut ending = Ending {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
         };
         let mut next = match adopted {
-            Some((pidfd, link)) => Some(Worker::new(pidfd, None, link)?),
+            Some((pid, pidfd, link)) => Some(Worker::new(pid, pidfd, None, link)?),
             None => None,
         };
         let mut leaving: Vec<Worker> = Vec::new();
@@ -168,15 +205,19 @@ impl Holder {
             let started = clock::instant();
             match next
                 .take()
-                .map_or_else(|| self.start(!leaving.is_empty()), Ok)
+                .map_or_else(|| self.start(&pids(&leaving), false), Ok)
             {
                 Ok(mut worker) => {
-                    let ended = self.attend(&mut worker, &mut leaving, &mut ending).await?;
-                    let Some(how) = ended else {
-                        leaving.push(worker);
-                        return self.stop(leaving).await;
-                    };
-                    tracing::error!(%how, "the worker died; starting another");
+                    match self.attend(&mut worker, &mut leaving, &mut ending).await? {
+                        Left::Died(how) => {
+                            tracing::error!(%how, "the worker died; starting another");
+                        }
+                        Left::Asked => {
+                            leaving.push(worker);
+                            return self.stop(leaving).await;
+                        }
+                        Left::Moved => return Ok(()),
+                    }
                 }
                 Err(error) => tracing::error!(%error, "failed to start a worker"),
             }
@@ -192,46 +233,62 @@ impl Holder {
         }
     }
 
-    /// Stays with a worker until it ends (answers how) or the holder is asked to end (answers nothing).
+    /// Stays with a worker until it ends, or until this holder has nothing to do with it any more.
     async fn attend(
         &self,
         worker: &mut Worker,
         leaving: &mut Vec<Worker>,
         ending: &mut Ending,
-    ) -> Result<Option<String>, HolderError> {
+    ) -> Result<Left, HolderError> {
         loop {
             tokio::select! {
-                ended = worker.ended() => return Ok(Some(ended)),
-                _ = ending.terminate.recv() => return Ok(None),
-                _ = ending.interrupt.recv() => return Ok(None),
+                ended = worker.ended() => return Ok(Left::Died(ended)),
+                _ = ending.terminate.recv() => return Ok(Left::Asked),
+                _ = ending.interrupt.recv() => return Ok(Left::Asked),
                 _ = ending.hangup.recv() => {
-                    worker.hold_orders().await;
-                    match self.replacement().await {
-                        Ok(fresh) => {
-                            let old = std::mem::replace(worker, fresh);
-                            old.terminate()?;
-                            leaving.push(old);
-                        }
-                        Err(error) => {
-                            tracing::error!(%error, "the new worker did not come up; the old one stays");
-                            worker.say(Word::TakeOrders).await;
-                        }
+                    let is_replaced = self.replace(worker, leaving).await?;
+                    if is_replaced && has_new_binary() && worker.adopt().await {
+                        return Ok(Left::Moved);
                     }
                 }
                 // Only while an old worker is on its way out, to take note of its end.
                 () = tokio::time::sleep(REAP_INTERVAL), if !leaving.is_empty() => {
                     leaving.retain_mut(|worker| !worker.has_ended());
                     if leaving.is_empty() {
-                        worker.say(Word::Alone).await;
+                        say(&mut worker.link, Word::Alone).await;
                     }
                 }
             }
         }
     }
 
+    /// Puts another worker in the place of one, which leaves. Whether that was possible.
+    async fn replace(
+        &self,
+        worker: &mut Worker,
+        leaving: &mut Vec<Worker>,
+    ) -> Result<bool, HolderError> {
+        worker.hold_orders().await;
+        let mut elders = pids(leaving);
+        elders.push(worker.pid);
+        match self.replacement(&elders).await {
+            Ok(fresh) => {
+                let mut old = std::mem::replace(worker, fresh);
+                old.leave().await?;
+                leaving.push(old);
+                Ok(true)
+            }
+            Err(error) => {
+                tracing::error!(%error, "the new worker did not come up; the old one stays");
+                say(&mut worker.link, Word::TakeOrders).await;
+                Ok(false)
+            }
+        }
+    }
+
     /// Starts another worker beside the present one and waits until it serves.
-    async fn replacement(&self) -> Result<Worker, HolderError> {
-        let mut fresh = self.start(true)?;
+    async fn replacement(&self, elders: &[u32]) -> Result<Worker, HolderError> {
+        let mut fresh = self.start(elders, true)?;
         let mut byte = [0];
         let ready = tokio::time::timeout(READY_MAX, fresh.link.read_exact(&mut byte)).await;
         if matches!(ready, Ok(Ok(_))) {
@@ -244,20 +301,23 @@ impl Holder {
         Err(io::Error::other("it ended or said nothing in time").into())
     }
 
-    fn start(&self, has_elders: bool) -> Result<Worker, HolderError> {
+    fn start(&self, elders: &[u32], took_over: bool) -> Result<Worker, HolderError> {
         let (link, child) = spawn(WORKER_ARGUMENTS)?;
-        let pid = child
-            .id()
-            .and_then(|pid| i32::try_from(pid).ok())
-            .and_then(Pid::from_raw);
-        let pid = pid.ok_or_else(|| io::Error::other("the worker has no process id"))?;
+        let no_id = || io::Error::other("the worker has no process id");
+        let id = child.id().ok_or_else(no_id)?;
+        let pid = i32::try_from(id).ok().and_then(Pid::from_raw);
+        let pid = pid.ok_or_else(no_id)?;
         let pidfd = pidfd_open(pid, PidfdFlags::NONBLOCK).map_err(io::Error::from)?;
-        let receiver = Receiver::Worker { has_elders };
+        let receiver = Receiver::Worker { elders, took_over };
         link::send(&link, &self.settings, &self.listeners, receiver)?;
-        Ok(Worker::new(pidfd, Some(child), link)?)
+        Ok(Worker::new(id, pidfd, Some(child), link)?)
     }
 
     async fn stop(&self, mut workers: Vec<Worker>) -> Result<(), HolderError> {
+        if let Some(worker) = workers.last_mut() {
+            // It knows of some that a holder before this one started.
+            worker.end_elders().await;
+        }
         for worker in &workers {
             worker.terminate()?;
         }
@@ -271,9 +331,10 @@ impl Holder {
 }
 
 impl Worker {
-    fn new(pidfd: OwnedFd, child: Option<Child>, link: UnixStream) -> io::Result<Self> {
+    fn new(pid: u32, pidfd: OwnedFd, child: Option<Child>, link: UnixStream) -> io::Result<Self> {
         link.set_nonblocking(true)?;
         Ok(Self {
+            pid,
             pidfd: watch(pidfd)?,
             child,
             link: tokio::net::UnixStream::from_std(link)?,
@@ -288,25 +349,45 @@ impl Worker {
         }
     }
 
-    /// Says a word; a worker that does not listen has died, which is noticed elsewhere.
-    async fn say(&mut self, word: Word) {
-        if let Err(error) = self.link.write_all(&[word.byte()]).await {
-            tracing::debug!(%error, ?word, "the worker does not listen");
-        }
+    /// Asks for something, and waits for the answer.
+    async fn ask(&mut self, word: Word, answer: Word, limit: Duration) -> bool {
+        say(&mut self.link, word).await;
+        hears(&mut self.link, answer, limit).await
     }
 
     /// Asks for no more snapshots to be taken, and waits until none is.
     async fn hold_orders(&mut self) {
-        self.say(Word::HoldOrders).await;
-        let held = async {
-            let mut byte = [0];
-            while Word::of(byte[0]) != Some(Word::OrdersHeld) {
-                self.link.read_exact(&mut byte).await?;
-            }
-            Ok::<_, io::Error>(())
-        };
-        if !matches!(tokio::time::timeout(HELD_MAX, held).await, Ok(Ok(()))) {
+        if !self.ask(Word::HoldOrders, Word::OrdersHeld, HELD_MAX).await {
             tracing::warn!("the worker does not say that it takes no more routes; going on");
+        }
+    }
+
+    /// Tells it that another worker serves.
+    async fn leave(&mut self) -> io::Result<()> {
+        if self.ask(Word::Leave, Word::Leaving, HELD_MAX).await {
+            return Ok(());
+        }
+        tracing::warn!(
+            pid = self.pid,
+            "the old worker does not know how to leave; it ends as by SIGTERM"
+        );
+        self.terminate()
+    }
+
+    /// Has a holder of the new binary started. Whether that one is in charge once this one has gone.
+    async fn adopt(&mut self) -> bool {
+        let is_held = self.ask(Word::Adopt, Word::Holding, READY_MAX).await;
+        if is_held {
+            tracing::info!("a holder of the new binary takes over; this one goes");
+        } else {
+            tracing::error!("no holder of the new binary came up; this one stays");
+        }
+        is_held
+    }
+
+    async fn end_elders(&mut self) {
+        if !self.ask(Word::EndElders, Word::EndElders, HELD_MAX).await {
+            tracing::debug!("the worker does not say that older ones end");
         }
     }
 
@@ -363,6 +444,20 @@ fn own_binary() -> PathBuf {
         None => path,
     };
     if path.is_file() { path } else { kept() }
+}
+
+/// Whether another binary is now at the path of this one.
+fn has_new_binary() -> bool {
+    let identity = |path: &Path| {
+        let found = std::fs::metadata(path).ok()?;
+        Some((found.dev(), found.ino()))
+    };
+    let running = identity(Path::new("/proc/self/exe"));
+    running.is_some() && identity(&own_binary()) != running
+}
+
+fn pids(workers: &[Worker]) -> Vec<u32> {
+    workers.iter().map(|worker| worker.pid).collect()
 }
 
 /// Starts this binary in another role, with its end of a new link as standard input.

@@ -39,6 +39,19 @@ pub(crate) enum Word {
     TakeOrders = 4,
     /// The last of the older workers has ended.
     Alone = 5,
+    /// Another worker serves: accept no more, answer each open connection once more, keep what streams.
+    Leave = 6,
+    /// The worker does so, and will end by itself.
+    Leaving = 7,
+    /// The binary has changed: start a holder of the new one in the place of this one.
+    Adopt = 8,
+    /// The new holder has the descriptors. Who says so to the worker waits for [`Word::Hold`]; who hears it from the
+    /// worker may go.
+    Holding = 9,
+    /// The old holder has gone: the new one is in charge.
+    Hold = 10,
+    /// The whole proxy ends: older workers are to end as well.
+    EndElders = 11,
 }
 
 impl Word {
@@ -53,6 +66,12 @@ impl Word {
             Self::OrdersHeld,
             Self::TakeOrders,
             Self::Alone,
+            Self::Leave,
+            Self::Leaving,
+            Self::Adopt,
+            Self::Holding,
+            Self::Hold,
+            Self::EndElders,
         ];
         all.into_iter().find(|word| word.byte() == byte)
     }
@@ -80,6 +99,15 @@ struct Message {
     /// Older workers still serve or finish (only to a worker).
     #[serde(default)]
     has_elders: bool,
+    /// Their process ids; a holder of an older binary does not say.
+    #[serde(default)]
+    elders: Option<Vec<u32>>,
+    /// The worker before this one was asked to leave (only to a worker).
+    #[serde(default)]
+    took_over: bool,
+    /// Another holder is still in charge: say that you hold, then wait (only to a holder).
+    #[serde(default)]
+    waits: bool,
 }
 
 /// What the started side got.
@@ -89,7 +117,18 @@ pub(crate) struct Handover {
     pub(crate) listeners: Listeners,
     pub(crate) worker: Option<OwnedFd>,
     pub(crate) sender_pid: u32,
-    pub(crate) has_elders: bool,
+    pub(crate) elders: Elders,
+    pub(crate) took_over: bool,
+    pub(crate) waits: bool,
+}
+
+/// What a worker is told of those before it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Elders {
+    /// By process id; none is nobody.
+    Known(Vec<u32>),
+    /// There are some, and the holder's binary is too old to say which.
+    Unknown,
 }
 
 /// The other side's message could not be understood or sent.
@@ -118,11 +157,10 @@ impl Listeners {
 /// To whom a message goes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Receiver<'a> {
-    Worker {
-        has_elders: bool,
-    },
-    /// With a pidfd of the worker that it is to watch.
-    Holder(BorrowedFd<'a>),
+    /// With the process ids of the workers before it; `took_over` where the last of them was asked to leave.
+    Worker { elders: &'a [u32], took_over: bool },
+    /// With a pidfd of the worker that it is to watch; `waits` while another holder is in charge.
+    Holder { worker: BorrowedFd<'a>, waits: bool },
 }
 
 /// Sends settings and descriptors.
@@ -132,9 +170,9 @@ pub(crate) fn send(
     listeners: &Listeners,
     receiver: Receiver<'_>,
 ) -> Result<(), LinkError> {
-    let (worker, has_elders) = match receiver {
-        Receiver::Worker { has_elders } => (None, has_elders),
-        Receiver::Holder(pidfd) => (Some(pidfd), false),
+    let (worker, elders, took_over, waits) = match receiver {
+        Receiver::Worker { elders, took_over } => (None, Some(elders.to_vec()), took_over, false),
+        Receiver::Holder { worker, waits } => (Some(worker), None, false, waits),
     };
     let message = Message {
         settings: settings.clone(),
@@ -143,7 +181,10 @@ pub(crate) fn send(
         has_preview: listeners.preview.is_some(),
         has_worker: worker.is_some(),
         sender_pid: std::process::id(),
-        has_elders,
+        has_elders: elders.as_ref().is_some_and(|elders| !elders.is_empty()),
+        elders,
+        took_over,
+        waits,
     };
     let body = serde_json::to_vec(&message)?;
     let length = u32::try_from(body.len())
@@ -219,7 +260,16 @@ fn sort(message: Message, descriptors: Vec<OwnedFd>) -> Result<Handover, LinkErr
         has_worker,
         sender_pid,
         has_elders,
+        elders,
+        took_over,
+        waits,
     } = message;
+    let took_over = took_over || (elders.is_none() && has_elders);
+    let elders = match (elders, has_elders) {
+        (Some(elders), _) => Elders::Known(elders),
+        (None, true) => Elders::Unknown,
+        (None, false) => Elders::Known(Vec::new()),
+    };
     let expected = 1 + http + https + usize::from(has_preview) + usize::from(has_worker);
     let got = descriptors.len();
     if got != expected {
@@ -243,7 +293,9 @@ fn sort(message: Message, descriptors: Vec<OwnedFd>) -> Result<Handover, LinkErr
         listeners,
         worker,
         sender_pid,
-        has_elders,
+        elders,
+        took_over,
+        waits,
     })
 }
 
@@ -270,7 +322,10 @@ mod tests {
             preview: Some(bind()),
         };
         let (here, there) = UnixStream::pair().expect("a pair");
-        let receiver = Receiver::Worker { has_elders: true };
+        let receiver = Receiver::Worker {
+            elders: &[7],
+            took_over: true,
+        };
         send(&here, &settings, &listeners, receiver).expect("sent");
         let got = receive(&there).expect("received");
         assert_eq!(got.settings, settings);
@@ -281,7 +336,8 @@ mod tests {
         assert_eq!(addresses(&got.listeners.https), addresses(&listeners.https));
         let preview = got.listeners.preview.as_ref().map(address);
         assert_eq!(preview, listeners.preview.as_ref().map(address));
-        assert!(got.worker.is_none() && got.has_elders);
+        assert!(got.worker.is_none() && got.took_over);
+        assert_eq!(got.elders, Elders::Known(vec![7]));
         drop(here);
         assert!(receive(&there).is_err());
     }

@@ -109,12 +109,16 @@ fn bind_control(path: &Path) -> Result<UnixListener, BindError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(failed(error)),
     }
-    // The holder has one thread, so nothing else is created under this mask.
+    bind_private(path).map_err(failed)
+}
+
+/// A socket for this user alone. Called while the process has one thread, so nothing else is created under the mask.
+pub(crate) fn bind_private(path: &Path) -> io::Result<UnixListener> {
     let before = rustix::process::umask(Mode::from_bits_truncate(0o177));
     let bound = UnixListener::bind(path);
     rustix::process::umask(before);
-    let listener = bound.map_err(failed)?;
-    listener.set_nonblocking(true).map_err(failed)?;
+    let listener = bound?;
+    listener.set_nonblocking(true)?;
     Ok(listener)
 }
 

@@ -4,7 +4,7 @@
 use std::{
     fs::{self, File},
     io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -46,9 +46,34 @@ fn try_save(path: &Path, snapshot: &Snapshot) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
-/// What another worker has kept meanwhile, if it can be read.
-pub(crate) fn peek(path: &Path) -> Option<Snapshot> {
-    serde_json::from_slice(&fs::read(path).ok()?).ok()
+/// Reads what another worker keeps, each time it has kept something else.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    path: PathBuf,
+    seen: Option<(u64, u64, i64, i64)>,
+}
+
+impl Watch {
+    pub(crate) fn new(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            seen: None,
+        }
+    }
+
+    /// What was kept since the last look, if it can be read.
+    pub(crate) fn news(&mut self) -> Option<Snapshot> {
+        // Each save is another file under the same name.
+        let found = fs::metadata(&self.path).ok()?;
+        let stamp = (found.ino(), found.len(), found.mtime(), found.mtime_nsec());
+        if self.seen == Some(stamp) {
+            return None;
+        }
+        let snapshot = serde_json::from_slice(&fs::read(&self.path).ok()?).ok()?;
+        // Looked at before it was read: what came in between is read again the next time.
+        self.seen = Some(stamp);
+        Some(snapshot)
+    }
 }
 
 /// Reads the routes back. A file that cannot be read is set aside, so that the proxy starts empty, says so,
@@ -97,7 +122,19 @@ mod tests {
             ..Snapshot::default()
         };
         save(&path, &snapshot).expect("a writable folder");
-        assert_eq!(load(&path), Some(snapshot));
+        assert_eq!(load(&path).as_ref(), Some(&snapshot));
+        let mut watch = Watch::new(&path);
+        assert_eq!(watch.news().as_ref(), Some(&snapshot));
+        assert_eq!(watch.news(), None, "nothing new");
+        let newer = Snapshot {
+            fence: Fence {
+                generation: Generation(2),
+                revision: 4,
+            },
+            ..snapshot
+        };
+        save(&path, &newer).expect("a writable folder");
+        assert_eq!(watch.news(), Some(newer));
         fs::write(&path, b"{\"version\":1,\"fe").expect("a writable file");
         assert_eq!(load(&path), None);
         assert!(!path.exists());

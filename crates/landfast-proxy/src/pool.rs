@@ -137,11 +137,11 @@ impl Pool {
 /// closed at once: many a server waits at its own end for its connections.
 pub(crate) async fn follow(thread: Rc<Thread>) {
     let mut changes = thread.shared.changes();
-    let shutdown = thread.shared.shutdown.clone();
+    let leaving = thread.shared.life.leaving.clone();
     loop {
         tokio::select! {
             changed = changes.changed() => if changed.is_err() { return },
-            () = shutdown.cancelled() => return,
+            () = leaving.cancelled() => return,
         }
         thread.pool.sweep();
     }
@@ -155,12 +155,12 @@ pub(crate) fn give_back(thread: &Rc<Thread>, backend: &std::sync::Arc<Backend>, 
         return;
     }
     let owner = Rc::clone(thread);
-    let shutdown = thread.shared.shutdown.clone();
+    let leaving = thread.shared.life.leaving.clone();
     thread.spawn(async move {
         while !owner.pool.idle.borrow().is_empty() {
             tokio::select! {
                 () = tokio::time::sleep(SWEEP_INTERVAL) => owner.pool.sweep(),
-                () = shutdown.cancelled() => break,
+                () = leaving.cancelled() => break,
             }
         }
         owner.pool.sweeping.set(false);

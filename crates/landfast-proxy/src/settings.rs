@@ -40,6 +40,14 @@ pub struct WorkerSettings {
     /// descriptors allows, with as many left for the backends.
     #[serde(default)]
     pub connections_max: usize,
+    /// After a hand-over the old worker keeps its streams and answers in progress for this long. WebSockets that
+    /// are left get Close 1012 spread over the last tenth of it.
+    #[serde(default = "handover_ms")]
+    pub handover_ms: u64,
+}
+
+fn handover_ms() -> u64 {
+    3_600_000
 }
 
 fn certificates_ms() -> u64 {
@@ -61,6 +69,7 @@ impl WorkerSettings {
             headers_max: 100,
             certificates_ms: certificates_ms(),
             connections_max: 0,
+            handover_ms: handover_ms(),
         }
     }
 

@@ -19,13 +19,13 @@ use landfast_routing::{
 };
 use landfast_types::{Fence, FenceGuard, ServiceKey, StaleFence};
 use tokio::sync::{Semaphore, watch};
-use tokio_util::sync::CancellationToken;
 
 use crate::{
     access_log::AccessLog,
     backend::{Backend, InFlight, Service},
     clock,
     counters::Statuses,
+    leaving::Life,
     persist::{self, SaveError},
     settings::WorkerSettings,
     tls::{self, Certificates, Stamps},
@@ -101,15 +101,14 @@ pub(crate) struct Shared {
     pub(crate) access_log: AccessLog,
     /// A permit for each connection of a client.
     pub(crate) room: Arc<Semaphore>,
-    /// Ends the worker: accepting stops at once, answers in progress are finished.
-    pub(crate) shutdown: CancellationToken,
+    pub(crate) life: Life,
     live: ArcSwap<Live>,
     newest: AtomicU64,
     changed: watch::Sender<u64>,
     registry: Mutex<Registry>,
     holder_pid: AtomicU64,
     orders_held: watch::Sender<bool>,
-    /// Whether older workers still finish what they had begun.
+    /// Whether older workers that cannot be asked still finish what they had begun.
     has_elders: AtomicBool,
     /// Whether there were any at the start.
     took_over: AtomicBool,
@@ -149,7 +148,7 @@ impl Shared {
             certificates: Certificates::default(),
             access_log,
             room: Arc::new(Semaphore::new(connections)),
-            shutdown: CancellationToken::new(),
+            life: Life::new(),
             live: ArcSwap::from_pointee(Live::empty()),
             newest: AtomicU64::new(0),
             changed: watch::Sender::new(0),
@@ -203,17 +202,19 @@ impl Shared {
         self.orders_held.subscribe()
     }
 
-    pub(crate) fn set_elders(&self, has_elders: bool) {
+    /// Older workers that cannot be asked still finish.
+    pub(crate) fn set_unknown_elders(&self, has_elders: bool) {
         self.has_elders.store(has_elders, Ordering::Relaxed);
-        self.took_over.fetch_or(has_elders, Ordering::Relaxed);
+    }
+
+    /// There was a worker before this one, which was asked to leave.
+    pub(crate) fn set_took_over(&self) {
+        self.took_over.store(true, Ordering::Relaxed);
     }
 
     /// Takes what a successor has kept on disk: what is still held here learns of a resume, and no request of an
     /// open connection goes to a backend that has left meanwhile.
-    pub(crate) fn follow_successor(&self) {
-        let Some(snapshot) = persist::peek(&self.settings.routes) else {
-            return;
-        };
+    pub(crate) fn follow_successor(&self, snapshot: Snapshot) {
         let mut registry = self.registry();
         if snapshot.fence > registry.guard.seen() {
             registry.guard = FenceGuard::new(snapshot.fence);
@@ -312,6 +313,7 @@ impl Shared {
             preview: self.addresses.preview,
             backends: registry.backends.iter().filter_map(shown).collect(),
             finishing: self.has_elders.load(Ordering::Relaxed),
+            elders: Vec::new(),
             problems: [&*registry.problems, &*registry.unreadable].concat(),
         }
     }

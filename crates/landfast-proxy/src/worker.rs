@@ -1,40 +1,39 @@
 //! The worker: one thread per core that serves, and one that takes orders, checks health and watches the
-//! holder. It ends by SIGTERM, in order, or by dying; the holder then starts another.
+//! holder. It leaves when a successor serves (see [`crate::leaving`]), ends by SIGTERM, in order, or by dying; the holder
+//! then starts another.
 
 use std::{
     io::{self, Write},
     net::{SocketAddr, TcpListener},
-    os::{fd::AsFd, unix::net::UnixStream},
+    os::unix::net::UnixListener,
     sync::{Arc, mpsc},
     thread::JoinHandle,
     time::Duration,
 };
 
-use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, getrlimit, pidfd_open, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    process::Child,
     runtime::{Builder, LocalOptions},
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
 };
 use tokio_rustls::TlsAcceptor;
 
 use crate::{
-    clock,
     connection::{self, Kind},
-    control_server, health, holder,
-    link::{self, Handover, LinkError, Listeners, Receiver, Word},
-    pool,
-    settings::HolderSettings,
+    control_server,
+    elders::{Elders, OwnSocket},
+    health, holder,
+    holder_link::HolderLink,
+    leaving,
+    link::{self, Handover, LinkError, Listeners, Word},
+    persist, pool,
     shared::{Addresses, Shared},
     thread::Thread,
 };
 
 /// After an accept failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Between two attempts to start a new holder.
-const HOLDER_PAUSE: Duration = Duration::from_secs(1);
-/// How often a worker that finishes looks for what its successor was told.
+/// How often a worker that leaves looks for what its successor was told.
 const FOLLOW_EVERY: Duration = Duration::from_millis(100);
 
 /// Takes how the start of a serving thread went, once.
@@ -59,9 +58,14 @@ pub fn worker_main() -> Result<(), WorkerError> {
         settings,
         listeners,
         sender_pid,
-        has_elders,
+        elders: told,
+        took_over,
         ..
     } = link::receive(&link)?;
+    let own = OwnSocket::bind(&settings.control)
+        .inspect_err(|error| tracing::warn!(%error, "no socket of its own: after a hand-over this worker ends as by SIGTERM"))
+        .ok();
+    let elders = Arc::new(Elders::find(&settings.control));
     let descriptors = raise_descriptor_limit();
     let addresses = Addresses {
         http: addresses(&listeners.http)?,
@@ -76,7 +80,11 @@ pub fn worker_main() -> Result<(), WorkerError> {
     let shared = Shared::new(settings.worker.clone(), addresses, boot, descriptors);
     let shared = Arc::new(shared);
     shared.set_holder(sender_pid);
-    shared.set_elders(has_elders);
+    let is_unknown = elders.lacks(&told);
+    shared.set_unknown_elders(is_unknown);
+    if took_over {
+        shared.set_took_over();
+    }
     shared.restore();
     let listeners = Arc::new(listeners);
     let (ready, reports) = mpsc::channel();
@@ -95,11 +103,19 @@ pub fn worker_main() -> Result<(), WorkerError> {
     (&link).write_all(&[Word::Serving.byte()])?;
     let control = listeners.control.try_clone()?;
     let runtime = Builder::new_current_thread().enable_all().build()?;
-    let result = runtime.block_on(command(&shared, control, &settings, link, &listeners));
-    while !threads.iter().all(JoinHandle::is_finished) {
-        shared.follow_successor();
-        std::thread::sleep(FOLLOW_EVERY);
-    }
+    let own_listener = own
+        .as_ref()
+        .map(|own| own.listener.try_clone())
+        .transpose()?;
+    let link = HolderLink::new(
+        Arc::clone(&shared),
+        elders,
+        settings,
+        own.is_some(),
+        link,
+        listeners,
+    );
+    let result = runtime.block_on(lead(link, control, own_listener, &threads));
     for thread in threads {
         if thread.join().is_err() {
             tracing::error!("a serving thread panicked");
@@ -127,36 +143,109 @@ fn raise_descriptor_limit() -> Option<u64> {
     limit.maximum
 }
 
-/// The control thread's life.
-async fn command(
-    shared: &Arc<Shared>,
-    control: std::os::unix::net::UnixListener,
-    settings: &HolderSettings,
-    link: UnixStream,
-    listeners: &Listeners,
-) -> Result<(), WorkerError> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    // A terminal sends SIGINT to the whole group; the holder decides what it means.
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let control = tokio::net::UnixListener::from_std(control)?;
-    let served = control_server::serve(control, Arc::clone(shared));
-    let checked = health::supervise(Arc::clone(shared));
-    let held = watch_holder(shared, settings, link, listeners);
-    let aged = outlive_elders(shared);
-    let renewed = renew_certificates(shared);
-    let ended = async {
+/// The signals a worker hears. A terminal sends SIGINT to the whole group; the holder decides what it means.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    async fn terminated(&mut self) {
         loop {
             tokio::select! {
-                _ = terminate.recv() => break,
-                _ = interrupt.recv() => {}
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => {}
             }
         }
-        tracing::info!("ending: accepting no more, finishing what is in progress");
-        shared.shutdown.cancel();
+    }
+}
+
+/// The control thread's life: in charge until the worker leaves, then only for what it still has in flight.
+async fn lead(
+    link: HolderLink,
+    control: UnixListener,
+    own: Option<UnixListener>,
+    threads: &[JoinHandle<()>],
+) -> Result<(), WorkerError> {
+    let mut signals = Signals {
+        terminate: signal(SignalKind::terminate())?,
+        interrupt: signal(SignalKind::interrupt())?,
+    };
+    let (shared, elders) = (Arc::clone(&link.shared), Arc::clone(&link.elders));
+    let answering = async {
+        if let Some(own) = own {
+            match tokio::net::UnixListener::from_std(own) {
+                Ok(own) => control_server::serve_own(own, Arc::clone(&shared)).await,
+                Err(error) => tracing::error!(%error, "the worker cannot be asked"),
+            }
+        }
+        std::future::pending::<()>().await;
+    };
+    let leading = async {
+        // With the link go the listening descriptors: whoever leaves keeps no port.
+        command(link, control, &mut signals).await?;
+        finish(&shared, &mut signals, threads).await;
+        let limit = Duration::from_millis(shared.settings.shutdown_ms);
+        if tokio::time::timeout(limit, elders.ended()).await.is_err() {
+            tracing::warn!("older workers have not ended yet");
+        }
+        Ok(())
     };
     tokio::select! {
-        ((), (), (), (), ()) = async { tokio::join!(served, checked, ended, aged, renewed) } => Ok(()),
-        error = held => Err(error),
+        result = leading => result,
+        () = answering => Ok(()),
+    }
+}
+
+/// Serves until the worker leaves.
+async fn command(
+    link: HolderLink,
+    control: UnixListener,
+    signals: &mut Signals,
+) -> Result<(), WorkerError> {
+    let shared = Arc::clone(&link.shared);
+    let control = tokio::net::UnixListener::from_std(control)?;
+    let served = control_server::serve(control, Arc::clone(&shared), Arc::clone(&link.elders));
+    let checked = health::supervise(Arc::clone(&shared));
+    let aged = outlive_elders(&shared);
+    let renewed = renew_certificates(&shared);
+    let ended = async {
+        tokio::select! {
+            () = signals.terminated() => {
+                tracing::info!("ending: accepting no more, finishing what is in progress");
+                shared.life.end(&shared.settings);
+            }
+            () = shared.life.leaving.cancelled() => {
+                tracing::info!("leaving: another worker accepts; keeping what is in progress");
+            }
+        }
+    };
+    tokio::select! {
+        ((), (), (), ()) = async { tokio::join!(served, ended, aged, renewed) } => Ok(()),
+        () = async { checked.await; std::future::pending().await } => Ok(()),
+        error = link.watch() => Err(error.into()),
+    }
+}
+
+/// Follows its successor until nothing is in flight any more.
+async fn finish(shared: &Arc<Shared>, signals: &mut Signals, threads: &[JoinHandle<()>]) {
+    let mut routes = persist::Watch::new(&shared.settings.routes);
+    let mut checked = std::pin::pin!(health::supervise(Arc::clone(shared)));
+    let mut over = std::pin::pin!(tokio::time::sleep(leaving::kept(&shared.settings)));
+    let (mut is_checked, mut is_over) = (false, false);
+    while !threads.iter().all(JoinHandle::is_finished) {
+        if let Some(snapshot) = routes.news() {
+            shared.follow_successor(snapshot);
+        }
+        tokio::select! {
+            () = tokio::time::sleep(FOLLOW_EVERY) => {}
+            () = signals.terminated() => shared.life.end(&shared.settings),
+            () = &mut checked, if !is_checked => is_checked = true,
+            () = &mut over, if !is_over => {
+                is_over = true;
+                shared.life.end_of_handover(&shared.settings);
+            }
+        }
     }
 }
 
@@ -166,101 +255,19 @@ async fn renew_certificates(shared: &Shared) {
     loop {
         tokio::select! {
             () = tokio::time::sleep(every) => shared.renew_certificates(),
-            () = shared.shutdown.cancelled() => return,
+            () = shared.life.leaving.cancelled() => return,
         }
     }
 }
 
-/// An older worker cuts what is left when its time is over; by then it is gone, even where a holder that died
-/// can no longer say so.
+/// An older worker that cannot be asked cuts what is left when its time is over; by then it is gone, even where a
+/// holder that died can no longer say so.
 async fn outlive_elders(shared: &Shared) {
     let limit = holder::READY_MAX + Duration::from_millis(shared.settings.shutdown_ms);
     tokio::select! {
-        () = tokio::time::sleep(limit) => shared.set_elders(false),
-        () = shared.shutdown.cancelled() => {}
+        () = tokio::time::sleep(limit) => shared.set_unknown_elders(false),
+        () = shared.life.leaving.cancelled() => {}
     }
-}
-
-/// Starts a new holder whenever there is none. Only an error that can never go away ends it.
-async fn watch_holder(
-    shared: &Arc<Shared>,
-    settings: &HolderSettings,
-    link: UnixStream,
-    listeners: &Listeners,
-) -> WorkerError {
-    let mut link = link;
-    let mut child: Option<Child> = None;
-    let mut started = clock::instant();
-    let mut backoff = Duration::ZERO;
-    loop {
-        if let Err(error) = listen_to_holder(shared, link).await {
-            return error.into();
-        }
-        // A holder that died in the middle of a replacement asks for nothing any more.
-        shared.hold_orders(false);
-        if shared.shutdown.is_cancelled() {
-            std::future::pending::<()>().await;
-        }
-        tracing::error!("the holder died; starting another");
-        if let Some(mut dead) = child.take() {
-            // Reaped without waiting; tokio takes care of one that is still on its way out.
-            drop(dead.try_wait());
-        }
-        let lived = clock::instant().saturating_duration_since(started);
-        backoff = holder::next_backoff(backoff, lived);
-        tokio::time::sleep(backoff).await;
-        started = clock::instant();
-        link = loop {
-            match start_holder(settings, listeners) {
-                Ok((link, started)) => {
-                    shared.set_holder(started.id().unwrap_or(0));
-                    child = Some(started);
-                    break link;
-                }
-                Err(error) => {
-                    tracing::error!(%error, "failed to start a holder; serving without one");
-                    tokio::time::sleep(HOLDER_PAUSE).await;
-                }
-            }
-        };
-    }
-}
-
-/// Does what the holder says until the other end of the link is closed.
-async fn listen_to_holder(shared: &Shared, link: UnixStream) -> io::Result<()> {
-    link.set_nonblocking(true)?;
-    let mut link = tokio::net::UnixStream::from_std(link)?;
-    let mut byte = [0];
-    while link.read(&mut byte).await.is_ok_and(|count| count > 0) {
-        match Word::of(byte[0]) {
-            Some(Word::HoldOrders) => {
-                shared.hold_orders(true);
-                if let Err(error) = link.write_all(&[Word::OrdersHeld.byte()]).await {
-                    tracing::debug!(%error, "the holder does not listen");
-                }
-            }
-            Some(Word::TakeOrders) => shared.hold_orders(false),
-            Some(Word::Alone) => shared.set_elders(false),
-            Some(Word::Serving | Word::OrdersHeld) | None => {
-                tracing::debug!(byte = byte[0], "the holder says what nobody knows");
-            }
-        }
-    }
-    Ok(())
-}
-
-fn start_holder(
-    settings: &HolderSettings,
-    listeners: &Listeners,
-) -> Result<(UnixStream, Child), LinkError> {
-    let own = i32::try_from(std::process::id())
-        .ok()
-        .and_then(Pid::from_raw);
-    let own = own.ok_or_else(|| io::Error::other("no process id"))?;
-    let pidfd = pidfd_open(own, PidfdFlags::NONBLOCK).map_err(io::Error::from)?;
-    let (link, child) = holder::spawn(holder::ADOPT_ARGUMENTS)?;
-    link::send(&link, settings, listeners, Receiver::Holder(pidfd.as_fd()))?;
-    Ok((link, child))
 }
 
 fn start_thread(
@@ -277,7 +284,7 @@ fn start_thread(
             .enable_all()
             .build_local(LocalOptions::default());
         match runtime {
-            Ok(runtime) => runtime.block_on(serve(shared, &listeners, ready)),
+            Ok(runtime) => runtime.block_on(serve(shared, listeners, ready)),
             Err(error) => report(&ready, Err(error)),
         }
     })
@@ -289,26 +296,23 @@ fn report(ready: &Ready, started: io::Result<()>) {
 }
 
 /// A serving thread's life.
-async fn serve(shared: Arc<Shared>, listeners: &Listeners, ready: Ready) {
-    let thread = match listen(&shared, listeners) {
+async fn serve(shared: Arc<Shared>, listeners: Arc<Listeners>, ready: Ready) {
+    let thread = match listen(&shared, &listeners) {
         Ok(thread) => thread,
         Err(error) => return report(&ready, Err(error)),
     };
     report(&ready, Ok(()));
-    drop(ready);
-    shared.shutdown.cancelled().await;
+    drop((ready, listeners));
+    shared.life.leaving.cancelled().await;
     thread.tasks.close();
     // An idle connection to a backend is a task as well; the end must not wait for it.
     thread.pool.close();
-    let limit = Duration::from_millis(shared.settings.shutdown_ms);
-    if tokio::time::timeout(limit, thread.tasks.wait())
-        .await
-        .is_err()
-    {
-        tracing::warn!(
+    tokio::select! {
+        () = thread.tasks.wait() => {}
+        () = shared.life.limit() => tracing::warn!(
             left = thread.tasks.len(),
             "some connections outlived the time to end and are cut"
-        );
+        ),
     }
 }
 
@@ -341,20 +345,20 @@ fn listen(shared: &Arc<Shared>, listeners: &Listeners) -> io::Result<std::rc::Rc
 }
 
 async fn accept(thread: std::rc::Rc<Thread>, listener: tokio::net::TcpListener, kind: Kind) {
-    let shutdown = thread.shared.shutdown.clone();
+    let leaving = thread.shared.life.leaving.clone();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = shutdown.cancelled() => return,
+            () = leaving.cancelled() => return,
         };
         match accepted {
             Ok((stream, peer)) => {
                 // Over the bound this one waits here, and the others in the backlog.
                 let permit = tokio::select! {
-                    permit = Arc::clone(&thread.shared.room).acquire_owned() => permit,
-                    () = shutdown.cancelled() => return,
+                    permit = Arc::clone(&thread.shared.room).acquire_owned() => permit.ok(),
+                    // What was accepted is ours: no successor would ever hear of it.
+                    () = leaving.cancelled() => None,
                 };
-                let Ok(permit) = permit else { return };
                 let owner = std::rc::Rc::clone(&thread);
                 thread.spawn(connection::serve(owner, stream, peer, kind.clone(), permit));
             }

@@ -235,7 +235,7 @@ async fn a_new_worker_has_every_table_that_was_confirmed() {
 }
 
 #[tokio::test]
-async fn nothing_counts_as_drained_while_an_older_worker_finishes() {
+async fn nothing_counts_as_drained_while_an_older_worker_has_it_in_flight() {
     let proxy = Proxy::start().await;
     let upstream = Upstream::start("one").await;
     let table = |revision| {
@@ -256,15 +256,19 @@ async fn nothing_counts_as_drained_while_an_older_worker_finishes() {
     })
     .await;
     let during = proxy.status().await;
-    assert!(!slow.is_finished() && during.finishing);
+    assert!(!slow.is_finished());
+    assert_eq!(during.backends["one"].requests_in_flight, 1);
+    let elders: Vec<_> = during.elders.iter().map(|elder| elder.pid).collect();
+    assert_eq!(elders, [before.pid]);
     assert_eq!(
         slow.await.expect("no panic").expect("an answer").status,
         200
     );
     eventually("the old one has ended", || async {
-        !proxy.status().await.finishing
+        proxy.status().await.elders.is_empty()
     })
     .await;
+    assert_eq!(proxy.status().await.backends["one"].requests_in_flight, 0);
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@
 
 pub mod balance;
 pub mod eject;
+pub mod elders;
 pub mod headers;
 pub mod health;
 pub mod retry;

@@ -193,12 +193,26 @@ pub struct ProxyStatus {
     pub preview: Option<SocketAddr>,
     /// Every backend in the table, and those that left it while something was still in flight to them.
     pub backends: BTreeMap<String, BackendStatus>,
-    /// An older worker still finishes what it had begun, which `backends` does not show: nothing is drained yet.
+    /// An older worker still finishes what it had begun, and `backends` does not show it (it cannot be asked, or goes
+    /// by an older table): nothing is drained yet.
     #[serde(default)]
     pub finishing: bool,
+    /// Older workers that still finish what they had begun, which `backends` has been added up with.
+    #[serde(default)]
+    pub elders: Vec<ElderStatus>,
     /// What could not be used of the snapshot, such as an unreadable certificate: host or path, and why.
     #[serde(default)]
     pub problems: Vec<String>,
+}
+
+/// A worker that was replaced and keeps what it had begun.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ElderStatus {
+    pub pid: u32,
+    /// The version of its binary.
+    pub version: String,
+    pub requests_in_flight: u64,
+    pub streams_open: u64,
 }
 
 /// One backend as the proxy finds it.

@@ -8,12 +8,12 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use serde_json::Value;
 
 use super::{
     Build, command,
-    process::{is_alive, kill, pids_of, signal, spawn, wait_until},
+    process::{is_alive, kill, replace_file, signal, spawn, wait_until},
     scratch,
 };
 
@@ -22,6 +22,8 @@ use super::{
 pub(crate) struct HostSettings {
     /// Further arguments of `landfast server`: the controls of the proofs.
     pub(crate) server_arguments: Vec<String>,
+    /// Run a copy of the binary, which can be replaced as an operator does.
+    pub(crate) own_binary: bool,
 }
 
 /// A host that is ended when this value is dropped.
@@ -41,8 +43,15 @@ impl Host {
     /// Starts a server with an empty state folder.
     pub(crate) fn start(build: &Build, name: &str, settings: HostSettings) -> anyhow::Result<Self> {
         let folder = scratch(name)?;
+        let landfast = if settings.own_binary {
+            let copy = folder.join("bin/landfast");
+            replace_file(&build.landfast(), &copy)?;
+            copy
+        } else {
+            build.landfast()
+        };
         let mut host = Self {
-            landfast: build.landfast(),
+            landfast,
             http: free_port()?,
             https: free_port()?,
             preview: free_port()?,
@@ -156,21 +165,54 @@ impl Host {
             .is_ok_and(|output| output.status.success())
     }
 
+    /// What the proxy says of itself.
+    pub(crate) fn proxy_status(&self) -> anyhow::Result<Value> {
+        let output = command("curl")
+            .args(["-sS", "--max-time", "10", "--unix-socket"])
+            .arg(self.run().join("proxy.sock"))
+            .arg("http://proxy/status")
+            .output()
+            .context("failed to run curl")?;
+        serde_json::from_slice(&output.stdout).context("the proxy does not say how it is")
+    }
+
     /// The processes of the proxy: its holder, and the worker that serves.
     pub(crate) fn proxy(&self) -> anyhow::Result<(u32, u32)> {
-        let control = self.run().join("proxy.sock").display().to_string();
-        let holders = pids_of(&control);
-        let holder = holders.iter().find(|(_, line)| line.contains(" proxy "));
-        let Some((holder, _)) = holder else {
-            bail!("no holder of the proxy runs");
-        };
-        let children = fs::read_to_string(format!("/proc/{holder}/task/{holder}/children"));
-        let children = children.unwrap_or_default();
-        let worker = children
-            .split_whitespace()
-            .next()
-            .and_then(|pid| pid.parse().ok());
-        Ok((*holder, worker.context("the proxy has no worker")?))
+        let status = self.proxy_status()?;
+        let pid = |key: &str| status[key].as_u64().and_then(|pid| u32::try_from(pid).ok());
+        let holder = pid("holder_pid").context("no holder of the proxy runs")?;
+        Ok((holder, pid("pid").context("the proxy has no worker")?))
+    }
+
+    /// Puts another copy of the binary in its place and hands the proxy over to it. Gives the status of the new worker.
+    pub(crate) fn hand_over(&self, build: &Build) -> anyhow::Result<Value> {
+        let before = self.proxy_status()?;
+        replace_file(&build.landfast(), &self.landfast)?;
+        let holder = before["holder_pid"].as_u64().unwrap_or_default();
+        signal(u32::try_from(holder)?, "-HUP");
+        wait_until(
+            "another worker and another holder",
+            Duration::from_secs(30),
+            || {
+                self.proxy_status().is_ok_and(|status| {
+                    status["boot"] != before["boot"] && status["holder_pid"] != before["holder_pid"]
+                })
+            },
+        )?;
+        self.proxy_status()
+    }
+
+    /// Workers of the proxy that were replaced and keep something.
+    pub(crate) fn elders(&self) -> Vec<u32> {
+        let status = self.proxy_status().unwrap_or_default();
+        let elders = status["elders"].as_array().into_iter().flatten();
+        elders
+            .filter_map(|elder| {
+                elder["pid"]
+                    .as_u64()
+                    .and_then(|pid| u32::try_from(pid).ok())
+            })
+            .collect()
     }
 
     /// The instances with their processes: id, shim, instance.
@@ -231,6 +273,7 @@ impl Host {
         }
         let instances = self.instances();
         let proxy = self.proxy().ok();
+        let elders = self.elders();
         if let Some((holder, _)) = proxy {
             signal(holder, "-TERM");
         }
@@ -245,6 +288,7 @@ impl Host {
                     .into_iter()
                     .flat_map(|(holder, worker)| [holder, worker]),
             )
+            .chain(elders)
             .collect();
         let gone = wait_until("all processes end", Duration::from_secs(15), || {
             all.iter().all(|pid| !is_alive(*pid))

@@ -24,6 +24,8 @@ pub(crate) struct JudgeSettings {
     pub(crate) events: u32,
     pub(crate) http2: u32,
     pub(crate) paths: Vec<String>,
+    /// Further arguments.
+    pub(crate) arguments: Vec<String>,
 }
 
 impl Default for JudgeSettings {
@@ -34,6 +36,7 @@ impl Default for JudgeSettings {
             events: 100,
             http2: 20,
             paths: Vec::new(),
+            arguments: Vec::new(),
         }
     }
 }
@@ -71,6 +74,7 @@ impl Judge {
             .args(["--events", &settings.events.to_string()])
             .args(["--http2", &settings.http2.to_string()])
             .args(["--samples", "5000"])
+            .args(&settings.arguments)
             .arg("--receipts")
             .arg(app.receipts(host))
             .arg("--control")

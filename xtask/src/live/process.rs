@@ -66,28 +66,6 @@ pub(crate) fn signal(pid: u32, name: &str) {
     }
 }
 
-/// The processes whose command line names a text, in order of their number; zombies left out.
-pub(crate) fn pids_of(text: &str) -> Vec<(u32, String)> {
-    let mut found = Vec::new();
-    let own = std::process::id();
-    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse::<u32>().ok())
-        else {
-            continue;
-        };
-        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let line = String::from_utf8_lossy(&line).replace('\0', " ");
-        if pid != own && line.contains(text) {
-            found.push((pid, line.trim().to_owned()));
-        }
-    }
-    found.sort();
-    found
-}
-
 /// Whether a process runs.
 pub(crate) fn is_alive(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();

@@ -162,6 +162,7 @@ pub(crate) fn controls(build: &Build) -> anyhow::Result<()> {
     for (control, release) in [("drain-confirmation-off", 2), ("health-gate-off", 8)] {
         let settings = HostSettings {
             server_arguments: vec![format!("--{control}")],
+            ..HostSettings::default()
         };
         let host = Host::start(build, "controls", settings)?;
         let gates = r#"["preflight"]"#.to_owned();

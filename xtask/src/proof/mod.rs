@@ -3,6 +3,7 @@
 
 mod deploys;
 mod figures;
+mod handover;
 mod kills;
 mod simulated;
 
@@ -27,6 +28,7 @@ const LIVE: &[(&str, Proof)] = &[
     ("proxy-kill", kills::proxy_kill),
     ("host-loss", kills::host_loss),
     ("server-kill", kills::server_kill),
+    ("handover", handover::handover),
     ("controls", deploys::controls),
     ("deploys", deploys::deploys),
 ];

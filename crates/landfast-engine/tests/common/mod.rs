@@ -227,6 +227,7 @@ impl Proxy {
             preview: None,
             backends,
             finishing: false,
+            elders: Vec::new(),
             problems: Vec::new(),
             holder_pid: None,
         }

@@ -53,6 +53,8 @@ pub struct Proxy {
     pub folder: tempfile::TempDir,
     pub control: ControlClient,
     pub settings: HolderSettings,
+    /// A copy of the test binary, so that it can be replaced.
+    pub binary: PathBuf,
     holder: Child,
 }
 
@@ -77,7 +79,9 @@ impl Proxy {
         adjust(&mut settings);
         let file = folder.path().join("settings.json");
         std::fs::write(&file, serde_json::to_vec(&settings).expect("json")).expect("written");
-        let holder = Command::new(env!("CARGO_BIN_EXE_landfast-proxy-test"))
+        let binary = folder.path().join("landfast-proxy-test");
+        place_binary(&binary);
+        let holder = Command::new(&binary)
             .arg("holder")
             .arg(&file)
             .stdin(Stdio::null())
@@ -88,6 +92,7 @@ impl Proxy {
             folder,
             control,
             settings,
+            binary,
             holder,
         };
         eventually("the proxy answers", || async {
@@ -126,6 +131,23 @@ impl Proxy {
         self.holder.wait().expect("it ended");
     }
 
+    /// Waits for the holder that was started here to go by itself; answers whether it ended well.
+    pub fn wait_for_holder(&mut self) -> bool {
+        self.holder.wait().is_ok_and(|status| status.success())
+    }
+
+    /// SIGHUP to the holder, once another worker serves; gives the status of the one before and of the new one.
+    pub async fn hand_over(&self) -> (ProxyStatus, ProxyStatus) {
+        let before = self.status().await;
+        kill("-HUP", before.holder_pid.expect("it said so"));
+        eventually("another worker answers", || async {
+            let status = self.control.status().await;
+            status.is_ok_and(|status| status.boot != before.boot)
+        })
+        .await;
+        (before, self.status().await)
+    }
+
     /// SIGTERM to the holder; answers whether it ended well.
     pub fn stop(&mut self) -> bool {
         kill("-TERM", self.holder.id());
@@ -147,7 +169,40 @@ impl Drop for Proxy {
             drop(self.holder.kill());
             drop(self.holder.wait());
         }
+        // After a hand-over others have taken its place; all of them run this copy of the binary.
+        for pid in self.processes() {
+            kill("-KILL", pid);
+        }
     }
+}
+
+impl Proxy {
+    /// Every process that runs this proxy's copy of the binary, or one that was at its place.
+    pub fn processes(&self) -> Vec<u32> {
+        let name = self.binary.display().to_string();
+        let entries = std::fs::read_dir("/proc").expect("the processes");
+        let pids = entries.flatten().filter_map(|entry| {
+            let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
+            let exe = std::fs::read_link(entry.path().join("exe")).ok()?;
+            let exe = exe.to_string_lossy().into_owned();
+            (exe.trim_end_matches(" (deleted)") == name && is_alive(pid)).then_some(pid)
+        });
+        pids.collect()
+    }
+}
+
+/// Puts a copy of the test binary somewhere, in the place of what is there.
+pub fn place_binary(path: &std::path::Path) {
+    let beside = path.with_extension("new");
+    std::fs::copy(env!("CARGO_BIN_EXE_landfast-proxy-test"), &beside).expect("copied");
+    std::fs::rename(&beside, path).expect("placed");
+}
+
+/// Whether a process runs.
+pub fn is_alive(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.rsplit(')').next().map(str::trim_start);
+    state.is_some_and(|state| !state.is_empty() && !state.starts_with(['Z', 'X']))
 }
 
 /// Signals a process this test started.
