@@ -7,7 +7,7 @@ SHELL := /bin/sh
 .NOTPARALLEL:
 
 CARGO ?= cargo
-PROOF = $(CARGO) build --locked --release -p landfast -p landfast-judge && $(CARGO) xtask proof
+PROOF = $(CARGO) build --locked --release -p landfast -p landfast-judge -p landfast-bench && $(CARGO) xtask proof
 
 .PHONY: help
 help: ## list the targets
@@ -151,6 +151,10 @@ proof-exit: ## an instance that exits at start: its step fails < 2 s after the e
 .PHONY: proof-planted
 proof-planted: ## seven planted bugs, each found by the simulator within 500 seeds
 	$(PROOF) planted
+
+.PHONY: proof-deploy-latency
+proof-deploy-latency: setup-bench ## P99 during a rolling deploy / steady, at half of saturation: <= 1.2
+	$(PROOF) deploy-latency
 
 .PHONY: proof-sim-long
 proof-sim-long: ## the simulator over 10,000 seeds and at least 1,000,000 engine steps: no invariant broken

@@ -85,6 +85,10 @@ impl Build {
         self.bin.join("landfast-judge")
     }
 
+    pub(crate) fn bench(&self) -> PathBuf {
+        self.bin.join("landfast-bench")
+    }
+
     /// The binary of a release of the example.
     pub(crate) fn release(&self, version: u64) -> PathBuf {
         self.releases.join(version.to_string()).join("flextime")

@@ -5,6 +5,7 @@ mod deploys;
 mod figures;
 mod handover;
 mod kills;
+mod latency;
 mod simulated;
 
 use anyhow::bail;
@@ -23,6 +24,7 @@ const LIVE: &[(&str, Proof)] = &[
     ("scopes", figures::scopes),
     ("rollback", figures::rollback),
     ("idle", figures::idle),
+    ("deploy-latency", latency::deploy_latency),
     ("canary", figures::canary),
     ("instance-kill", kills::instance_kill),
     ("proxy-kill", kills::proxy_kill),
