@@ -3,22 +3,30 @@
 //! Without `--check` they are written; with it nothing is written, and a document that differs is an error, so a
 //! change of the code cannot leave its pages behind.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, bail};
+
+use crate::{book, errors};
 
 pub(crate) const USAGE: &str = "docs [--check]   write (or only compare) the generated documents";
 
 /// A generated document: its path from the root of the workspace, and what it must hold.
-struct Document {
-    path: &'static str,
-    text: String,
+pub(crate) struct Document {
+    pub(crate) path: String,
+    pub(crate) text: String,
 }
 
 /// Every generated document. A new one is one line here.
 fn documents() -> Vec<Document> {
-    let document = |path, text| Document { path, text };
-    vec![
+    let document = |path: &str, text| Document {
+        path: path.to_owned(),
+        text,
+    };
+    let mut documents = vec![
         document(
             "docs/reference/manifest.md",
             landfast_spec::reference_markdown(),
@@ -27,10 +35,29 @@ fn documents() -> Vec<Document> {
             "docs/reference/defaults.md",
             landfast_spec::defaults_markdown(),
         ),
-        document("docs/reference/errors.md", landfast_spec::codes_markdown()),
         document("docs/reference/landfast.schema.json", schema()),
         document("docs/reference/openapi.json", landfast_api::openapi_json()),
-    ]
+    ];
+    documents.extend(errors::documents());
+    documents
+}
+
+/// Pages of codes that no longer exist.
+fn left_over(root: &Path, documents: &[Document]) -> anyhow::Result<Vec<PathBuf>> {
+    let Ok(entries) = fs::read_dir(root.join(errors::FOLDER)) else {
+        return Ok(Vec::new());
+    };
+    let mut left = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        let is_known = documents
+            .iter()
+            .any(|document| root.join(&document.path) == path);
+        if !is_known {
+            left.push(path);
+        }
+    }
+    Ok(left)
 }
 
 fn schema() -> String {
@@ -48,8 +75,16 @@ pub(crate) fn run(arguments: &[String]) -> anyhow::Result<()> {
         .parent()
         .context("xtask is inside the workspace")?;
     let mut stale = Vec::new();
-    for document in documents() {
-        let path = root.join(document.path);
+    let documents = documents();
+    for path in left_over(root, &documents)? {
+        if check {
+            stale.push(path.display().to_string());
+        } else {
+            fs::remove_file(&path)?;
+        }
+    }
+    for document in documents {
+        let path = root.join(&document.path);
         let is_fresh = fs::read_to_string(&path).is_ok_and(|text| text == document.text);
         if is_fresh {
             continue;
@@ -69,6 +104,10 @@ pub(crate) fn run(arguments: &[String]) -> anyhow::Result<()> {
             "not as the code prints them: {}\nhint: cargo xtask docs",
             stale.join(", ")
         );
+    }
+    if check {
+        let pages = book::check(root)?;
+        println!("docs: {pages} pages; every link leads somewhere, every command they show exists");
     }
     Ok(())
 }

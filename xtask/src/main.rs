@@ -7,8 +7,10 @@
 )]
 
 mod bench;
+mod book;
 mod demo;
 mod docs;
+mod errors;
 mod flextime;
 mod instructions;
 mod live;

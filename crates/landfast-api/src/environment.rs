@@ -110,6 +110,19 @@ pub enum GroupRole {
     Unknown,
 }
 
+impl GroupRole {
+    /// The word on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Serving => "serving",
+            Self::Incoming => "incoming",
+            Self::Standby => "standby",
+            Self::Leaving => "leaving",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
 /// One running copy of a service.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Instance {

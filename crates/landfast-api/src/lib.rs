@@ -24,6 +24,7 @@ mod openapi;
 pub mod paths;
 mod problem;
 mod rollout;
+mod traffic;
 mod upload;
 
 pub use crate::{
@@ -50,6 +51,7 @@ pub use crate::{
         RolloutKind, RolloutList, RolloutState, Step, Streams, Weight,
     },
     rollout::{ReasonRequest, RollbackRequest, ScaleAnswer, ScaleRequest},
+    traffic::{InstanceTraffic, ServiceTraffic, Traffic},
     upload::{
         ArtifactCreated, ArtifactEntry, ArtifactEntryKind, ArtifactListing, BlobSize, MissingBlob,
         MissingBlobs, MissingBlobsRequest,

@@ -122,6 +122,12 @@ pub fn endpoints() -> Vec<Endpoint> {
             json::<RouteList>(),
         ),
         get(
+            paths::TRAFFIC,
+            "traffic",
+            "What the proxy counted since its worker started",
+            json::<Traffic>(),
+        ),
+        get(
             paths::EVENTS,
             "events",
             "What happens on this host; `Last-Event-ID` goes on after a sequence, and without it the stream begins now",
@@ -389,6 +395,7 @@ fn schemas() -> Vec<(String, RefOr<Schema>)> {
     add::<Rollout>(&mut schemas);
     add::<RolloutList>(&mut schemas);
     add::<RouteList>(&mut schemas);
+    add::<Traffic>(&mut schemas);
     add::<ScaleAnswer>(&mut schemas);
     add::<ScaleRequest>(&mut schemas);
     add::<Secret>(&mut schemas);

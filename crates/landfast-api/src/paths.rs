@@ -5,6 +5,7 @@ pub const OPENAPI: &str = "/v1/openapi.json";
 pub const HOST: &str = "/v1/host";
 pub const APPS: &str = "/v1/apps";
 pub const ROUTES: &str = "/v1/routes";
+pub const TRAFFIC: &str = "/v1/traffic";
 pub const EVENTS: &str = "/v1/events";
 pub const METRICS: &str = "/v1/metrics";
 

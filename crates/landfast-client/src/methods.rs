@@ -6,7 +6,7 @@ use landfast_api::{
     AppList, ArtifactCreated, ArtifactListing, DeployAnswer, DeployRequest, EnvironmentStatus,
     ExecFrame, ExecRequest, Health, History, Host, JobRun, LogLine, LogQuery, Plan, PlanRequest,
     ReasonRequest, RollbackRequest, Rollout, RolloutList, RouteList, ScaleAnswer, ScaleRequest,
-    Secret, SecretList, paths,
+    Secret, SecretList, Traffic, paths,
 };
 use landfast_types::Scope;
 
@@ -57,6 +57,11 @@ impl Client {
     /// All routes in the order they match.
     pub async fn routes(&self) -> Result<RouteList, Error> {
         self.ask(get(paths::ROUTES, "the list of routes")).await
+    }
+
+    /// What the proxy counted since its worker started.
+    pub async fn traffic(&self) -> Result<Traffic, Error> {
+        self.ask(get(paths::TRAFFIC, "the traffic")).await
     }
 
     /// Prometheus metrics of the server, as text.

@@ -35,7 +35,7 @@ pub use crate::{
     catalogue::{CATALOGUE, ENV_TYPES, GATES_LATER, Key, Kind},
     code::Code,
     diagnostic::{Diagnostic, Severity},
-    reference::{codes_markdown, defaults_markdown, reference_markdown},
+    reference::{defaults_markdown, reference_markdown},
     render::{Style, render, render_json, summary},
     scaffold::{FOLDER_FILES, FolderFacts, scaffold},
     schedule::{CronError, CronLine},

@@ -6,7 +6,6 @@ use landfast_types::{Bytes, format_duration};
 
 use crate::{
     catalogue::{CATALOGUE, GATES_LATER, Key, Kind},
-    code::Code,
     defaults,
     spec::Gate,
 };
@@ -66,7 +65,7 @@ pub fn reference_markdown() -> String {
 
 const INTRODUCTION: &str = "\
 One file describes one app. Unknown keys are refused; all problems are shown at once, each with its line and a
-code (see [errors](errors.md)). Editors complete and check it with [landfast.schema.json](landfast.schema.json):
+code (see [errors](../errors/README.md)). Editors complete and check it with [landfast.schema.json](landfast.schema.json):
 put `#:schema ./landfast.schema.json` into the first line.
 
 Values with units are text: durations `500ms`, `30s`, `5m`, `1h 30m`, `7d`; sizes `64KiB`, `512MiB`, `2GB`; CPU `2`,
@@ -92,35 +91,6 @@ pub fn defaults_markdown() -> String {
         );
     }
     page
-}
-
-/// The page of all codes.
-pub fn codes_markdown() -> String {
-    let mut page = format!("{GENERATED}# Problems in the manifest\n\n");
-    page.push_str(
-        "`landfast check` prints every problem of the file at once. An error refuses the file; a warning or a notice \
-         does not. A code keeps its meaning for ever.\n\n",
-    );
-    for code in Code::ALL {
-        line(&mut page, &format!("## {code}: {}\n", code.title()));
-        line(
-            &mut page,
-            &format!(
-                "*{}*. {}\n",
-                capital(&code.severity().to_string()),
-                code.explain()
-            ),
-        );
-    }
-    page
-}
-
-fn capital(word: &str) -> String {
-    let mut letters = word.chars();
-    letters
-        .next()
-        .map(|first| first.to_uppercase().chain(letters).collect())
-        .unwrap_or_default()
 }
 
 fn write_key(page: &mut String, key: &Key) {

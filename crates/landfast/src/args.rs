@@ -116,6 +116,11 @@ pub(crate) enum Command {
         after_help = "Example:\n  landfast status\n  landfast status --follow\n  landfast status --all"
     )]
     Status(Status),
+    /// Watch requests, errors and latency by release and instance, live
+    #[command(
+        after_help = "`q` ends it. Without a terminal, or with `--once` or `--json`, it prints one reading.\n\nExample:\n  landfast top\n  landfast top -e staging --once"
+    )]
+    Top(Top),
     /// Show releases and rollouts, and what each rollout cost
     #[command(after_help = "Example:\n  landfast history --limit 5")]
     History(History),
@@ -191,6 +196,11 @@ pub(crate) enum Command {
         after_help = "Example:\n  landfast completions bash > /etc/bash_completion.d/landfast"
     )]
     Completions(Completions),
+    /// Write the man pages
+    #[command(
+        after_help = "Example:\n  landfast man /usr/local/share/man/man1\n  man landfast-deploy"
+    )]
+    Man(Man),
     /// Show the help of a command, or a topic: exit-codes
     #[command(after_help = "Example:\n  landfast help deploy\n  landfast help exit-codes")]
     Help(Help),
@@ -479,6 +489,23 @@ pub(crate) struct Proxy {
 pub(crate) struct Explain {
     /// A diagnostic's code (`LF003`), a problem's code (`route-taken`) or an exit code (`4`)
     pub(crate) code: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Top {
+    /// How often to look, in milliseconds
+    #[arg(long = "interval", value_name = "MS", default_value_t = 1_000)]
+    pub(crate) interval_ms: u64,
+    /// Print one reading and end
+    #[arg(long)]
+    pub(crate) once: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Man {
+    /// The folder the pages are written into
+    #[arg(value_name = "FOLDER")]
+    pub(crate) folder: PathBuf,
 }
 
 #[derive(Debug, Args)]

@@ -15,6 +15,7 @@ mod out;
 mod reference;
 mod roles;
 mod table;
+mod top;
 mod tunnel;
 mod view;
 

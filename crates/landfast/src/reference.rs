@@ -9,7 +9,7 @@ pub(crate) fn markdown() -> String {
     let mut root = Cli::command().term_width(100);
     root.build();
     let mut text = String::from(
-        "# The command line\n\nWritten by `landfast reference`; change `crates/landfast/src/args.rs` instead.\n\n",
+        "# The command line\n\nGenerated from `crates/landfast/src/args.rs`; change that instead.\n\n",
     );
     text.push_str("Data goes to stdout, everything else to stderr. With `--json` data and errors are JSON.\n\n");
     text.push_str("## Exit codes\n\n```text\n");

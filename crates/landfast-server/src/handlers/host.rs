@@ -8,12 +8,18 @@ use axum::{
 };
 use http::{HeaderMap, StatusCode, header};
 use landfast_api::{
-    AppList, At, Folders, Health, Host, HostResources, Listeners, ProxyInfo, RouteList,
-    openapi_json,
+    AppList, At, Folders, Health, Host, HostResources, Listeners, ProblemCode, ProxyInfo,
+    RouteList, openapi_json,
 };
 use landfast_engine::planning;
 
-use crate::{answer::Answer, events, idempotency::json_response, state::AppState, wire};
+use crate::{
+    answer::{self, Answer, Failure},
+    events,
+    idempotency::json_response,
+    state::AppState,
+    wire,
+};
 
 pub(crate) async fn health(State(state): State<AppState>) -> Response {
     let health = Health {
@@ -142,6 +148,13 @@ pub(crate) async fn routes(State(state): State<AppState>) -> Response {
         key(a).cmp(&key(b))
     });
     json_response(StatusCode::OK, &RouteList { routes })
+}
+
+pub(crate) async fn traffic(State(state): State<AppState>) -> Answer<Response> {
+    let stats = state.platform.shared().hub.stats().await;
+    let stats = stats
+        .map_err(|error| Failure::new(ProblemCode::ProxyUnreachable, answer::chain(&error)))?;
+    Ok(json_response(StatusCode::OK, &wire::traffic(&stats)))
 }
 
 pub(crate) async fn events(State(state): State<AppState>, headers: HeaderMap) -> Answer<Response> {

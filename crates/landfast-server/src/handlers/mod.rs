@@ -31,6 +31,7 @@ pub(crate) fn router(state: AppState) -> Router {
         .route(paths::HOST, get(host::host))
         .route(paths::APPS, get(host::apps))
         .route(paths::ROUTES, get(host::routes))
+        .route(paths::TRAFFIC, get(host::traffic))
         .route(paths::EVENTS, get(host::events))
         .route(paths::METRICS, get(host::metrics))
         .route(paths::BLOBS_MISSING, post(upload::missing))

@@ -1,12 +1,12 @@
 //! `explain`, `completions` and `help`.
 
-use anyhow::anyhow;
+use anyhow::{Context as _, anyhow};
 use clap::CommandFactory as _;
 use landfast_api::ProblemCode;
 use landfast_spec::Code;
 
 use crate::{
-    args::{Cli, Completions, Explain, Help},
+    args::{Cli, Completions, Explain, Help, Man},
     exit::{Exit, Failure, exit_codes_text},
     out::Printer,
     table::table,
@@ -87,6 +87,16 @@ pub(super) fn completions(printer: &Printer, arguments: &Completions) -> Result<
     let mut text = Vec::new();
     clap_complete::generate(arguments.shell, &mut Cli::command(), "landfast", &mut text);
     printer.raw(&text)?;
+    Ok(Exit::Done)
+}
+
+/// A page for the program and one for each command, as `man` finds them.
+pub(super) fn man(printer: &Printer, arguments: &Man) -> Result<Exit, Failure> {
+    let folder = &arguments.folder;
+    std::fs::create_dir_all(folder)
+        .and_then(|()| clap_mangen::generate_to(Cli::command(), folder))
+        .with_context(|| format!("failed to write the man pages into `{}`", folder.display()))?;
+    printer.say(&format!("the man pages are in {}", folder.display()));
     Ok(Exit::Done)
 }
 

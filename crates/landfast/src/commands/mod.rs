@@ -18,7 +18,7 @@ use crate::{
     context::{Connection, connect},
     exit::{Exit, Failure},
     out::Printer,
-    reference,
+    reference, top,
 };
 
 /// Runs a command to its end.
@@ -69,11 +69,13 @@ fn without_server(
         Command::Explain(arguments) => Some(explain::explain(printer, arguments)),
         Command::Schema => printed(printer.json(&landfast_spec::json_schema())),
         Command::Completions(arguments) => Some(explain::completions(printer, arguments)),
+        Command::Man(arguments) => Some(explain::man(printer, arguments)),
         Command::Help(arguments) => Some(explain::help(printer, arguments)),
         Command::Reference => printed(printer.data(&reference::markdown())),
         Command::Plan(_)
         | Command::Deploy(_)
         | Command::Status(_)
+        | Command::Top(_)
         | Command::History(_)
         | Command::Promote(_)
         | Command::Abort(_)
@@ -121,6 +123,7 @@ async fn dispatch(
         }
         Command::Status(arguments) => show::status(printer, global, client, &arguments).await,
         Command::History(arguments) => show::history(printer, global, client, &arguments).await,
+        Command::Top(arguments) => top::top(printer, global, client, &arguments).await,
         Command::Routes => show::routes(printer, client).await,
         Command::Promote(arguments) => moves::promote(printer, global, client, &arguments).await,
         Command::Abort(arguments) => moves::abort(printer, global, client, &arguments).await,
@@ -142,6 +145,7 @@ async fn dispatch(
         | Command::Explain(_)
         | Command::Schema
         | Command::Completions(_)
+        | Command::Man(_)
         | Command::Help(_)
         | Command::Reference
         | Command::Shim => unreachable!("these need no server and were done before"),

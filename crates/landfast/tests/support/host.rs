@@ -17,7 +17,10 @@ use super::landfast;
 
 /// Long enough for a loaded machine; only a failure waits for it.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// What everything that a test starts carries in its environment, so that it is found again.
+const MARK: &str = "LANDFAST_TEST_FOLDER";
 const STEP: Duration = Duration::from_millis(50);
+const LOOKS: usize = 100;
 
 /// The application: `serve` answers with its version and shows a variable, `smoke` asks the preview, `fail` exits 3.
 const APP: &str = r#"#!/usr/bin/env python3
@@ -119,6 +122,7 @@ impl Host {
     pub fn server_command(&self) -> Command {
         let mut command = Command::new(assert_cmd::cargo::cargo_bin("landfast"));
         command
+            .env(MARK, self.folder.path())
             .arg("server")
             .args(["--http", &format!("127.0.0.1:{}", self.http)])
             .args(["--https", &format!("127.0.0.1:{}", free_port())])
@@ -247,7 +251,7 @@ impl Host {
         panic!("{what}: never came true\n--- server\n{server}");
     }
 
-    /// Processes of this host that are not the server: found by the folder they were started with.
+    /// Processes of this host that are not the server: found by the folder they were started with, or run in.
     fn others(&self) -> Vec<Pid> {
         let mark = self.folder.path().as_os_str().as_encoded_bytes().to_owned();
         let mut found = Vec::new();
@@ -262,7 +266,10 @@ impl Host {
             let read = |name: &str| fs::read(entry.path().join(name)).unwrap_or_default();
             let cwd = fs::read_link(entry.path().join("cwd")).unwrap_or_default();
             let holds = |bytes: &[u8]| bytes.windows(mark.len()).any(|part| part == mark);
-            if holds(&read("cmdline")) || cwd.starts_with(self.folder.path()) {
+            if holds(&read("environ"))
+                || holds(&read("cmdline"))
+                || cwd.starts_with(self.folder.path())
+            {
                 found.extend(Pid::from_raw(pid));
             }
         }
@@ -276,12 +283,17 @@ impl Drop for Host {
             drop(server.kill());
             drop(server.wait());
         }
-        // Twice: the proxy's holder and its worker each start the other anew.
-        for _ in 0..2 {
-            for pid in self.others() {
+        // The proxy's holder and its worker each start the other anew, so it takes more than one look.
+        for _ in 0..LOOKS {
+            let others = self.others();
+            for pid in &others {
                 // One that ended by itself is as good.
-                let _gone = rustix::process::kill_process(pid, Signal::KILL);
+                let _gone = rustix::process::kill_process(*pid, Signal::KILL);
             }
+            if others.is_empty() {
+                return;
+            }
+            std::thread::sleep(STEP);
         }
     }
 }

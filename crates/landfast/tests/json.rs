@@ -1,0 +1,181 @@
+//! What `--json` prints is a promise: a field that was there stays there, under its name, with its type.
+//!
+//! Each command's output is reduced to its shape, one line for each path and type, and held against
+//! `tests/json/NAME.shape`. A path that is gone or has another type fails. One that is new fails, too, until it is
+//! written down with `UPDATE_DOCS=1`, so that it is a promise from then on.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    unreachable_pub,
+    dead_code,
+    reason = "a test fails where it unwraps, and helpers are shared by several tests"
+)]
+
+mod support;
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use serde_json::Value;
+use support::host::Host;
+
+const MANIFEST: &str = r#"
+app = "shop"
+
+[services.api]
+artifact = "build"
+command = ["./app.py", "serve"]
+port = 3000
+replicas = 2
+health = { ready = "http:/ready", interval = "200ms" }
+env = { GREETING = "hello" }
+drain = "2s"
+grace = "2s"
+
+[jobs.fail]
+artifact = "build"
+command = ["./app.py", "fail"]
+
+[routes.public]
+host = "shop.example"
+service = "api"
+
+[deploy]
+strategy = "blue-green"
+min_ready = "200ms"
+standby = "1h"
+healthy_deadline = "5s"
+"#;
+
+/// Maps whose keys are names of the user, not of the format.
+const BY_NAME: [&str; 7] = [
+    "artifacts",
+    "secrets",
+    "scale_overrides",
+    "statuses",
+    "releases",
+    "instances",
+    "services",
+];
+
+/// `path: type` for every place of a value. An empty list says nothing of what it may hold, and null nothing at all.
+fn shape(value: &Value) -> BTreeSet<String> {
+    let mut lines = BTreeSet::new();
+    walk(value, "", &mut lines);
+    lines
+}
+
+fn walk(value: &Value, path: &str, lines: &mut BTreeSet<String>) {
+    let kind = match value {
+        Value::Null => return,
+        Value::Bool(_) => "true or false",
+        Value::Number(_) => "number",
+        Value::String(_) => "text",
+        Value::Array(items) => {
+            for item in items {
+                walk(item, &format!("{path}[]"), lines);
+            }
+            "list"
+        }
+        Value::Object(fields) => {
+            let last = path.rsplit('.').next().unwrap_or_default();
+            for (name, field) in fields {
+                let name = if BY_NAME.contains(&last) { "*" } else { name };
+                walk(field, &format!("{path}.{name}"), lines);
+            }
+            "object"
+        }
+    };
+    let path = if path.is_empty() { "." } else { path };
+    lines.insert(format!("{path}: {kind}"));
+}
+
+fn hold(name: &str, value: &Value) -> Vec<String> {
+    let found = shape(value);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/json/{name}.shape"));
+    let promised = fs::read_to_string(&path).unwrap_or_default();
+    let promised: BTreeSet<_> = promised.lines().map(str::to_owned).collect();
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        // Nothing that was promised is taken back by this.
+        let all: Vec<_> = promised.union(&found).cloned().collect();
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, all.join("\n") + "\n").unwrap();
+        return Vec::new();
+    }
+    let gone = promised
+        .difference(&found)
+        .map(|line| format!("{name}: gone: {line}"));
+    let new = found
+        .difference(&promised)
+        .map(|line| format!("{name}: new: {line} (run with UPDATE_DOCS=1 to promise it)"));
+    gone.chain(new).collect()
+}
+
+#[test]
+fn what_json_promised_it_keeps() {
+    let host = Host::start();
+    let app = host.app("shop", MANIFEST);
+    let mut wrong = Vec::new();
+    let mut look = |name: &str, arguments: &[&str]| {
+        let value = host.json(&app, arguments);
+        wrong.extend(hold(name, &value));
+    };
+    look("check", &["check"]);
+    let stored = host.run_with(&app, &["secret", "set", "API_KEY"], "a value");
+    assert!(stored.status.success());
+    look("secret-list", &["secret", "list"]);
+    look("plan", &["plan"]);
+    host.expect(
+        &app,
+        &[
+            "deploy",
+            "--note",
+            "the first",
+            "--commit",
+            "0123456789abcdef",
+        ],
+        0,
+    );
+    host.build(&app, "2", "");
+    look("plan-next", &["plan"]);
+    host.expect(&app, &["deploy", "--note", "the second"], 0);
+    host.expect(&app, &["scale", "api", "3"], 0);
+    host.until("three instances", || {
+        let status = host.json(&app, &["status"]);
+        status["services"][0]["groups"]
+            .as_array()
+            .is_some_and(|groups| groups.iter().any(|group| group["ready"] == 3))
+    });
+    host.get("shop.example", "/");
+    look("status", &["status"]);
+    look("status-all", &["status", "--all"]);
+    look("host", &["status", "--host-info"]);
+    look("history", &["history"]);
+    look("routes", &["routes"]);
+    look("top", &["top", "--interval", "200"]);
+    look("explain", &["explain", "LF003"]);
+    look("exit-codes", &["help", "exit-codes"]);
+    let errors = host.run(&app, &["logs", "nobody", "--json"]);
+    let error: Value = serde_json::from_slice(&errors.stderr).expect("an error is one JSON object");
+    wrong.extend(hold("error", &error));
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_shape_names_every_place_and_its_type() {
+    let value =
+        serde_json::json!({ "a": [{ "b": 1 }, { "c": null }], "releases": { "3": { "d": "x" } } });
+    let lines: Vec<_> = shape(&value).into_iter().collect();
+    assert_eq!(
+        lines,
+        [
+            ".: object",
+            ".a: list",
+            ".a[].b: number",
+            ".a[]: object",
+            ".releases.*.d: text",
+            ".releases.*: object",
+            ".releases: object",
+        ]
+    );
+}
