@@ -7,7 +7,7 @@ SHELL := /bin/sh
 .NOTPARALLEL:
 
 CARGO ?= cargo
-PROOF = $(CARGO) build --locked --release -p landfast -p landfast-judge && $(CARGO) xtask proof
+PROOF = $(CARGO) build --locked --release -p landfast -p landfast-judge -p landfast-bench && $(CARGO) xtask proof
 
 .PHONY: help
 help: ## list the targets
@@ -59,6 +59,25 @@ clean-run: ## what CI does: .ci/run in a fresh clone of the last commit, cold, t
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT \
 	&& git clone --quiet . "$$folder/landfast" && cd "$$folder/landfast" \
 	&& begun=$$(date +%s) && ./.ci/run && echo "clean-run: passed in $$(( $$(date +%s) - begun )) s"
+
+.PHONY: check-instructions
+check-instructions: ## instructions of the core's hot paths under callgrind, against the committed baseline
+	$(CARGO) xtask instructions
+
+## -- measure ----------------------------------------------------------------------------------
+
+.PHONY: setup-bench
+setup-bench: ## install the peers and load generators of `make bench` (Debian packages)
+	@sh .ci/setup bench
+
+.PHONY: bench
+bench: setup-bench ## our proxy beside nginx, HAProxy and Caddy: processor time and memory (<= 20 min; SHORT=1: <= 4)
+	$(CARGO) build --locked --profile dist -p landfast -p landfast-bench
+	$(CARGO) xtask bench
+
+.PHONY: bench-core
+bench-core: ## Criterion over routing, manifest, journal and engine
+	$(CARGO) bench --locked -p landfast-cases
 
 ## -- show it ----------------------------------------------------------------------------------
 
@@ -136,6 +155,14 @@ proof-jail: ## instances try to leave their jail, here and under Debian's kernel
 .PHONY: proof-planted
 proof-planted: ## seven planted bugs, each found by the simulator within 500 seeds
 	$(PROOF) planted
+
+.PHONY: proof-deploy-latency
+proof-deploy-latency: setup-bench ## P99 during a rolling deploy / steady, at half of saturation: <= 1.2
+	$(PROOF) deploy-latency
+
+.PHONY: proof-sim-long
+proof-sim-long: ## the simulator over 10,000 seeds and at least 1,000,000 engine steps: no invariant broken
+	$(PROOF) sim-long
 
 .PHONY: proof-scopes
 proof-scopes: ## two apps and two environments on one host; a second claim of a route is refused

@@ -5,9 +5,8 @@ use http::Method;
 use landfast_api::{
     AppList, ArtifactCreated, ArtifactListing, Certificate, CertificateList, DeployAnswer,
     DeployRequest, Diagnosis, DoctorRequest, EnvironmentStatus, ExecFrame, ExecRequest, Health,
-    History, Host, JobRun,
-    LogLine, LogQuery, Plan, PlanRequest, ReasonRequest, RollbackRequest, Rollout, RolloutList,
-    RouteList, ScaleAnswer, ScaleRequest, Secret, SecretList, Traffic, paths,
+    History, Host, JobRun, LogLine, LogQuery, Plan, PlanRequest, ReasonRequest, RollbackRequest,
+    Rollout, RolloutList, RouteList, ScaleAnswer, ScaleRequest, Secret, SecretList, Traffic, paths,
 };
 use landfast_types::Scope;
 

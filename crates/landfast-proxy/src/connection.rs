@@ -5,6 +5,7 @@
 //! moved only when it would fire too late.
 
 use std::{
+    cell::RefCell,
     future::Future,
     io,
     mem::MaybeUninit,
@@ -86,6 +87,7 @@ pub(crate) async fn serve(
         address: peer.ip(),
         is_https: matches!(kind, Kind::Https(_)),
         is_preview: matches!(kind, Kind::Preview),
+        forwarding: RefCell::default(),
         activity: Arc::clone(&activity),
     });
     let Kind::Https(acceptor) = kind else {
@@ -295,6 +297,8 @@ enum Overdue {
 #[derive(Debug)]
 pub(crate) struct Activity {
     start: Instant,
+    /// The same instant by the coarse clock.
+    start_coarse: Duration,
     /// Requests under way.
     requests: AtomicU32,
     /// Microseconds after `start`; `NEVER` where there is none.
@@ -327,6 +331,7 @@ impl Activity {
     fn new() -> Self {
         Self {
             start: clock::instant(),
+            start_coarse: clock::coarse(),
             requests: AtomicU32::new(0),
             last: AtomicI64::new(0),
             head_since: AtomicI64::new(NEVER),
@@ -370,7 +375,7 @@ impl Activity {
     }
 
     fn now(&self) -> i64 {
-        let age = clock::instant().saturating_duration_since(self.start);
+        let age = clock::coarse().saturating_sub(self.start_coarse);
         i64::try_from(age.as_micros()).unwrap_or(i64::MAX)
     }
 
@@ -409,7 +414,7 @@ impl Activity {
         }
         let last = at(self.last.load(Ordering::Relaxed));
         if self.requests.load(Ordering::Relaxed) > 0 {
-            return (last.max(clock::instant()) + idle, Overdue::Nothing);
+            return (last.max(at(self.now())) + idle, Overdue::Nothing);
         }
         let head_since = self.head_since.load(Ordering::Relaxed);
         if head_since != NEVER {

@@ -138,7 +138,6 @@ pub(crate) async fn forward(
 ) -> Outcome {
     let mut live = Arc::clone(live);
     let mut service = destination.service;
-    let key = live.table.services[service].key.clone();
     let state = Arc::clone(&live.services[service]);
     let held = exchange.sticky.as_ref().and_then(|sticky| sticky.held);
     let pin = |live: &Live, service| held.and_then(|held| held.resolve(&live.table, service));
@@ -168,12 +167,13 @@ pub(crate) async fn forward(
                 return Outcome::Moved;
             }
             // Something was tried already: go on with the newest table, if the service is still there.
-            live = thread.shared.live();
+            let before = std::mem::replace(&mut live, thread.shared.live());
+            let key = &before.table.services[service].key;
             let found = live
                 .table
                 .services
                 .iter()
-                .position(|entry| entry.key == key);
+                .position(|entry| entry.key == *key);
             let Some(found) = found else {
                 return last.map_or(Outcome::Unavailable, |f| Outcome::Failed(f.status, f.cause));
             };

@@ -1,7 +1,8 @@
 //! What happens to one request: checks, route, mode of the service, then [`crate::forward`].
 
-use std::{net::IpAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{cell::RefCell, net::IpAddr, rc::Rc, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
     header::{
@@ -15,7 +16,7 @@ use hyper::{body::Incoming, upgrade::OnUpgrade};
 use landfast_framing::check_request;
 use landfast_routing::{
     grpc,
-    headers::{self, Arrival, X_REQUEST_ID},
+    headers::{self, Arrival, Forwarding, X_REQUEST_ID},
     snapshot::{Mode, Protocol},
     table::TableRoute,
 };
@@ -47,6 +48,8 @@ pub(crate) struct Client {
     pub(crate) address: IpAddr,
     pub(crate) is_https: bool,
     pub(crate) is_preview: bool,
+    /// Of its newest request.
+    pub(crate) forwarding: RefCell<Option<Forwarding>>,
     pub(crate) activity: Arc<Activity>,
 }
 
@@ -328,6 +331,7 @@ async fn decide(client: &Rc<Client>, request: Request<Incoming>, exchange: &mut 
                     target: origin_form(&parts.uri),
                     headers: outgoing_headers(
                         parts.headers,
+                        client,
                         exchange,
                         entry,
                         &authority,
@@ -626,10 +630,11 @@ fn open_exchange(
         .map_or("/", PathAndQuery::as_str);
     let trust = &client.thread.shared.settings.trust;
     let origin = trust.origin(client.address, client.is_https, request.headers());
+    let began = clock::instant();
     Exchange {
         shared: Arc::clone(&client.thread.shared),
-        began: clock::instant(),
-        attempt_began: clock::instant(),
+        began,
+        attempt_began: began,
         request_id,
         client: origin.client,
         is_https: origin.is_https,
@@ -661,6 +666,7 @@ fn open_exchange(
 
 fn outgoing_headers(
     mut fields: HeaderMap,
+    client: &Client,
     exchange: &Exchange,
     entry: &TableRoute,
     authority: &str,
@@ -677,9 +683,14 @@ fn outgoing_headers(
         is_https: exchange.is_https,
         authority,
     };
-    headers::set_forwarded(&mut fields, arrival);
-    if let Ok(host) = HeaderValue::from_str(authority) {
-        fields.insert(HOST, host);
+    let mut forwarding = client.forwarding.borrow_mut();
+    let forwarding = match &mut *forwarding {
+        Some(before) if before.is_for(arrival) => before,
+        other => other.insert(Forwarding::new(arrival)),
+    };
+    forwarding.set(&mut fields);
+    if let Some(host) = forwarding.host() {
+        fields.insert(HOST, host.clone());
     }
     join_cookies(&mut fields);
     if is_upgrade {
@@ -726,8 +737,13 @@ fn content_length(fields: &HeaderMap) -> Option<u64> {
 }
 
 fn new_request_id() -> HeaderValue {
-    let id = format!("{:032x}", rand::random::<u128>());
-    HeaderValue::from_str(&id).expect("hexadecimal digits")
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let random: [u8; 16] = rand::random();
+    let mut id = Vec::with_capacity(2 * random.len());
+    for byte in random {
+        id.extend([byte >> 4, byte & 15].map(|digit| DIGITS[usize::from(digit)]));
+    }
+    HeaderValue::from_maybe_shared(Bytes::from(id)).expect("hexadecimal digits")
 }
 
 /// A short answer of our own.

@@ -64,9 +64,8 @@ where
 
 /// Notes whether the client is to take something next, or we are to give it. Only HTTP/2 streams are watched.
 pub(crate) fn is_clients_turn(is_theirs: bool) {
-    let since = is_theirs.then(clock::instant);
     // Outside a stream there is nothing to note.
-    let _outside = WAITING.try_with(|waiting| waiting.set(since));
+    let _outside = WAITING.try_with(|waiting| waiting.set(is_theirs.then(clock::instant)));
 }
 
 /// Ends when the client has been waited for without a break for `limit`.

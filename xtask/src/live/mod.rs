@@ -18,7 +18,10 @@ pub(crate) use self::{
     app::{App, AppSettings},
     host::{Host, HostSettings, free_port},
     judge::{Judge, JudgeSettings, Verdict},
-    process::{instant, kill, now_micros, processor_ticks, proportional_kib, spawn, wait_until},
+    process::{
+        instant, is_alive, kill, now_micros, processor_ticks, proportional_kib, signal, spawn,
+        wait_until,
+    },
 };
 
 /// Where built things are.
@@ -95,6 +98,10 @@ impl Build {
         self.bin.join("landfast-judge")
     }
 
+    pub(crate) fn bench(&self) -> PathBuf {
+        self.bin.join("landfast-bench")
+    }
+
     /// The binary of a release of the example.
     pub(crate) fn release(&self, version: u64) -> PathBuf {
         self.releases.join(version.to_string()).join("flextime")
@@ -121,7 +128,7 @@ impl Build {
 }
 
 /// Cargo's target folder.
-fn target_folder() -> PathBuf {
+pub(crate) fn target_folder() -> PathBuf {
     match std::env::var_os("CARGO_TARGET_DIR") {
         Some(folder) => PathBuf::from(folder),
         None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"),

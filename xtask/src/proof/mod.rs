@@ -6,6 +6,7 @@ mod figures;
 mod handover;
 mod jail;
 mod kills;
+mod latency;
 mod probes;
 mod simulated;
 
@@ -25,6 +26,7 @@ const LIVE: &[(&str, Proof)] = &[
     ("scopes", figures::scopes),
     ("rollback", figures::rollback),
     ("idle", figures::idle),
+    ("deploy-latency", latency::deploy_latency),
     ("canary", figures::canary),
     ("instance-kill", kills::instance_kill),
     ("proxy-kill", kills::proxy_kill),
@@ -48,6 +50,7 @@ pub(crate) fn run(arguments: &[String]) -> anyhow::Result<()> {
             for name in TESTED {
                 simulated::run(name)?;
             }
+            simulated::sim_long()?;
             LIVE.iter()
                 .try_for_each(|(name, proof)| one(name, *proof))?;
             probes::run()?;
@@ -57,6 +60,7 @@ pub(crate) fn run(arguments: &[String]) -> anyhow::Result<()> {
         "demo" => crate::demo::run(),
         "probes" => probes::run(),
         "jail" => jail::run(),
+        "sim-long" => simulated::sim_long(),
         name if TESTED.contains(&name) => simulated::run(name),
         name => {
             if name == "canary" {

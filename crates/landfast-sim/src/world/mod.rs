@@ -133,6 +133,8 @@ pub struct World {
     pub target: Target,
     pub proxy: Proxy,
     pub journal: Vec<Event>,
+    /// Inputs the engine has decided, those it refused included.
+    pub decided: u64,
     pub watch: Watch,
     pub trace: Option<Vec<String>>,
     /// The server dies when this many records are durable; taken when it happened.
@@ -170,6 +172,7 @@ impl World {
                 ..Proxy::default()
             },
             journal: Vec::new(),
+            decided: 0,
             watch: Watch::default(),
             trace: None,
             die_at: None,
@@ -314,6 +317,7 @@ impl World {
         };
         let at = server.clock(self.now);
         let rollout = server.environment.rollout.as_ref().map(|r| r.id);
+        self.decided += 1;
         let events = match server.environment.decide(at, input.clone()) {
             Ok(events) => events,
             Err(rejected) => {
