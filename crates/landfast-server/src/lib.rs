@@ -18,6 +18,6 @@ mod wire;
 pub use crate::{
     lock::LockError,
     proxy::ProxyError,
-    run::{ServerError, ServerSettings, run},
+    run::{Ended, ServerError, ServerSettings, check, run},
     wire::event_text,
 };
