@@ -39,7 +39,7 @@ pub use crate::{
     plane::{DataPlane, Hub, Obtained, Part, PlaneError},
     platform::{
         DeployError, DeployOrder, Deployed, Platform, PlatformSettings, RunError, StartError,
-        settled_release,
+        check_journal, settled_release,
     },
     release::{ReleaseBody, fingerprint, plan, topology},
     secrets::{COLLECTION as SECRETS, SECRET_BYTES_MAX, SecretError, SecretFacts, SecretKeeper},

@@ -177,7 +177,7 @@ impl Platform {
             claiming: tokio::sync::Mutex::default(),
         });
         let owner = Arc::clone(&shared);
-        let read = tokio::task::spawn_blocking(move || read_back(&owner)).await;
+        let read = tokio::task::spawn_blocking(move || read_back(owner.journal.as_ref())).await;
         let ReadBack {
             read: states,
             unreadable,
@@ -275,7 +275,9 @@ impl Platform {
         views: watch::Sender<Arc<View>>,
     ) -> Result<(Driver, BTreeSet<InstanceId>), StartError> {
         let (shared, own) = (Arc::clone(&self.shared), scope.clone());
-        let read = tokio::task::spawn_blocking(move || read_environment(&shared, &own)).await;
+        let read =
+            tokio::task::spawn_blocking(move || read_environment(shared.journal.as_ref(), &own))
+                .await;
         let panicked = |source| StartError::Panicked {
             scope: scope.clone(),
             source,
@@ -663,13 +665,29 @@ struct ReadBack {
     unreadable: BTreeMap<Scope, StartError>,
 }
 
-fn read_back(shared: &Shared) -> Result<ReadBack, StartError> {
+/// Reads every environment back as a start does, and does nothing else: how many there are, and what of them this
+/// build cannot read. A build that is to take over is asked first.
+///
+/// # Errors
+/// When the journal itself cannot be read.
+pub fn check_journal(
+    journal: &dyn Journal,
+) -> Result<(usize, BTreeMap<Scope, String>), StartError> {
+    let back = read_back(journal)?;
+    let unreadable = back.unreadable.iter();
+    let unreadable: BTreeMap<_, _> = unreadable
+        .map(|(scope, error)| (scope.clone(), chain(error)))
+        .collect();
+    Ok((back.read.len() + unreadable.len(), unreadable))
+}
+
+fn read_back(journal: &dyn Journal) -> Result<ReadBack, StartError> {
     let mut back = ReadBack::default();
-    for stream in shared.journal.streams()? {
+    for stream in journal.streams()? {
         let Some(scope) = stream.strip_prefix("environment/").and_then(parse_scope) else {
             continue;
         };
-        match read_environment(shared, &scope) {
+        match read_environment(journal, &scope) {
             Ok(environment) => back.read.push(environment),
             Err(error) => {
                 tracing::error!(%scope, error = chain(&error), "not read back; what runs of it is left alone");
@@ -680,17 +698,17 @@ fn read_back(shared: &Shared) -> Result<ReadBack, StartError> {
     Ok(back)
 }
 
-fn read_environment(shared: &Shared, scope: &Scope) -> Result<(Environment, Bodies), StartError> {
-    let state = replay(shared.journal.as_ref(), scope).map_err(|source| StartError::Replay {
+fn read_environment(
+    journal: &dyn Journal,
+    scope: &Scope,
+) -> Result<(Environment, Bodies), StartError> {
+    let state = replay(journal, scope).map_err(|source| StartError::Replay {
         scope: scope.clone(),
         source,
     })?;
     let mut bodies = BTreeMap::new();
     for release in state.releases.keys() {
-        let Some(document) = shared
-            .journal
-            .get(RELEASES, &release_key(scope, *release))?
-        else {
+        let Some(document) = journal.get(RELEASES, &release_key(scope, *release))? else {
             continue;
         };
         let body: ReleaseBody =

@@ -8,6 +8,14 @@ pub(crate) type Cause = Box<dyn Error + Send + Sync>;
 /// The disk or the database under the journal failed. Nothing of the call was written.
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
+    /// Another server has taken a newer generation. Do not retry: it is in charge, and nothing was written.
+    #[error(
+        "a newer server (generation {newest}) writes the journal; this one's generation {own} may not"
+    )]
+    Superseded {
+        own: landfast_types::Generation,
+        newest: landfast_types::Generation,
+    },
     #[error("no space is left for the journal `{}`", path.display())]
     Full { path: PathBuf },
     #[error("another process kept the journal `{}` locked for too long", path.display())]

@@ -11,7 +11,10 @@ mod rows;
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -51,6 +54,8 @@ pub struct SqliteJournal {
     path: PathBuf,
     writer: Mutex<Connection>,
     reader: Mutex<Connection>,
+    /// The generation that was taken through this value; none yet is 0.
+    generation: AtomicU64,
 }
 
 impl SqliteJournal {
@@ -75,6 +80,7 @@ impl SqliteJournal {
             path,
             writer: Mutex::new(writer),
             reader: Mutex::new(reader),
+            generation: AtomicU64::new(0),
         })
     }
 
@@ -92,8 +98,38 @@ impl SqliteJournal {
         self.reader.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs `work` in a transaction that is on disk when this returns, or never was.
+    /// Runs `work` in a transaction that is on disk when this returns, or never was. Refused once somebody else has taken
+    /// a newer generation.
     fn write<T, E: From<StorageError>>(
+        &self,
+        work: impl FnOnce(&Transaction<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        self.write_unfenced(|transaction| {
+            self.check_fence(transaction)?;
+            work(transaction)
+        })
+    }
+
+    /// Whoever has taken a generation writes no more once there is a newer one. Who has taken none is no server.
+    fn check_fence(&self, transaction: &Transaction<'_>) -> Result<(), StorageError> {
+        let own = self.generation.load(Ordering::Relaxed);
+        let newest = transaction.query_row(
+            "SELECT value FROM counter WHERE name = 'generation'",
+            [],
+            |row| row.get::<_, i64>(0),
+        );
+        let newest = newest.map_err(|error| self.fault(error))?;
+        let newest = u64::try_from(newest).unwrap_or(u64::MAX);
+        if own == 0 || own >= newest {
+            return Ok(());
+        }
+        Err(StorageError::Superseded {
+            own: Generation(own),
+            newest: Generation(newest),
+        })
+    }
+
+    fn write_unfenced<T, E: From<StorageError>>(
         &self,
         work: impl FnOnce(&Transaction<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
@@ -526,7 +562,9 @@ impl Journal for SqliteJournal {
     }
 
     fn next_generation(&self) -> Result<Generation, StorageError> {
-        self.write(|transaction| self.count(transaction, "generation").map(Generation))
+        let taken = self.write_unfenced(|transaction| self.count(transaction, "generation"))?;
+        self.generation.store(taken, Ordering::Relaxed);
+        Ok(Generation(taken))
     }
 }
 

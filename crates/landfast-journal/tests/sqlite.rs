@@ -395,3 +395,35 @@ fn a_compacted_stream_stays_compacted_over_a_restart() {
     assert_eq!(journal.read_all(0, 1).unwrap()[0].sequence, 61);
     assert_eq!(journal.last("a").unwrap(), total);
 }
+
+#[test]
+fn a_server_that_wakes_up_late_writes_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("journal.sqlite");
+    let (old, new) = (
+        SqliteJournal::open(&path).expect("a journal"),
+        SqliteJournal::open(&path).expect("the same journal"),
+    );
+    let first = old.next_generation().expect("a generation");
+    old.append("a", 0, &[record(1)]).expect("it is in charge");
+    let second = new.next_generation().expect("a generation");
+    assert!(second > first);
+    // It knows the last number, so that alone would not stop it.
+    let refused = old.append("a", 1, &[record(2)]);
+    assert!(
+        matches!(refused, Err(AppendError::Storage(StorageError::Superseded { own, newest })) if own == first && newest == second),
+        "{refused:?}"
+    );
+    let refused = old.put("things", "one", Some(0), b"{}".to_vec());
+    assert!(
+        matches!(
+            refused,
+            Err(PutError::Storage(StorageError::Superseded { .. }))
+        ),
+        "{refused:?}"
+    );
+    assert_eq!(new.last_position().expect("read"), 1);
+    new.append("a", 1, &[record(2)])
+        .expect("the new one is in charge");
+    assert_eq!(old.last_position().expect("reading goes on"), 2);
+}

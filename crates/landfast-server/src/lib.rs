@@ -23,6 +23,6 @@ pub use crate::{
     handlers::instance_ports,
     lock::LockError,
     proxy::ProxyError,
-    run::{ServerError, ServerSettings, run},
+    run::{Ended, ServerError, ServerSettings, check, run},
     wire::{diagnosis, event_text},
 };

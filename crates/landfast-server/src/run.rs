@@ -60,6 +60,15 @@ pub struct ServerSettings {
     pub acme: AcmeSettings,
 }
 
+/// How a server ended in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// By SIGTERM or SIGINT.
+    Told,
+    /// By SIGUSR2: the binary that is now at the path of this one is to go on in this process.
+    Replaced,
+}
+
 /// Why a server did not start, or ended.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
@@ -97,6 +106,8 @@ pub enum ServerError {
     Replaced(String),
     #[error("failed to serve the API")]
     Serve(#[source] io::Error),
+    #[error("this build cannot read `{scope}`: {reason}")]
+    Unreadable { scope: String, reason: String },
 }
 
 impl ServerError {
@@ -121,8 +132,30 @@ impl ServerError {
             Self::Generation(_) => Some("free some space where the state is; instances and traffic go on, and nothing is lost".into()),
             Self::Acme(_) => Some("name a PEM file with `--acme-ca`".into()),
             Self::Certificates(_) => Some("the server's user must be able to write the state folder".into()),
-            Self::Lock(_) | Self::Read(_) | Self::Store(_) | Self::Proxy(_) | Self::Start(_) | Self::NotLoopback(_) | Self::Serve(_) => None,
+            Self::Lock(_) | Self::Read(_) | Self::Store(_) | Self::Proxy(_) | Self::Start(_) | Self::NotLoopback(_) | Self::Serve(_)
+            | Self::Unreadable { .. } => None,
         }
+    }
+}
+
+/// Reads the journal of a state folder as a start does and does nothing else: how many environments there are. Safe
+/// beside a server that runs.
+///
+/// # Errors
+/// When this build cannot read the journal, or some environment of it.
+pub fn check(state: &Path) -> Result<usize, ServerError> {
+    let path = state.join("journal.sqlite");
+    if !path.exists() {
+        return Ok(0);
+    }
+    let journal = SqliteJournal::open(path).map_err(ServerError::Journal)?;
+    let (environments, unreadable) = landfast_engine::check_journal(&journal)?;
+    match unreadable.into_iter().next() {
+        Some((scope, reason)) => Err(ServerError::Unreadable {
+            scope: scope.to_string(),
+            reason,
+        }),
+        None => Ok(environments),
     }
 }
 
@@ -130,7 +163,7 @@ impl ServerError {
 ///
 /// # Errors
 /// [`ServerError`]: what failed and, with [`ServerError::hint`], what to do.
-pub async fn run(settings: ServerSettings) -> Result<(), ServerError> {
+pub async fn run(settings: ServerSettings) -> Result<Ended, ServerError> {
     if let Some(tcp) = settings.tcp.filter(|address| !address.ip().is_loopback()) {
         return Err(ServerError::NotLoopback(tcp));
     }
@@ -215,8 +248,8 @@ pub async fn run(settings: ServerSettings) -> Result<(), ServerError> {
     let api = async { api.await.map_err(ServerError::Serve) };
     let mut api = std::pin::pin!(api);
     let ended = tokio::select! {
-        served = &mut api => return served,
-        () = told_to_end() => Ok(()),
+        served = &mut api => return served.map(|()| Ended::Told),
+        ended = told_to_end() => Ok(ended),
         reason = platform.replaced() => Err(ServerError::Replaced(reason)),
     };
     tracing::info!("ending; instances and traffic go on");
@@ -273,17 +306,19 @@ async fn wait_for(mut leaving: watch::Receiver<bool>) {
     }
 }
 
-async fn told_to_end() {
+async fn told_to_end() -> Ended {
     let streams = (
         signal(SignalKind::terminate()),
         signal(SignalKind::interrupt()),
+        signal(SignalKind::user_defined2()),
     );
-    let (Ok(mut terminate), Ok(mut interrupt)) = streams else {
+    let (Ok(mut terminate), Ok(mut interrupt), Ok(mut replace)) = streams else {
         return std::future::pending().await;
     };
     tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+        _ = terminate.recv() => Ended::Told,
+        _ = interrupt.recv() => Ended::Told,
+        _ = replace.recv() => Ended::Replaced,
     }
 }
 

@@ -193,6 +193,11 @@ pub(crate) enum Command {
         after_help = "It starts the proxy and everything that should run. Killing it stops no traffic and no instance.\n\nExample:\n  landfast server\n  landfast server --state ./state --run ./run --http 127.0.0.1:8080"
     )]
     Server(Server),
+    /// Move server and proxy of this host to another binary; traffic and instances go on
+    #[command(
+        after_help = "Checks the new binary against this journal, puts it in the place of the one that runs (kept as `….previous`), hands the proxy over, then the server. Goes back by itself when the new one does not come up. Run it on the host, as the user of the server.\n\nExample:\n  landfast upgrade --binary ./landfast\n  ./landfast upgrade"
+    )]
+    Upgrade(Upgrade),
     /// Run the proxy alone; the server starts it by itself
     #[command(
         after_help = "Example:\n  landfast proxy --control /run/landfast/proxy.sock --routes routes.json --http 127.0.0.1:8080"
@@ -483,6 +488,9 @@ pub(crate) struct Server {
     pub(crate) log_json: bool,
     #[command(flatten)]
     pub(crate) acme: Acme,
+    /// Read the journal in `--state` as a start does, and do nothing else
+    #[arg(long, hide = true)]
+    pub(crate) check: bool,
     /// A control of the loss judge: ends instances without waiting for drains; requests are lost
     #[arg(long, hide = true)]
     pub(crate) drain_confirmation_off: bool,
@@ -546,6 +554,13 @@ pub(crate) struct Acme {
     /// How hosts are proven, the first choice first; after a failure the next is tried
     #[arg(long, value_name = "KIND", value_delimiter = ',', default_values = ["http-01", "tls-alpn-01"])]
     pub(crate) acme_challenges: Vec<ChallengeArg>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Upgrade {
+    /// The new binary [default: the one that runs this command]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) binary: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -1,8 +1,8 @@
 //! The binary: arguments, printing, exit codes, and the choice of a role.
 //!
 //! One binary plays every role. As a command line it talks to `landfast server` through the API and nothing else:
-//! it opens no journal, no store and no run folder. It never starts a process but the system's `ssh`, and never
-//! takes a secret from an argument.
+//! it opens no journal, no store and no run folder. It never starts a process but the system's `ssh` (and, in `upgrade`,
+//! the binary that is to take over), and never takes a secret from an argument.
 
 mod args;
 mod clock;

@@ -3,7 +3,10 @@
 use std::{
     io,
     net::{Ipv4Addr, SocketAddr, TcpListener},
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -11,7 +14,7 @@ use landfast_engine::Controls;
 use landfast_proxy::{
     ADOPT_ARGUMENTS, HolderSettings, Trust, TrustedField, WORKER_ARGUMENTS, WorkerSettings,
 };
-use landfast_server::{AcmeSettings, ChallengeKind, LETS_ENCRYPT, ServerSettings};
+use landfast_server::{AcmeSettings, ChallengeKind, Ended, LETS_ENCRYPT, ServerSettings};
 use landfast_types::Network;
 
 use crate::{
@@ -25,11 +28,14 @@ use crate::{
 const HTTP_PORTS: (u16, u16) = (80, 8080);
 const HTTPS_PORTS: (u16, u16) = (443, 8443);
 
+/// What still runs in the background when the server ends is not waited for any longer.
+const RUNTIME_END_MAX: Duration = Duration::from_secs(2);
+
 /// Where the server listens and keeps things, every default filled in.
 #[derive(Debug)]
 pub(crate) struct ServerPlaces {
-    pub(crate) state: std::path::PathBuf,
-    pub(crate) run: std::path::PathBuf,
+    pub(crate) state: PathBuf,
+    pub(crate) run: PathBuf,
     pub(crate) http: Vec<SocketAddr>,
     pub(crate) https: Vec<SocketAddr>,
     pub(crate) preview: SocketAddr,
@@ -41,6 +47,9 @@ pub(crate) struct ServerPlaces {
 
 /// Runs the server of this host until it is told to end.
 pub(crate) fn server(printer: &Printer, arguments: &args::Server) -> Result<Exit, Failure> {
+    if arguments.check {
+        return check(printer, arguments);
+    }
     let places = places(arguments)?;
     for note in &places.notes {
         printer.say(note);
@@ -53,6 +62,18 @@ pub(crate) fn server(printer: &Printer, arguments: &args::Server) -> Result<Exit
         health_gate_off: arguments.health_gate_off,
     };
     run_server(places, trust, arguments.connections_per_client, controls)
+}
+
+/// Whether this build can read the journal of a state folder, as `upgrade` asks of a new one.
+fn check(printer: &Printer, arguments: &args::Server) -> Result<Exit, Failure> {
+    let state = match &arguments.state {
+        Some(state) => state.clone(),
+        None => state_folder().context("failed to choose a state folder; pass `--state`")?,
+    };
+    let environments =
+        landfast_server::check(&state).context("the journal cannot be taken over")?;
+    printer.data(&format!("{environments} environments read back"))?;
+    Ok(Exit::Done)
 }
 
 /// Runs the proxy alone: this process holds the listening sockets, and starts the worker that serves.
@@ -216,6 +237,28 @@ fn log(json: bool) {
     };
 }
 
+/// Goes on as the binary that is now at this one's path: the process, and with it whoever started it, stay the same.
+/// Only an error comes back: then even this very binary could not be started again.
+fn become_new(executable: &Path) -> anyhow::Error {
+    // The kernel marks the path of a binary that was replaced.
+    let path = executable.to_string_lossy();
+    let path = PathBuf::from(path.strip_suffix(" (deleted)").unwrap_or(&path));
+    tracing::info!(path = %path.display(), "going on as the binary that is there now");
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    let become_one = |program: &Path| {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the server goes on in the same process, argv by argv"
+        )]
+        let mut command = std::process::Command::new(program);
+        command.args(&arguments).exec()
+    };
+    let failed = become_one(&path);
+    tracing::error!(error = %failed, path = %path.display(), "the new binary cannot be started; going on as the old one");
+    let failed = become_one(Path::new("/proc/self/exe"));
+    anyhow::Error::new(failed).context("the server ended and cannot be started again")
+}
+
 /// The one place that knows how the server is started.
 fn run_server(
     places: ServerPlaces,
@@ -231,7 +274,7 @@ fn run_server(
         https: places.https,
         preview: places.preview,
         tcp: places.tcp,
-        executable,
+        executable: executable.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         notes: places.notes,
         trust,
@@ -243,8 +286,11 @@ fn run_server(
         .enable_all()
         .build();
     let runtime = runtime.context("failed to start the runtime")?;
-    match runtime.block_on(landfast_server::run(settings)) {
-        Ok(()) => Ok(Exit::Done),
+    let ended = runtime.block_on(landfast_server::run(settings));
+    runtime.shutdown_timeout(RUNTIME_END_MAX);
+    match ended {
+        Ok(Ended::Told) => Ok(Exit::Done),
+        Ok(Ended::Replaced) => Err(become_new(&executable).into()),
         Err(error) => {
             let hint = error.hint();
             let failure = Failure::new(Exit::Failed, error.into());

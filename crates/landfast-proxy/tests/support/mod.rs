@@ -67,6 +67,14 @@ impl Proxy {
     }
 
     pub async fn start_with(adjust: impl FnOnce(&mut HolderSettings)) -> Self {
+        Self::start_limited(adjust, None).await
+    }
+
+    /// `descriptors`: how many each process may have open.
+    pub async fn start_limited(
+        adjust: impl FnOnce(&mut HolderSettings),
+        descriptors: Option<u32>,
+    ) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let any: SocketAddr = "127.0.0.1:0".parse().expect("an address");
         let mut worker = WorkerSettings::new(folder.path().join("state/routes.json"));
@@ -84,8 +92,10 @@ impl Proxy {
         std::fs::write(&file, serde_json::to_vec(&settings).expect("json")).expect("written");
         let binary = folder.path().join("landfast-proxy-test");
         place_binary(&binary);
-        let holder = Command::new(&binary)
-            .arg("holder")
+        let limit = descriptors.map_or_else(String::new, |limit| format!("ulimit -n {limit}; "));
+        let holder = Command::new("sh")
+            .args(["-c", &format!("{limit}exec \"$0\" holder \"$1\"")])
+            .arg(&binary)
             .arg(&file)
             .stdin(Stdio::null())
             .spawn()
@@ -197,7 +207,12 @@ impl Proxy {
 /// Puts a copy of the test binary somewhere, in the place of what is there.
 pub fn place_binary(path: &std::path::Path) {
     let beside = path.with_extension("new");
-    std::fs::copy(env!("CARGO_BIN_EXE_landfast-proxy-test"), &beside).expect("copied");
+    // By another process: a file that this one has open for writing while another test forks cannot be started.
+    let copied = Command::new("cp")
+        .arg(env!("CARGO_BIN_EXE_landfast-proxy-test"))
+        .arg(&beside)
+        .status();
+    assert!(copied.expect("cp runs").success());
     std::fs::rename(&beside, path).expect("placed");
 }
 

@@ -11,6 +11,7 @@ mod moves;
 mod secret;
 mod show;
 mod stream;
+mod upgrade;
 
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
@@ -96,6 +97,7 @@ fn without_server(
         | Command::Exec(_)
         | Command::Secret { .. }
         | Command::Server(_)
+        | Command::Upgrade(_)
         | Command::Proxy(_)
         | Command::Shim => None,
     }
@@ -145,6 +147,7 @@ async fn dispatch(
         Command::Events(arguments) => stream::events(printer, global, client, &arguments).await,
         Command::Run(arguments) => jobs::run(printer, global, client, &arguments).await,
         Command::Exec(arguments) => jobs::exec(printer, global, client, arguments).await,
+        Command::Upgrade(arguments) => upgrade::upgrade(printer, global, client, &arguments).await,
         Command::Secret { command } => secret::secret(printer, global, client, command).await,
         Command::Init(_)
         | Command::Check

@@ -86,12 +86,22 @@ pub struct Host {
     pub https: u16,
     /// Further arguments of the server.
     pub arguments: Vec<String>,
+    /// What server, proxy and shims run from.
+    pub binary: PathBuf,
     server: Option<Child>,
 }
 
 impl Host {
     pub fn start() -> Self {
         let mut host = Self::stopped();
+        host.start_server();
+        host
+    }
+
+    /// One that runs from a copy of the binary, which can be replaced.
+    pub fn start_from_copy() -> Self {
+        let mut host = Self::stopped();
+        host.binary = host.copy_binary("bin/landfast");
         host.start_server();
         host
     }
@@ -106,8 +116,21 @@ impl Host {
             http: free_port(),
             https: free_port(),
             arguments: Vec::new(),
+            binary: assert_cmd::cargo::cargo_bin("landfast"),
             server: None,
         }
+    }
+
+    /// Another file with the same binary.
+    pub fn copy_binary(&self, name: &str) -> PathBuf {
+        let copy = self.path(name);
+        fs::create_dir_all(copy.parent().unwrap()).unwrap();
+        fs::copy(assert_cmd::cargo::cargo_bin("landfast"), &copy).unwrap();
+        copy
+    }
+
+    pub fn server_pid(&self) -> u32 {
+        self.server.as_ref().expect("it runs").id()
     }
 
     pub fn start_server(&mut self) {
@@ -133,7 +156,7 @@ impl Host {
     /// `landfast server` as the test starts it.
     #[expect(clippy::disallowed_methods, reason = "a process that goes on running")]
     pub fn server_command(&self) -> Command {
-        let mut command = Command::new(assert_cmd::cargo::cargo_bin("landfast"));
+        let mut command = Command::new(&self.binary);
         command
             .env(MARK, self.folder.path())
             .arg("server")
