@@ -152,3 +152,9 @@ proof-demo: ## make demo, after the build, in < 120 s
 .PHONY: proof-probes
 proof-probes: ## the same hostile bytes to us, nginx and HAProxy: nowhere laxer than the strictest
 	$(CARGO) build --locked --release -p landfast && $(CARGO) xtask proof probes
+
+## -- fuzz ------------------------------------------------------------------------------------------
+
+.PHONY: fuzz
+fuzz: ## every fuzz target for MINUTES (10) each, on its committed corpus; needs a C++ compiler
+	@sh fuzz/run $(or $(MINUTES),10)
