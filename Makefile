@@ -66,6 +66,10 @@ check-instructions: ## instructions of the core's hot paths under callgrind, aga
 
 ## -- measure ----------------------------------------------------------------------------------
 
+.PHONY: setup-proof
+setup-proof: ## install what only some proofs and fuzzing need (Debian packages)
+	@sh .ci/setup proof
+
 .PHONY: setup-bench
 setup-bench: ## install the peers and load generators of `make bench` (Debian packages)
 	@sh .ci/setup bench
@@ -149,7 +153,7 @@ proof-exit: ## an instance that exits at start: its step fails < 2 s after the e
 	$(PROOF) exit
 
 .PHONY: proof-jail
-proof-jail: ## instances try to leave their jail, here and under Debian's kernel with cgroup v2 in a virtual machine
+proof-jail: setup-proof ## instances try to leave their jail, here and under Debian's kernel with cgroup v2 in a virtual machine
 	$(CARGO) xtask proof jail
 
 .PHONY: proof-planted
@@ -181,7 +185,7 @@ proof-acme: ## pebble with bad nonces, slow orders, failing validations: obtaine
 	$(CARGO) xtask proof acme
 
 .PHONY: proof-tls
-proof-tls: ## testssl.sh and sslyze against the proxy: no finding of medium or worse
+proof-tls: setup-proof ## testssl.sh and sslyze against the proxy: no finding of medium or worse
 	$(CARGO) xtask proof tls
 
 .PHONY: proof-demo
@@ -189,5 +193,11 @@ proof-demo: ## make demo, after the build, in < 120 s
 	$(PROOF) demo
 
 .PHONY: proof-probes
-proof-probes: ## the same hostile bytes to us, nginx and HAProxy: nowhere laxer than the strictest
+proof-probes: setup-proof ## the same hostile bytes to us, nginx and HAProxy: nowhere laxer than the strictest
 	$(CARGO) build --locked --release -p landfast && $(CARGO) xtask proof probes
+
+## -- fuzz ------------------------------------------------------------------------------------------
+
+.PHONY: fuzz
+fuzz: setup-proof ## every fuzz target for MINUTES (10) each, on its committed corpus; needs a C++ compiler
+	@sh fuzz/run $(or $(MINUTES),10)
