@@ -32,9 +32,11 @@ impl Facts {
         let names = certificate.subject_alternative_name();
         let names = names.map_err(|error| error.to_string())?;
         let names = names.iter().flat_map(|names| &names.value.general_names);
-        let names = names.filter_map(|name| match name {
-            GeneralName::DNSName(name) => Some(name.to_ascii_lowercase()),
-            _ => None,
+        let names = names.filter_map(|name| {
+            let GeneralName::DNSName(name) = name else {
+                return None;
+            };
+            Some(name.to_ascii_lowercase())
         });
         Ok(Self {
             validity: Validity {

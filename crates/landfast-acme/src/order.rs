@@ -99,10 +99,10 @@ impl OrderError {
 
 impl From<Error> for OrderError {
     fn from(error: Error) -> Self {
-        match error {
-            Error::Api(problem) => Self::Refused(problem),
-            error => Self::Unreachable(chain(&error)),
+        if let Error::Api(problem) = error {
+            return Self::Refused(problem);
         }
+        Self::Unreachable(chain(&error))
     }
 }
 

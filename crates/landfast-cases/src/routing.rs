@@ -4,11 +4,12 @@ use std::{collections::BTreeMap, hint::black_box};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use landfast_routing::{
+    admission::Admission,
     balance::{self, Candidate, FULL_SHARE},
     headers::{self, Arrival},
     snapshot::{
-        Backend, BackendState, EjectionPolicy, Group, Mode, RetryPolicy, Route, RouteLimits,
-        RouteTimeouts, SNAPSHOT_VERSION, Service, Snapshot,
+        Backend, BackendState, EjectionPolicy, Group, Mode, Protocol, RetryPolicy, Route,
+        RouteAnswers, RouteLimits, RouteTimeouts, SNAPSHOT_VERSION, Service, Snapshot,
     },
     table::Table,
 };
@@ -52,6 +53,8 @@ fn route(number: usize, path: &str, key: &ServiceKey) -> Route {
             first_byte_ms: 60_000,
             body_idle_ms: 60_000,
         },
+        admission: Admission::default(),
+        answers: RouteAnswers::default(),
     }
 }
 
@@ -69,6 +72,8 @@ fn service(number: usize) -> Service {
             backends: backends.collect(),
         }],
         preview: None,
+        protocol: Protocol::default(),
+        sticky: false,
         health: None,
         retry: RetryPolicy {
             attempts_max: 1,

@@ -113,7 +113,10 @@ mod tests {
         "shop/production/api".parse().expect("a key")
     }
 
-    fn table(groups: &[(u64, u32, &[(&str, bool)])]) -> Table {
+    /// Release, weight, and whether each backend serves.
+    type Case<'a> = (u64, u32, &'a [(&'a str, bool)]);
+
+    fn table(groups: &[Case<'_>]) -> Table {
         let backend = |(id, is_serving): &(&str, bool)| Backend {
             id: (*id).into(),
             address: "127.0.0.1:1".parse().expect("an address"),
@@ -126,7 +129,7 @@ mod tests {
                 }
             },
         };
-        let group = |(release, weight, backends): &(u64, u32, &[(&str, bool)])| Group {
+        let group = |(release, weight, backends): &Case<'_>| Group {
             release: ReleaseId(*release),
             weight: *weight,
             backends: backends.iter().map(backend).collect(),

@@ -323,7 +323,7 @@ impl InChild {
         rustix::process::umask(rustix::fs::Mode::WGRP | rustix::fs::Mode::WOTH);
         match &self.jail {
             Some(jail) => jail.enter(self.is_beside),
-            None => rustix::process::setrlimit(Resource::Core, self.core_limit.clone()).map_err(at),
+            None => rustix::process::setrlimit(Resource::Core, self.core_limit).map_err(at),
         }
     }
 

@@ -186,7 +186,7 @@ impl Supervisor {
             argv,
             env: &self.order.env,
             cwd: &self.order.cwd,
-            core_limit: self.core_limit.clone(),
+            core_limit: self.core_limit,
             jail: self.jail.entry.clone(),
             is_beside: beside == Beside::Yes,
         };

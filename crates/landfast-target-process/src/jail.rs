@@ -28,10 +28,7 @@ pub(crate) fn order(
     mark: Option<&str>,
 ) -> io::Result<JailOrder> {
     let is_start = mark.is_some();
-    let user = match own_user(settings, users, wanted, is_start)? {
-        Ok(user) => Ok(user),
-        Err(unless) => Err(unless),
-    };
+    let user = own_user(settings, users, wanted, is_start)?;
     if is_start {
         give_volumes(settings, wanted, user.as_ref().ok().copied())?;
     }

@@ -2,6 +2,7 @@
 //! says so and what it could not show.
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+#![expect(clippy::print_stderr, reason = "what could not be shown is said")]
 
 mod common;
 

@@ -4,6 +4,7 @@
 #![allow(
     clippy::unwrap_used,
     clippy::wildcard_enum_match_arm,
+    clippy::print_stdout,
     unreachable_pub,
     dead_code,
     reason = "a test fails where it unwraps, and helpers are shared by several tests"

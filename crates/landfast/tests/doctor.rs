@@ -2,6 +2,7 @@
 
 #![allow(
     clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
     unreachable_pub,
     dead_code,
     reason = "a test fails where it unwraps, and helpers are shared by several tests"

@@ -11,9 +11,12 @@ use std::{
 };
 
 use anyhow::Context as _;
-use landfast_routing::snapshot::{
-    Backend, BackendState, Certificate, EjectionPolicy, Group, Mode, RetryPolicy, Route,
-    RouteLimits, RouteTimeouts, Service, Snapshot,
+use landfast_routing::{
+    admission::Admission,
+    snapshot::{
+        Backend, BackendState, Certificate, EjectionPolicy, Group, Mode, Protocol, RetryPolicy,
+        Route, RouteAnswers, RouteLimits, RouteTimeouts, Service, Snapshot,
+    },
 };
 use landfast_types::{Fence, Generation, ReleaseId};
 
@@ -307,6 +310,8 @@ fn snapshot(stage: &Stage) -> anyhow::Result<Snapshot> {
             backends: backends.collect(),
         }],
         preview: None,
+        protocol: Protocol::default(),
+        sticky: false,
         health: None,
         retry: RetryPolicy {
             attempts_max: 1,
@@ -334,6 +339,8 @@ fn snapshot(stage: &Stage) -> anyhow::Result<Snapshot> {
             first_byte_ms: 60_000,
             body_idle_ms: 60_000,
         },
+        admission: Admission::default(),
+        answers: RouteAnswers::default(),
     };
     Ok(Snapshot {
         version: landfast_routing::snapshot::SNAPSHOT_VERSION,
@@ -348,5 +355,6 @@ fn snapshot(stage: &Stage) -> anyhow::Result<Snapshot> {
             chain_path: stage.certificate().display().to_string(),
             key_path: stage.folder.join("key.pem").display().to_string(),
         }],
+        ..Snapshot::default()
     })
 }

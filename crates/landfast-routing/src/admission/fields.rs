@@ -144,7 +144,7 @@ impl Shield {
         };
         let has_ancestors = rules.csp.to_ascii_lowercase().contains("frame-ancestors");
         let policy = match rules.csp.trim().trim_end_matches(';') {
-            csp if csp.is_empty() => ancestors.to_owned(),
+            "" => ancestors.to_owned(),
             csp if has_ancestors || ancestors.is_empty() => csp.to_owned(),
             csp => format!("{csp}; {ancestors}"),
         };

@@ -222,6 +222,10 @@ impl Gate {
     ///
     /// # Errors
     /// Why it is refused. It is then counted by no quota.
+    #[expect(
+        clippy::result_large_err,
+        reason = "144 bytes on the stack; boxing them would allocate for each request of a flood"
+    )]
     pub fn admit(
         &self,
         asked: &Asked<'_>,
@@ -392,6 +396,7 @@ mod tests {
             self
         }
 
+        #[expect(clippy::result_large_err, reason = "as the function it calls")]
         fn asks(&self, gate: &Gate, limiter: &Limiter) -> Result<RateReport, Refusal> {
             let asked = Asked {
                 client: self.client.parse().expect("an address"),

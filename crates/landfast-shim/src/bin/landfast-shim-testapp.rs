@@ -138,7 +138,6 @@ fn hog(mebibytes: u64) {
     clippy::disallowed_methods,
     reason = "a test app that starts processes is the point"
 )]
-#[expect(clippy::zombie_processes, reason = "who ends them is what is tested")]
 fn forks(count: u64) {
     let mut started = 0;
     for _ in 0..count {

@@ -80,7 +80,7 @@ impl Entry {
             mounts.make().map_err(at(Step::Mounts))?;
         }
         for (resource, limit) in &self.limits {
-            setrlimit(*resource, limit.clone()).map_err(at(Step::Limits))?;
+            setrlimit(*resource, *limit).map_err(at(Step::Limits))?;
         }
         drop_bounding().map_err(at(Step::Bounding))?;
         if let Some(user) = self.user {
