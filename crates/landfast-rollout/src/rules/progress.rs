@@ -247,7 +247,7 @@ impl Draft {
             }
             Phase::Holding { step } => self.watch(step),
             // Moving ⇒ Moving | Standby: the service has moved.
-            Phase::Moving { service } if self.has_moved(service) => {
+            Phase::Moving { service } if self.has_moved(service) && self.may_go_on(service) => {
                 let next = Phase::Moving {
                     service: service + 1,
                 };
@@ -258,7 +258,7 @@ impl Draft {
                 });
             }
             // Promoting ⇒ Promoting | Standby: the service has moved.
-            Phase::Promoting { service } if self.has_moved(service) => {
+            Phase::Promoting { service } if self.has_moved(service) && self.may_go_on(service) => {
                 let next = Phase::Promoting {
                     service: service + 1,
                 };
@@ -318,6 +318,12 @@ impl Draft {
     /// How many services the new release moves.
     pub(super) fn moves(&self) -> usize {
         self.state.move_order().len()
+    }
+
+    /// After the last service: the promotion says that the new release serves everything, so the proxy has to have
+    /// confirmed that no request goes to an old instance any more.
+    fn may_go_on(&self, service: usize) -> bool {
+        service < self.moves() || self.state.is_traffic_settled()
     }
 
     /// Whether the service at this place of the order has its new size and nothing old left in its group.

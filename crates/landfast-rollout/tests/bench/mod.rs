@@ -171,6 +171,17 @@ impl Bench {
             assert_eq!(&read, event, "{text}");
             self.note(&event.change);
             self.environment.apply(event);
+            let is_promoted = matches!(
+                event.change,
+                Change::PhaseEntered {
+                    phase: Phase::Standby
+                }
+            );
+            assert!(
+                !is_promoted
+                    || self.environment.traffic_confirmed >= self.environment.traffic.revision,
+                "promoted while the proxy may still send requests to the old release"
+            );
             for service in self.environment_services() {
                 let kept = self.kept(&service);
                 let most = self.most.entry(service).or_default();
