@@ -429,11 +429,12 @@ impl Environment {
             .collect()
     }
 
-    /// Whether the rollout replaces instances of a release by others of the same.
+    /// Whether the rollout replaces instances of a release by others of the same. A restart that waited while its
+    /// release was taken back does not.
     pub(crate) fn is_restart(&self) -> bool {
-        self.rollout
-            .as_ref()
-            .is_some_and(|rollout| rollout.kind == Kind::Restart)
+        self.rollout.as_ref().is_some_and(|rollout| {
+            rollout.kind == Kind::Restart && rollout.from == Some(rollout.to)
+        })
     }
 }
 

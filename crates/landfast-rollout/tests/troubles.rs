@@ -11,8 +11,8 @@ mod bench;
 use std::{collections::BTreeMap, time::Duration};
 
 use landfast_rollout::{
-    Action, Change, Environment, Gate, Input, InstanceState, Kind, Outcome, ParkReason, Phase,
-    Rejected, RolloutPlan, Strategy,
+    Action, Change, Environment, Event, Gate, Input, InstanceState, Kind, Outcome, ParkReason,
+    Phase, Rejected, RolloutPlan, Strategy,
     analysis::{InstanceObservation, Observation, Sample},
 };
 use landfast_types::{InstanceId, ReleaseId, RolloutId};
@@ -352,8 +352,7 @@ fn an_inconclusive_analysis_extends_once_and_parks_and_a_person_decides() {
             .deploy(api(), with(canary(), &[Gate::Analysis]))
             .unwrap();
         bench.until("parked");
-        let extended =
-            |event: &&landfast_rollout::Event| matches!(event.change, Change::HoldExtended { .. });
+        let extended = |event: &&Event| matches!(event.change, Change::HoldExtended { .. });
         assert_eq!(bench.events.iter().filter(extended).count(), 1);
         let shares = bench.shares("api");
         assert_eq!(shares.last(), Some(&(95, 5)), "it parks at that weight");
@@ -757,6 +756,72 @@ fn a_stop_or_a_restart_in_standby_accepts_what_serves() {
 }
 
 #[test]
+fn a_restart_that_waited_ends_where_its_release_was_taken_back() {
+    let mut bench = Bench::serving(api());
+    bench.deploy(api(), plan(Strategy::BlueGreen)).unwrap();
+    bench.until("standby");
+    bench.tell(Input::Restart { by: "bob".into() }).unwrap();
+    assert_eq!(bench.phase(), "sealing");
+    let queued = bench.environment.queued.as_ref();
+    assert_eq!(queued.map(|queued| queued.to), Some(ReleaseId(2)));
+    bench.abort().unwrap();
+    bench.until("none");
+    bench.run(60);
+    assert_eq!(bench.environment.serving, Some(ReleaseId(1)));
+    assert_eq!((bench.of("api", 1).len(), bench.in_rotation("api")), (3, 3));
+    assert_eq!(bench.of("api", 2), []);
+    // It is not lost without a word: it has a number, an end and a reason.
+    let restart = bench.environment.history.last().unwrap();
+    assert_eq!((restart.kind, restart.id), (Kind::Restart, RolloutId(3)));
+    assert_eq!(
+        bench.ended(),
+        "rolled back: release 2 was taken back before its restart"
+    );
+    assert_eq!(bench.phases(), [""; 0]);
+    bench.replay_agrees();
+}
+
+#[test]
+fn a_restart_that_was_begun_across_two_releases_is_taken_back_capacity_first() {
+    let mut bench = Bench::serving(api());
+    bench.deploy(api(), plan(Strategy::BlueGreen)).unwrap();
+    bench.until("standby");
+    bench.abort().unwrap();
+    bench.until("none");
+    // An earlier version recorded this.
+    let record = [
+        Change::RolloutStarted {
+            rollout: RolloutId(3),
+            kind: Kind::Restart,
+            from: Some(ReleaseId(1)),
+            to: ReleaseId(2),
+            plan: plan(rolling()),
+            by: "bob".into(),
+        },
+        Change::PhaseEntered {
+            phase: Phase::Moving { service: 0 },
+        },
+    ];
+    for change in record {
+        let at = bench.now;
+        let event = Event { at, change };
+        bench.environment.apply(&event);
+        bench.events.push(event);
+    }
+    bench.tell(Input::Tick).unwrap();
+    bench.until("standby");
+    assert_eq!(bench.of("api", 1), []);
+    bench.abort().unwrap();
+    assert_eq!(
+        (bench.phase().as_str(), bench.in_rotation("api")),
+        ("back: restoring", 3)
+    );
+    bench.until("none");
+    assert_eq!((bench.of("api", 1).len(), bench.in_rotation("api")), (3, 3));
+    bench.replay_agrees();
+}
+
+#[test]
 fn after_host_loss_everything_starts_again_and_the_rollout_goes_on() {
     for strategy in strategies() {
         let mut bench = Bench::serving(api());
@@ -1060,7 +1125,7 @@ fn a_gate_that_opened_is_not_asked_again() {
         bench.run(2);
         bench.probe(&sick, false);
     }
-    let opened = |event: &&landfast_rollout::Event| {
+    let opened = |event: &&Event| {
         matches!(
             event.change,
             Change::GateOpened {
