@@ -12,6 +12,7 @@ use crate::{
     instance::{Instance, InstanceState},
     plan::{Gate, Strategy, Topology},
     rollout::{Kind, Phase, Reverting, Rollout},
+    traffic::TrafficMode,
 };
 
 /// How long an instance may outlive its grace and the kill after it before nobody waits for it any more.
@@ -337,6 +338,21 @@ impl Environment {
         self.routed_services()
             .iter()
             .all(|service| self.ready(service).old >= self.full(service).old)
+    }
+
+    /// Whether traffic of some service would return to an old release that is not whole: by the table in the record
+    /// requests are still held, or the new release still gets some.
+    pub(crate) fn would_return_early(&self) -> bool {
+        let Some(rollout) = &self.rollout else {
+            return false;
+        };
+        let mut services = self.traffic.services.iter();
+        services.any(|(name, traffic)| {
+            let held = rollout.cleared && traffic.mode == TrafficMode::Pause;
+            let group = traffic.groups.get(&rollout.to);
+            let elsewhere = group.is_some_and(|group| group.weight > 0);
+            (held || elsewhere) && self.ready(name).old < self.full(name).old
+        })
     }
 
     /// Whether each service has the new capacity this state wants, ready.

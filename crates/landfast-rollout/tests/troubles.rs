@@ -8,11 +8,14 @@
 
 mod bench;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use landfast_rollout::{
     Action, Change, Environment, Event, Gate, Input, InstanceState, Kind, Outcome, ParkReason,
-    Phase, Rejected, RolloutPlan, Strategy,
+    Phase, Rejected, RolloutPlan, Strategy, TrafficMode,
     analysis::{InstanceObservation, Observation, Sample},
 };
 use landfast_types::{InstanceId, ReleaseId, RolloutId};
@@ -101,8 +104,7 @@ fn what_is_found_dead_after_a_takeover_is_not_held_against_the_release() {
         bench.deploy(api(), plan(Strategy::BlueGreen)).unwrap();
         bench.until(phase);
         bench.run(1);
-        let all: std::collections::BTreeSet<_> =
-            bench.environment.instances.keys().cloned().collect();
+        let all: BTreeSet<_> = bench.environment.instances.keys().cloned().collect();
         bench.now = bench.now + secs(600);
         // The shims' folders outlived the host: each says that its instance ended.
         bench
@@ -819,6 +821,56 @@ fn a_restart_that_was_begun_across_two_releases_is_taken_back_capacity_first() {
     bench.until("none");
     assert_eq!((bench.of("api", 1).len(), bench.in_rotation("api")), (3, 3));
     bench.replay_agrees();
+}
+
+#[test]
+fn held_requests_are_let_go_to_a_whole_release_only_though_the_host_died_at_the_switch() {
+    let mut bench = Bench::serving(api());
+    bench.deploy(api(), plan(Strategy::Recreate)).unwrap();
+    bench.until("warming 0");
+    bench.abort().unwrap();
+    bench.until("none");
+    bench.forget_after("back: switching");
+    let mode = |bench: &Bench| bench.environment.traffic.services[&name("api")].mode;
+    assert_eq!(mode(&bench), TrafficMode::Pause);
+    bench.tell(Input::Adopted { running: [].into() }).unwrap();
+    while mode(&bench) == TrafficMode::Pause {
+        assert_eq!(bench.phase(), "back: restoring");
+        bench.run(1);
+    }
+    assert_eq!((bench.ready("api").old, bench.in_rotation("api")), (3, 3));
+    bench.until("none");
+    assert!(bench.ended().starts_with("rolled back: aborted"));
+    bench.replay_agrees();
+}
+
+#[test]
+fn shares_stay_until_the_old_release_is_whole_though_it_died_at_the_switch() {
+    for lost in [1, 3] {
+        let mut bench = Bench::serving(api());
+        bench.deploy(api(), plan(rolling())).unwrap();
+        bench.until("standby");
+        bench.abort().unwrap();
+        bench.until("none");
+        bench.forget_after("back: switching");
+        let dead: BTreeSet<InstanceId> = bench.of("api", 1).into_iter().take(lost).collect();
+        let all = bench.environment.instances.keys().cloned();
+        let running = all.filter(|id| !dead.contains(id)).collect();
+        bench.tell(Input::Adopted { running }).unwrap();
+        let weight = |bench: &Bench, release| {
+            let traffic = &bench.environment.traffic.services[&name("api")];
+            let group = traffic.groups.get(&ReleaseId(release));
+            group.map_or(0, |group| group.weight)
+        };
+        while weight(&bench, 2) > 0 {
+            assert_eq!(bench.phase(), "back: restoring");
+            bench.run(1);
+        }
+        assert_eq!((bench.ready("api").old, weight(&bench, 1)), (3, 1));
+        bench.until("none");
+        assert_eq!((bench.of("api", 1).len(), bench.in_rotation("api")), (3, 3));
+        bench.replay_agrees();
+    }
 }
 
 #[test]

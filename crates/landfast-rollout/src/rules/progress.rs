@@ -426,6 +426,8 @@ impl Draft {
             Reverting::Restoring if state.is_old_routable() || self.is_planted_early_return() => {
                 Reverting::Switching
             }
+            // Back to Restoring: the server died between this phase and its table, and the old release with it.
+            Reverting::Switching if state.would_return_early() => Reverting::Restoring,
             Reverting::Switching if state.is_traffic_settled() => Reverting::Retiring,
             Reverting::Retiring if self.has_ended(Side::New) => {
                 self.emit(Change::RolloutEnded {
