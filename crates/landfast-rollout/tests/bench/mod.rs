@@ -446,6 +446,17 @@ impl Bench {
         }
     }
 
+    /// The server died right after it recorded that it enters a phase: what it decided with that is forgotten.
+    pub(crate) fn forget_after(&mut self, phase: &str) {
+        let entered = |event: &Event| matches!(&event.change, Change::PhaseEntered { phase: p } if word(p) == phase);
+        let last = self.events.iter().rposition(entered).unwrap();
+        self.events.truncate(last + 1);
+        self.environment = Environment::new(self.environment.scope.clone());
+        for event in &self.events {
+            self.environment.apply(event);
+        }
+    }
+
     /// Replays all that was recorded and compares it with what was lived.
     pub(crate) fn replay_agrees(&self) {
         let mut replayed = Environment::new(self.environment.scope.clone());

@@ -139,6 +139,8 @@ pub struct World {
     pub trace: Option<Vec<String>>,
     /// The server dies when this many records are durable; taken when it happened.
     pub die_at: Option<usize>,
+    /// And the host with it: every instance ends.
+    pub host_too: bool,
     /// Every order arrives twice.
     pub twice: bool,
     pub chaos: Chaos,
@@ -176,6 +178,7 @@ impl World {
             watch: Watch::default(),
             trace: None,
             die_at: None,
+            host_too: false,
             twice: false,
             chaos: Chaos::default(),
             salt: seed,
@@ -373,6 +376,9 @@ impl World {
             self.watch.recorded(self.now, event, &self.target);
         }
         if dies_after.is_some() {
+            if self.host_too {
+                self.lose_instances();
+            }
             self.kill_server();
             return;
         }
