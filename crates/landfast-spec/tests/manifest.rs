@@ -303,9 +303,9 @@ fn public_hosts_get_certificates_by_acme_and_each_host_says_one_thing() {
         route("d", "e.flextime.com", &both),
     ];
     check!(with("", &wrong.concat()), @r"
-    13:8 LF035 ACME cannot prove `*.flextime.com` over HTTP or TLS | name an exact host, or give `tls` a certificate from files
-    23:8 LF035 another route of `own.flextime.com` says otherwise | a host has one certificate: say the same in all of its routes
-    29:8 LF035 `acme = true` and certificate files in `tls` contradict each other | remove one of them
+    12:8 LF035 ACME cannot prove `*.flextime.com` over HTTP or TLS | name an exact host, or give `tls` a certificate from files
+    22:8 LF035 another route of `own.flextime.com` says otherwise | a host has one certificate: say the same in all of its routes
+    28:8 LF035 `acme = true` and certificate files in `tls` contradict each other | remove one of them
     ");
 }
 
