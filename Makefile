@@ -7,7 +7,7 @@ SHELL := /bin/sh
 .NOTPARALLEL:
 
 CARGO ?= cargo
-PROOF = $(CARGO) build --locked --release -p landfast -p landfast-judge && $(CARGO) xtask proof
+PROOF = $(CARGO) build --locked --release -p landfast -p landfast-judge -p landfast-bench && $(CARGO) xtask proof
 
 .PHONY: help
 help: ## list the targets
@@ -59,6 +59,29 @@ clean-run: ## what CI does: .ci/run in a fresh clone of the last commit, cold, t
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT \
 	&& git clone --quiet . "$$folder/landfast" && cd "$$folder/landfast" \
 	&& begun=$$(date +%s) && ./.ci/run && echo "clean-run: passed in $$(( $$(date +%s) - begun )) s"
+
+.PHONY: check-instructions
+check-instructions: ## instructions of the core's hot paths under callgrind, against the committed baseline
+	$(CARGO) xtask instructions
+
+## -- measure ----------------------------------------------------------------------------------
+
+.PHONY: setup-proof
+setup-proof: ## install what only some proofs and fuzzing need (Debian packages)
+	@sh .ci/setup proof
+
+.PHONY: setup-bench
+setup-bench: ## install the peers and load generators of `make bench` (Debian packages)
+	@sh .ci/setup bench
+
+.PHONY: bench
+bench: setup-bench ## our proxy beside nginx, HAProxy and Caddy: processor time and memory (<= 20 min; SHORT=1: <= 4)
+	$(CARGO) build --locked --profile dist -p landfast -p landfast-bench
+	$(CARGO) xtask bench
+
+.PHONY: bench-core
+bench-core: ## Criterion over routing, manifest, journal and engine
+	$(CARGO) bench --locked -p landfast-cases
 
 ## -- show it ----------------------------------------------------------------------------------
 
@@ -129,9 +152,21 @@ proof-power: ## errors 0.5 -> 3 % or P99 doubled: caught within the hold in >= 9
 proof-exit: ## an instance that exits at start: its step fails < 2 s after the exit
 	$(PROOF) exit
 
+.PHONY: proof-jail
+proof-jail: setup-proof ## instances try to leave their jail, here and under Debian's kernel with cgroup v2 in a virtual machine
+	$(CARGO) xtask proof jail
+
 .PHONY: proof-planted
 proof-planted: ## seven planted bugs, each found by the simulator within 500 seeds
 	$(PROOF) planted
+
+.PHONY: proof-deploy-latency
+proof-deploy-latency: setup-bench ## P99 during a rolling deploy / steady, at half of saturation: <= 1.2
+	$(PROOF) deploy-latency
+
+.PHONY: proof-sim-long
+proof-sim-long: ## the simulator over 10,000 seeds and at least 1,000,000 engine steps: no invariant broken
+	$(PROOF) sim-long
 
 .PHONY: proof-scopes
 proof-scopes: ## two apps and two environments on one host; a second claim of a route is refused
@@ -145,6 +180,24 @@ proof-idle: ## memory and processor of server, proxy and three shims at rest
 proof-plan: ## plan for 200 services in < 200 ms
 	$(PROOF) plan
 
+.PHONY: proof-acme
+proof-acme: ## pebble with bad nonces, slow orders, failing validations: obtained in all that can succeed, the old one serves in the rest
+	$(CARGO) xtask proof acme
+
+.PHONY: proof-tls
+proof-tls: setup-proof ## testssl.sh and sslyze against the proxy: no finding of medium or worse
+	$(CARGO) xtask proof tls
+
 .PHONY: proof-demo
 proof-demo: ## make demo, after the build, in < 120 s
 	$(PROOF) demo
+
+.PHONY: proof-probes
+proof-probes: setup-proof ## the same hostile bytes to us, nginx and HAProxy: nowhere laxer than the strictest
+	$(CARGO) build --locked --release -p landfast && $(CARGO) xtask proof probes
+
+## -- fuzz ------------------------------------------------------------------------------------------
+
+.PHONY: fuzz
+fuzz: setup-proof ## every fuzz target for MINUTES (10) each, on its committed corpus; needs a C++ compiler
+	@sh fuzz/run $(or $(MINUTES),10)

@@ -6,11 +6,13 @@
     reason = "printing is what a chore is for"
 )]
 
+mod bench;
 mod book;
 mod demo;
 mod docs;
 mod errors;
 mod flextime;
+mod instructions;
 mod live;
 mod proof;
 
@@ -23,13 +25,17 @@ fn main() -> anyhow::Result<()> {
     match chore.as_str() {
         "docs" => docs::run(&rest),
         "flextime" => flextime::run(&rest),
+        "bench" => bench::run(&rest),
         "demo" => demo::run(),
+        "instructions" => instructions::run(&rest),
         "proof" => proof::run(&rest),
         _ => bail!(
-            "there is no chore `{chore}`; there is:\n  {}\n  {}\n  {}\n  {}",
+            "there is no chore `{chore}`; there is:\n  {}\n  {}\n  {}\n  {}\n  {}\n  {}",
+            bench::USAGE,
             docs::USAGE,
             flextime::USAGE,
             demo::USAGE,
+            instructions::USAGE,
             proof::USAGE
         ),
     }

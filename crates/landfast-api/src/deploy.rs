@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{Diagnostic, Rollout};
+use crate::{Diagnostic, Protection, Rollout};
 
 /// A manifest as its author wrote it: the server reads it itself, so that its answer names the author's lines.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -114,6 +114,9 @@ pub struct ServicePlan {
     pub scale_override: Option<u32>,
     /// The difference in configuration, line by line. Values of secrets never appear.
     pub lines: Vec<DiffLine>,
+    /// What its instances would be held to on this host.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub protections: Vec<Protection>,
 }
 
 /// What happens to a service.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{At, Rollout};
+use crate::{At, Protection, Rollout};
 
 /// Everything about one environment at one moment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -81,6 +81,9 @@ pub struct ServiceStatus {
     pub replicas_wanted: u32,
     pub replicas_manifest: u32,
     pub groups: Vec<GroupStatus>,
+    /// What the newest of its running instances is held to on this host.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub protections: Vec<Protection>,
 }
 
 /// The instances of one release of a service.

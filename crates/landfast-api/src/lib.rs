@@ -15,7 +15,9 @@
 
 mod at;
 pub mod base64;
+mod certificate;
 mod deploy;
+mod doctor;
 mod environment;
 mod event;
 mod exec;
@@ -23,16 +25,21 @@ mod host;
 mod openapi;
 pub mod paths;
 mod problem;
+mod protection;
 mod rollout;
 mod traffic;
 mod upload;
 
 pub use crate::{
     at::{At, AtError},
+    certificate::{
+        Certificate, CertificateAlert, CertificateList, CertificateSource, CertificateState,
+    },
     deploy::{
         Change, DeployAnswer, DeployRequest, DiffLine, DiffMark, Manifest, Peak, Plan, PlanRequest,
         Refusal, RollbackPlan, RouteClaim, ServicePlan, Strategy,
     },
+    doctor::{Diagnosis, DoctorRequest, Finding, FindingLevel},
     environment::{
         EnvironmentState, EnvironmentStatus, GroupRole, GroupStatus, History, Instance,
         InstanceState, Release, ReleaseState, Route, RouteList, RouteWeight, ServiceStatus,
@@ -46,6 +53,7 @@ pub use crate::{
     },
     openapi::{Endpoint, Method, endpoints, openapi, openapi_json},
     problem::{Diagnostic, DiagnosticSeverity, Moving, PROBLEM_TYPE_PREFIX, Problem, ProblemCode},
+    protection::{Protection, ProtectionState},
     rollout::{
         Cause, Deadline, Gate, GateState, Latency, Ledger, ReleaseLedger, ReleaseTraffic, Rollout,
         RolloutKind, RolloutList, RolloutState, Step, Streams, Weight,

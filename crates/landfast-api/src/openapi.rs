@@ -109,6 +109,13 @@ pub fn endpoints() -> Vec<Endpoint> {
             "Versions, listeners, folders and resources",
             json::<Host>(),
         ),
+        post(
+            paths::DOCTOR,
+            "doctor",
+            "Whether this host can carry what it is to carry; changes nothing",
+            json::<DoctorRequest>(),
+            json::<Diagnosis>(),
+        ),
         get(
             paths::APPS,
             "apps",
@@ -121,6 +128,22 @@ pub fn endpoints() -> Vec<Endpoint> {
             "All routes in the order they match",
             json::<RouteList>(),
         ),
+        get(
+            paths::CERTIFICATES,
+            "certificates",
+            "The certificate of every host of the routes, in order of name",
+            json::<CertificateList>(),
+        ),
+        Endpoint {
+            answers: vec![(202, "It is ordered", json::<Certificate>())],
+            ..post(
+                paths::CERTIFICATE_RENEW,
+                "renew_certificate",
+                "Orders a host's certificate now; asking again while it is under way changes nothing",
+                Body::None,
+                Body::None,
+            )
+        },
         get(
             paths::TRAFFIC,
             "traffic",
@@ -374,8 +397,12 @@ fn schemas() -> Vec<(String, RefOr<Schema>)> {
     add::<ArtifactCreated>(&mut schemas);
     add::<ArtifactListing>(&mut schemas);
     add::<BlobSize>(&mut schemas);
+    add::<Certificate>(&mut schemas);
+    add::<CertificateList>(&mut schemas);
     add::<DeployAnswer>(&mut schemas);
     add::<DeployRequest>(&mut schemas);
+    add::<Diagnosis>(&mut schemas);
+    add::<DoctorRequest>(&mut schemas);
     add::<EnvironmentStatus>(&mut schemas);
     add::<Event>(&mut schemas);
     add::<ExecFrame>(&mut schemas);

@@ -3,8 +3,11 @@
 pub const HEALTH: &str = "/v1/health";
 pub const OPENAPI: &str = "/v1/openapi.json";
 pub const HOST: &str = "/v1/host";
+pub const DOCTOR: &str = "/v1/host/doctor";
 pub const APPS: &str = "/v1/apps";
 pub const ROUTES: &str = "/v1/routes";
+pub const CERTIFICATES: &str = "/v1/certificates";
+pub const CERTIFICATE_RENEW: &str = "/v1/certificates/{host}/renew";
 pub const TRAFFIC: &str = "/v1/traffic";
 pub const EVENTS: &str = "/v1/events";
 pub const METRICS: &str = "/v1/metrics";

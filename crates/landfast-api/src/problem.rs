@@ -212,6 +212,11 @@ codes! {
     RunUnknown, "run-unknown", 404, "no such run", None;
     /// The environment has no secret of this name.
     SecretUnknown, "secret-unknown", 404, "no such secret", Some("`landfast secret list` lists the names");
+    /// No route of this host gets a certificate for the host by ACME.
+    CertificateUnknown, "certificate-unknown", 404, "no such certificate", Some("`landfast certificates` lists them");
+    /// The server orders no certificates: it was started with `--acme-off`, or listens on neither port 80 nor 443 and
+    /// was given no directory. Certificates that were obtained before serve on.
+    AcmeOff, "acme-off", 409, "ACME is off", Some("start the server without `--acme-off`, or with `--acme-directory`");
     /// Another rollout of this environment is moving. One environment is moved by one rollout at a time. Wait for
     /// it, abort it, or deploy with `--supersede`, which takes it back first.
     RolloutMoving, "rollout-moving", 409, "another rollout is moving", Some("`landfast status --follow` watches it; `landfast abort` takes it back, `landfast deploy --supersede` does so first");

@@ -3,10 +3,10 @@
 use bytes::Bytes;
 use http::Method;
 use landfast_api::{
-    AppList, ArtifactCreated, ArtifactListing, DeployAnswer, DeployRequest, EnvironmentStatus,
-    ExecFrame, ExecRequest, Health, History, Host, JobRun, LogLine, LogQuery, Plan, PlanRequest,
-    ReasonRequest, RollbackRequest, Rollout, RolloutList, RouteList, ScaleAnswer, ScaleRequest,
-    Secret, SecretList, Traffic, paths,
+    AppList, ArtifactCreated, ArtifactListing, Certificate, CertificateList, DeployAnswer,
+    DeployRequest, Diagnosis, DoctorRequest, EnvironmentStatus, ExecFrame, ExecRequest, Health,
+    History, Host, JobRun, LogLine, LogQuery, Plan, PlanRequest, ReasonRequest, RollbackRequest,
+    Rollout, RolloutList, RouteList, ScaleAnswer, ScaleRequest, Secret, SecretList, Traffic, paths,
 };
 use landfast_types::Scope;
 
@@ -49,6 +49,12 @@ impl Client {
         self.ask(get(paths::HOST, "the host's description")).await
     }
 
+    /// Whether the host can carry what it is to carry.
+    pub async fn doctor(&self, request: &DoctorRequest) -> Result<Diagnosis, Error> {
+        let call = Call::new(Method::POST, paths::DOCTOR, "the host's diagnosis");
+        self.ask(call.json(request)).await
+    }
+
     /// Every environment of the host in a line.
     pub async fn apps(&self) -> Result<AppList, Error> {
         self.ask(get(paths::APPS, "the list of apps")).await
@@ -57,6 +63,18 @@ impl Client {
     /// All routes in the order they match.
     pub async fn routes(&self) -> Result<RouteList, Error> {
         self.ask(get(paths::ROUTES, "the list of routes")).await
+    }
+
+    /// The certificate of every host of the routes.
+    pub async fn certificates(&self) -> Result<CertificateList, Error> {
+        self.ask(get(paths::CERTIFICATES, "the list of certificates"))
+            .await
+    }
+
+    /// Orders a host's certificate now.
+    pub async fn renew_certificate(&self, host: &str) -> Result<Certificate, Error> {
+        let path = paths::fill(paths::CERTIFICATE_RENEW, &[host]);
+        self.ask(Call::new(Method::POST, path, "the renewal")).await
     }
 
     /// What the proxy counted since its worker started.

@@ -7,6 +7,8 @@
 //! target does) or a request (the proxy does), and never acts on what the journal has not taken.
 
 mod actions;
+mod admission;
+mod answers;
 mod client;
 mod clock;
 mod driver;
@@ -34,7 +36,7 @@ pub use crate::{
         View, replay, stream_of,
     },
     part::{backend_id, claims, part},
-    plane::{DataPlane, Hub, Part, PlaneError},
+    plane::{DataPlane, Hub, Obtained, Part, PlaneError},
     platform::{
         DeployError, DeployOrder, Deployed, Platform, PlatformSettings, RunError, StartError,
         check_journal, settled_release,
@@ -42,4 +44,5 @@ pub use crate::{
     release::{ReleaseBody, fingerprint, plan, topology},
     secrets::{COLLECTION as SECRETS, SECRET_BYTES_MAX, SecretError, SecretFacts, SecretKeeper},
     shared::{Controls, Folders, Shared},
+    spec::forecast,
 };

@@ -5,12 +5,17 @@ use std::{collections::BTreeMap, sync::Arc};
 use landfast_rollout::{Environment, MemberState, Rollout, ServiceTraffic, TrafficMode, Weights};
 use landfast_routing::snapshot::{
     Backend, BackendState, Certificate, EjectionPolicy, Group, HealthCheck, Mode, RetryPolicy,
-    Route, RouteLimits, RouteTimeouts, Service,
+    Route, RouteAnswers, RouteLimits, RouteTimeouts, Service,
 };
 use landfast_spec::{AppSpec, Probe, RouteSpec, ServiceSpec};
 use landfast_types::{InstanceId, ReleaseId, RouteName, Scope, ServiceKey, ServiceName};
 
-use crate::{plane::Part, release::ReleaseBody};
+use crate::{
+    admission::admission,
+    answers::{protocol, route_answers},
+    plane::Part,
+    release::ReleaseBody,
+};
 
 /// What a pause holds at most (`contract.md`, "One rollout moves a whole environment").
 const PAUSE: Mode = Mode::Pause {
@@ -66,9 +71,17 @@ pub fn part(
         .iter()
         .filter_map(|(_, route)| certificate(route))
         .collect();
+    let acme = served
+        .iter()
+        .filter(|(_, route)| route.acme)
+        .map(|(_, route)| route.host.clone())
+        .collect();
     let entries = served
         .iter()
-        .map(|(name, route)| route_entry(scope, name, route))
+        .map(|(name, route)| Route {
+            answers: route_answers(environment, bodies, name, route),
+            ..route_entry(scope, name, route)
+        })
         .collect();
     Part {
         sequence: environment.sequence,
@@ -76,6 +89,7 @@ pub fn part(
         routes: entries,
         services,
         certificates,
+        acme,
     }
 }
 
@@ -211,6 +225,8 @@ fn service_entry(
             max_ms: 300_000,
         },
         slow_start_ms: SLOW_START_MS,
+        sticky: service.sticky,
+        protocol: protocol(service.protocol),
     }
 }
 
@@ -285,6 +301,8 @@ fn route_entry(scope: &Scope, name: &RouteName, route: &RouteSpec) -> Route {
             first_byte_ms: route.timeouts.first_byte.as_millis() as u64,
             body_idle_ms: route.timeouts.idle.as_millis() as u64,
         },
+        admission: admission(route),
+        answers: RouteAnswers::default(),
     }
 }
 
@@ -389,7 +407,7 @@ pub(crate) mod tests {
         }
 
         /// Everything is ready at once, the proxy confirms, nothing is in flight.
-        fn second(&mut self) {
+        pub(crate) fn second(&mut self) {
             self.now = self.now + Duration::from_secs(1);
             self.tell(Input::Tick);
             for action in self.environment.pending() {

@@ -9,7 +9,7 @@
 //! again where it was lost. Nothing an instance's end depends on is believed of another table or worker.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -17,10 +17,10 @@ use std::{
 use async_trait::async_trait;
 use landfast_proxy::control::{ControlClient, ControlError};
 use landfast_routing::snapshot::{
-    Certificate, ProxyStats, ProxyStatus, Route, SNAPSHOT_VERSION, Service, Snapshot,
+    Certificate, Challenge, ProxyStats, ProxyStatus, Route, SNAPSHOT_VERSION, Service, Snapshot,
 };
 use landfast_types::{Fence, Generation, Scope, ServiceKey};
-use tokio::time::sleep;
+use tokio::{sync::watch, time::sleep};
 
 /// How often a proxy that does not answer is asked again.
 const RETRY_EVERY: Duration = Duration::from_millis(200);
@@ -102,6 +102,8 @@ pub struct Part {
     pub routes: Vec<Route>,
     pub services: BTreeMap<ServiceKey, Service>,
     pub certificates: Vec<Certificate>,
+    /// Hosts whose certificates come by ACME. Until one is there the host is served over plain HTTP too.
+    pub acme: BTreeSet<String>,
 }
 
 impl Part {
@@ -111,6 +113,7 @@ impl Part {
             && self.routes == other.routes
             && self.services == other.services
             && self.certificates == other.certificates
+            && self.acme == other.acme
     }
 }
 
@@ -137,7 +140,13 @@ impl QuietParts {
 pub struct Hub {
     plane: Arc<dyn DataPlane>,
     generation: Generation,
+    /// The folder of the artifact store, for what the proxy serves itself.
+    store: String,
     parts: Mutex<BTreeMap<Scope, Part>>,
+    /// What ACME brought: certificates, and the answers to open challenges.
+    obtained: Mutex<Obtained>,
+    /// Counts the changes of parts that want other certificates than before.
+    changed: watch::Sender<u64>,
     pushed: tokio::sync::Mutex<Pushed>,
     /// What the proxy confirmed last; nothing before the first push of this server.
     confirmed: Mutex<Option<Confirmed>>,
@@ -149,6 +158,14 @@ pub struct Hub {
 struct Pushed {
     revision: u64,
     parts: BTreeMap<Scope, Part>,
+}
+
+/// What a certificate authority gave, and what it asks just now: for the hosts of all environments.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Obtained {
+    /// By host. Those of hosts that no part wants by ACME any more stay out of the table.
+    pub certificates: BTreeMap<String, Certificate>,
+    pub challenges: Vec<Challenge>,
 }
 
 /// A table, and the worker that said it uses it.
@@ -165,25 +182,76 @@ impl Confirmed {
 }
 
 impl Hub {
-    /// A hub for one life of the server.
-    pub fn new(plane: Arc<dyn DataPlane>, generation: Generation) -> Self {
+    /// A hub for one life of the server, which begins with what was obtained in an earlier one: a table without
+    /// a certificate that is on disk would end TLS for its host.
+    pub fn new(plane: Arc<dyn DataPlane>, generation: Generation, obtained: Obtained) -> Self {
         Self {
             plane,
             generation,
+            store: String::new(),
             parts: Mutex::default(),
+            obtained: Mutex::new(obtained),
+            changed: watch::Sender::new(0),
             pushed: tokio::sync::Mutex::default(),
             confirmed: Mutex::default(),
             counters: Mutex::default(),
         }
     }
 
+    /// The same hub, whose proxy finds artifacts in this folder.
+    #[must_use]
+    pub fn with_store(mut self, root: &std::path::Path) -> Self {
+        self.store = root.to_string_lossy().into_owned();
+        self
+    }
+
     /// Sets a part without giving it to the proxy yet: for the start. A part of an older state than the one that
     /// is held is ignored: two publishes of one environment may be under way, and the older one may come last.
     pub fn set(&self, scope: &Scope, part: Part) {
         let mut parts = self.lock();
-        let held = parts.get(scope).map_or(0, |held| held.sequence);
-        if part.sequence >= held {
-            parts.insert(scope.clone(), part);
+        let held = parts.get(scope);
+        if held.is_some_and(|held| held.sequence > part.sequence) {
+            return;
+        }
+        let wants_the_same = held
+            .is_some_and(|held| held.acme == part.acme && held.certificates == part.certificates);
+        parts.insert(scope.clone(), part);
+        if !wants_the_same {
+            self.changed.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// Fires when a part wants other certificates than before.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// The hosts whose certificates come by ACME, and the certificates that come from files.
+    pub fn wanted_certificates(&self) -> (BTreeSet<String>, Vec<Certificate>) {
+        let parts = self.lock();
+        let acme = parts.values().flat_map(|part| part.acme.iter().cloned());
+        let files = parts.values().flat_map(|part| part.certificates.clone());
+        (acme.collect(), files.collect())
+    }
+
+    /// Puts other certificates and challenges into force; returns once every new request uses them. Waits for a
+    /// proxy that is away.
+    ///
+    /// # Errors
+    /// [`PlaneError::Replaced`] when another server has taken over.
+    pub async fn obtain(&self, obtained: Obtained) -> Result<(), PlaneError> {
+        *self.obtained_lock() = obtained;
+        loop {
+            let mut pushed = self.pushed.lock().await;
+            match self.give(&mut pushed).await {
+                Ok(_) => return Ok(()),
+                Err(replaced @ PlaneError::Replaced { .. }) => return Err(replaced),
+                Err(PlaneError::Unreachable(reason)) => {
+                    drop(pushed);
+                    tracing::debug!(reason, "the proxy is away");
+                    sleep(RETRY_EVERY).await;
+                }
+            }
         }
     }
 
@@ -242,7 +310,12 @@ impl Hub {
             generation: self.generation,
             revision: pushed.revision,
         };
-        let status = self.plane.put(&join(fence, &parts)).await?;
+        let obtained = self.obtained_lock().clone();
+        let snapshot = Snapshot {
+            store: self.store.clone(),
+            ..join(fence, &parts, &obtained)
+        };
+        let status = self.plane.put(&snapshot).await?;
         for problem in &status.problems {
             tracing::warn!(problem, "the proxy could not use all of the table");
         }
@@ -342,6 +415,11 @@ impl Hub {
         self.parts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn obtained_lock(&self) -> MutexGuard<'_, Obtained> {
+        let obtained = self.obtained.lock();
+        obtained.unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn confirmed(&self) -> Option<Confirmed> {
         self.confirmed_lock().clone()
     }
@@ -353,20 +431,44 @@ impl Hub {
     }
 }
 
-fn join(fence: Fence, parts: &BTreeMap<Scope, Part>) -> Snapshot {
+fn join(fence: Fence, parts: &BTreeMap<Scope, Part>, obtained: &Obtained) -> Snapshot {
     let mut snapshot = Snapshot {
         version: SNAPSHOT_VERSION,
         fence,
+        challenges: obtained.challenges.clone(),
         ..Snapshot::default()
     };
+    let wanted: BTreeSet<_> = parts.values().flat_map(|part| &part.acme).collect();
     for part in parts.values() {
-        snapshot.routes.extend(part.routes.iter().cloned());
+        let routes = part.routes.iter().cloned().map(|mut route| {
+            // Nobody is sent to a host that cannot be trusted yet.
+            let is_bare = wanted.contains(&route.host)
+                && !obtained.certificates.contains_key(&route.host)
+                && !has_files(parts, &route.host);
+            route.https_only &= !is_bare;
+            route
+        });
+        snapshot.routes.extend(routes);
         snapshot.services.extend(part.services.clone());
         snapshot
             .certificates
             .extend(part.certificates.iter().cloned());
     }
+    let brought = obtained.certificates.iter();
+    let brought = brought.filter(|(host, _)| wanted.contains(host));
+    // Files come first: they win where a host has both.
     snapshot
+        .certificates
+        .extend(brought.map(|(_, certificate)| certificate.clone()));
+    snapshot
+}
+
+/// Whether a certificate from files is named for a host, by itself or by a wildcard.
+fn has_files(parts: &BTreeMap<Scope, Part>, host: &str) -> bool {
+    let wildcard = host.split_once('.').map(|(_, rest)| format!("*.{rest}"));
+    let names = |name: &String| name == host || Some(name) == wildcard.as_ref();
+    let mut files = parts.values().flat_map(|part| &part.certificates);
+    files.any(|certificate| certificate.hosts.iter().any(names))
 }
 
 #[cfg(test)]
@@ -449,7 +551,7 @@ mod tests {
 
     fn hub() -> (Arc<Proxy>, Hub, Scope) {
         let proxy = Arc::new(Proxy::default());
-        let hub = Hub::new(Arc::clone(&proxy) as _, Generation(1));
+        let hub = Hub::new(Arc::clone(&proxy) as _, Generation(1), Obtained::default());
         let scope = Scope {
             app: "shop".parse().unwrap(),
             environment: "production".parse().unwrap(),
@@ -469,6 +571,38 @@ mod tests {
             routes: vec![serde_json::from_value(route).unwrap()],
             ..Part::default()
         }
+    }
+
+    #[tokio::test]
+    async fn sends_nobody_to_a_host_whose_certificate_is_not_there_yet() {
+        let (proxy, hub, scope) = hub();
+        let host = "shop.example".to_owned();
+        let mut wants = part(1, 1, "one");
+        wants.acme.insert(host.clone());
+        wants.routes[0].https_only = true;
+        hub.publish(&scope, wants.clone()).await.unwrap();
+        let table = || proxy.state().snapshot.clone();
+        assert!(!table().routes[0].https_only);
+        let brought = |host: &str| Certificate {
+            hosts: vec![host.to_owned()],
+            chain_path: format!("/state/{host}"),
+            key_path: format!("/state/{host}"),
+        };
+        let hosts = ["shop.example", "unwanted.example"];
+        let certificates = hosts.map(|host| (host.to_owned(), brought(host)));
+        let obtained = Obtained {
+            certificates: certificates.into(),
+            challenges: Vec::new(),
+        };
+        hub.obtain(obtained).await.unwrap();
+        assert!(table().routes[0].https_only);
+        assert_eq!(table().certificates, [brought("shop.example")]);
+        wants.sequence = 2;
+        wants.acme.clear();
+        wants.certificates.push(brought("*.example"));
+        hub.publish(&scope, wants).await.unwrap();
+        assert!(table().routes[0].https_only, "files are another matter");
+        assert_eq!(table().certificates, [brought("*.example")]);
     }
 
     #[tokio::test]

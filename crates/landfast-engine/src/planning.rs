@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeMap, fmt::Display, fs, path::Path, sync::Arc};
 
+use landfast_doctor::{Facts, Level, Needs, Places};
 use landfast_rollout::{Gate, Phase, Rejected, RolloutPlan, Strategy};
 use landfast_routing::snapshot::Certificate;
 use landfast_shim::find_program;
@@ -15,9 +16,6 @@ use crate::{
     part::{claims, wanted_claims},
     shared::Shared,
 };
-
-/// Disk that must stay free for logs, the journal and uploads.
-const DISK_FREE_MIN: Bytes = Bytes(256 << 20);
 
 /// Memory and CPU at the highest moment of a rollout.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -339,7 +337,7 @@ pub fn refusals(
     refusals.extend(peak(shared, view, spec, plan).shortages());
     refusals.extend(commands_missing(shared, spec, artifacts));
     refusals.extend(certificates_unusable(spec));
-    refusals.extend(disk_short(&shared.folders.state));
+    refusals.extend(host_unfit(&shared.folders.state));
     refusals
 }
 
@@ -475,33 +473,34 @@ fn certificates_unusable(spec: &AppSpec) -> Vec<Refusal> {
     unusable.collect()
 }
 
-fn disk_short(state: &Path) -> Option<Refusal> {
-    let stat = rustix::fs::statvfs(state).ok()?;
-    let free = Bytes(stat.f_bavail.saturating_mul(stat.f_frsize));
-    (free < DISK_FREE_MIN).then(|| Refusal {
-        code: "disk-short",
-        reason: format!(
-            "`{}` has {free} left; {DISK_FREE_MIN} is the least",
-            state.display()
-        ),
-        hint: Some("make room, or move the state folder with --state".into()),
-    })
+/// What `landfast doctor` calls a failure of this host. Memory and CPU are judged by the rollout's own peak.
+fn host_unfit(state: &Path) -> Vec<Refusal> {
+    let places = Places {
+        state: state.to_owned(),
+        ports: Vec::new(),
+    };
+    let facts = landfast_doctor::measure(&places, |_| None);
+    unfit(&facts)
+}
+
+fn unfit(facts: &Facts) -> Vec<Refusal> {
+    let findings = landfast_doctor::judge(facts, &Needs::default());
+    let failures = findings.into_iter().filter(|one| one.level == Level::Fail);
+    failures
+        .map(|one| Refusal {
+            code: match one.check {
+                "disk-space" => "disk-short",
+                _ => "host-unfit",
+            },
+            reason: format!("{}: {}", one.check, one.measured),
+            hint: one.advice,
+        })
+        .collect()
 }
 
 /// What this host has.
 pub fn host() -> Need {
-    let memory = fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
-        let line = text
-            .lines()
-            .find_map(|line| line.strip_prefix("MemTotal:"))?;
-        let kibibytes = line
-            .trim()
-            .strip_suffix(" kB")?
-            .trim()
-            .parse::<u64>()
-            .ok()?;
-        Some(Bytes(kibibytes << 10))
-    });
+    let memory = landfast_doctor::memory().0.map(Bytes);
     let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
     Need {
         memory: memory.unwrap_or(Bytes(u64::MAX >> 1)),
@@ -699,6 +698,22 @@ service = "api"
             reason.contains("`public`") && reason.contains("holds no certificate"),
             "{reason}"
         );
+    }
+
+    #[test]
+    fn refuses_a_host_that_the_doctor_calls_unfit() {
+        let folder = tempfile::tempdir().unwrap();
+        let places = Places {
+            state: folder.path().to_owned(),
+            ports: Vec::new(),
+        };
+        let mut facts = landfast_doctor::measure(&places, |_| None);
+        facts.clock_micros = 0;
+        facts.disk.as_mut().unwrap().free_bytes = 1 << 20;
+        let refusals = unfit(&facts);
+        let codes: Vec<_> = refusals.iter().map(|refusal| refusal.code).collect();
+        assert_eq!(codes, ["disk-short", "host-unfit"]);
+        assert!(refusals[0].reason.contains("1MiB of") && refusals[0].hint.is_some());
     }
 
     #[test]

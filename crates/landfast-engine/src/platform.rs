@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
+    path::Path,
     sync::{Arc, Mutex, PoisonError, Weak},
     time::Duration,
 };
@@ -24,7 +25,7 @@ use crate::{
     },
     jobs, measure,
     part::part,
-    plane::{DataPlane, Hub, Part},
+    plane::{DataPlane, Hub, Obtained, Part},
     planning::{self, Refusal},
     release::{self, ReleaseBody},
     secrets::SecretKeeper,
@@ -49,6 +50,8 @@ pub struct PlatformSettings {
     pub generation: Generation,
     pub folders: Folders,
     pub controls: Controls,
+    /// The certificates on disk, for the first table.
+    pub obtained: Obtained,
 }
 
 /// Why the environments could not be read back.
@@ -146,7 +149,8 @@ impl Platform {
     /// # Errors
     /// When the journal, the target or the last table cannot be read: nothing was changed then.
     pub async fn start(settings: PlatformSettings) -> Result<Arc<Self>, StartError> {
-        let hub = Arc::new(Hub::new(settings.plane, settings.generation));
+        let hub = Hub::new(settings.plane, settings.generation, settings.obtained);
+        let hub = Arc::new(hub.with_store(settings.store.root()));
         let (position, _) = watch::channel(0);
         let (replaced, _) = watch::channel(None);
         let shared = Arc::new(Shared {
@@ -470,23 +474,23 @@ impl Platform {
     fn check(&self, order: &DeployOrder) -> Result<BTreeMap<String, u64>, DeployError> {
         let scope = order.spec.scope();
         let services = order.spec.services.iter();
-        let services = services.map(|(name, s)| (name.to_string(), &s.artifact, &s.env));
+        let services = services.map(|(name, s)| (name.to_string(), &s.env));
         let jobs = order
             .spec
             .jobs
             .iter()
-            .map(|(name, j)| (name.to_string(), &j.artifact, &j.env));
+            .map(|(name, j)| (name.to_string(), &j.env));
         let secrets = self.shared.secrets.current(&self.shared.journal, &scope)?;
-        for (process, artifact, env) in services.chain(jobs) {
-            let Some(digest) = order.artifacts.get(artifact) else {
-                return Err(DeployError::ArtifactUnnamed {
-                    name: artifact.clone(),
-                });
+        for name in order.spec.artifact_names() {
+            let name = name.to_owned();
+            let Some(digest) = order.artifacts.get(&name).copied() else {
+                return Err(DeployError::ArtifactUnnamed { name });
             };
-            if self.shared.store.path(digest).is_none() {
-                let (name, digest) = (artifact.clone(), *digest);
+            if self.shared.store.path(&digest).is_none() {
                 return Err(DeployError::ArtifactMissing { name, digest });
             }
+        }
+        for (process, env) in services.chain(jobs) {
             for (name, var) in env {
                 let secret = secrets.contains_key(name);
                 if secret && var.value.is_some() {
@@ -735,11 +739,19 @@ fn last_part(shared: &Shared, scope: &Scope) -> io::Result<Part> {
     let services = snapshot.services.into_iter();
     part.services
         .extend(services.filter(|(key, _)| key.scope == *scope));
-    let certificates = snapshot.certificates.into_iter();
-    part.certificates.extend(certificates.filter(|certificate| {
+    // What lies in our own folder came by ACME, and is renewed there.
+    let own = shared.folders.certificates();
+    for certificate in snapshot.certificates {
         let mut hosts = part.routes.iter().map(|route| &route.host);
-        hosts.any(|host| certificate.hosts.contains(host))
-    }));
+        if !hosts.any(|host| certificate.hosts.contains(host)) {
+            continue;
+        }
+        if Path::new(&certificate.chain_path).starts_with(&own) {
+            part.acme.extend(certificate.hosts);
+        } else {
+            part.certificates.push(certificate);
+        }
+    }
     Ok(part)
 }
 

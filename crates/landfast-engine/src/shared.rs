@@ -65,6 +65,12 @@ impl Folders {
             .join(scope.environment.as_str())
     }
 
+    /// Where the account and the certificates that came by ACME are kept.
+    pub fn certificates(&self) -> PathBuf {
+        let folder = self.state.join("certificates");
+        std::path::absolute(&folder).unwrap_or(folder)
+    }
+
     /// Where a volume lies that the manifest gives no path.
     pub fn volume(&self, scope: &Scope, name: &str) -> PathBuf {
         let app = self.state.join("volumes").join(scope.app.as_str());

@@ -2,9 +2,9 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use landfast_spec::{EnvVar, JobSpec, ResourcesSpec, Volume};
-use landfast_target::{InstanceRef, InstanceSpec, Resources};
-use landfast_types::{Digest, JobName, Scope, Secret, ServiceName};
+use landfast_spec::{EnvVar, JobSpec, ResourcesSpec, SandboxSpec, ServiceSpec, Volume};
+use landfast_target::{Confinement, InstanceRef, InstanceSpec, Resources, Sandbox};
+use landfast_types::{Digest, JobName, Protection, Scope, Secret, ServiceName};
 
 use crate::{release::ReleaseBody, shared::Shared};
 
@@ -31,6 +31,7 @@ pub(crate) fn instance_spec(
         volumes: volumes(shared, &id.scope, &spec.volumes),
         log_folder: shared.folders.logs(&id.scope, &id.instance),
         is_job: false,
+        sandbox: sandbox(&spec.sandbox),
     })
 }
 
@@ -63,6 +64,7 @@ pub(crate) fn job_spec(
         volumes: volumes(shared, &id.scope, &job.volumes),
         log_folder: shared.folders.logs(&id.scope, &id.instance),
         is_job: true,
+        sandbox: sandbox(&job.sandbox),
     })
 }
 
@@ -75,7 +77,35 @@ fn resources(spec: ResourcesSpec) -> Resources {
     Resources {
         cpu: spec.cpu,
         memory: spec.memory,
+        processes: spec.processes,
+        descriptors: spec.descriptors,
     }
+}
+
+fn sandbox(spec: &SandboxSpec) -> Sandbox {
+    let paths = |texts: &[String]| texts.iter().map(PathBuf::from).collect();
+    Sandbox {
+        server_user: spec.server_user,
+        host_files: spec.host_files,
+        read_only: paths(&spec.read_only),
+        read_write: paths(&spec.read_write),
+    }
+}
+
+/// What an instance of a service would be held to on this host.
+pub fn forecast(
+    shared: &Shared,
+    scope: &Scope,
+    service: &ServiceSpec,
+    artifact: &Digest,
+) -> Vec<Protection> {
+    shared.target.forecast(&Confinement {
+        scope,
+        artifact,
+        resources: &resources(service.resources),
+        volumes: &volumes(shared, scope, &service.volumes),
+        sandbox: &sandbox(&service.sandbox),
+    })
 }
 
 /// The variables of a process. Later wins: the manifest (its overlay included), then secrets; on top of them what

@@ -203,6 +203,7 @@ async fn an_environment_whose_driver_panicked_is_read_back_and_driven_on() {
             run: folder.path().to_owned(),
         },
         controls: Controls::default(),
+        obtained: Default::default(),
     });
     let platform = platform.await.expect("starts");
     let ordered = platform.deploy(order(folder.path())).await;

@@ -12,8 +12,8 @@ use bytes::Bytes;
 use futures_util::{Stream, stream};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
-use hyper::{body::Incoming, client::conn::http1::SendRequest};
-use landfast_routing::sse::EventBoundary;
+use hyper::body::Incoming;
+use landfast_routing::{grpc, headers, sse::EventBoundary};
 use tokio::sync::watch;
 
 use crate::{
@@ -22,8 +22,9 @@ use crate::{
     drain,
     exchange::Exchange,
     pool,
-    request_body::{Progress, RequestBody},
+    request_body::Progress,
     thread::{self, Thread},
+    upstream::Upstream,
 };
 
 /// The answer could not be given whole; the connection (or HTTP/2 stream) is reset, so the client knows.
@@ -31,7 +32,7 @@ use crate::{
 #[error("the answer broke off")]
 pub(crate) struct Broken;
 
-type Frames = Pin<Box<dyn Stream<Item = Result<Frame<Bytes>, Broken>>>>;
+pub(crate) type Frames = Pin<Box<dyn Stream<Item = Result<Frame<Bytes>, Broken>>>>;
 
 /// A body as hyper's server takes it.
 pub(crate) struct AnswerBody {
@@ -58,6 +59,11 @@ impl AnswerBody {
         } else {
             Kind::Whole(Some(bytes))
         })
+    }
+
+    /// A stream of our own making.
+    pub(crate) fn frames(frames: Frames) -> Self {
+        Self::from(Kind::Relayed(frames))
     }
 
     pub(crate) fn hold(self, busy: Busy) -> Self {
@@ -109,7 +115,7 @@ impl Body for AnswerBody {
 /// The upstream leg of an exchange whose answer has begun.
 pub(crate) struct Leg {
     pub(crate) thread: Rc<Thread>,
-    pub(crate) sender: SendRequest<RequestBody>,
+    pub(crate) sender: Upstream,
     pub(crate) entry: InFlight,
     /// Of a streamed request body.
     pub(crate) progress: Option<Rc<Progress>>,
@@ -127,8 +133,12 @@ impl Leg {
             .progress
             .as_ref()
             .is_none_or(|progress| progress.ended.get());
-        if self.may_pool && is_sent {
-            pool::give_back(&self.thread, self.entry.backend(), self.sender);
+        // An HTTP/2 connection never left its pool.
+        if let Upstream::Http1(sender) = self.sender
+            && self.may_pool
+            && is_sent
+        {
+            pool::give_back(&self.thread, self.entry.backend(), sender);
         }
     }
 
@@ -151,14 +161,16 @@ struct Relay {
     phase: watch::Receiver<Phase>,
     leg: Option<Leg>,
     exchange: Box<Exchange>,
+    is_grpc: bool,
 }
 
-/// Passes a backend's answer on.
+/// Passes a backend's answer on. `is_grpc`: one that breaks off may end with a status instead of a reset.
 pub(crate) fn relay(
     body: Incoming,
     leg: Leg,
     mut exchange: Box<Exchange>,
     idle: Duration,
+    is_grpc: bool,
 ) -> AnswerBody {
     if body.is_end_stream() {
         leg.finish(&mut exchange);
@@ -172,6 +184,7 @@ pub(crate) fn relay(
         phase,
         leg: Some(leg),
         exchange,
+        is_grpc,
     };
     let frames = stream::unfold(Some(relay), |relay| async {
         let mut relay = relay?;
@@ -188,8 +201,12 @@ pub(crate) fn relay(
                 None
             }
             Step::Failed(cause) => {
+                let is_grpc = relay.is_grpc;
                 relay.fail(cause);
-                Some((Err(Broken), None))
+                // A gRPC client is told in its own words that it may try again.
+                let ending = grpc::status_fields(grpc::UNAVAILABLE, "the answer broke off");
+                let last = is_grpc.then(|| Frame::trailers(ending));
+                Some((last.ok_or(Broken), None))
             }
         }
     });
@@ -201,14 +218,18 @@ impl Relay {
         tokio::select! {
             biased;
             frame = self.body.frame() => match frame {
-                Some(Ok(frame)) => {
+                Some(Ok(mut frame)) => {
                     self.exchange.bytes_out += frame.data_ref().map_or(0, Bytes::len) as u64;
+                    if let Some(trailers) = frame.trailers_mut() {
+                        headers::clean_trailers(trailers);
+                    }
                     Step::Data(frame)
                 }
                 Some(Err(error)) => Step::Failed(format!("the backend's answer broke off: {error}")),
                 None => Step::End,
             },
-            () = tokio::time::sleep(self.idle) => Step::Failed("the backend stopped sending".into()),
+            // Made only where the frame is not there at once: most are, and a timer costs as much as a frame.
+            () = async { tokio::time::sleep(self.idle).await } => Step::Failed("the backend stopped sending".into()),
             () = requests_cut(&mut self.phase) => Step::Failed("cut at the end of the drain".into()),
         }
     }
@@ -240,7 +261,7 @@ struct EventRelay {
     is_ending: bool,
     is_done: bool,
     /// Held so that the connection stays open as long as the stream.
-    _sender: SendRequest<RequestBody>,
+    _sender: Upstream,
 }
 
 /// Passes an event stream on. In a drain it ends between two events, without an error.

@@ -316,6 +316,10 @@ pub(crate) struct Service {
     pub(crate) budget: RetryBudget,
     /// Numbers the requests, for the order of groups.
     pub(crate) turn: AtomicU64,
+    /// The same for static files: pages, and what they need. Apart, or every second request of a page with one
+    /// script would always be the page.
+    pub(crate) page_turn: AtomicU64,
+    pub(crate) asset_turn: AtomicU64,
     pub(crate) paused: AtomicU32,
     pub(crate) paused_bytes: AtomicU64,
 }
@@ -327,6 +331,8 @@ impl Service {
             counters: ServiceCounters::default(),
             budget: RetryBudget::default(),
             turn: AtomicU64::new(0),
+            page_turn: AtomicU64::new(0),
+            asset_turn: AtomicU64::new(0),
             paused: AtomicU32::new(0),
             paused_bytes: AtomicU64::new(0),
         }

@@ -5,6 +5,7 @@
 //! moved only when it would fire too late.
 
 use std::{
+    cell::RefCell,
     future::Future,
     io,
     mem::MaybeUninit,
@@ -12,7 +13,7 @@ use std::{
     pin::{Pin, pin},
     rc::Rc,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering},
     },
     task::{Context, Poll, ready},
@@ -24,6 +25,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::TokioIo;
+use landfast_framing::Limits as FramingLimits;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -33,8 +35,11 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use crate::{
+    challenge::ACME_TLS,
     clock,
+    gate::{Gate, Refused},
     handler::{self, Client},
+    peers::Seat,
     thread::{Executor, Thread},
 };
 
@@ -48,6 +53,9 @@ const SHUTDOWN_IDLE: Duration = Duration::from_secs(1);
 const LINGER_MAX: Duration = Duration::from_secs(2);
 const LINGER_BYTES_MAX: usize = 1 << 20;
 const H2_STREAMS_MAX: u32 = 256;
+
+/// A connection's part of the room for all, and of its client's.
+pub(crate) type Place = (Option<OwnedSemaphorePermit>, Seat);
 
 /// What kind of listener a connection came in on.
 #[derive(Clone)]
@@ -63,7 +71,7 @@ pub(crate) async fn serve(
     stream: TcpStream,
     peer: SocketAddr,
     kind: Kind,
-    permit: Option<OwnedSemaphorePermit>,
+    place: Place,
 ) {
     if stream.set_nodelay(true).is_err() {
         return;
@@ -79,6 +87,7 @@ pub(crate) async fn serve(
         address: peer.ip(),
         is_https: matches!(kind, Kind::Https(_)),
         is_preview: matches!(kind, Kind::Preview),
+        forwarding: RefCell::default(),
         activity: Arc::clone(&activity),
     });
     let Kind::Https(acceptor) = kind else {
@@ -87,8 +96,8 @@ pub(crate) async fn serve(
             () = ended(&thread) => None,
         };
         return match is_h2 {
-            Some(true) => serve_http2(client, ClientIo::new(stream, activity, permit)).await,
-            Some(false) => serve_http1(client, ClientIo::new(stream, activity, permit)).await,
+            Some(true) => serve_http2(client, ClientIo::new(stream, activity, place)).await,
+            Some(false) => serve_http1(client, ClientIo::new(stream, activity, place)).await,
             None => {}
         };
     };
@@ -96,8 +105,13 @@ pub(crate) async fn serve(
     let Ok(Ok(stream)) = accepting.await else {
         return;
     };
-    let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-    let io = ClientIo::new(stream, activity, permit);
+    let protocol = stream.get_ref().1.alpn_protocol();
+    // The handshake was the question and its answer (RFC 8737, 3): no HTTP follows.
+    if protocol == Some(ACME_TLS) {
+        return;
+    }
+    let is_h2 = protocol == Some(b"h2");
+    let io = ClientIo::new(stream, activity, place);
     if is_h2 {
         Box::pin(serve_http2(client, io)).await;
     } else {
@@ -138,11 +152,15 @@ async fn starts_http2(stream: &TcpStream, idle: Duration, head: Duration) -> Opt
     }
 }
 
-async fn serve_http1<S>(client: Rc<Client>, io: ClientIo<S>)
+async fn serve_http1<S>(client: Rc<Client>, mut io: ClientIo<S>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let settings = &client.thread.shared.settings;
+    io.gate = Some(Box::new(Gate::new(FramingLimits {
+        head_bytes_max: settings.header_bytes_max,
+        fields_max: settings.headers_max,
+    })));
     let mut builder = http1::Builder::new();
     builder
         .max_headers(settings.headers_max)
@@ -279,6 +297,8 @@ enum Overdue {
 #[derive(Debug)]
 pub(crate) struct Activity {
     start: Instant,
+    /// The same instant by the coarse clock.
+    start_coarse: Duration,
     /// Requests under way.
     requests: AtomicU32,
     /// Microseconds after `start`; `NEVER` where there is none.
@@ -289,6 +309,9 @@ pub(crate) struct Activity {
     is_http2: AtomicBool,
     /// The client may still be sending when we close.
     lingers: AtomicBool,
+    /// Another protocol was agreed on.
+    is_tunnel: AtomicBool,
+    refused: OnceLock<Refused>,
 }
 
 const NEVER: i64 = -1;
@@ -308,12 +331,15 @@ impl Activity {
     fn new() -> Self {
         Self {
             start: clock::instant(),
+            start_coarse: clock::coarse(),
             requests: AtomicU32::new(0),
             last: AtomicI64::new(0),
             head_since: AtomicI64::new(NEVER),
             write_since: AtomicI64::new(NEVER),
             is_http2: AtomicBool::new(false),
             lingers: AtomicBool::new(false),
+            is_tunnel: AtomicBool::new(false),
+            refused: OnceLock::new(),
         }
     }
 
@@ -329,8 +355,27 @@ impl Activity {
         self.lingers.store(true, Ordering::Relaxed);
     }
 
+    /// From here on the client speaks another protocol.
+    pub(crate) fn begin_tunnel(&self) {
+        self.is_tunnel.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_tunnel(&self) -> bool {
+        self.is_tunnel.load(Ordering::Relaxed)
+    }
+
+    /// Nothing more of what the client sends is read.
+    pub(crate) fn refuse(&self, refused: Refused) {
+        self.linger();
+        self.refused.get_or_init(|| refused);
+    }
+
+    pub(crate) fn refused(&self) -> Option<Refused> {
+        self.refused.get().copied()
+    }
+
     fn now(&self) -> i64 {
-        let age = clock::instant().saturating_duration_since(self.start);
+        let age = clock::coarse().saturating_sub(self.start_coarse);
         i64::try_from(age.as_micros()).unwrap_or(i64::MAX)
     }
 
@@ -338,7 +383,8 @@ impl Activity {
         self.last.store(self.now(), Ordering::Relaxed);
     }
 
-    fn read(&self) {
+    /// Bytes came.
+    pub(crate) fn read(&self) {
         let now = self.now();
         self.last.store(now, Ordering::Relaxed);
         let is_idle =
@@ -368,7 +414,7 @@ impl Activity {
         }
         let last = at(self.last.load(Ordering::Relaxed));
         if self.requests.load(Ordering::Relaxed) > 0 {
-            return (last.max(clock::instant()) + idle, Overdue::Nothing);
+            return (last.max(at(self.now())) + idle, Overdue::Nothing);
         }
         let head_since = self.head_since.load(Ordering::Relaxed);
         if head_since != NEVER {
@@ -378,12 +424,13 @@ impl Activity {
     }
 }
 
-/// The transport, noting when it moved.
+/// The transport, noting when it moved, with the strict scanner before all that is HTTP/1.1.
 pub(crate) struct ClientIo<S> {
     stream: S,
     activity: Arc<Activity>,
+    gate: Option<Box<Gate>>,
     /// Given back with the descriptor: a connection that became a tunnel still has it.
-    _permit: Option<OwnedSemaphorePermit>,
+    _place: Place,
     lingering: Option<Lingering>,
 }
 
@@ -394,11 +441,12 @@ struct Lingering {
 }
 
 impl<S> ClientIo<S> {
-    fn new(stream: S, activity: Arc<Activity>, permit: Option<OwnedSemaphorePermit>) -> Self {
+    fn new(stream: S, activity: Arc<Activity>, place: Place) -> Self {
         Self {
             stream,
             activity,
-            _permit: permit,
+            gate: None,
+            _place: place,
             lingering: None,
         }
     }
@@ -410,6 +458,16 @@ impl<S: AsyncRead + Unpin> AsyncRead for ClientIo<S> {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let Self {
+            stream,
+            activity,
+            gate,
+            ..
+        } = &mut *self;
+        gate.take_if(|gate| gate.is_done());
+        if let Some(gate) = gate {
+            return gate.poll_read(stream, activity, cx, buffer);
+        }
         let before = buffer.filled().len();
         let polled = Pin::new(&mut self.stream).poll_read(cx, buffer);
         if polled.is_ready() && buffer.filled().len() > before {

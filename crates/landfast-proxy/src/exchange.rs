@@ -7,9 +7,12 @@ use tokio::time::Instant;
 
 use crate::{
     access_log::{self, Line},
+    admission::Admitted,
     backend::{Backend, Service},
     clock,
+    route_answers::RouteAnswers,
     shared::{RouteCounters, Shared},
+    sticky::Sticky,
 };
 
 /// What logs say of a client that left before it had its answer.
@@ -22,7 +25,12 @@ pub(crate) struct Exchange {
     /// When the newest attempt at a backend began: what it waited for before is not the backend's doing.
     pub(crate) attempt_began: Instant,
     pub(crate) request_id: HeaderValue,
+    /// Who asks, also where a proxy that is trusted stands between.
     pub(crate) client: IpAddr,
+    /// Whether the client came by HTTPS, to us or to such a proxy.
+    pub(crate) is_https: bool,
+    /// There once the request was held against its route's rules.
+    pub(crate) admitted: Option<Admitted>,
     pub(crate) protocol: &'static str,
     pub(crate) method: Method,
     pub(crate) host: String,
@@ -40,6 +48,10 @@ pub(crate) struct Exchange {
     pub(crate) cause: Option<String>,
     /// Some of the request's body was not taken from the client yet.
     pub(crate) has_unread: bool,
+    /// What the route does with the answer, where it does anything.
+    pub(crate) answers: Option<Arc<RouteAnswers>>,
+    /// Of a service whose clients are kept where they are.
+    pub(crate) sticky: Option<Sticky>,
     /// The answer was given whole, or failed by our or the backend's doing.
     pub(crate) is_over: bool,
 }

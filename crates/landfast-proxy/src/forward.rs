@@ -7,15 +7,12 @@
 use std::{rc::Rc, sync::Arc, sync::atomic::Ordering, time::Duration};
 
 use bytes::Bytes;
-use http::{
-    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
-    header::{CONTENT_LENGTH, TRANSFER_ENCODING},
-};
+use http::{HeaderMap, Method, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Limited};
-use hyper::{body::Incoming, client::conn::http1::SendRequest};
+use hyper::body::Incoming;
 use landfast_routing::{
     retry::{self, Sent},
-    snapshot::RouteTimeouts,
+    snapshot::{Protocol, RouteTimeouts},
 };
 
 use crate::{
@@ -23,10 +20,11 @@ use crate::{
     backend::{Backend, InFlight, requests_cut},
     clock,
     exchange::Exchange,
-    pool,
+    http2_pool, pool,
     request_body::{BodyError, Progress, RequestBody},
     shared::Live,
     thread::Thread,
+    upstream::Upstream,
 };
 
 /// Bodies up to this size are read before they are sent, so that they can be sent again and a slow client does
@@ -140,17 +138,27 @@ pub(crate) async fn forward(
 ) -> Outcome {
     let mut live = Arc::clone(live);
     let mut service = destination.service;
-    let key = live.table.services[service].key.clone();
     let state = Arc::clone(&live.services[service]);
-    let turn = state.turn.fetch_add(1, Ordering::Relaxed);
+    let held = exchange.sticky.as_ref().and_then(|sticky| sticky.held);
+    let pin = |live: &Live, service| held.and_then(|held| held.resolve(&live.table, service));
+    // Who comes back takes no turn: the weights are for those who are new.
+    let turn = match pin(&live, service) {
+        Some(_) => state.turn.load(Ordering::Relaxed),
+        None => state.turn.fetch_add(1, Ordering::Relaxed),
+    };
     let mut tried: Vec<u64> = Vec::new();
+    let protocol = live.table.services[service].protocol;
     // A pooled connection may cost a second sending. Once per request is enough: what is sent again after a
     // failure goes over a fresh one.
     let mut may_reuse = true;
     let mut last: Option<Failure> = None;
     let mut failed: Option<Arc<Backend>> = None;
     loop {
-        let pick = live.pick(service, destination.preview, turn, &tried);
+        let destination = Destination {
+            service,
+            ..destination
+        };
+        let pick = live.pick(destination, turn, pin(&live, service), &tried);
         let Some(slot) = pick else {
             return last.map_or(Outcome::Unavailable, |f| Outcome::Failed(f.status, f.cause));
         };
@@ -159,12 +167,13 @@ pub(crate) async fn forward(
                 return Outcome::Moved;
             }
             // Something was tried already: go on with the newest table, if the service is still there.
-            live = thread.shared.live();
+            let before = std::mem::replace(&mut live, thread.shared.live());
+            let key = &before.table.services[service].key;
             let found = live
                 .table
                 .services
                 .iter()
-                .position(|entry| entry.key == key);
+                .position(|entry| entry.key == *key);
             let Some(found) = found else {
                 return last.map_or(Outcome::Unavailable, |f| Outcome::Failed(f.status, f.cause));
             };
@@ -179,7 +188,11 @@ pub(crate) async fn forward(
         exchange.attempt_began = clock::instant();
         exchange.backend = Some(Arc::clone(&backend));
         let address = live.table.backends[slot].address;
-        let failure = match attempt(thread, entry, address, outgoing, may_reuse).await {
+        let attempted = match protocol {
+            Protocol::Http1 => attempt(thread, entry, address, outgoing, may_reuse).await,
+            Protocol::H2c => attempt_http2(thread, entry, address, outgoing).await,
+        };
+        let failure = match attempted {
             Ok((response, leg)) => {
                 backend.succeeded(&live.table.services[service].ejection);
                 return Outcome::Answered(response, leg);
@@ -210,6 +223,41 @@ pub(crate) async fn forward(
     }
 }
 
+/// One attempt over HTTP/2. A connection that was going away when it was found never took the request; that costs
+/// a further attempt like any other, since nothing was sent.
+async fn attempt_http2(
+    thread: &Rc<Thread>,
+    entry: InFlight,
+    address: std::net::SocketAddr,
+    outgoing: &mut Outgoing,
+) -> Result<(Response<Incoming>, Leg), Failure> {
+    let timeout = Duration::from_millis(outgoing.timeouts.connect_ms);
+    // A connection may close between being found and being written to; then another is tried, once.
+    for is_last in [false, true] {
+        let stream = http2_pool::take(thread, entry.backend(), address, timeout).await;
+        let stream = stream.map_err(|error| unconnected(address, &error))?;
+        match send(Upstream::Http2(stream), &entry, outgoing).await {
+            Ok((response, sender, progress)) => {
+                let leg = Leg {
+                    thread: Rc::clone(thread),
+                    sender,
+                    entry,
+                    progress,
+                    may_pool: false,
+                };
+                return Ok((response, leg));
+            }
+            Err(failure)
+                if !is_last
+                    && failure.sent == Sent::Nothing
+                    && outgoing.source.is_replayable()
+                    && !entry.backend().is_leaving() => {}
+            Err(failure) => return Err(failure),
+        }
+    }
+    unreachable!("the last turn returns")
+}
+
 async fn attempt(
     thread: &Rc<Thread>,
     entry: InFlight,
@@ -225,7 +273,7 @@ async fn attempt(
         .flatten();
     if let Some(sender) = pooled {
         let began = clock::instant();
-        match send(sender, &entry, outgoing).await {
+        match send(Upstream::Http1(sender), &entry, outgoing).await {
             Ok((response, sender, progress)) => {
                 let leg = Leg {
                     thread: Rc::clone(thread),
@@ -251,7 +299,7 @@ async fn attempt(
     let sender = pool::connect(thread, address, timeout)
         .await
         .map_err(|error| unconnected(address, &error))?;
-    let (response, sender, progress) = send(sender, &entry, outgoing).await?;
+    let (response, sender, progress) = send(Upstream::Http1(sender), &entry, outgoing).await?;
     Ok((
         response,
         Leg {
@@ -282,14 +330,10 @@ fn unconnected(address: std::net::SocketAddr, error: &pool::ConnectError) -> Fai
     }
 }
 
-type Answered = (
-    Response<Incoming>,
-    SendRequest<RequestBody>,
-    Option<Rc<Progress>>,
-);
+type Answered = (Response<Incoming>, Upstream, Option<Rc<Progress>>);
 
 async fn send(
-    mut sender: SendRequest<RequestBody>,
+    mut sender: Upstream,
     entry: &InFlight,
     outgoing: &mut Outgoing,
 ) -> Result<Answered, Failure> {
@@ -306,17 +350,7 @@ async fn send(
         }
     };
     outgoing.progress.clone_from(&progress);
-    let mut request = Request::new(body);
-    *request.method_mut() = outgoing.method.clone();
-    *request.uri_mut() = outgoing.target.clone();
-    *request.version_mut() = Version::HTTP_11;
-    *request.headers_mut() = outgoing.headers.clone();
-    let is_streamed = matches!(request.body(), RequestBody::Streamed(_));
-    if is_streamed && !outgoing.headers.contains_key(CONTENT_LENGTH) {
-        // Without a word about it hyper takes a GET for one without a body.
-        let chunked = HeaderValue::from_static("chunked");
-        request.headers_mut().insert(TRANSFER_ENCODING, chunked);
-    }
+    let request = sender.request(outgoing, body);
     let began = clock::instant();
     let first_byte = Duration::from_millis(outgoing.timeouts.first_byte_ms);
     let late = async {
@@ -339,7 +373,7 @@ async fn send(
     };
     let result = tokio::select! {
         biased;
-        result = sender.try_send_request(request) => result,
+        result = sender.send(request) => result,
         () = late => {
             let cause = "no answer in time".to_owned();
             return Err(failure(Sent::Silence, StatusCode::GATEWAY_TIMEOUT, cause));
@@ -369,7 +403,7 @@ async fn send(
             counts: false,
         });
     }
-    let sent = if recovered.is_some() {
+    let sent = if recovered.is_some() || http2_pool::was_refused(error.error()) {
         Sent::Nothing
     } else {
         Sent::Something

@@ -1,31 +1,40 @@
 //! What happens to one request: checks, route, mode of the service, then [`crate::forward`].
 
-use std::{net::IpAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{cell::RefCell, net::IpAddr, rc::Rc, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
     header::{
-        CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HOST, LOCATION, RETRY_AFTER, UPGRADE,
+        CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HOST, LOCATION, RETRY_AFTER, TE, UPGRADE,
     },
+    request::Parts,
     uri::PathAndQuery,
 };
 use http_body::Body;
 use hyper::{body::Incoming, upgrade::OnUpgrade};
+use landfast_framing::check_request;
 use landfast_routing::{
-    headers::{self, Arrival, X_REQUEST_ID},
-    snapshot::Mode,
+    grpc,
+    headers::{self, Arrival, Forwarding, X_REQUEST_ID},
+    snapshot::{Mode, Protocol},
     table::TableRoute,
 };
 
 use crate::{
+    admission,
     answer::{self, AnswerBody, Leg},
     clock,
     connection::Activity,
     exchange::Exchange,
+    finish::{Finish, Stopped},
     forward::{self, Destination, Outcome, Outgoing, Source},
+    gate::Refused,
     pause::{Bounds, Held},
     request_body::BodyError,
     shared::Live,
+    static_files::{self, Asked},
+    sticky::{self, Sticky},
     thread::{self, Thread},
     tunnel,
 };
@@ -39,6 +48,8 @@ pub(crate) struct Client {
     pub(crate) address: IpAddr,
     pub(crate) is_https: bool,
     pub(crate) is_preview: bool,
+    /// Of its newest request.
+    pub(crate) forwarding: RefCell<Option<Forwarding>>,
     pub(crate) activity: Arc<Activity>,
 }
 
@@ -68,8 +79,22 @@ pub(crate) async fn handle(
     request
         .headers_mut()
         .insert(X_REQUEST_ID, request_id.clone());
+    let finish = Finish::of(&request);
     let mut exchange = Box::new(open_exchange(&client, &request, request_id.clone()));
-    let reply = Box::pin(decide(&client, request, &mut exchange)).await;
+    let asks_for_upgrade = version == Version::HTTP_11 && request.headers().contains_key(UPGRADE);
+    let reply = match client.activity.refused() {
+        Some(refused) if refused.is(&request) => refuse_framing(&client, refused, &mut exchange),
+        _ => {
+            let reply = Box::pin(decide(&client, request, &mut exchange)).await;
+            match client.activity.refused() {
+                Some(refused) if refused.is_begun() && reply.is_own() => {
+                    refuse_framing(&client, refused, &mut exchange)
+                }
+                _ => reply,
+            }
+        }
+    };
+    let admitted = exchange.admitted.take();
     let shared = &client.thread.shared;
     // The rest of a body would have to be read before another request could be.
     let has_unread = exchange.has_unread && version < Version::HTTP_2;
@@ -82,11 +107,15 @@ pub(crate) async fn handle(
         client.activity.linger();
     }
     let mut is_last = is_leaving || has_unread;
-    let mut response = match reply {
+    let answers = exchange.answers.clone();
+    let answers = answers.as_deref();
+    let response = match reply {
         Reply::Own { response, close } => {
             is_last |= close;
             exchange.status = Some(response.status().as_u16());
             exchange.is_over = true;
+            let response = finish.own(answers, response);
+            exchange.bytes_out = content_length(response.headers()).unwrap_or(0);
             response
         }
         Reply::Backend {
@@ -104,10 +133,27 @@ pub(crate) async fn handle(
                 .backend()
                 .counters
                 .answered(status.as_u16(), waited);
-            pass_on(&client, response, leg, exchange, idle, upgrade)
+            let sticky = exchange
+                .sticky
+                .clone()
+                .map(|it| (it, Arc::clone(leg.entry.backend())));
+            let mut response = pass_on(&client, response, leg, exchange, idle, upgrade);
+            if let Some((sticky, backend)) = sticky {
+                sticky.keep(&backend, response.headers_mut());
+            }
+            response
         }
     };
+    // What came behind the request was sent to whoever would have spoken the other protocol; it is never HTTP.
+    if asks_for_upgrade && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        client.activity.linger();
+        is_last = true;
+    }
+    let mut response = finish.code(answers, response);
     let fields = response.headers_mut();
+    if let Some(admitted) = admitted {
+        admitted.dress(fields);
+    }
     fields.insert(X_REQUEST_ID, request_id);
     if is_last && version < Version::HTTP_2 && !fields.contains_key(UPGRADE) {
         fields.insert(CONNECTION, HeaderValue::from_static("close"));
@@ -140,10 +186,28 @@ async fn decide(client: &Rc<Client>, request: Request<Incoming>, exchange: &mut 
         Ok(authority) => authority,
         Err(error) => return own(StatusCode::BAD_REQUEST, &error.to_string()).closing(),
     };
+    // What came by HTTP/1.1 was scanned before it was read.
+    if parts.version == Version::HTTP_2 {
+        let target = parts.uri.path_and_query().map_or("/", PathAndQuery::as_str);
+        let method = parts.method.as_str().as_bytes();
+        let checked = check_request(method, target.as_bytes(), authority.as_bytes());
+        if let Err(refusal) = checked {
+            shared.framing_refused.add(1);
+            exchange.cause = Some(format!("refused: {refusal}"));
+            return own(StatusCode::BAD_REQUEST, &refusal.to_string());
+        }
+    }
     exchange.host.clone_from(&authority);
+    let challenges = &shared.certificates.challenges;
+    if let Some(response) = challenges.answer(&parts.method, &authority, &exchange.path) {
+        let close = false;
+        return Reply::Own { response, close };
+    }
     let length = content_length(&parts.headers).or(body.is_end_stream().then_some(0));
     let upgrade = parts.extensions.remove::<OnUpgrade>();
-    let is_websocket = headers::is_websocket_upgrade(&parts.headers);
+    // HTTP/1.0 has no upgrade (RFC 9110, 7.8).
+    let is_websocket =
+        parts.version == Version::HTTP_11 && headers::is_websocket_upgrade(&parts.headers);
     // What follows the head would be a body to one reader and another request to the next.
     if is_websocket && (parts.method != Method::GET || length != Some(0)) {
         let text = "a WebSocket begins with a GET that has no body";
@@ -161,11 +225,29 @@ async fn decide(client: &Rc<Client>, request: Request<Incoming>, exchange: &mut 
         let live = thread.shared.live();
         let Some(entry) = live.table.find(&authority, &exchange.path) else {
             exchange.route = None;
+            exchange.answers = None;
             return own(StatusCode::NOT_FOUND, "no route has this host and path");
         };
         note_route(exchange, &live, entry);
         let service = Arc::clone(&live.services[entry.service]);
-        if let Some(refusal) = refuse(client, entry, length, is_websocket, &authority, exchange) {
+        let protocol = live.table.services[entry.service].protocol;
+        let refusal = refuse(
+            client,
+            entry,
+            protocol,
+            length,
+            is_websocket,
+            &authority,
+            exchange,
+        );
+        let refusal = match (refusal, &waiting) {
+            (None, Some((parts, ..))) => {
+                let admitted = admission::admit(client, &live, entry, parts, exchange);
+                admitted.await.map(Reply::from)
+            }
+            (refusal, _) => refusal,
+        };
+        if let Some(refusal) = refusal {
             service
                 .counters
                 .refused
@@ -212,6 +294,20 @@ async fn decide(client: &Rc<Client>, request: Request<Incoming>, exchange: &mut 
         }
         // Released: the place in the queue is given up before the request is sent.
         held = None;
+        if let Some((parts, _, _)) = &waiting
+            && !is_websocket
+        {
+            if !client.is_preview {
+                let sticky = Sticky::of(&live, entry.service, &parts.headers, client.is_https);
+                exchange.sticky = sticky;
+            }
+            if let Some(response) = file(client, &live, entry, parts, exchange) {
+                return Reply::Own {
+                    response,
+                    close: false,
+                };
+            }
+        }
         let limits = &entry.route.limits;
         let timeouts = &entry.route.timeouts;
         let idle = Duration::from_millis(timeouts.body_idle_ms);
@@ -233,7 +329,14 @@ async fn decide(client: &Rc<Client>, request: Request<Incoming>, exchange: &mut 
                 Outgoing {
                     method: parts.method,
                     target: origin_form(&parts.uri),
-                    headers: outgoing_headers(parts.headers, client, &authority, is_upgrade),
+                    headers: outgoing_headers(
+                        parts.headers,
+                        client,
+                        exchange,
+                        entry,
+                        &authority,
+                        is_upgrade,
+                    ),
                     source,
                     body_bytes_max: limits.body_bytes_max,
                     timeouts: timeouts.clone(),
@@ -326,7 +429,9 @@ fn pass_on(
     let body = if is_stream {
         answer::relay_events(body, leg, exchange)
     } else {
-        answer::relay(body, leg, exchange, idle)
+        // An end in trailers is one that an HTTP/1.1 client would take for the whole answer.
+        let is_grpc = exchange.protocol == "h2" && grpc::is_grpc(&parts.headers);
+        answer::relay(body, leg, exchange, idle, is_grpc)
     };
     Response::from_parts(parts, body)
 }
@@ -343,6 +448,7 @@ fn switch(
         exchange.status = Some(StatusCode::BAD_GATEWAY.as_u16());
         return plain(StatusCode::BAD_GATEWAY, "bad gateway");
     };
+    client.activity.begin_tunnel();
     let upstream = hyper::upgrade::on(&mut response);
     let (mut parts, _) = response.into_parts();
     headers::strip_hop_by_hop(&mut parts.headers);
@@ -370,20 +476,65 @@ fn switch(
     Response::from_parts(parts, AnswerBody::empty())
 }
 
+/// The one answer to a request that the scanner refused.
+fn refuse_framing(client: &Client, refused: Refused, exchange: &mut Exchange) -> Reply {
+    let refusal = refused.refusal;
+    client.thread.shared.framing_refused.add(1);
+    exchange.cause = Some(format!("refused: {refusal}"));
+    if !refused.is_begun() {
+        // Nothing of the request itself was read, and what stands in for it says nothing.
+        exchange.method = Method::from_bytes(b"-").unwrap_or_default();
+        exchange.path.clear();
+        exchange.target.clear();
+    }
+    let status = StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::BAD_REQUEST);
+    own(status, &refusal.to_string()).closing()
+}
+
+/// The static file of a request, where its route has files.
+fn file(
+    client: &Client,
+    live: &Live,
+    entry: &TableRoute,
+    parts: &Parts,
+    exchange: &Exchange,
+) -> Option<Response<AnswerBody>> {
+    let files = exchange.answers.as_ref()?.files.as_ref()?;
+    let asked = Asked {
+        method: &parts.method,
+        headers: &parts.headers,
+        path: parts.uri.path(),
+        query: parts.uri.query(),
+        prefix: &entry.route.path,
+    };
+    let path = asked.file_path();
+    let held = exchange.sticky.as_ref().and_then(|sticky| sticky.held);
+    let release = sticky::release_for(live, entry.service, client.is_preview, held, path.as_ref())?;
+    let mut response = static_files::answer(files, asked, release)?;
+    // What caches keep must not carry a client's cookie.
+    if let Some(sticky) = &exchange.sticky
+        && path.is_some_and(|path| path.is_page())
+    {
+        sticky.keep_release(live, entry.service, release, response.headers_mut());
+    }
+    Some(response)
+}
+
 /// What a route does not allow.
 fn refuse(
     client: &Client,
     entry: &TableRoute,
+    protocol: Protocol,
     length: Option<u64>,
     is_websocket: bool,
     authority: &str,
     exchange: &Exchange,
 ) -> Option<Reply> {
     let route = &entry.route;
-    if route.https_only && !client.is_https && !client.is_preview {
+    if route.https_only && !exchange.is_https && !client.is_preview {
         return Some(to_https(authority, exchange, client));
     }
-    if is_websocket && !route.websocket {
+    if is_websocket && (!route.websocket || protocol != Protocol::Http1) {
         return Some(own(
             StatusCode::FORBIDDEN,
             "this route passes no WebSockets on",
@@ -455,12 +606,8 @@ fn broken_body(
 }
 
 fn note_route(exchange: &mut Exchange, live: &Live, entry: &TableRoute) {
-    let index = live
-        .table
-        .routes
-        .iter()
-        .position(|route| std::ptr::eq(route, entry));
-    exchange.route = index.map(|index| Arc::clone(&live.routes[index]));
+    exchange.route = Some(Arc::clone(&live.routes[entry.index]));
+    exchange.answers = live.answers[entry.index].clone();
     let service = &live.services[entry.service];
     if exchange
         .service
@@ -481,12 +628,17 @@ fn open_exchange(
         .uri()
         .path_and_query()
         .map_or("/", PathAndQuery::as_str);
+    let trust = &client.thread.shared.settings.trust;
+    let origin = trust.origin(client.address, client.is_https, request.headers());
+    let began = clock::instant();
     Exchange {
         shared: Arc::clone(&client.thread.shared),
-        began: clock::instant(),
-        attempt_began: clock::instant(),
+        began,
+        attempt_began: began,
         request_id,
-        client: client.address,
+        client: origin.client,
+        is_https: origin.is_https,
+        admitted: None,
         protocol: match (request.version(), client.is_https) {
             (Version::HTTP_2, _) => "h2",
             (Version::HTTP_10, _) => "http/1.0",
@@ -506,6 +658,8 @@ fn open_exchange(
         retries: 0,
         cause: None,
         has_unread: !request.body().is_end_stream(),
+        answers: None,
+        sticky: None,
         is_over: false,
     }
 }
@@ -513,18 +667,30 @@ fn open_exchange(
 fn outgoing_headers(
     mut fields: HeaderMap,
     client: &Client,
+    exchange: &Exchange,
+    entry: &TableRoute,
     authority: &str,
     is_upgrade: bool,
 ) -> HeaderMap {
+    let takes_trailers = headers::takes_trailers(&fields) && !is_upgrade;
     headers::strip_hop_by_hop(&mut fields);
+    entry.gate.edit_request(&mut fields);
+    if takes_trailers {
+        fields.insert(TE, HeaderValue::from_static("trailers"));
+    }
     let arrival = Arrival {
-        client: client.address,
-        is_https: client.is_https,
+        client: exchange.client,
+        is_https: exchange.is_https,
         authority,
     };
-    headers::set_forwarded(&mut fields, arrival);
-    if let Ok(host) = HeaderValue::from_str(authority) {
-        fields.insert(HOST, host);
+    let mut forwarding = client.forwarding.borrow_mut();
+    let forwarding = match &mut *forwarding {
+        Some(before) if before.is_for(arrival) => before,
+        other => other.insert(Forwarding::new(arrival)),
+    };
+    forwarding.set(&mut fields);
+    if let Some(host) = forwarding.host() {
+        fields.insert(HOST, host.clone());
     }
     join_cookies(&mut fields);
     if is_upgrade {
@@ -571,11 +737,17 @@ fn content_length(fields: &HeaderMap) -> Option<u64> {
 }
 
 fn new_request_id() -> HeaderValue {
-    let id = format!("{:032x}", rand::random::<u128>());
-    HeaderValue::from_str(&id).expect("hexadecimal digits")
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let random: [u8; 16] = rand::random();
+    let mut id = Vec::with_capacity(2 * random.len());
+    for byte in random {
+        id.extend([byte >> 4, byte & 15].map(|digit| DIGITS[usize::from(digit)]));
+    }
+    HeaderValue::from_maybe_shared(Bytes::from(id)).expect("hexadecimal digits")
 }
 
-fn plain(status: StatusCode, text: &str) -> Response<AnswerBody> {
+/// A short answer of our own.
+pub(crate) fn plain(status: StatusCode, text: &str) -> Response<AnswerBody> {
     let mut response = Response::new(AnswerBody::whole(format!("{text}\n")));
     *response.status_mut() = status;
     let kind = HeaderValue::from_static("text/plain; charset=utf-8");
@@ -603,12 +775,17 @@ fn unavailable(text: &str) -> Reply {
 
 fn maintenance(retry_after_s: u32, page: Option<&str>) -> Reply {
     let mut response = match page {
-        None => plain(StatusCode::SERVICE_UNAVAILABLE, "down for maintenance"),
+        None => {
+            let mut response = plain(StatusCode::SERVICE_UNAVAILABLE, "down for maintenance");
+            response.extensions_mut().insert(Stopped::Plain);
+            response
+        }
         Some(page) => {
             let mut response = Response::new(AnswerBody::whole(page.to_owned()));
             *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
             let kind = HeaderValue::from_static("text/html; charset=utf-8");
             response.headers_mut().insert(CONTENT_TYPE, kind);
+            response.extensions_mut().insert(Stopped::WithPage);
             response
         }
     };
@@ -618,6 +795,15 @@ fn maintenance(retry_after_s: u32, page: Option<&str>) -> Reply {
     Reply::Own {
         response,
         close: false,
+    }
+}
+
+impl From<Response<AnswerBody>> for Reply {
+    fn from(response: Response<AnswerBody>) -> Self {
+        Self::Own {
+            response,
+            close: false,
+        }
     }
 }
 
@@ -637,6 +823,10 @@ impl Reply {
             },
             backend @ Self::Backend { .. } => backend,
         }
+    }
+
+    fn is_own(&self) -> bool {
+        matches!(self, Self::Own { .. })
     }
 
     /// Refusals count; a redirect does not.

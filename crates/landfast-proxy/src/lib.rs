@@ -1,38 +1,52 @@
 //! The data plane: sockets, TLS and HTTP around the decisions of `landfast-routing`. A holder process keeps the
 //! listening descriptors and restarts a worker process, which serves on one thread per core.
 //!
+//! Files it serves itself come from the artifact store, which it only reads, by digest.
+//!
 //! It never decides what should run or where traffic should go: that comes as snapshots over the control
 //! socket. It never talks to the server on its own, and serves its last good routes without it.
 
 mod access_log;
+mod admission;
 mod answer;
 mod backend;
+mod challenge;
 mod clock;
+mod compress;
 mod connection;
 pub mod control;
 mod control_server;
 mod counters;
+mod credentials;
 mod drain;
 mod elders;
 mod exchange;
+mod finish;
 mod forward;
+mod gate;
 mod handler;
 mod health;
 mod holder;
 mod holder_link;
+mod http2_pool;
 mod leaving;
 mod link;
 mod listen;
 mod metrics;
 mod pause;
+mod peers;
 mod persist;
 mod pool;
 mod request_body;
+mod route_answers;
 mod settings;
 mod shared;
+mod static_files;
+mod sticky;
 mod thread;
 mod tls;
 mod tunnel;
+mod upstream;
 mod worker;
 
 pub use crate::{
@@ -43,3 +57,4 @@ pub use crate::{
     tls::check_certificate,
     worker::{WorkerError, worker_main},
 };
+pub use landfast_routing::admission::{Trust, TrustedField};

@@ -54,7 +54,7 @@ pub(crate) fn render(shared: &Shared) -> String {
         .map(|s| (s.key.to_string(), s.counters.read()))
         .collect();
     type Read = fn(&landfast_routing::snapshot::ServiceStats) -> u64;
-    let of_services: [(&str, &str, Read); 8] = [
+    let of_services: [(&str, &str, Read); 10] = [
         ("requests_total", "Requests accepted for a service.", |s| {
             s.requests
         }),
@@ -66,7 +66,17 @@ pub(crate) fn render(shared: &Shared) -> String {
         ("gateway_errors_total", "Answered 502 or 504.", |s| {
             s.gateway_errors
         }),
-        ("refused_total", "Refused by a limit.", |s| s.refused),
+        ("refused_total", "Refused by a limit or a rule.", |s| {
+            s.refused
+        }),
+        ("rate_limited_total", "Of these, by a rate limit.", |s| {
+            s.rate_limited
+        }),
+        (
+            "denied_total",
+            "Of these, because their client may not come.",
+            |s| s.denied,
+        ),
         ("paused_total", "Held while the service was paused.", |s| {
             s.paused
         }),
@@ -93,6 +103,15 @@ pub(crate) fn render(shared: &Shared) -> String {
     }
     render_backends(&mut page, &backends);
     page.head(
+        "framing_refused_total",
+        "counter",
+        "Requests refused because their framing, target or host has two readings.",
+    );
+    page.line(format_args!(
+        "landfast_proxy_framing_refused_total {}",
+        shared.framing_refused.get()
+    ));
+    page.head(
         "access_log_dropped_total",
         "counter",
         "Access log lines dropped under pressure.",
@@ -100,6 +119,15 @@ pub(crate) fn render(shared: &Shared) -> String {
     page.line(format_args!(
         "landfast_proxy_access_log_dropped_total {}",
         shared.access_log.dropped.get()
+    ));
+    page.head(
+        "connections_refused_total",
+        "counter",
+        "Connections of clients that had as many as they may.",
+    );
+    page.line(format_args!(
+        "landfast_proxy_connections_refused_total {}",
+        shared.peers.refused.get()
     ));
     page.0
 }

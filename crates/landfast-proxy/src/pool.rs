@@ -89,9 +89,12 @@ impl Pool {
     pub(crate) fn take(&self, backend: &Backend) -> Option<Sender> {
         let mut idle = self.idle.borrow_mut();
         let list = idle.get_mut(&backend.serial)?;
-        list.retain(|entry| !entry.sender.is_closed());
+        // The newest end is looked at alone: what lies deeper and was closed is found by the sweep.
+        while list.last().is_some_and(|entry| entry.sender.is_closed()) {
+            list.pop();
+        }
         let ready = list.iter().rposition(|entry| entry.sender.is_ready())?;
-        Some(list.swap_remove(ready).sender)
+        Some(list.remove(ready).sender)
     }
 
     fn put(&self, backend: &std::sync::Arc<Backend>, sender: Sender) {
@@ -141,6 +144,7 @@ pub(crate) async fn follow(thread: Rc<Thread>) {
             () = leaving.cancelled() => return,
         }
         thread.pool.sweep();
+        thread.http2_pool.sweep();
     }
 }
 

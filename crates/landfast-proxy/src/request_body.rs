@@ -12,6 +12,7 @@ use std::{
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use landfast_routing::headers;
 use tokio::time::{Instant, Sleep};
 
 use crate::clock;
@@ -100,15 +101,19 @@ impl Streamed {
                 Poll::Ready(None)
             }
             Some(Err(_)) => Poll::Ready(Some(Err(BodyError::ClientGone))),
-            Some(Ok(frame)) => {
+            Some(Ok(mut frame)) => {
                 let length = frame.data_ref().map_or(0, Bytes::len) as u64;
                 let bytes = self.progress.bytes.get() + length;
                 self.progress.bytes.set(bytes);
                 if bytes > self.bytes_max {
                     return Poll::Ready(Some(Err(BodyError::TooLarge)));
                 }
-                if self.incoming.is_end_stream() {
+                // Nobody asks for more after a trailer.
+                if frame.is_trailers() || self.incoming.is_end_stream() {
                     self.progress.ended.set(true);
+                }
+                if let Some(trailers) = frame.trailers_mut() {
+                    headers::clean_request_trailers(trailers);
                 }
                 Poll::Ready(Some(Ok(frame)))
             }

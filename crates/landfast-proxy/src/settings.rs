@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
+use landfast_routing::admission::Trust;
 use serde::{Deserialize, Serialize};
 
 /// What the holder needs.
@@ -40,6 +41,16 @@ pub struct WorkerSettings {
     /// descriptors allows, with as many left for the backends.
     #[serde(default)]
     pub connections_max: usize,
+    /// Connections one client may hold at a time; further ones are closed. An IPv6 client is its /64. Zero: a
+    /// quarter of all.
+    #[serde(default)]
+    pub connections_per_client_max: u32,
+    /// Whether that holds for clients on this host too: for tests and proofs.
+    #[serde(default)]
+    pub counts_loopback: bool,
+    /// The proxies before this one whose word about a client is taken.
+    #[serde(default)]
+    pub trust: Trust,
     /// After a hand-over the old worker keeps its streams and answers in progress for this long. WebSockets that
     /// are left get Close 1012 spread over the last tenth of it.
     #[serde(default = "handover_ms")]
@@ -69,6 +80,9 @@ impl WorkerSettings {
             headers_max: 100,
             certificates_ms: certificates_ms(),
             connections_max: 0,
+            connections_per_client_max: 0,
+            counts_loopback: false,
+            trust: Trust::default(),
             handover_ms: handover_ms(),
         }
     }

@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    hash::RandomState,
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -13,20 +14,26 @@ use std::{
 
 use arc_swap::ArcSwap;
 use landfast_routing::{
+    admission::Limiter,
     balance::{self, Candidate, FULL_SHARE},
     snapshot::{Mode, ProxyStats, ProxyStatus, Snapshot},
+    sticky::Pinned,
     table::Table,
 };
-use landfast_types::{Fence, FenceGuard, ServiceKey, StaleFence};
+use landfast_types::{Fence, FenceGuard, ServiceKey, StaleFence, Timestamp};
 use tokio::sync::{Semaphore, watch};
 
 use crate::{
     access_log::AccessLog,
     backend::{Backend, InFlight, Service},
     clock,
-    counters::Statuses,
+    counters::{Counter, Statuses},
+    credentials::Verifier,
+    forward::Destination,
     leaving::Life,
+    peers::Peers,
     persist::{self, SaveError},
+    route_answers::{Artifacts, RouteAnswers},
     settings::WorkerSettings,
     tls::{self, Certificates, Stamps},
 };
@@ -37,6 +44,8 @@ const LEFT_SHOWN: Duration = Duration::from_secs(600);
 /// Descriptors that are neither a client's nor a backend's: listeners, event loops, control, logs, checks.
 const DESCRIPTORS_OWN: u64 = 64;
 const CONNECTIONS_MIN: u64 = 16;
+/// One client may hold one connection in so many.
+const CLIENT_SHARE: usize = 4;
 
 /// How many clients a limit of open descriptors leaves room for, when each may need a backend as well.
 fn connections_max(descriptors: Option<u64>) -> usize {
@@ -55,15 +64,18 @@ pub(crate) struct Live {
     pub(crate) backends: Vec<Arc<Backend>>,
     pub(crate) services: Vec<Arc<Service>>,
     pub(crate) routes: Vec<Arc<RouteCounters>>,
+    /// Per route: what it does with answers, where it does anything.
+    pub(crate) answers: Vec<Option<Arc<RouteAnswers>>>,
     /// Per group: whose turn it is.
     turns: Vec<AtomicU64>,
 }
 
-/// Requests of one route.
+/// Requests of one route, and what of its quotas is used up: neither begins anew with a new table.
 #[derive(Debug)]
 pub(crate) struct RouteCounters {
     pub(crate) name: String,
     pub(crate) statuses: Statuses,
+    pub(crate) limiter: Limiter,
 }
 
 /// Everything that is counted.
@@ -99,6 +111,12 @@ pub(crate) struct Shared {
     pub(crate) addresses: Addresses,
     pub(crate) certificates: Certificates,
     pub(crate) access_log: AccessLog,
+    /// Requests refused for their framing, before a route was looked for.
+    pub(crate) framing_refused: Counter,
+    /// Checks names and passwords.
+    pub(crate) verifier: Verifier,
+    /// How many connections each client holds.
+    pub(crate) peers: Arc<Peers>,
     /// A permit for each connection of a client.
     pub(crate) room: Arc<Semaphore>,
     pub(crate) life: Life,
@@ -125,6 +143,7 @@ struct Registry {
     backends: BTreeMap<String, Arc<Backend>>,
     services: BTreeMap<ServiceKey, Arc<Service>>,
     routes: BTreeMap<String, Arc<RouteCounters>>,
+    artifacts: Artifacts,
     serial: u64,
 }
 
@@ -140,6 +159,13 @@ impl Shared {
             0 => connections_max(descriptors),
             given => given,
         };
+        let per_client = match settings.connections_per_client_max {
+            0 => u32::try_from(connections / CLIENT_SHARE)
+                .unwrap_or(u32::MAX)
+                .max(1),
+            given => given,
+        };
+        let peers = Peers::new(per_client, settings.trust.clone(), settings.counts_loopback);
         let access_log = AccessLog::start(&settings);
         Self {
             settings,
@@ -147,6 +173,9 @@ impl Shared {
             addresses,
             certificates: Certificates::default(),
             access_log,
+            framing_refused: Counter::default(),
+            verifier: Verifier::default(),
+            peers,
             room: Arc::new(Semaphore::new(connections)),
             life: Life::new(),
             live: ArcSwap::from_pointee(Live::empty()),
@@ -240,14 +269,16 @@ impl Shared {
     }
 
     fn publish(&self, registry: &mut Registry, snapshot: Snapshot) {
-        let (table, problems) = Table::compile(&snapshot);
+        let (table, mut problems) = Table::compile(&snapshot);
+        let artifacts = &mut registry.artifacts;
+        let answers = artifacts.prepare(&snapshot.store, &table.routes, &mut problems);
         for problem in &problems {
             tracing::warn!(%problem, fence = %snapshot.fence, "part of the snapshot cannot be used");
         }
         self.load_certificates(registry, &snapshot);
         registry.forget();
         let generation = self.newest.load(Ordering::SeqCst) + 1;
-        let live = registry.live(generation, table);
+        let live = registry.live(generation, table, answers);
         for backend in registry.backends.values() {
             let here = |found: &&Arc<Backend>| Arc::ptr_eq(found, backend);
             if !live.backends.iter().any(|found| here(&found)) {
@@ -285,6 +316,8 @@ impl Shared {
         // Looked at first: a file that changes while it is read is read again the next time.
         registry.stamps = tls::stamps(&snapshot.certificates);
         registry.unreadable = self.certificates.load(&snapshot.certificates);
+        let unanswered = self.certificates.challenges.load(&snapshot.challenges);
+        registry.unreadable.extend(unanswered);
         for problem in &registry.unreadable {
             tracing::warn!(%problem, "a certificate cannot be used");
         }
@@ -370,7 +403,12 @@ impl Registry {
             .retain(|_, backend| !backend.is_forgettable(now, LEFT_SHOWN));
     }
 
-    fn live(&mut self, generation: u64, table: Table) -> Live {
+    fn live(
+        &mut self,
+        generation: u64,
+        table: Table,
+        answers: Vec<Option<Arc<RouteAnswers>>>,
+    ) -> Live {
         let mut services = Vec::with_capacity(table.services.len());
         for service in &table.services {
             let entry = self.services.entry(service.key.clone());
@@ -400,10 +438,13 @@ impl Registry {
                 Arc::new(RouteCounters {
                     name,
                     statuses: Statuses::default(),
+                    limiter: Limiter::new(RandomState::new()),
                 })
             });
             routes.push(Arc::clone(found));
         }
+        // Names come and go with environments; what no table and no request holds is forgotten.
+        self.routes.retain(|_, route| Arc::strong_count(route) > 1);
         // Begin somewhere else each time: with many snapshots the first backend must not get more than its part.
         let turns = table
             .groups
@@ -416,6 +457,7 @@ impl Registry {
             backends,
             services,
             routes,
+            answers,
             turns,
         }
     }
@@ -430,6 +472,13 @@ enum Admit {
     Healthy,
 }
 
+fn is_admitted(backend: &Backend, admit: Admit, now: Timestamp) -> bool {
+    match admit {
+        Admit::Usable => backend.is_usable(now),
+        Admit::Healthy => backend.is_healthy(),
+    }
+}
+
 impl Live {
     fn empty() -> Self {
         Self {
@@ -438,6 +487,7 @@ impl Live {
             backends: Vec::new(),
             services: Vec::new(),
             routes: Vec::new(),
+            answers: Vec::new(),
             turns: Vec::new(),
         }
     }
@@ -446,17 +496,38 @@ impl Live {
     /// test of a new release could pass on the old one), best first: one not tried yet, one that was (it may have come
     /// to its senses, and a single replica has only itself), and then the same among those that are ejected,
     /// since a backend that failed a moment ago is better than no answer.
+    /// A client that is kept where it is gets its own instance, or one of its release, as long as that is no worse.
     pub(crate) fn pick(
         &self,
-        service: usize,
-        preview: bool,
+        destination: Destination,
         turn: u64,
+        pinned: Option<Pinned>,
         tried: &[u64],
     ) -> Option<usize> {
+        let Destination { service, preview } = destination;
         [Admit::Usable, Admit::Healthy]
             .into_iter()
             .flat_map(|admit| [(admit, tried), (admit, &[])])
-            .find_map(|(admit, avoid)| self.pick_among(service, preview, turn, admit, avoid))
+            .find_map(|(admit, avoid)| {
+                pinned
+                    .and_then(|pinned| self.pick_pinned(service, pinned, admit, avoid))
+                    .or_else(|| self.pick_among(service, preview, turn, admit, avoid))
+            })
+    }
+
+    fn pick_pinned(
+        &self,
+        service: usize,
+        pinned: Pinned,
+        admit: Admit,
+        avoid: &[u64],
+    ) -> Option<usize> {
+        let own = pinned.backend.filter(|slot| {
+            let backend = &self.backends[*slot];
+            is_admitted(backend, admit, clock::monotonic()) && !avoid.contains(&backend.serial)
+        });
+        let slow_start_ms = self.table.services[service].slow_start_ms;
+        own.or_else(|| self.pick_in(pinned.group, slow_start_ms, admit, avoid))
     }
 
     /// The group by weight (or the preview group), then the least loaded of it.
@@ -503,11 +574,7 @@ impl Live {
         let slow_start = Duration::from_millis(slow_start_ms);
         let index = balance::least_loaded(serving.len(), turn, |index| {
             let backend = &self.backends[serving[index]];
-            let is_admitted = match admit {
-                Admit::Usable => backend.is_usable(now),
-                Admit::Healthy => backend.is_healthy(),
-            };
-            if !is_admitted || avoid.contains(&backend.serial) {
+            if !is_admitted(backend, admit, now) || avoid.contains(&backend.serial) {
                 return None;
             }
             let share = if slow_start_ms == 0 {

@@ -9,7 +9,7 @@ use std::{cell::Cell, future::Future, rc::Rc, sync::Arc, time::Duration};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
-use crate::{clock, pool::Pool, shared::Shared};
+use crate::{clock, http2_pool::Http2Pool, pool::Pool, shared::Shared};
 
 tokio::task_local! {
     /// Since when the stream of this task waits for its client.
@@ -20,6 +20,7 @@ tokio::task_local! {
 pub(crate) struct Thread {
     pub(crate) shared: Arc<Shared>,
     pub(crate) pool: Pool,
+    pub(crate) http2_pool: Http2Pool,
     pub(crate) tasks: TaskTracker,
 }
 
@@ -28,6 +29,7 @@ impl Thread {
         Rc::new(Self {
             shared,
             pool: Pool::default(),
+            http2_pool: Http2Pool::default(),
             tasks: TaskTracker::new(),
         })
     }
@@ -62,9 +64,8 @@ where
 
 /// Notes whether the client is to take something next, or we are to give it. Only HTTP/2 streams are watched.
 pub(crate) fn is_clients_turn(is_theirs: bool) {
-    let since = is_theirs.then(clock::instant);
     // Outside a stream there is nothing to note.
-    let _outside = WAITING.try_with(|waiting| waiting.set(since));
+    let _outside = WAITING.try_with(|waiting| waiting.set(is_theirs.then(clock::instant)));
 }
 
 /// Ends when the client has been waited for without a break for `limit`.

@@ -307,6 +307,7 @@ async fn serve(shared: Arc<Shared>, listeners: Arc<Listeners>, ready: Ready) {
     thread.tasks.close();
     // An idle connection to a backend is a task as well; the end must not wait for it.
     thread.pool.close();
+    thread.http2_pool.close();
     tokio::select! {
         () = thread.tasks.wait() => {}
         () = shared.life.limit() => tracing::warn!(
@@ -353,6 +354,10 @@ async fn accept(thread: std::rc::Rc<Thread>, listener: tokio::net::TcpListener, 
         };
         match accepted {
             Ok((stream, peer)) => {
+                // Closed at once: what waits for its turn is somebody else's connection.
+                let Some(seat) = thread.shared.peers.enter(peer.ip()) else {
+                    continue;
+                };
                 // Over the bound this one waits here, and the others in the backlog.
                 let permit = tokio::select! {
                     permit = Arc::clone(&thread.shared.room).acquire_owned() => permit.ok(),
@@ -360,7 +365,13 @@ async fn accept(thread: std::rc::Rc<Thread>, listener: tokio::net::TcpListener, 
                     () = leaving.cancelled() => None,
                 };
                 let owner = std::rc::Rc::clone(&thread);
-                thread.spawn(connection::serve(owner, stream, peer, kind.clone(), permit));
+                thread.spawn(connection::serve(
+                    owner,
+                    stream,
+                    peer,
+                    kind.clone(),
+                    (permit, seat),
+                ));
             }
             Err(error) => {
                 // A connection that broke before it was accepted says nothing about the next one.

@@ -125,7 +125,7 @@ async fn refuses_what_has_two_readings_or_breaks_a_limit() {
         (
             "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n"
                 .to_owned(),
-            400,
+            501,
         ),
         (
             "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\ncontent-length: 4\r\n\r\nabcd"

@@ -12,6 +12,7 @@ use crate::{
     instance::{Instance, InstanceState},
     plan::{Gate, Strategy, Topology},
     rollout::{Kind, Phase, Reverting, Rollout},
+    traffic::TrafficMode,
 };
 
 /// How long an instance may outlive its grace and the kill after it before nobody waits for it any more.
@@ -339,6 +340,21 @@ impl Environment {
             .all(|service| self.ready(service).old >= self.full(service).old)
     }
 
+    /// Whether traffic of some service would return to an old release that is not whole: by the table in the record
+    /// requests are still held, or the new release still gets some.
+    pub(crate) fn would_return_early(&self) -> bool {
+        let Some(rollout) = &self.rollout else {
+            return false;
+        };
+        let mut services = self.traffic.services.iter();
+        services.any(|(name, traffic)| {
+            let held = rollout.cleared && traffic.mode == TrafficMode::Pause;
+            let group = traffic.groups.get(&rollout.to);
+            let elsewhere = group.is_some_and(|group| group.weight > 0);
+            (held || elsewhere) && self.ready(name).old < self.full(name).old
+        })
+    }
+
     /// Whether each service has the new capacity this state wants, ready.
     pub(crate) fn is_new_ready(&self) -> bool {
         self.all_services()
@@ -429,11 +445,12 @@ impl Environment {
             .collect()
     }
 
-    /// Whether the rollout replaces instances of a release by others of the same.
+    /// Whether the rollout replaces instances of a release by others of the same. A restart that waited while its
+    /// release was taken back does not.
     pub(crate) fn is_restart(&self) -> bool {
-        self.rollout
-            .as_ref()
-            .is_some_and(|rollout| rollout.kind == Kind::Restart)
+        self.rollout.as_ref().is_some_and(|rollout| {
+            rollout.kind == Kind::Restart && rollout.from == Some(rollout.to)
+        })
     }
 }
 

@@ -122,7 +122,8 @@ impl Environment {
         } else {
             new
         };
-        for (release, weight) in weights(rollout, self.serving, old, new_counts) {
+        let kept = self.kept_shares(service);
+        for (release, weight) in weights(rollout, self.serving, old, new_counts, kept) {
             if let Some(group) = groups.get_mut(&release) {
                 group.weight += weight;
             }
@@ -157,6 +158,25 @@ impl Environment {
         // On the way back there is no reason to go forth once more.
         let returns = matches!(rollout.phase.underlying(), Phase::Reverting { .. });
         rollout.weights == Weights::NewOnly && stands_in && old > 0 && (!whole || returns)
+    }
+
+    /// Taking back came as far as the switch, its table was never recorded, and the old release has to be restored once
+    /// more: until then the shares stay as they are.
+    fn kept_shares(&self, service: &ServiceName) -> Option<(u32, u32)> {
+        let rollout = self.rollout.as_ref()?;
+        let from = rollout.from.filter(|from| *from != rollout.to)?;
+        let restores = matches!(
+            rollout.phase.underlying(),
+            Phase::Reverting {
+                stage: Reverting::Restoring,
+                ..
+            }
+        );
+        let groups = &self.traffic.services.get(service)?.groups;
+        let weight = |release| groups.get(&release).map_or(0, |group| group.weight);
+        let shares = (weight(from), weight(rollout.to));
+        let unswitched = rollout.weights == Weights::OldOnly && shares.1 > 0;
+        (restores && unswitched).then_some(shares)
     }
 
     fn traffic_mode(&self, serving: u32) -> TrafficMode {
@@ -195,12 +215,13 @@ fn holds_requests(rollout: &Rollout) -> bool {
 
 /// The share of each release, given how many instances of the old and the new side serve. A side on which
 /// nobody serves gets nothing; where the strategy would leave everything to such a side, the other takes it,
-/// if traffic was ever meant for it.
+/// if traffic was ever meant for it. `kept` are shares that stay although the old side is to get everything.
 fn weights(
     rollout: Option<&Rollout>,
     serving: Option<ReleaseId>,
     old: u32,
     new: u32,
+    kept: Option<(u32, u32)>,
 ) -> Vec<(ReleaseId, u32)> {
     let Some(rollout) = rollout else {
         return serving
@@ -214,12 +235,12 @@ fn weights(
         return vec![(to, u32::from(exposed && old + new > 0))];
     };
     let (old_share, new_share) = match rollout.weights {
-        Weights::OldOnly => (1, 0),
+        Weights::OldOnly => kept.unwrap_or((1, 0)),
         Weights::ByCount => (old, new),
         Weights::Split { new } => (100 - u32::from(new.min(100)), u32::from(new)),
         Weights::NewOnly => (0, 1),
     };
-    let exposed = rollout.weights != Weights::OldOnly;
+    let exposed = rollout.weights != Weights::OldOnly || kept.is_some();
     let (old_share, new_share) = match (old > 0, new > 0 && exposed) {
         (true, true) => (old_share, new_share),
         (true, false) => (1, 0),

@@ -8,11 +8,14 @@
 
 mod bench;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use landfast_rollout::{
-    Action, Change, Environment, Gate, Input, InstanceState, Kind, Outcome, ParkReason, Phase,
-    Rejected, RolloutPlan, Strategy,
+    Action, Change, Environment, Event, Gate, Input, InstanceState, Kind, Outcome, ParkReason,
+    Phase, Rejected, RolloutPlan, Strategy, TrafficMode,
     analysis::{InstanceObservation, Observation, Sample},
 };
 use landfast_types::{InstanceId, ReleaseId, RolloutId};
@@ -101,8 +104,7 @@ fn what_is_found_dead_after_a_takeover_is_not_held_against_the_release() {
         bench.deploy(api(), plan(Strategy::BlueGreen)).unwrap();
         bench.until(phase);
         bench.run(1);
-        let all: std::collections::BTreeSet<_> =
-            bench.environment.instances.keys().cloned().collect();
+        let all: BTreeSet<_> = bench.environment.instances.keys().cloned().collect();
         bench.now = bench.now + secs(600);
         // The shims' folders outlived the host: each says that its instance ended.
         bench
@@ -352,8 +354,7 @@ fn an_inconclusive_analysis_extends_once_and_parks_and_a_person_decides() {
             .deploy(api(), with(canary(), &[Gate::Analysis]))
             .unwrap();
         bench.until("parked");
-        let extended =
-            |event: &&landfast_rollout::Event| matches!(event.change, Change::HoldExtended { .. });
+        let extended = |event: &&Event| matches!(event.change, Change::HoldExtended { .. });
         assert_eq!(bench.events.iter().filter(extended).count(), 1);
         let shares = bench.shares("api");
         assert_eq!(shares.last(), Some(&(95, 5)), "it parks at that weight");
@@ -757,6 +758,122 @@ fn a_stop_or_a_restart_in_standby_accepts_what_serves() {
 }
 
 #[test]
+fn a_restart_that_waited_ends_where_its_release_was_taken_back() {
+    let mut bench = Bench::serving(api());
+    bench.deploy(api(), plan(Strategy::BlueGreen)).unwrap();
+    bench.until("standby");
+    bench.tell(Input::Restart { by: "bob".into() }).unwrap();
+    assert_eq!(bench.phase(), "sealing");
+    let queued = bench.environment.queued.as_ref();
+    assert_eq!(queued.map(|queued| queued.to), Some(ReleaseId(2)));
+    bench.abort().unwrap();
+    bench.until("none");
+    bench.run(60);
+    assert_eq!(bench.environment.serving, Some(ReleaseId(1)));
+    assert_eq!((bench.of("api", 1).len(), bench.in_rotation("api")), (3, 3));
+    assert_eq!(bench.of("api", 2), []);
+    // It is not lost without a word: it has a number, an end and a reason.
+    let restart = bench.environment.history.last().unwrap();
+    assert_eq!((restart.kind, restart.id), (Kind::Restart, RolloutId(3)));
+    assert_eq!(
+        bench.ended(),
+        "rolled back: release 2 was taken back before its restart"
+    );
+    assert_eq!(bench.phases(), [""; 0]);
+    bench.replay_agrees();
+}
+
+#[test]
+fn a_restart_that_was_begun_across_two_releases_is_taken_back_capacity_first() {
+    let mut bench = Bench::serving(api());
+    bench.deploy(api(), plan(Strategy::BlueGreen)).unwrap();
+    bench.until("standby");
+    bench.abort().unwrap();
+    bench.until("none");
+    // An earlier version recorded this.
+    let record = [
+        Change::RolloutStarted {
+            rollout: RolloutId(3),
+            kind: Kind::Restart,
+            from: Some(ReleaseId(1)),
+            to: ReleaseId(2),
+            plan: plan(rolling()),
+            by: "bob".into(),
+        },
+        Change::PhaseEntered {
+            phase: Phase::Moving { service: 0 },
+        },
+    ];
+    for change in record {
+        let at = bench.now;
+        let event = Event { at, change };
+        bench.environment.apply(&event);
+        bench.events.push(event);
+    }
+    bench.tell(Input::Tick).unwrap();
+    bench.until("standby");
+    assert_eq!(bench.of("api", 1), []);
+    bench.abort().unwrap();
+    assert_eq!(
+        (bench.phase().as_str(), bench.in_rotation("api")),
+        ("back: restoring", 3)
+    );
+    bench.until("none");
+    assert_eq!((bench.of("api", 1).len(), bench.in_rotation("api")), (3, 3));
+    bench.replay_agrees();
+}
+
+#[test]
+fn held_requests_are_let_go_to_a_whole_release_only_though_the_host_died_at_the_switch() {
+    let mut bench = Bench::serving(api());
+    bench.deploy(api(), plan(Strategy::Recreate)).unwrap();
+    bench.until("warming 0");
+    bench.abort().unwrap();
+    bench.until("none");
+    bench.forget_after("back: switching");
+    let mode = |bench: &Bench| bench.environment.traffic.services[&name("api")].mode;
+    assert_eq!(mode(&bench), TrafficMode::Pause);
+    bench.tell(Input::Adopted { running: [].into() }).unwrap();
+    while mode(&bench) == TrafficMode::Pause {
+        assert_eq!(bench.phase(), "back: restoring");
+        bench.run(1);
+    }
+    assert_eq!((bench.ready("api").old, bench.in_rotation("api")), (3, 3));
+    bench.until("none");
+    assert!(bench.ended().starts_with("rolled back: aborted"));
+    bench.replay_agrees();
+}
+
+#[test]
+fn shares_stay_until_the_old_release_is_whole_though_it_died_at_the_switch() {
+    for lost in [1, 3] {
+        let mut bench = Bench::serving(api());
+        bench.deploy(api(), plan(rolling())).unwrap();
+        bench.until("standby");
+        bench.abort().unwrap();
+        bench.until("none");
+        bench.forget_after("back: switching");
+        let dead: BTreeSet<InstanceId> = bench.of("api", 1).into_iter().take(lost).collect();
+        let all = bench.environment.instances.keys().cloned();
+        let running = all.filter(|id| !dead.contains(id)).collect();
+        bench.tell(Input::Adopted { running }).unwrap();
+        let weight = |bench: &Bench, release| {
+            let traffic = &bench.environment.traffic.services[&name("api")];
+            let group = traffic.groups.get(&ReleaseId(release));
+            group.map_or(0, |group| group.weight)
+        };
+        while weight(&bench, 2) > 0 {
+            assert_eq!(bench.phase(), "back: restoring");
+            bench.run(1);
+        }
+        assert_eq!((bench.ready("api").old, weight(&bench, 1)), (3, 1));
+        bench.until("none");
+        assert_eq!((bench.of("api", 1).len(), bench.in_rotation("api")), (3, 3));
+        bench.replay_agrees();
+    }
+}
+
+#[test]
 fn after_host_loss_everything_starts_again_and_the_rollout_goes_on() {
     for strategy in strategies() {
         let mut bench = Bench::serving(api());
@@ -1060,7 +1177,7 @@ fn a_gate_that_opened_is_not_asked_again() {
         bench.run(2);
         bench.probe(&sick, false);
     }
-    let opened = |event: &&landfast_rollout::Event| {
+    let opened = |event: &&Event| {
         matches!(
             event.change,
             Change::GateOpened {

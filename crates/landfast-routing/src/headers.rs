@@ -7,8 +7,9 @@ use std::net::IpAddr;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Version,
     header::{
-        CONNECTION, CONTENT_LENGTH, EXPECT, FORWARDED, HOST, PROXY_AUTHENTICATE,
-        PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
+        AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, EXPECT,
+        FORWARDED, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SET_COOKIE, TE,
+        TRANSFER_ENCODING, UPGRADE,
     },
     uri::Uri,
 };
@@ -19,8 +20,19 @@ const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+/// What is meant for one connection only, beside `Connection` itself and what it lists.
+static HOP_BY_HOP: [HeaderName; 8] = [
+    KEEP_ALIVE,
+    PROXY_CONNECTION,
+    PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION,
+    TE,
+    TRANSFER_ENCODING,
+    UPGRADE,
+    HTTP2_SETTINGS,
+];
 /// Fields by which upstreams learn who asks for what; a client must not be able to set them through us.
-const FOREIGN_FORWARDING: [HeaderName; 4] = [
+static FOREIGN_FORWARDING: [HeaderName; 4] = [
     HeaderName::from_static("x-real-ip"),
     HeaderName::from_static("true-client-ip"),
     HeaderName::from_static("x-original-url"),
@@ -30,6 +42,20 @@ const FOREIGN_FORWARDING: [HeaderName; 4] = [
 const FOREIGN_FAMILIES: [&str; 2] = ["x-forwarded-", "x-original-forwarded-"];
 /// Names the request in every log on its way.
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Fields that have no meaning after the body, or too much of one.
+const NEVER_TRAILERS: [HeaderName; 10] = [
+    HOST,
+    CONTENT_LENGTH,
+    CONTENT_ENCODING,
+    CONTENT_TYPE,
+    EXPECT,
+    FORWARDED,
+    AUTHORIZATION,
+    COOKIE,
+    SET_COOKIE,
+    X_REQUEST_ID,
+];
 
 /// The longest request id taken from a client.
 const REQUEST_ID_LEN_MAX: usize = 128;
@@ -68,16 +94,47 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
         }
         headers.remove(CONNECTION);
     }
-    for name in [
-        KEEP_ALIVE,
-        PROXY_CONNECTION,
-        PROXY_AUTHENTICATE,
-        PROXY_AUTHORIZATION,
-        TE,
-        TRANSFER_ENCODING,
-        UPGRADE,
-        HTTP2_SETTINGS,
-    ] {
+    // Most messages have none of them, and looking at each field once is cheaper than asking for each name.
+    let here: Vec<&HeaderName> = HOP_BY_HOP
+        .iter()
+        .filter(|name| headers.keys().any(|key| key == *name))
+        .collect();
+    for name in here {
+        headers.remove(name);
+    }
+}
+
+/// Whether the sender of a request takes trailers (RFC 9110, 10.1.4).
+pub fn takes_trailers(headers: &HeaderMap) -> bool {
+    headers
+        .get_all(TE)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|part| part.trim().eq_ignore_ascii_case("trailers"))
+}
+
+/// Takes out of an answer's trailers what must not come that late (RFC 9110, 6.5.1): framing, routing, credentials.
+pub fn clean_trailers(trailers: &mut HeaderMap) {
+    strip_hop_by_hop(trailers);
+    for name in NEVER_TRAILERS {
+        trailers.remove(name);
+    }
+}
+
+/// The same for a request's, and what only we may say: a backend that joins trailers with the head would believe it.
+pub fn clean_request_trailers(trailers: &mut HeaderMap) {
+    clean_trailers(trailers);
+    remove_foreign(trailers);
+}
+
+fn remove_foreign(headers: &mut HeaderMap) {
+    let foreign: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| is_foreign(name))
+        .cloned()
+        .collect();
+    for name in foreign {
         headers.remove(name);
     }
 }
@@ -102,36 +159,83 @@ fn is_foreign(name: &HeaderName) -> bool {
         || text.contains('_')
 }
 
-/// Replaces every forwarding field by what we saw ourselves, and drops `Expect`, which was answered here.
-pub fn set_forwarded(headers: &mut HeaderMap, arrival: Arrival<'_>) {
-    let foreign: Vec<HeaderName> = headers
-        .keys()
-        .filter(|name| is_foreign(name))
-        .cloned()
-        .collect();
-    for name in foreign {
-        headers.remove(name);
-    }
-    headers.remove(EXPECT);
-    let client = arrival.client.to_canonical();
-    let proto = if arrival.is_https { "https" } else { "http" };
-    let node = match client {
-        IpAddr::V4(address) => address.to_string(),
-        IpAddr::V6(address) => format!("\"[{address}]\""),
-    };
-    let forwarded = format!("for={node};host=\"{}\";proto={proto}", arrival.authority);
-    let fields = [
-        (X_FORWARDED_FOR, HeaderValue::from_str(&client.to_string())),
-        (X_FORWARDED_HOST, HeaderValue::from_str(arrival.authority)),
-        (X_FORWARDED_PROTO, Ok(HeaderValue::from_static(proto))),
-        (FORWARDED, HeaderValue::from_str(&forwarded)),
-    ];
-    for (name, value) in fields {
-        match value {
-            Ok(value) => drop(headers.insert(name, value)),
-            Err(_) => drop(headers.remove(name)),
+/// The forwarding fields of all requests of one client for one authority. A connection keeps them: they cost several
+/// allocations, and its next request is most likely for the same authority.
+#[derive(Debug, Clone)]
+pub struct Forwarding {
+    authority: String,
+    address: IpAddr,
+    is_https: bool,
+    client: Option<HeaderValue>,
+    host: Option<HeaderValue>,
+    forwarded: Option<HeaderValue>,
+}
+
+impl Forwarding {
+    /// What a backend is told of a request's origin.
+    pub fn new(arrival: Arrival<'_>) -> Self {
+        let client = arrival.client.to_canonical();
+        let node = match client {
+            IpAddr::V4(address) => address.to_string(),
+            IpAddr::V6(address) => format!("\"[{address}]\""),
+        };
+        let proto = proto(arrival.is_https);
+        let forwarded = format!("for={node};host=\"{}\";proto={proto}", arrival.authority);
+        Self {
+            authority: arrival.authority.to_owned(),
+            address: arrival.client,
+            is_https: arrival.is_https,
+            client: HeaderValue::from_str(&client.to_string()).ok(),
+            host: HeaderValue::from_str(arrival.authority).ok(),
+            forwarded: HeaderValue::try_from(forwarded).ok(),
         }
     }
+
+    /// Whether it was made for the same client and authority, as written.
+    pub fn is_for(&self, arrival: Arrival<'_>) -> bool {
+        self.authority == arrival.authority
+            && self.address == arrival.client
+            && self.is_https == arrival.is_https
+    }
+
+    /// The authority as a field's value.
+    pub fn host(&self) -> Option<&HeaderValue> {
+        self.host.as_ref()
+    }
+
+    /// Replaces every forwarding field by what we saw ourselves, and drops `Expect`, which was answered here.
+    pub fn set(&self, headers: &mut HeaderMap) {
+        let foreign: Vec<HeaderName> = headers
+            .keys()
+            .filter(|name| is_foreign(name) || **name == EXPECT)
+            .cloned()
+            .collect();
+        for name in foreign {
+            headers.remove(name);
+        }
+        let proto = HeaderValue::from_static(proto(self.is_https));
+        let fields = [
+            (X_FORWARDED_FOR, self.client.clone()),
+            (X_FORWARDED_HOST, self.host.clone()),
+            (X_FORWARDED_PROTO, Some(proto)),
+            (FORWARDED, self.forwarded.clone()),
+        ];
+        for (name, value) in fields {
+            match value {
+                Some(value) => drop(headers.insert(name, value)),
+                None => drop(headers.remove(name)),
+            }
+        }
+    }
+}
+
+fn proto(is_https: bool) -> &'static str {
+    if is_https { "https" } else { "http" }
+}
+
+/// [`Forwarding::set`] for one request alone.
+pub fn set_forwarded(headers: &mut HeaderMap, arrival: Arrival<'_>) {
+    Forwarding::new(arrival).set(headers);
 }
 
 /// The client's request id, if it is one that can stand in a log line.
@@ -276,6 +380,31 @@ mod tests {
         let mut names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
         assert_eq!(names, ["content-length", "host", "x-stays"]);
+    }
+
+    #[test]
+    fn trailers_bring_nothing_that_belongs_to_the_head() {
+        let mut trailers = map(&[
+            ("grpc-status", "0"),
+            ("x-checksum", "1"),
+            ("content-length", "3"),
+            ("transfer-encoding", "chunked"),
+            ("x-forwarded-for", "6.6.6.6"),
+            ("authorization", "Basic x"),
+            ("host", "b.example"),
+            ("my_key", "0"),
+        ]);
+        let mut answer = trailers.clone();
+        clean_request_trailers(&mut trailers);
+        assert_eq!(trailers, map(&[("grpc-status", "0"), ("x-checksum", "1")]));
+        clean_trailers(&mut answer);
+        assert_eq!(
+            answer["my_key"], "0",
+            "an instance may call its own what it likes"
+        );
+        assert!(!answer.contains_key(AUTHORIZATION) && !answer.contains_key(HOST));
+        assert!(takes_trailers(&map(&[("te", "gzip, Trailers")])));
+        assert!(!takes_trailers(&map(&[("te", "gzip")])));
     }
 
     #[test]

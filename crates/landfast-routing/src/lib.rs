@@ -3,14 +3,20 @@
 //!
 //! It never changes the table it was given; whoever holds a newer table swaps the whole.
 
+pub mod admission;
 pub mod balance;
 pub mod eject;
 pub mod elders;
+pub mod encoding;
+pub mod files;
+pub mod grpc;
 pub mod headers;
 pub mod health;
+pub mod media;
 pub mod retry;
 pub mod schedule;
 pub mod snapshot;
 pub mod sse;
+pub mod sticky;
 pub mod table;
 pub mod websocket;

@@ -12,6 +12,12 @@ use std::{collections::BTreeMap, net::SocketAddr};
 use landfast_types::{Fence, Histogram, ReleaseId, ServiceKey, Timestamp};
 use serde::{Deserialize, Serialize};
 
+use crate::admission::Admission;
+
+mod answers;
+
+pub use answers::{FilesRoot, MissingFile, Protocol, RouteAnswers, RouteFiles};
+
 /// The version of the format this crate writes.
 pub const SNAPSHOT_VERSION: u32 = 1;
 
@@ -25,6 +31,12 @@ pub struct Snapshot {
     pub services: BTreeMap<ServiceKey, Service>,
     #[serde(default)]
     pub certificates: Vec<Certificate>,
+    /// The absolute folder of the store that holds the artifacts routes name; empty where none does.
+    #[serde(default)]
+    pub store: String,
+    /// Answers to the questions of a certificate authority that are open just now.
+    #[serde(default)]
+    pub challenges: Vec<Challenge>,
 }
 
 /// A host and a path that lead to a service. Exact hosts win over wildcards, then the longest path prefix wins.
@@ -43,6 +55,11 @@ pub struct Route {
     pub https_only: bool,
     pub limits: RouteLimits,
     pub timeouts: RouteTimeouts,
+    /// Who may come, and how often.
+    #[serde(default)]
+    pub admission: Admission,
+    #[serde(default)]
+    pub answers: RouteAnswers,
 }
 
 /// What a request may weigh.
@@ -77,6 +94,11 @@ pub struct Service {
     /// How long a backend that just joined takes to get its full share.
     #[serde(default)]
     pub slow_start_ms: u64,
+    /// Whether a cookie keeps clients on their release and instance.
+    #[serde(default)]
+    pub sticky: bool,
+    #[serde(default)]
+    pub protocol: Protocol,
 }
 
 /// What a service does with a request.
@@ -173,6 +195,31 @@ pub struct Certificate {
     pub hosts: Vec<String>,
     pub chain_path: String,
     pub key_path: String,
+}
+
+/// The answer by which a certificate authority knows that this host is ours.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Challenge {
+    /// The host that is proven: exact, lower case.
+    pub host: String,
+    pub answer: ChallengeAnswer,
+}
+
+/// How a challenge is answered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum ChallengeAnswer {
+    /// `GET /.well-known/acme-challenge/<token>` is answered with this text (RFC 8555, 8.3), before any route,
+    /// redirect or pause of the host.
+    Http {
+        token: String,
+        key_authorization: String,
+    },
+    /// Who asks for `acme-tls/1` and nothing else gets this certificate (RFC 8737): PEM files.
+    TlsAlpn {
+        chain_path: String,
+        key_path: String,
+    },
 }
 
 /// What the proxy answers to a snapshot it took, and to `GET /status`.
@@ -285,8 +332,14 @@ pub struct ServiceStats {
     pub unavailable: u64,
     /// Answered 502 or 504 by us.
     pub gateway_errors: u64,
-    /// Refused by a limit (413, 431, 403, 400, …).
+    /// Refused by a limit or a rule (413, 431, 403, 429, 400, …).
     pub refused: u64,
+    /// Of these, by a rate limit (429).
+    #[serde(default)]
+    pub rate_limited: u64,
+    /// Of these, because their client may not come (401, 403).
+    #[serde(default)]
+    pub denied: u64,
     /// Held while paused, and the longest of those waits in the newest pause.
     pub paused: u64,
     pub pause_longest_ms: u64,

@@ -12,12 +12,14 @@ use std::{
 use landfast_types::{Fence, ReleaseId, ServiceKey};
 
 use crate::{
+    admission::{Gate, other_reading},
     headers::host_name,
     schedule::Schedule,
     snapshot::{
-        BackendState, EjectionPolicy, HealthCheck, Mode, RetryPolicy, Route, SNAPSHOT_VERSION,
-        Snapshot,
+        BackendState, EjectionPolicy, HealthCheck, Mode, Protocol, RetryPolicy, Route,
+        SNAPSHOT_VERSION, Snapshot,
     },
+    sticky,
 };
 
 /// All routes of a host, ready to be asked.
@@ -40,6 +42,10 @@ pub struct TableRoute {
     pub route: Route,
     /// Into [`Table::services`].
     pub service: usize,
+    /// Into [`Table::routes`]: its own place.
+    pub index: usize,
+    /// The route's admission, ready to be asked.
+    pub gate: Gate,
 }
 
 /// A service with its order of groups.
@@ -57,6 +63,9 @@ pub struct TableService {
     pub retry: RetryPolicy,
     pub ejection: EjectionPolicy,
     pub slow_start_ms: u64,
+    /// The name of the cookie that keeps clients where they are.
+    pub sticky: Option<String>,
+    pub protocol: Protocol,
 }
 
 /// The backends of one release.
@@ -131,6 +140,16 @@ impl Table {
             .map(|index| &self.routes[*index])
     }
 
+    /// Whether a path that leads to `found` would lead elsewhere if it were read as a lenient application reads it:
+    /// then what guards one of the two routes would not guard what the application serves.
+    pub fn is_ambiguous(&self, host: &str, path: &str, found: &TableRoute) -> bool {
+        let Some(read) = other_reading(path) else {
+            return false;
+        };
+        let other = self.find(host, &read);
+        other.is_none_or(|other| other.index != found.index)
+    }
+
     fn add_service(
         &mut self,
         key: &ServiceKey,
@@ -185,6 +204,8 @@ impl Table {
             retry: service.retry.clone(),
             ejection: service.ejection.clone(),
             slow_start_ms: service.slow_start_ms,
+            sticky: service.sticky.then(|| sticky::cookie_name(key)),
+            protocol: service.protocol,
         });
     }
 
@@ -209,8 +230,18 @@ impl Table {
             ));
             return;
         }
-        list.push(self.routes.len());
-        self.routes.push(TableRoute { route, service });
+        let mut found = Vec::new();
+        let gate = Gate::compile(&route.admission, &mut found);
+        let named = |problem| format!("route `{}`: {problem}", route.name);
+        problems.extend(found.into_iter().map(named));
+        let index = self.routes.len();
+        list.push(index);
+        self.routes.push(TableRoute {
+            route,
+            service,
+            index,
+            gate,
+        });
     }
 
     /// Longest prefix first, so that the first match is the right one.
@@ -253,7 +284,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::snapshot::{Backend, Group, RouteLimits, RouteTimeouts, Service};
+    use crate::snapshot::{Backend, Group, RouteAnswers, RouteLimits, RouteTimeouts, Service};
 
     fn key(text: &str) -> ServiceKey {
         text.parse().expect("a key")
@@ -273,6 +304,8 @@ mod tests {
                 first_byte_ms: 1,
                 body_idle_ms: 1,
             },
+            admission: crate::admission::Admission::default(),
+            answers: RouteAnswers::default(),
         }
     }
 
@@ -309,6 +342,8 @@ mod tests {
                 max_ms: 2,
             },
             slow_start_ms: 0,
+            sticky: false,
+            protocol: Protocol::default(),
         }
     }
 
@@ -360,6 +395,33 @@ mod tests {
         let (table, _) = table(vec![route("a.example", "/", "a/b/c")]);
         assert!(table.find("b.example", "/").is_none());
         assert!(Table::default().find("a", "/").is_none());
+    }
+
+    #[test]
+    fn a_path_that_two_routes_could_read_as_theirs_is_ambiguous() {
+        let (table, _) = table(vec![
+            route("a.example", "/", "a/b/c"),
+            route("a.example", "/admin", "a/b/d"),
+            route("b.example", "/only", "a/b/d"),
+        ]);
+        for (host, path, expected) in [
+            ("a.example", "/x", false),
+            ("a.example", "//x", false),
+            ("a.example", "/files/a%2fb", false),
+            ("a.example", "/admin/../admin/x", false),
+            ("a.example", "//admin", true),
+            ("a.example", "/%61dmin", true),
+            ("a.example", "/x/..;/admin", true),
+            ("a.example", "/admin/../x", true),
+            ("b.example", "/only/../x", true),
+        ] {
+            let found = table.find(host, path).expect("a route");
+            assert_eq!(
+                table.is_ambiguous(host, path, found),
+                expected,
+                "{host}{path}"
+            );
+        }
     }
 
     #[test]

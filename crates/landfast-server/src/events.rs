@@ -5,7 +5,7 @@ use std::{convert::Infallible, time::Duration};
 use axum::{body::Body, response::Response};
 use bytes::Bytes;
 use http::{HeaderMap, header};
-use landfast_api::{EVENT_HEARTBEAT_S, EVENT_STREAM, ProblemCode};
+use landfast_api::{EVENT_HEARTBEAT_S, EVENT_STREAM, Event as WireEvent, ProblemCode};
 use landfast_engine::EVENT_KIND;
 use landfast_rollout::Event;
 use landfast_types::Scope;
@@ -14,6 +14,7 @@ use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 
 use crate::{
     answer::{Answer, Failure, chain},
+    certificates,
     state::{AppState, until_leaving},
     wire,
 };
@@ -94,6 +95,10 @@ async fn follow(
         let mut text = String::new();
         for record in page {
             position = record.position;
+            // Certificates belong to the host, not to one environment.
+            if record.kind == certificates::RECORD_KIND && scope.is_none() {
+                text.extend(certificates::event(&record).map(|wire| as_text(&wire)));
+            }
             if record.kind != EVENT_KIND {
                 continue;
             }
@@ -108,11 +113,7 @@ async fn follow(
                 continue;
             };
             if let Some(wire) = wire::event(record.position, &of, &event) {
-                let data = serde_json::to_string(&wire).expect("an event has text keys");
-                text.push_str(&format!(
-                    "id: {}\nevent: {}\ndata: {data}\n\n",
-                    wire.sequence, wire.kind
-                ));
+                text.push_str(&as_text(&wire));
             }
         }
         if !text.is_empty() && sender.send(Bytes::from(text)).await.is_err() {
@@ -132,6 +133,12 @@ async fn follow(
             }
         }
     }
+}
+
+fn as_text(event: &WireEvent) -> String {
+    let data = serde_json::to_string(event).expect("an event has text keys");
+    let (id, kind) = (event.sequence, &event.kind);
+    format!("id: {id}\nevent: {kind}\ndata: {data}\n\n")
 }
 
 fn parse_scope(text: &str) -> Option<Scope> {

@@ -6,6 +6,7 @@
 //! It never serves an app's request (the proxy does) and never decides about a rollout (the engine does).
 
 mod answer;
+mod certificates;
 mod events;
 mod handlers;
 mod idempotency;
@@ -15,9 +16,13 @@ mod run;
 mod state;
 mod wire;
 
+pub use landfast_acme::{ChallengeKind, LETS_ENCRYPT};
+
 pub use crate::{
+    certificates::AcmeSettings,
+    handlers::instance_ports,
     lock::LockError,
     proxy::ProxyError,
     run::{Ended, ServerError, ServerSettings, check, run},
-    wire::event_text,
+    wire::{diagnosis, event_text},
 };

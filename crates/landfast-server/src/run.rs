@@ -14,7 +14,7 @@ use landfast_engine::{
     Clock as _, Controls, Folders, Platform, PlatformSettings, StartError, SystemClock,
 };
 use landfast_journal::{Journal, SqliteJournal};
-use landfast_proxy::control::ControlClient;
+use landfast_proxy::{Trust, TrustedField, control::ControlClient};
 use landfast_secrets::Vault;
 use landfast_store::Store;
 use landfast_target_process::{ProcessSettings, ProcessTarget};
@@ -27,6 +27,7 @@ use tokio::{
 };
 
 use crate::{
+    certificates::{self, AcmeSettings},
     handlers,
     lock::{LockError, StateLock},
     proxy::{ProxyError, ProxyOrder},
@@ -51,7 +52,12 @@ pub struct ServerSettings {
     pub version: String,
     /// What differs from what one might expect, for `status`.
     pub notes: Vec<String>,
+    /// Whose word about a client the proxy takes.
+    pub trust: Trust,
+    /// Connections one client may hold at the proxy; zero leaves it to the proxy.
+    pub connections_per_client: u32,
     pub controls: Controls,
+    pub acme: AcmeSettings,
 }
 
 /// How a server ended in order.
@@ -80,6 +86,10 @@ pub enum ServerError {
     Key(#[source] landfast_secrets::KeyError),
     #[error("failed to open the artifact store")]
     Store(#[source] landfast_store::StoreError),
+    #[error("failed to open the certificates")]
+    Certificates(#[source] landfast_acme::StoreError),
+    #[error("the certificate authority cannot be asked")]
+    Acme(#[source] landfast_acme::ConnectError),
     #[error(transparent)]
     Proxy(#[from] ProxyError),
     #[error(transparent)]
@@ -120,6 +130,8 @@ impl ServerError {
                 Some("name folders this user may write, with --state and --run".into())
             }
             Self::Generation(_) => Some("free some space where the state is; instances and traffic go on, and nothing is lost".into()),
+            Self::Acme(_) => Some("name a PEM file with `--acme-ca`".into()),
+            Self::Certificates(_) => Some("the server's user must be able to write the state folder".into()),
             Self::Lock(_) | Self::Read(_) | Self::Store(_) | Self::Proxy(_) | Self::Start(_) | Self::NotLoopback(_) | Self::Serve(_)
             | Self::Unreadable { .. } => None,
         }
@@ -173,11 +185,16 @@ pub async fn run(settings: ServerSettings) -> Result<Ended, ServerError> {
     let clock = Arc::new(SystemClock::start(last_recorded(journal.as_ref())?));
     let vault = open_vault(journal.as_ref(), &settings.state.join("secrets.key"))?;
     let store = Arc::new(Store::open(settings.state.join("store")).map_err(ServerError::Store)?);
-    let target = ProcessTarget::new(ProcessSettings::new(
-        settings.executable.clone(),
-        settings.run.clone(),
-        Arc::clone(&store),
-    ));
+    let target = ProcessTarget::new(ProcessSettings {
+        temporary: settings.state.join("tmp"),
+        volumes: Some(settings.state.join("volumes")),
+        users: Some(settings.state.join("users.json")),
+        ..ProcessSettings::new(
+            settings.executable.clone(),
+            settings.run.clone(),
+            Arc::clone(&store),
+        )
+    });
 
     let proxy = proxy_order(&settings);
     proxy.ensure().await?;
@@ -186,6 +203,8 @@ pub async fn run(settings: ServerSettings) -> Result<Ended, ServerError> {
         state: settings.state.clone(),
         run: settings.run.clone(),
     };
+    let certificates = landfast_acme::Store::open(folders.certificates());
+    let certificates = certificates.map_err(ServerError::Certificates)?;
     let platform = Platform::start(PlatformSettings {
         journal,
         target: Arc::new(target),
@@ -196,14 +215,23 @@ pub async fn run(settings: ServerSettings) -> Result<Ended, ServerError> {
         generation,
         folders,
         controls: settings.controls,
+        obtained: certificates::obtained(&certificates),
     })
     .await?;
+    let certificates = certificates::manager(&settings.acme, certificates, platform.shared())?;
 
     let (leaving, left) = watch::channel(false);
-    let state = AppState::new(Arc::clone(&platform), settings.clone(), clock.now(), left);
+    let state = AppState::new(
+        Arc::clone(&platform),
+        settings.clone(),
+        Arc::clone(&certificates),
+        clock.now(),
+        left,
+    );
     let router = handlers::router(state);
     let mut tasks = JoinSet::new();
     tasks.spawn(proxy.guard());
+    tasks.spawn(certificates.run());
     if let Some(tcp) = tcp {
         let (router, left) = (router.clone(), leaving.subscribe());
         tasks.spawn(async move {
@@ -352,6 +380,19 @@ fn proxy_order(settings: &ServerSettings) -> ProxyOrder {
     }
     for address in &settings.https {
         add("--https", address.to_string());
+    }
+    if settings.connections_per_client > 0 {
+        add(
+            "--connections-per-client",
+            settings.connections_per_client.to_string(),
+        );
+    }
+    for network in &settings.trust.proxies {
+        add("--trusted-proxies", network.to_string());
+    }
+    match settings.trust.field {
+        TrustedField::XForwardedFor => {}
+        TrustedField::Forwarded => add("--trusted-field", "forwarded".to_owned()),
     }
     let executable = settings.executable.clone();
     ProxyOrder {

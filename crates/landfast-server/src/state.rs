@@ -9,7 +9,7 @@ use landfast_engine::Platform;
 use landfast_types::Timestamp;
 use tokio::{sync::watch, task::JoinSet};
 
-use crate::run::ServerSettings;
+use crate::{certificates::Certificates, run::ServerSettings};
 
 /// A handle to the server, cheap to clone.
 #[derive(Clone)]
@@ -18,6 +18,7 @@ pub(crate) struct AppState(Arc<Inner>);
 pub(crate) struct Inner {
     pub(crate) platform: Arc<Platform>,
     pub(crate) settings: ServerSettings,
+    pub(crate) certificates: Arc<Certificates>,
     pub(crate) started_at: Timestamp,
     /// Streams end when this turns true, so that they hold up no shutdown.
     pub(crate) leaving: watch::Receiver<bool>,
@@ -39,12 +40,14 @@ impl AppState {
     pub(crate) fn new(
         platform: Arc<Platform>,
         settings: ServerSettings,
+        certificates: Arc<Certificates>,
         started_at: Timestamp,
         leaving: watch::Receiver<bool>,
     ) -> Self {
         Self(Arc::new(Inner {
             platform,
             settings,
+            certificates,
             started_at,
             leaving,
             streams: Mutex::default(),

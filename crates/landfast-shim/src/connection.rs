@@ -154,14 +154,17 @@ impl Connection {
         let Some(exec) = &self.exec else {
             return;
         };
-        let Some((exit, drain_until)) = &exec.ended else {
+        let Some(ended) = &exec.ended else {
             return;
         };
         let is_drained = exec.stdout.is_none() && exec.stderr.is_none();
-        if is_drained || now >= *drain_until {
-            let exit = exit.clone();
+        if is_drained || now >= ended.drain_until {
+            let (exit, out_of_memory) = (ended.exit.clone(), ended.out_of_memory);
             self.exec = None;
-            self.say(&Reply::Exec { exit });
+            self.say(&Reply::Exec {
+                exit,
+                out_of_memory,
+            });
         }
     }
 }
@@ -185,12 +188,22 @@ pub(crate) struct Exec {
     unfed: Vec<u8>,
     pub(crate) stdout: Option<OwnedFd>,
     pub(crate) stderr: Option<OwnedFd>,
-    /// How it ended, and until when its output is waited for: a grandchild may hold the pipes for ever.
-    pub(crate) ended: Option<(Exit, Monotonic)>,
+    /// Kills for want of memory in its jail before it began.
+    pub(crate) oom_kills: u64,
+    pub(crate) ended: Option<ExecEnd>,
+}
+
+/// How a command ended.
+pub(crate) struct ExecEnd {
+    pub(crate) exit: Exit,
+    /// The memory limit at which the kernel killed it.
+    pub(crate) out_of_memory: Option<u64>,
+    /// Until when its output is waited for: a grandchild may hold the pipes for ever.
+    pub(crate) drain_until: Monotonic,
 }
 
 impl Exec {
-    pub(crate) fn new(child: Child, stdin_bytes: u64) -> io::Result<Self> {
+    pub(crate) fn new(child: Child, stdin_bytes: u64, oom_kills: u64) -> io::Result<Self> {
         let pid = Pid::from_child(&child);
         let mut exec = Self {
             pid,
@@ -199,6 +212,7 @@ impl Exec {
             unfed: Vec::new(),
             stdout: child.stdout.map(OwnedFd::from),
             stderr: child.stderr.map(OwnedFd::from),
+            oom_kills,
             ended: None,
         };
         for pipe in [&exec.stdin, &exec.stdout, &exec.stderr]

@@ -8,7 +8,8 @@
 //! ended and its exit is on disk, what it left behind is ended too) ⇒ *gone* (nothing is left; the shim leaves).
 //!
 //! What a crash leaves behind: a shim that is killed takes its command along (parent-death signal); what the
-//! command had started carries a mark in its environment, by which [`process::Marked`] finds it. A folder without
+//! command had started carries a mark in its environment, by which [`process::Marked`] finds it; its cgroups and its
+//! temporary folder are named in its state. A folder without
 //! `state.json` never started anything. A folder whose lock is free and whose state has no exit ended unseen.
 //!
 //! It never decides when to start, stop or restart, never opens a network socket, never runs a shell, and never
@@ -17,6 +18,7 @@
 mod clock;
 mod connection;
 mod home;
+pub mod jail;
 pub mod logs;
 mod os;
 pub mod process;
@@ -42,8 +44,8 @@ use crate::{
 pub use crate::{
     program::{PATH_DEFAULT, find_program},
     state::{
-        Ended, Exit, LOCK_FILE, ProcessKey, SOCKET_FILE, STATE_FILE, ShimState, folder_key,
-        shim_is_alive,
+        Ended, Exit, LOCK_FILE, Leftovers, ProcessKey, SOCKET_FILE, STATE_FILE, ShimState,
+        folder_key, shim_is_alive,
     },
 };
 
@@ -52,6 +54,11 @@ pub const MARK_VARIABLE: &str = "LANDFAST_MARK";
 
 /// An order larger than this is no order: Linux itself takes at most 2 MiB of arguments and environment by default.
 const ORDER_BYTES_MAX: usize = 16 << 20;
+
+/// Whether something keeps the clock of this host right; `None` where that cannot be asked.
+pub fn clock_is_synchronized() -> Option<bool> {
+    os::clock_is_synchronized()
+}
 
 /// The whole of `landfast shim`. The binary calls this before it starts anything else: one thread, nothing open.
 ///
@@ -64,7 +71,7 @@ pub fn run() -> ExitCode {
     };
     // The caller waits for this process, which ends at once; init then owns the one that stays.
     match os::fork() {
-        Ok(Fork::Parent) => ExitCode::SUCCESS,
+        Ok(Fork::Parent(_)) => ExitCode::SUCCESS,
         Ok(Fork::Child) => supervise(order),
         Err(error) => refuse(&format!("fork failed: {error}")),
     }

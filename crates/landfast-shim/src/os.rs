@@ -10,14 +10,21 @@ use std::{
     },
     path::Path,
     process::{Child, Command, Stdio},
+    sync::Arc,
 };
 
 use landfast_types::Secret;
-use rustix::process::{Pid, Resource, Rlimit, Signal};
+use rustix::{
+    io::Errno,
+    pipe::PipeFlags,
+    process::{Pid, Resource, Rlimit, Signal, WaitOptions},
+};
 use zeroize::Zeroize as _;
 
+use crate::jail::{Entry, Step};
+
 pub(crate) enum Fork {
-    Parent,
+    Parent(Pid),
     Child,
 }
 
@@ -28,8 +35,62 @@ pub(crate) fn fork() -> io::Result<Fork> {
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
         0 => Ok(Fork::Child),
-        _ => Ok(Fork::Parent),
+        child => Ok(Fork::Parent(
+            Pid::from_raw(child).expect("fork gives the parent a positive number"),
+        )),
     }
+}
+
+/// Whether this succeeds in a process of its own, which ends then. Only for one that has one thread.
+#[expect(
+    unsafe_code,
+    reason = "a child that must not run what this process would at its end"
+)]
+pub(crate) fn succeeds_in_child(work: impl FnOnce() -> bool) -> bool {
+    match fork() {
+        Ok(Fork::Child) => {
+            let code = i32::from(!work());
+            // SAFETY: _exit runs nothing of this process, and does not return.
+            unsafe { libc::_exit(code) }
+        }
+        Ok(Fork::Parent(child)) => {
+            let ended = rustix::process::waitpid(Some(child), WaitOptions::empty());
+            matches!(ended, Ok(Some((_, status))) if status.exit_status() == Some(0))
+        }
+        Err(_) => false,
+    }
+}
+
+/// The version of Landlock's interface (landlock_create_ruleset(2)), or why there is none.
+#[expect(unsafe_code, reason = "no safe wrapper tells the version")]
+pub(crate) fn landlock_abi() -> Result<u32, &'static str> {
+    const VERSION: libc::c_uint = 1;
+    // SAFETY: with this flag the call reads no memory: the attribute is null and its size zero.
+    let version = unsafe {
+        libc::syscall(
+            libc::SYS_landlock_create_ruleset,
+            std::ptr::null::<libc::c_void>(),
+            0_usize,
+            VERSION,
+        )
+    };
+    match u32::try_from(version) {
+        Ok(abi) if abi > 0 => Ok(abi),
+        Ok(_) | Err(_) if io::Error::last_os_error().raw_os_error() == Some(libc::EOPNOTSUPP) => {
+            Err("Landlock is not enabled in this kernel (boot option `lsm=landlock,…`)")
+        }
+        Ok(_) | Err(_) => Err("the kernel has no Landlock (5.13 and newer may)"),
+    }
+}
+
+/// Whether something keeps the clock of this host right (adjtimex(2)); `None` where that cannot be asked.
+#[expect(unsafe_code, reason = "no safe wrapper of adjtimex exists")]
+pub(crate) fn clock_is_synchronized() -> Option<bool> {
+    // SAFETY: all fields are numbers, for which zero is a value.
+    let mut state = unsafe { std::mem::zeroed::<libc::timex>() };
+    // SAFETY: without modes the call only fills in the value, which lives longer than it.
+    let answer = unsafe { libc::adjtimex(&raw mut state) };
+    (answer >= 0).then_some(state.status & libc::STA_UNSYNC == 0)
 }
 
 /// Closes whatever a careless caller left open: a listening socket kept alive by a shim would outlive the server.
@@ -111,6 +172,10 @@ pub(crate) struct Program<'a> {
     pub(crate) env: &'a BTreeMap<String, Secret<String>>,
     pub(crate) cwd: &'a Path,
     pub(crate) core_limit: Rlimit,
+    /// `None`: an order of before there were jails.
+    pub(crate) jail: Option<Arc<Entry>>,
+    /// Run by `exec`, beside the instance.
+    pub(crate) is_beside: bool,
 }
 
 /// Starts a program in a session of its own, with stdout and stderr as pipes and nothing else inherited, so that
@@ -127,11 +192,34 @@ pub(crate) fn spawn(program: Program<'_>, stdin: Stdio) -> io::Result<Child> {
         .stdin(stdin)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    let shim = rustix::process::getpid();
-    let core_limit = program.core_limit;
-    // SAFETY: `in_child` and `exec` make only async-signal-safe system calls and allocate nothing.
-    unsafe { command.pre_exec(move || in_child(shim, core_limit).and_then(|()| image.exec())) };
-    command.spawn()
+    let child = InChild {
+        shim: rustix::process::getpid(),
+        core_limit: program.core_limit,
+        jail: program.jail,
+        is_beside: program.is_beside,
+    };
+    let (told, teller) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+    let become_it = move || {
+        child.enter().map_err(|(step, error)| {
+            // The parent learns the error by another way; without the step it is only less clear.
+            rustix::io::write(&teller, &[step as u8]).unwrap_or_default();
+            io::Error::from(error)
+        })?;
+        child.tie_to_shim().and_then(|()| image.exec())
+    };
+    // SAFETY: the closure makes only async-signal-safe system calls and allocates nothing.
+    unsafe { command.pre_exec(become_it) };
+    command.spawn().map_err(|error| {
+        let mut step = [0];
+        let failed_at = match rustix::io::read(&told, &mut step) {
+            Ok(1) => Step::words(step[0]),
+            Ok(_) | Err(_) => None,
+        };
+        match failed_at {
+            Some(words) => io::Error::new(error.kind(), format!("failed to {words}: {error}")),
+            None => error,
+        }
+    })
 }
 
 /// What the child becomes, made ready before the fork. It calls execve(2) itself: the standard library's execvp hands
@@ -220,21 +308,39 @@ fn command(file: &OsStr) -> Command {
     Command::new(file)
 }
 
-#[expect(unsafe_code, reason = "the signal mask of a child has no safe wrapper")]
-fn in_child(shim: Pid, core_limit: Rlimit) -> io::Result<()> {
-    rustix::process::setsid()?;
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-    // The shim may have died before the line above.
-    if rustix::process::getppid() != Some(shim) {
-        return Err(io::Error::from_raw_os_error(libc::ESRCH));
+/// What the child does before it becomes the program.
+struct InChild {
+    shim: Pid,
+    core_limit: Rlimit,
+    jail: Option<Arc<Entry>>,
+    is_beside: bool,
+}
+
+impl InChild {
+    fn enter(&self) -> Result<(), (Step, Errno)> {
+        let at = |error| (Step::Limits, error);
+        rustix::process::setsid().map_err(at)?;
+        rustix::process::umask(rustix::fs::Mode::WGRP | rustix::fs::Mode::WOTH);
+        match &self.jail {
+            Some(jail) => jail.enter(self.is_beside),
+            None => rustix::process::setrlimit(Resource::Core, self.core_limit).map_err(at),
+        }
     }
-    rustix::process::umask(rustix::fs::Mode::WGRP | rustix::fs::Mode::WOTH);
-    rustix::process::setrlimit(Resource::Core, core_limit)?;
-    // SAFETY: the set is initialised by sigemptyset, and both calls are async-signal-safe.
-    unsafe {
-        let mut none = std::mem::zeroed::<libc::sigset_t>();
-        libc::sigemptyset(&raw mut none);
-        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+
+    /// After the jail: a change of user takes the parent-death signal away (prctl(2)).
+    #[expect(unsafe_code, reason = "the signal mask of a child has no safe wrapper")]
+    fn tie_to_shim(&self) -> io::Result<()> {
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        // The shim may have died before the line above.
+        if rustix::process::getppid() != Some(self.shim) {
+            return Err(io::Error::from_raw_os_error(libc::ESRCH));
+        }
+        // SAFETY: the set is initialised by sigemptyset, and both calls are async-signal-safe.
+        unsafe {
+            let mut none = std::mem::zeroed::<libc::sigset_t>();
+            libc::sigemptyset(&raw mut none);
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+        }
+        Ok(())
     }
-    Ok(())
 }

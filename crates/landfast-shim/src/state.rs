@@ -8,10 +8,10 @@ use std::{
     fs::{self, File},
     io,
     net::SocketAddr,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
-use landfast_types::{Digest, FenceGuard, InstanceId, Scope, Timestamp};
+use landfast_types::{Digest, FenceGuard, InstanceId, Protection, Scope, Timestamp};
 use rustix::process::{Flock, FlockType};
 use serde::{Deserialize, Serialize};
 
@@ -58,6 +58,9 @@ pub enum Exit {
 pub struct Ended {
     pub exit: Exit,
     pub at: Timestamp,
+    /// The kernel killed it at this memory limit, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub out_of_memory: Option<u64>,
 }
 
 /// Everything a shim tells about itself and its instance. Holds neither environment nor secrets.
@@ -80,6 +83,33 @@ pub struct ShimState {
     /// Lines that were not written because the disk was full or the log folder was gone.
     #[serde(default)]
     pub log_lines_dropped: u64,
+    /// What it is held to on this host. Empty: a shim of before there were jails.
+    #[serde(default)]
+    pub protections: Vec<Protection>,
+    /// What the shim made outside its folder and removes at its end; a shim that was killed could not.
+    #[serde(default)]
+    pub leftovers: Leftovers,
+}
+
+/// Folders of an instance that outlive a shim that was killed.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Leftovers {
+    pub temporary: Option<PathBuf>,
+    pub cgroups: Vec<PathBuf>,
+}
+
+impl Leftovers {
+    /// Removes them, once nothing of the instance is left. What cannot be removed stays; there is nobody to tell.
+    pub fn remove(&self) {
+        for cgroup in &self.cgroups {
+            // A cgroup's files are the kernel's: the folder goes as a whole.
+            drop(fs::remove_dir(cgroup));
+            drop(cgroup.parent().map(fs::remove_dir));
+        }
+        if let Some(temporary) = &self.temporary {
+            drop(fs::remove_dir_all(temporary));
+        }
+    }
 }
 
 impl ShimState {

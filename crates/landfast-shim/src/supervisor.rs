@@ -16,8 +16,9 @@ use rustix::{
 
 use crate::{
     clock::{self, Monotonic},
-    connection::{Awaited, Connection, Exec, read_pipe},
+    connection::{Awaited, Connection, Exec, ExecEnd, read_pipe},
     home::{Home, HomeError, note},
+    jail::Jail,
     logs::{LogWriter, Splitter},
     os::{self, Program},
     process::{Stat, boot_id, signal_descendants},
@@ -61,6 +62,13 @@ enum Phase {
     },
 }
 
+/// Whether a command is the instance itself, or one that `exec` runs beside it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Beside {
+    No,
+    Yes,
+}
+
 struct Output {
     pipe: Option<OwnedFd>,
     splitter: Splitter,
@@ -91,6 +99,7 @@ pub(crate) struct Supervisor {
     log: LogWriter,
     connections: Vec<Connection>,
     buffer: Vec<u8>,
+    jail: Jail,
     end_is_on_disk: bool,
     /// The folder is gone for good: nobody will ever ask, so there is nothing to stay for.
     is_lost: bool,
@@ -103,11 +112,15 @@ impl Supervisor {
     /// The state is written before the command is started and again after, so a folder with a state but without a
     /// main process tells of a shim that died in between.
     pub(crate) fn start(
-        order: ShimOrder,
+        mut order: ShimOrder,
         home: Home,
         signals: OwnedFd,
         core_limit: Rlimit,
     ) -> io::Result<Self> {
+        let (jail, refusal) = match Jail::prepare(&mut order) {
+            Ok(jail) => (jail, None),
+            Err(reason) => (Jail::default(), Some(reason)),
+        };
         let state = ShimState {
             scope: order.scope.clone(),
             instance: order.instance.clone(),
@@ -122,8 +135,13 @@ impl Supervisor {
             fence: FenceGuard::new(order.fence),
             ended: None,
             log_lines_dropped: 0,
+            protections: jail.protections.clone(),
+            leftovers: jail.leftovers(),
         };
-        state.write(Path::new("."))?;
+        if let Err(error) = state.write(Path::new(".")) {
+            jail.remove();
+            return Err(error);
+        }
         let log = LogWriter::new(order.logs.clone());
         let mut supervisor = Self {
             order,
@@ -138,13 +156,18 @@ impl Supervisor {
             log,
             connections: Vec::new(),
             buffer: vec![0; READ_BYTES_MAX],
+            jail,
             end_is_on_disk: false,
             is_lost: false,
             is_forgotten: false,
         };
         let program = supervisor.order.program.clone();
         let argv = supervisor.order.argv.clone();
-        match supervisor.spawn(&program, &argv, Stdio::null()) {
+        let spawned = match refusal {
+            Some(reason) => Err(io::Error::other(reason)),
+            None => supervisor.spawn(&program, &argv, Beside::No),
+        };
+        match spawned {
             Ok(child) => supervisor.adopt(child)?,
             Err(error) => supervisor.ended(Exit::NotStarted {
                 reason: error.to_string(),
@@ -157,13 +180,19 @@ impl Supervisor {
         &self.state
     }
 
-    fn spawn(&self, program: &Path, argv: &[String], stdin: Stdio) -> io::Result<Child> {
+    fn spawn(&self, program: &Path, argv: &[String], beside: Beside) -> io::Result<Child> {
         let program = Program {
             file: program,
             argv,
             env: &self.order.env,
             cwd: &self.order.cwd,
             core_limit: self.core_limit,
+            jail: self.jail.entry.clone(),
+            is_beside: beside == Beside::Yes,
+        };
+        let stdin = match beside {
+            Beside::No => Stdio::null(),
+            Beside::Yes => Stdio::piped(),
         };
         os::spawn(program, stdin)
     }
@@ -273,10 +302,10 @@ impl Supervisor {
             Phase::Stopping { kill_at } | Phase::Sweeping { kill_at } => Some(kill_at),
             Phase::Gone { persist_at } => persist_at,
         };
-        let execs = self.connections.iter().filter_map(|connection| {
-            let (_, drain_until) = connection.exec.as_ref()?.ended.as_ref()?;
-            Some(*drain_until)
-        });
+        let execs = self
+            .connections
+            .iter()
+            .filter_map(|connection| Some(connection.exec.as_ref()?.ended.as_ref()?.drain_until));
         execs.chain(phase).fold(self.look_at, Monotonic::min)
     }
 
@@ -407,13 +436,15 @@ impl Supervisor {
                     .map(|path| path.reveal().as_str());
                 let program = find_program(&command, &self.order.cwd, path)
                     .ok_or(Reply::CommandMissing { command })?;
+                let oom_kills = self.jail.oom_kills();
                 let exec = self
-                    .spawn(&program, &argv, Stdio::piped())
-                    .and_then(|child| Exec::new(child, stdin_bytes))
+                    .spawn(&program, &argv, Beside::Yes)
+                    .and_then(|child| Exec::new(child, stdin_bytes, oom_kills))
                     .map_err(|error| Reply::Exec {
                         exit: Exit::NotStarted {
                             reason: error.to_string(),
                         },
+                        out_of_memory: None,
                     })?;
                 self.connections[index].begin_exec(exec);
                 // Nothing to wait for; the pipes speak.
@@ -496,7 +527,14 @@ impl Supervisor {
             .iter_mut()
             .filter_map(|all| all.exec.as_mut());
         if let Some(exec) = execs.find(|exec| exec.pid == pid) {
-            exec.ended = Some((exit, now.after(EXEC_DRAIN_MAX)));
+            let out_of_memory = is_killed(&exit)
+                .then(|| self.jail.out_of_memory_since(exec.oom_kills))
+                .flatten();
+            exec.ended = Some(ExecEnd {
+                exit,
+                out_of_memory,
+                drain_until: now.after(EXEC_DRAIN_MAX),
+            });
         }
     }
 
@@ -504,7 +542,12 @@ impl Supervisor {
     fn ended(&mut self, exit: Exit) {
         let now = Monotonic::now();
         self.main = None;
+        // What was told to end is killed by us.
+        let by_itself = self.phase == Phase::Running && is_killed(&exit);
         self.state.ended = Some(Ended {
+            out_of_memory: by_itself
+                .then(|| self.jail.out_of_memory_since(0))
+                .flatten(),
             exit,
             at: clock::wall(),
         });
@@ -535,6 +578,7 @@ impl Supervisor {
                 .splitter
                 .finish(clock::wall(), &mut self.log);
         }
+        self.jail.remove();
         // Sweeping ⇒ Gone.
         self.end_is_on_disk |= self.persist().is_ok();
         let stays = !self.end_is_on_disk && !self.is_lost;
@@ -575,6 +619,7 @@ impl Supervisor {
         }
         match self.phase {
             Phase::Stopping { kill_at } if now >= kill_at => {
+                self.jail.forbid_forks();
                 if let Some(main) = self.main {
                     os::signal_group(main, Signal::KILL);
                 }
@@ -584,6 +629,7 @@ impl Supervisor {
                 };
             }
             Phase::Sweeping { kill_at } if now >= kill_at => {
+                self.jail.forbid_forks();
                 signal_descendants(std::process::id(), Signal::KILL);
                 self.phase = Phase::Sweeping {
                     kill_at: now.after(SWEEP_INTERVAL),
@@ -659,6 +705,10 @@ fn until(now: Monotonic, later: Monotonic) -> Timespec {
         tv_sec: i64::try_from(wait.as_secs()).unwrap_or(i64::MAX),
         tv_nsec: i64::from(wait.subsec_nanos()),
     }
+}
+
+fn is_killed(exit: &Exit) -> bool {
+    matches!(exit, Exit::Signal { signal, .. } if *signal == Signal::KILL.as_raw())
 }
 
 fn refused(reason: &str) -> Reply {

@@ -28,6 +28,45 @@ pub struct ShimOrder {
     pub logs: LogSettings,
     /// The grace when the shim itself gets SIGTERM, as at the shutdown of the host.
     pub grace_ms: u64,
+    /// What the instance is held to. `None`: an order of a server that knew of no jail.
+    #[serde(default)]
+    pub jail: Option<JailOrder>,
+}
+
+/// What an instance is held to. What this host cannot enforce is reported, not refused; what fails although the host
+/// can is a start that failed.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct JailOrder {
+    /// The user (and the group of the same number) it runs as; `None` is the user of the shim.
+    pub user: Option<u32>,
+    /// Why it gets no user of its own, where that was wanted or not.
+    #[serde(default)]
+    pub user_unless: Option<Unless>,
+    pub memory_bytes_max: Option<u64>,
+    /// Thousandths of a core.
+    pub cpu_millis_max: Option<u64>,
+    /// Processes and threads.
+    pub processes_max: Option<u64>,
+    pub descriptors_max: Option<u64>,
+    /// `None`: whatever its user may.
+    pub files: Option<FilesOrder>,
+    /// A folder to make for it, and to remove at its end.
+    pub temporary: Option<PathBuf>,
+}
+
+/// Why a protection is not given.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unless {
+    /// The manifest wanted it so; otherwise the host cannot.
+    pub is_wanted: bool,
+    pub reason: String,
+}
+
+/// Which files an instance reaches beyond the system's own programs and libraries, its artifact and its temporary folder.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct FilesOrder {
+    pub read_only: Vec<PathBuf>,
+    pub read_write: Vec<PathBuf>,
 }
 
 /// Where output is kept, and how much of it.
@@ -104,6 +143,9 @@ pub enum Reply {
     /// The command run by `exec` ended.
     Exec {
         exit: Exit,
+        /// The kernel killed it at this memory limit, in bytes.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        out_of_memory: Option<u64>,
     },
     /// The order came from a server that was replaced.
     Stale {

@@ -55,6 +55,7 @@ impl World {
             mark: mark.reveal().clone(),
             logs: LogSettings::new(self.folder.path().join("logs")),
             grace_ms: 1_000,
+            jail: None,
         }
     }
 

@@ -23,6 +23,8 @@ pub struct Report {
     pub seed: u64,
     pub broken: Option<Broken>,
     pub fired: Fired,
+    /// Inputs the engine decided; the invariants are swept after each.
+    pub steps: u64,
     pub records: usize,
     pub sealed: u64,
     pub rolled_back: u64,
@@ -47,6 +49,7 @@ pub fn run(seed: u64, planted: Option<Planted>, verbose: bool) -> Report {
         seed,
         broken: world.watch.broken.clone(),
         fired: world.fired.clone(),
+        steps: world.decided,
         records: world.journal.len(),
         sealed: world.watch.sealed,
         rolled_back: world.watch.rolled_back,

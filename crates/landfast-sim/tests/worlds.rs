@@ -92,6 +92,25 @@ fn a_crash_at_any_record_of_any_story_leads_to_the_same_end() {
     println!("died in {places} places");
 }
 
+/// Where the host goes too, a release may be taken for one whose instances exit, so the story may end another way, or a
+/// later step of it be refused. What holds, holds.
+#[test]
+fn a_host_lost_at_any_record_of_any_story_breaks_no_invariant() {
+    for scenario in scenario::all() {
+        let mut whole = world();
+        scenario::tell(&mut whole, &scenario, LIMIT).unwrap();
+        for place in 0..=whole.journal.len() {
+            let mut world = world();
+            (world.die_at, world.host_too) = (Some(place), true);
+            let found = scenario::tell(&mut world, &scenario, LIMIT);
+            if let Some(broken) = &world.watch.broken {
+                panic!("{}, lost at record {place}: {broken}", scenario.name);
+            }
+            assert!(world.now <= LIMIT, "lost at record {place}: {found:?}");
+        }
+    }
+}
+
 fn same(found: &Ending, expected: &Ending, name: &str, place: usize) {
     assert_eq!(found, expected, "{name}, dead at record {place}");
 }

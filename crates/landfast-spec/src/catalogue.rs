@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::LazyLock};
 
 use crate::{
     defaults::{self, Setting},
-    spec::{Gate, Strategy},
+    spec::{Gate, MissingFile, Protocol, Strategy},
 };
 
 /// One key of the manifest.
@@ -69,6 +69,8 @@ pub enum Kind {
     ArtifactPath,
     /// An absolute path on the server's host.
     HostPath,
+    /// Several of those.
+    HostPaths,
     /// argv.
     Argv,
     Port,
@@ -103,8 +105,27 @@ pub enum Kind {
     Url,
     /// `5/s`.
     Rate,
+    /// `100/s`, `300/m`, `1000/h`.
+    RequestRate,
+    /// `client`, `route`, `header:NAME`, `cookie:NAME`.
+    CountBy,
+    /// Networks in CIDR notation.
+    Networks,
+    /// Text that can stand in a header.
+    Line,
+    /// Names of headers.
+    FieldNames,
+    Methods,
+    /// Origins of pages.
+    Origins,
+    /// `name:hash` of users.
+    PasswordHashes,
+    /// Names of headers to their values.
+    Fields,
     /// Text that is served as it is.
     Page,
+    /// The value of a header field.
+    FieldValue,
     /// Text, number or switch: the value of a variable.
     Scalar,
     /// Fixed keys.
@@ -124,7 +145,12 @@ impl Kind {
     pub fn is_table(self) -> bool {
         matches!(
             self,
-            Self::Table | Self::Tables | Self::Variables | Self::Volumes | Self::Overlays
+            Self::Table
+                | Self::Tables
+                | Self::Variables
+                | Self::Volumes
+                | Self::Fields
+                | Self::Overlays
         )
     }
 }
@@ -191,10 +217,20 @@ pub static CATALOGUE: &[Key] = &[
         .aliases(&["ports", "listen", "internal_port"]),
     key("services.*.replicas", Kind::Count { min: 1, max: 500 }, "How many instances run.", "3")
         .default(&defaults::REPLICAS).aliases(&["instances", "scale", "count"]),
-    key("services.*.resources", Kind::Table, "What one instance may use. Without it nothing is limited, and preflight cannot count it.", "{ cpu = \"500m\", memory = \"512MiB\" }")
+    key("services.*.resources", Kind::Table, "What one instance may use at most. Without it memory and CPU are not limited, and preflight cannot count them.", "{ cpu = \"500m\", memory = \"512MiB\" }")
         .aliases(&["limits", "resource"]),
-    key("services.*.resources.cpu", Kind::Cpu, "Share of CPU: cores, or thousandths with `m`.", "\"500m\"").aliases(&["cpus"]),
-    key("services.*.resources.memory", Kind::Size { min: 1 << 20 }, "Memory.", "\"512MiB\"").aliases(&["mem", "ram"]),
+    key("services.*.resources.cpu", Kind::Cpu, "Share of CPU it gets at most: cores, or thousandths with `m`.", "\"500m\"").aliases(&["cpus"]),
+    key("services.*.resources.memory", Kind::Size { min: 1 << 20 }, "Memory of all its processes together. One that needs more is ended by the kernel, and told as out of memory.", "\"512MiB\"").aliases(&["mem", "ram"]),
+    key("services.*.resources.processes", Kind::Count { min: 1, max: 1_000_000 }, "Processes and threads, all together; 4096 without it.", "1000").aliases(&["pids", "pids_limit", "tasks", "tasks_max"]),
+    key("services.*.resources.descriptors", Kind::Count { min: 64, max: 1_000_000 }, "Open files and sockets of each process; 65536 without it, or as many as the host gives.", "20000").aliases(&["nofile", "files", "ulimit"]),
+    key("services.*.sandbox", Kind::Table, "Loosens what an instance is kept from. Without it: a user of its own, no capabilities, and of the host's files only programs, libraries and their settings, its artifact, its volumes and a temporary folder. `plan` and `status` say what this host enforces.", "{ read_only = [\"/srv/models\"] }")
+        .aliases(&["jail", "security", "isolation"]),
+    key("services.*.sandbox.user", Kind::Word(crate::sandbox::USERS), "`own`: a user of this environment, which nothing else runs as. `server`: the server's user, without capabilities. Managed volumes are handed to the user, so change it by a deploy with `recreate`.", "\"server\"")
+        .default(&defaults::SANDBOX_USER).aliases(&["run_as"]),
+    key("services.*.sandbox.files", Kind::Word(crate::sandbox::FILES), "`restricted`: only what is named above and below. `host`: whatever its user may.", "\"host\"")
+        .default(&defaults::SANDBOX_FILES).aliases(&["filesystem"]),
+    key("services.*.sandbox.read_only", Kind::HostPaths, "Further paths on the host it may read and run programs from. They must exist.", "[\"/srv/models\"]").aliases(&["read", "read_only_paths"]),
+    key("services.*.sandbox.read_write", Kind::HostPaths, "Further paths on the host it may write too. They must exist.", "[\"/run/shop\"]").aliases(&["write", "read_write_paths"]),
     key("services.*.volumes", Kind::Volumes, "Folders outside releases, by name: never cleaned, shared by all releases. An absolute path on the host, or `\"managed\"` for a folder kept by Landfast. An instance finds each in `VOLUME_<NAME>`.", "{ uploads = \"/data/uploads\" }")
         .aliases(&["mounts", "disks"]),
     key("services.*.env", Kind::Variables, "Variables of the environment: a value, or a table with `type`, `default`, `value` and `required`.", "{ LOG_LEVEL = \"info\", API_BASE = { required = true } }")
@@ -225,6 +261,10 @@ pub static CATALOGUE: &[Key] = &[
         .aliases(&["depends_on", "requires", "needs"]),
     key("services.*.exclusive", Kind::Flag, "Two instances of it must never run at once (one writer only): it moves by pause, stop, start, resume.", "true")
         .default(&defaults::EXCLUSIVE).aliases(&["singleton"]),
+    key("services.*.protocol", Kind::Word(Protocol::WORDS), "What the instances speak: HTTP/1.1, or `h2c`, HTTP/2 without TLS, as gRPC servers do. A server that knows only HTTP/2 cannot be asked by an `http:` probe: write `health = { ready = \"tcp\" }`.", "\"h2c\"")
+        .default(&defaults::PROTOCOL).aliases(&["grpc", "http2", "scheme"]),
+    key("services.*.sticky", Kind::Flag, "Keep each client on its release and its instance by a cookie, as long as they take requests. Clients without the cookie are spread by weight.", "true")
+        .default(&defaults::STICKY).aliases(&["session_affinity", "sticky_sessions", "affinity"]),
     later("services.*.uses", "Stores the service may reach.", STORES_LATER),
     later("services.*.image", "A container image.", IMAGE_LATER),
     later("services.*.build", "A folder to build a container image from.", IMAGE_LATER),
@@ -239,6 +279,13 @@ pub static CATALOGUE: &[Key] = &[
     key("jobs.*.resources", Kind::Table, "As for services.", "{ memory = \"256MiB\" }"),
     key("jobs.*.resources.cpu", Kind::Cpu, "As for services.", "\"500m\""),
     key("jobs.*.resources.memory", Kind::Size { min: 1 << 20 }, "As for services.", "\"256MiB\""),
+    key("jobs.*.resources.processes", Kind::Count { min: 1, max: 1_000_000 }, "As for services.", "100"),
+    key("jobs.*.resources.descriptors", Kind::Count { min: 64, max: 1_000_000 }, "As for services.", "20000"),
+    key("jobs.*.sandbox", Kind::Table, "As for services.", "{ read_only = [\"/srv/models\"] }"),
+    key("jobs.*.sandbox.user", Kind::Word(crate::sandbox::USERS), "As for services.", "\"server\"").default(&defaults::JOB_SANDBOX_USER),
+    key("jobs.*.sandbox.files", Kind::Word(crate::sandbox::FILES), "As for services.", "\"host\"").default(&defaults::JOB_SANDBOX_FILES),
+    key("jobs.*.sandbox.read_only", Kind::HostPaths, "As for services.", "[\"/srv/models\"]"),
+    key("jobs.*.sandbox.read_write", Kind::HostPaths, "As for services.", "[\"/run/shop\"]"),
     key("jobs.*.volumes", Kind::Volumes, "As for services.", "{ uploads = \"/data/uploads\" }"),
     key("jobs.*.env", Kind::Variables, "As for services.", "{ LOG_LEVEL = \"info\" }").aliases(&["environment", "variables", "vars"]),
     key("jobs.*.env.*.type", Kind::Word(ENV_TYPES), "As for services.", "\"duration\""),
@@ -262,14 +309,57 @@ pub static CATALOGUE: &[Key] = &[
     key("routes.*.tls", Kind::Table, "The certificate of the host, from files.", "{ certificate = \"/etc/tls/api.pem\", key = \"/etc/tls/api.key\" }").aliases(&["ssl", "https"]),
     key("routes.*.tls.certificate", Kind::HostPath, "The certificate with its chain: an absolute path of a PEM file on the server's host.", "\"/etc/tls/api.pem\"").required().aliases(&["cert", "chain"]),
     key("routes.*.tls.key", Kind::HostPath, "Its private key: an absolute path of a PEM file on the server's host.", "\"/etc/tls/api.key\"").required().aliases(&["private_key"]),
-    key("routes.*.https_only", Kind::Flag, "Answer plain HTTP with a redirect to HTTPS. On where the route has `tls`, off otherwise.", "true").aliases(&["redirect", "force_https", "https_redirect"]),
+    key("routes.*.acme", Kind::Flag, "Obtain and renew the host's certificate by ACME (Let's Encrypt, unless the server is told another authority). On for public hosts without `tls`: exact names that are neither IP addresses nor reserved (`.example`, `.test`, `.local`, `.internal`, …). Off leaves the host without TLS; on, for a private authority, works with any exact name.", "false").aliases(&["auto_tls", "letsencrypt", "autocert", "auto_https"]),
+    key("routes.*.https_only", Kind::Flag, "Answer plain HTTP with a redirect to HTTPS. On where the route has `tls` or `acme`, off otherwise. A host whose certificate comes by ACME is served over plain HTTP until the first certificate is there.", "true").aliases(&["redirect", "force_https", "https_redirect"]),
     key("routes.*.limits", Kind::Table, "What a request may weigh.", "{ body = \"100MiB\" }").aliases(&["limit"]),
     key("routes.*.limits.body", Kind::Size { min: 0 }, "The largest request body.", "\"100MiB\"").default(&defaults::BODY_MAX).aliases(&["max_body_size", "size"]),
-    later("routes.*.limits.rate", "Requests per client and second.", "until then limit in the service itself"),
+    key("routes.*.limits.rate", Kind::RequestRate, "How many requests each client may make; further ones are answered 429 with `Retry-After`.", "\"100/s\"").aliases(&["requests", "rps", "ratelimit"]),
+    key("routes.*.limits.burst", Kind::Count { min: 1, max: 1_000_000 }, "How many of them may come at once after a time of quiet. Without it, as many as `rate` names.", "200"),
+    key("routes.*.limits.by", Kind::CountBy, "What `rate` counts by: `\"client\"` (the address; of IPv6 the first 64 bits), `\"header:NAME\"` or `\"cookie:NAME\"` (its value; requests without it by client), or `\"route\"` (all together). A client can make up keys: limit with `total` too.", "\"header:X-Api-Key\"").default(&defaults::RATE_BY).aliases(&["key", "per"]),
+    key("routes.*.limits.total", Kind::RequestRate, "How many requests all clients together may make, beside `rate`.", "\"2000/s\""),
+    key("routes.*.limits.total_burst", Kind::Count { min: 1, max: 1_000_000 }, "The burst of `total`.", "4000"),
+    key("routes.*.allow", Kind::Networks, "The networks whose clients may come, in CIDR notation; others are answered 403. For a path alone, make a route of the path. Behind a balancer, start the server with `--trusted-proxies`.", "[\"10.0.0.0/8\", \"2001:db8::/32\"]").aliases(&["allow_from", "whitelist", "allowlist", "ips"]),
+    key("routes.*.auth", Kind::Table, "Ask for a name and a password (Basic authentication), as for a staging environment. They are checked here and do not reach the service. Serve such a route over HTTPS.", "{ users = [\"ann:$2y$10$abcdefghijklmnopqrstuujydOTSfIH/d5oUHpsygqV5X9xJLQc6e\"] }").aliases(&["basic_auth", "password", "htpasswd"]),
+    key("routes.*.auth.users", Kind::PasswordHashes, "Who may come: `name:hash` as `htpasswd -nB NAME` prints it, with bcrypt (cost 4 to 14) or Argon2. Never a password.", "[\"ann:$2y$10$abcdefghijklmnopqrstuujydOTSfIH/d5oUHpsygqV5X9xJLQc6e\"]").required().aliases(&["user", "credentials"]),
+    key("routes.*.auth.realm", Kind::Line, "What the browser calls it.", "\"staging\"").default(&defaults::AUTH_REALM),
+    key("routes.*.cors", Kind::Table, "Which pages of other origins may read answers. Preflights are answered here; what the service says of it is replaced.", "{ origins = [\"https://app.example.com\"] }"),
+    key("routes.*.cors.origins", Kind::Origins, "Their origins: `https://app.example.com`, `https://*.example.com` (exactly one more label) or `*` for all.", "[\"https://app.example.com\"]").required().aliases(&["allow_origins", "origin"]),
+    key("routes.*.cors.methods", Kind::Methods, "The methods they may use.", "[\"GET\", \"POST\", \"DELETE\"]").default(&defaults::CORS_METHODS).aliases(&["allow_methods"]),
+    key("routes.*.cors.headers", Kind::FieldNames, "The headers they may send beside the harmless ones; `*` for all but `Authorization`.", "[\"content-type\", \"authorization\"]").aliases(&["allow_headers"]),
+    key("routes.*.cors.expose", Kind::FieldNames, "The headers of answers they may read beside the harmless ones.", "[\"x-total-count\"]").aliases(&["expose_headers"]),
+    key("routes.*.cors.credentials", Kind::Flag, "Whether cookies and passwords go along. Not with the origin `*`.", "true").default(&defaults::CORS_CREDENTIALS).aliases(&["allow_credentials"]),
+    key("routes.*.cors.max_age", duration(0, DAY), "How long browsers may remember the answer to a preflight.", "\"10m\"").default(&defaults::CORS_MAX_AGE),
+    key("routes.*.security", Kind::Table, "Security headers of all answers, where the service does not set them itself. An empty table sends the defaults; without the table nothing is sent.", "{ hsts = \"365d\", frame = \"deny\" }").aliases(&["security_headers"]),
+    key("routes.*.security.hsts", duration(0, 800 * DAY), "How long browsers come by HTTPS only (`Strict-Transport-Security`); sent over HTTPS alone. `\"0s\"` sends none.", "\"365d\"").default(&defaults::HSTS),
+    key("routes.*.security.hsts_subdomains", Kind::Flag, "Whether that is so for all subdomains too.", "true").default(&defaults::HSTS_SUBDOMAINS),
+    key("routes.*.security.frame", Kind::Word(FRAMES), "Who may show the pages in a frame (`X-Frame-Options` and `frame-ancestors`).", "\"deny\"").default(&defaults::FRAME),
+    key("routes.*.security.referrer", Kind::Word(REFERRERS), "What links tell of where they were followed (`Referrer-Policy`).", "\"no-referrer\"").default(&defaults::REFERRER),
+    key("routes.*.security.csp", Kind::Line, "A `Content-Security-Policy`. `frame-ancestors` is added where it has none.", "\"default-src 'self'\""),
+    key("routes.*.security.overwrite", Kind::Flag, "Replace what the service sets itself.", "true").default(&defaults::SECURITY_OVERWRITE),
+    key("routes.*.request_headers", Kind::Table, "Headers of requests, on their way to the service.", "{ set = { X-Env = \"staging\" } }"),
+    key("routes.*.request_headers.set", Kind::Fields, "Set, in the place of what the client sent.", "{ X-Env = \"staging\" }"),
+    key("routes.*.request_headers.append", Kind::Fields, "Added to what the client sent.", "{ X-Via = \"edge\" }").aliases(&["add"]),
+    key("routes.*.request_headers.remove", Kind::FieldNames, "Taken away.", "[\"X-Debug\"]").aliases(&["delete", "unset"]),
+    key("routes.*.response_headers", Kind::Table, "Headers of answers, on their way to the client.", "{ remove = [\"Server\"] }").aliases(&["headers"]),
+    key("routes.*.response_headers.set", Kind::Fields, "Set, in the place of what the service sent.", "{ Cache-Control = \"no-store\" }"),
+    key("routes.*.response_headers.append", Kind::Fields, "Added to what the service sent.", "{ Link = \"</a.css>; rel=preload\" }").aliases(&["add"]),
+    key("routes.*.response_headers.remove", Kind::FieldNames, "Taken away.", "[\"Server\"]").aliases(&["delete", "unset"]),
     key("routes.*.timeouts", Kind::Table, "How long each part of an exchange may take.", "{ first_byte = \"60s\" }").aliases(&["timeout"]),
     key("routes.*.timeouts.connect", duration(10, 10 * MINUTE), "Connecting to an instance.", "\"5s\"").default(&defaults::UPSTREAM_CONNECT),
     key("routes.*.timeouts.first_byte", duration(10, DAY), "From the request to the first byte of its answer.", "\"60s\"").default(&defaults::UPSTREAM_FIRST_BYTE).aliases(&["response", "read"]),
     key("routes.*.timeouts.idle", duration(100, DAY), "Silence within a body.", "\"75s\"").default(&defaults::IDLE),
+    key("routes.*.compress", Kind::Flag, "Compress answers of text (HTML, JSON, scripts, …) of 1 KiB or more with zstd or gzip, as the client asks. What is coded already, partial, an event stream, or marked `Cache-Control: no-transform` is left alone. Do not turn it on where pages of secrets repeat what a request said (BREACH).", "true")
+        .default(&defaults::COMPRESS).aliases(&["compression", "gzip", "encode"]),
+    key("routes.*.files", Kind::Table, "Static files that the proxy serves itself, before the service is asked. They are part of the release; in a rollout the weights decide whose page is served, and what one release lacks is taken from the other until the seal.", "{ folder = \"public\", cache_control = \"public, max-age=31536000, immutable\" }")
+        .aliases(&["static", "root", "public", "assets"]),
+    key("routes.*.files.folder", Kind::ArtifactPath, "The folder, from the folder of this file; its content stands at the route's `path`. Copied by its content at the deploy. `index.html` answers for its folder; a file beside it with `.br`, `.zst` or `.gz` behind its name is what clients get that take that coding. Hidden files and symbolic links are not served.", "\"public\"")
+        .required().aliases(&["path", "root", "dir", "directory"]),
+    key("routes.*.files.missing", Kind::Word(MissingFile::WORDS), "What follows where no file has the path: ask the `service`; `not-found`; or `index`, the top `index.html` where a page was asked for, for apps that route in the browser.", "\"index\"")
+        .default(&defaults::FILES_MISSING).aliases(&["fallback", "try_files", "spa", "not_found"]),
+    key("routes.*.files.cache_control", Kind::FieldValue, "The header `Cache-Control` of files. Pages (HTML) always get `no-cache`, so that a new release is seen.", "\"public, max-age=31536000, immutable\"")
+        .default(&defaults::FILES_CACHE_CONTROL).aliases(&["cache", "max_age", "expires"]),
+    key("routes.*.error_pages", Kind::ArtifactPath, "A folder with pages for errors of the proxy itself, as far as they are there: `404.html` (a file is missing), `502.html`, `503.html`, `504.html`, and `maintenance.html` for a stopped app without `maintenance`. At most 64 KiB each, whole in themselves; copied at the deploy. What an instance answers is never replaced.", "\"errors\"")
+        .aliases(&["errors", "error_page"]),
     key("routes.*.maintenance", Kind::Page, "The page (HTML, not a path) that is served with 503 while the app is stopped.", "\"<h1>Back at noon</h1>\"").aliases(&["maintenance_page"]),
 
     key("deploy", Kind::Table, "How the environment moves from one release to the next.", "").aliases(&["deployment", "rollout", "update"]),
@@ -295,6 +385,21 @@ pub static CATALOGUE: &[Key] = &[
 
     key("environments", Kind::Overlays, "Places the app runs. Each holds keys that replace those above for that place, most easily as dotted keys: `services.api.replicas = 6`. A file without any has one, `production`.", "")
         .aliases(&["environment", "env", "envs"]),
+];
+
+/// Who may show a page in a frame.
+const FRAMES: &[&str] = &["deny", "same-origin", "any"];
+
+/// Values of `Referrer-Policy`.
+const REFERRERS: &[&str] = &[
+    "no-referrer",
+    "no-referrer-when-downgrade",
+    "origin",
+    "origin-when-cross-origin",
+    "same-origin",
+    "strict-origin",
+    "strict-origin-when-cross-origin",
+    "unsafe-url",
 ];
 
 /// Words for the type of a variable.

@@ -13,7 +13,8 @@ use crate::{
     decode::default_gates,
     diagnostic::Problem,
     leaf::Leaf,
-    spec::{Gate, Share, Strategy, When},
+    public::is_public_host,
+    spec::{Gate, Protocol, Share, Strategy, When},
     tree::Value,
 };
 
@@ -156,8 +157,17 @@ fn route_target(route: &Cursor<'_>, services: &Services<'_>) {
             let problem = Problem::new(Code::NoPort, route.span("service"), message);
             route.report(problem.help(format!("add `port` to [services.{name}]")));
         }
+        Some(service) if route.flag("websocket") && speaks_h2c(service) => {
+            let message = format!("`websocket` has no effect: the service `{name}` speaks h2c");
+            let problem = Problem::new(Code::NoEffect, route.key_span("websocket"), message);
+            route.report(problem.help("WebSockets reach services of protocol = \"http/1.1\""));
+        }
         Some(_) => {}
     }
+}
+
+fn speaks_h2c(service: &Cursor<'_>) -> bool {
+    written(service, "protocol").is_some_and(|word| word == Protocol::H2c.word())
 }
 
 fn host_and_path(route: &Cursor<'_>) -> Option<(String, String)> {
@@ -203,7 +213,13 @@ fn claims(routes: &[(&str, Cursor<'_>)]) {
 }
 
 fn certificates(routes: &[(&str, Cursor<'_>)]) {
-    let with_tls = routes.iter().filter(|(_, route)| route.has("tls"));
+    let by_acme = |route: &Cursor<'_>| {
+        let is_public = || written(route, "host").is_some_and(|host| is_public_host(&host));
+        route.flag_or("acme", is_public)
+    };
+    let with_tls = routes
+        .iter()
+        .filter(|(_, route)| route.has("tls") || by_acme(route));
     let hosts = with_tls
         .filter_map(|(_, route)| written(route, "host"))
         .collect::<BTreeSet<_>>();
@@ -218,7 +234,8 @@ fn certificates(routes: &[(&str, Cursor<'_>)]) {
         };
         let message = format!("no route of `{host}` has a certificate to redirect to");
         let problem = Problem::new(Code::NoCertificate, route.span("https_only"), message);
-        route.report(problem.help("add tls = { certificate = \"…\", key = \"…\" }"));
+        route
+            .report(problem.help("add tls = { certificate = \"…\", key = \"…\" }, or acme = true"));
     }
 }
 

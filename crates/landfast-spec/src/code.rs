@@ -109,7 +109,7 @@ codes! {
     NoPort = "LF027", Error, "the service does not listen",
         "A route leads to a service without `port`, or a service without `port` is to be probed over HTTP or TCP. Give the service a `port`; the target chooses the real one and passes it as `PORT`.";
     NoCertificate = "LF028", Error, "a redirect to HTTPS leads nowhere",
-        "`https_only = true` redirects to HTTPS, but no route of this host has a certificate in `tls`.";
+        "`https_only = true` redirects to HTTPS, but no route of this host has a certificate in `tls` or gets one by `acme`.";
     NothingToRun = "LF029", Error, "the file describes nothing that runs",
         "An app has at least one service or one job.";
     TooLarge = "LF030", Error, "the file is too large",
@@ -122,6 +122,8 @@ codes! {
         "The name of the variable suggests a password, a token or a key, and its value is in the file, so it would be in version control and in every release. Store it with `landfast secret set NAME` and remove it here.";
     Recreate = "LF034", Notice, "the service moves by pause, stop, start, resume",
         "`exclusive = true` keeps two releases of the service from running at once, so it moves by `recreate` whatever `deploy.strategy` says: requests are held (1,000 requests, 64 MiB, 30 s at most) while it is replaced.";
+    AcmeImpossible = "LF035", Error, "the certificate cannot be obtained as it is written",
+        "ACME proves a host over HTTP or TLS, which works for exact names only: a wildcard, `*` and an IP address take a certificate from files, in `tls`. A host has one certificate, so all of its routes say the same: `tls`, `acme = true`, or `acme = false`.";
 }
 
 #[cfg(test)]

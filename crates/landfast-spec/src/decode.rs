@@ -9,11 +9,14 @@ use crate::{
     code::Code,
     cursor::Cursor,
     diagnostic::Problem,
+    guard,
     leaf::{Leaf, Scalar},
+    public::{can_be_validated, is_public_host},
+    sandbox,
     spec::{
-        AppSpec, DeploySpec, EnvType, EnvVar, Gate, HealthSpec, JobSpec, Probe, ResourcesSpec,
-        RouteLimitsSpec, RouteSpec, RouteTimeoutsSpec, ServiceSpec, Strategy, SyntheticProbe,
-        TlsSpec, Volume, When,
+        AppSpec, DeploySpec, EnvType, EnvVar, FilesSpec, Gate, HealthSpec, JobSpec, MissingFile,
+        Probe, Protocol, ResourcesSpec, RouteSpec, RouteTimeoutsSpec, ServiceSpec, Strategy,
+        SyntheticProbe, TlsSpec, Volume, When,
     },
     tree::Entry,
 };
@@ -32,15 +35,19 @@ pub(crate) fn app(
     let jobs = root.tables("jobs");
     let routes = root.tables("routes");
     // Each is read to its end before the first missing one ends this function, so that all are reported.
-    let services = collect(services, |name, at| {
+    let services = collect(&services, |name, at| {
         Some((ServiceName::new(name).ok()?, service(name, at, secrets)?))
     });
-    let jobs = collect(jobs, |name, at| {
+    let jobs = collect(&jobs, |name, at| {
         Some((JobName::new(name).ok()?, job(at, secrets)?))
     });
-    let routes = collect(routes, |name, at| {
+    let mut read = collect(&routes, |name, at| {
         Some((RouteName::new(name).ok()?, route(at)?))
     });
+    if let Some(read) = &mut read {
+        one_way_to_each_certificate(&routes, read);
+    }
+    let routes = read;
     let deploy = deploy(&root.table("deploy"));
     Some(AppSpec {
         app: app?,
@@ -53,7 +60,7 @@ pub(crate) fn app(
 }
 
 fn collect<'a, K: Ord, V>(
-    tables: Vec<(&'a str, Cursor<'a>)>,
+    tables: &[(&'a str, Cursor<'a>)],
     read: impl Fn(&str, &Cursor<'a>) -> Option<(K, V)>,
 ) -> Option<BTreeMap<K, V>> {
     let read = tables
@@ -82,6 +89,7 @@ fn service(name: &str, at: &Cursor<'_>, secrets: Secrets<'_>) -> Option<ServiceS
         .filter_map(|name| ServiceName::new(name).ok())
         .collect();
     let (resources, volumes) = (resources(at), volumes(at));
+    let sandbox = sandbox::read(at);
     let env = variables(at, secrets);
     let health = health(name, at, at.has("port"));
     Some(ServiceSpec {
@@ -90,6 +98,7 @@ fn service(name: &str, at: &Cursor<'_>, secrets: Secrets<'_>) -> Option<ServiceS
         port,
         replicas,
         resources,
+        sandbox,
         volumes,
         env,
         health,
@@ -98,7 +107,16 @@ fn service(name: &str, at: &Cursor<'_>, secrets: Secrets<'_>) -> Option<ServiceS
         grace: at.duration("grace"),
         after,
         exclusive,
+        protocol: word(at, "protocol", Protocol::from_word),
+        sticky: at.flag("sticky"),
     })
+}
+
+/// A word, or its default.
+fn word<T>(at: &Cursor<'_>, key: &str, read: impl Fn(&str) -> Option<T>) -> T {
+    let written = at.text(key).and_then(|word| read(&word));
+    let default = || read(at.default_text(key)).expect("the default is one of the words");
+    written.unwrap_or_else(default)
 }
 
 fn job(at: &Cursor<'_>, secrets: Secrets<'_>) -> Option<JobSpec> {
@@ -117,6 +135,7 @@ fn job(at: &Cursor<'_>, secrets: Secrets<'_>) -> Option<JobSpec> {
         when,
         timeout,
         resources,
+        sandbox: sandbox::read(at),
         volumes,
         env,
     })
@@ -127,6 +146,8 @@ fn resources(at: &Cursor<'_>) -> ResourcesSpec {
     ResourcesSpec {
         cpu: at.cpu("cpu"),
         memory: at.bytes("memory"),
+        processes: at.optional_count("processes"),
+        descriptors: at.optional_count("descriptors"),
     }
 }
 
@@ -305,30 +326,106 @@ fn route(at: &Cursor<'_>) -> Option<RouteSpec> {
             key: key?,
         })
     });
-    let limits = at.table("limits");
+    let files = at.has("files").then(|| files(&at.table("files")));
+    let acme = acme(at, host.as_deref());
     let timeouts = at.table("timeouts");
     let route = RouteSpec {
         host: host?,
         path,
         service: service?,
         websocket: at.flag("websocket"),
-        https_only: at.flag_or("https_only", || tls.is_some()),
+        https_only: at.flag_or("https_only", || tls.is_some() || acme),
+        acme,
         tls: match tls {
             Some(tls) => Some(tls?),
             None => None,
         },
-        limits: RouteLimitsSpec {
-            body: limits.bytes_or_default("body"),
-        },
+        limits: guard::limits(&at.table("limits")),
+        allow: at.texts("allow").unwrap_or_default(),
+        auth: guard::auth(at),
+        cors: guard::cors(at),
+        security: guard::security(at),
+        request_headers: guard::field_rules(&at.table("request_headers")),
+        response_headers: guard::field_rules(&at.table("response_headers")),
         timeouts: RouteTimeoutsSpec {
             connect: timeouts.duration("connect"),
             first_byte: timeouts.duration("first_byte"),
             idle: timeouts.duration("idle"),
         },
         maintenance: at.text("maintenance"),
+        compress: at.flag("compress"),
+        files: match files {
+            Some(files) => Some(files?),
+            None => None,
+        },
+        error_pages: at.text("error_pages"),
     };
     Some(route)
 }
+
+fn files(at: &Cursor<'_>) -> Option<FilesSpec> {
+    let cache_control = at.text("cache_control");
+    let default = || at.default_text("cache_control").to_owned();
+    Some(FilesSpec {
+        missing: word(at, "missing", MissingFile::from_word),
+        cache_control: cache_control.unwrap_or_else(default),
+        folder: at.text("folder")?,
+    })
+}
+
+/// Whether ACME gives this route's host its certificate: as it is written, else for public hosts without files.
+fn acme(at: &Cursor<'_>, host: Option<&str>) -> bool {
+    let acme = at.flag_or("acme", || {
+        !at.has("tls") && host.is_some_and(is_public_host)
+    });
+    let blame = |message: String, help: &str| {
+        at.report(Problem::new(Code::AcmeImpossible, at.span("acme"), message).help(help));
+    };
+    if acme && at.has("tls") {
+        let message = "`acme = true` and certificate files in `tls` contradict each other".into();
+        blame(message, "remove one of them");
+    } else if let Some(host) = host.filter(|host| acme && !can_be_validated(host)) {
+        let message = format!("ACME cannot prove `{host}` over HTTP or TLS");
+        blame(
+            message,
+            "name an exact host, or give `tls` a certificate from files",
+        );
+    }
+    acme
+}
+
+/// A host has one way to its certificate: where one of its routes names files or says `acme = false`, the others
+/// do not bring ACME in by default.
+fn one_way_to_each_certificate(tables: &[(&str, Cursor<'_>)], routes: &mut Routes) {
+    let says_no = |at: &Cursor<'_>| at.has("tls") || !at.flag_or("acme", || true);
+    let without: BTreeSet<String> = tables
+        .iter()
+        .filter(|(_, at)| says_no(at))
+        .filter_map(|(_, at)| at.text("host"))
+        .collect();
+    for (name, at) in tables {
+        let Some(route) = RouteName::new(name)
+            .ok()
+            .and_then(|name| routes.get_mut(&name))
+        else {
+            continue;
+        };
+        if !route.acme || !without.contains(&route.host) {
+            continue;
+        }
+        if at.has("acme") && !at.has("tls") {
+            let message = format!("another route of `{}` says otherwise", route.host);
+            let problem = Problem::new(Code::AcmeImpossible, at.span("acme"), message);
+            at.report(
+                problem.help("a host has one certificate: say the same in all of its routes"),
+            );
+        }
+        route.acme = false;
+        route.https_only = at.flag_or("https_only", || false);
+    }
+}
+
+type Routes = BTreeMap<RouteName, RouteSpec>;
 
 fn deploy(at: &Cursor<'_>) -> Option<DeploySpec> {
     let strategy = at.text("strategy");

@@ -1,5 +1,7 @@
 //! Single values: the form of each kind of value, checked without looking at any other.
 
+pub(crate) mod guard;
+
 use std::{collections::BTreeSet, ops::Range, time::Duration};
 
 use landfast_types::{
@@ -11,7 +13,7 @@ use crate::{
     code::Code,
     diagnostic::{Problem, Sink},
     schedule::{CronError, CronLine},
-    spec::{EnvType, Gate, Probe, Share, When, is_url},
+    spec::{CountBySpec, EnvType, Gate, Probe, Share, When, is_url},
     tree::{Node, Value},
 };
 
@@ -31,6 +33,8 @@ pub(crate) enum Leaf {
     When(When),
     Probe(Probe),
     Scalar(Scalar),
+    Rate { requests: u32, per_ms: u64 },
+    CountBy(CountBySpec),
 }
 
 /// The value of a variable, with the type it was written in.
@@ -42,6 +46,8 @@ pub(crate) struct Scalar {
 
 /// Largest text that is served as a page.
 const PAGE_BYTES_MAX: usize = 64 << 10;
+/// Largest value of a header that is given as it stands.
+const FIELD_BYTES_MAX: usize = 1 << 10;
 /// Most words of a command.
 const ARGV_MAX: usize = 256;
 
@@ -60,6 +66,7 @@ pub(crate) fn read(key: &Key, name: &str, node: &Node, sink: &Sink) -> Option<Le
         Kind::ServiceNames => reader.service_names(),
         Kind::ArtifactPath => reader.artifact_path(),
         Kind::HostPath => reader.host_path(),
+        Kind::HostPaths => reader.host_paths(),
         Kind::Argv => reader.argv(),
         Kind::Port => reader.port(),
         Kind::Count { min, max } => reader.count(min, max),
@@ -78,9 +85,23 @@ pub(crate) fn read(key: &Key, name: &str, node: &Node, sink: &Sink) -> Option<Le
         Kind::RequestPath => reader.request_path(),
         Kind::Url => reader.url(),
         Kind::Rate => reader.rate(),
+        Kind::RequestRate => reader.request_rate(),
+        Kind::CountBy => reader.count_by(),
+        Kind::Networks => reader.networks(),
+        Kind::Line => reader.line(),
+        Kind::FieldNames => reader.field_names(),
+        Kind::Methods => reader.methods(),
+        Kind::Origins => reader.origins(),
+        Kind::PasswordHashes => reader.password_hashes(),
+        Kind::FieldValue => reader.field_value(),
         Kind::Page => reader.page(),
         Kind::Scalar => reader.scalar(),
-        Kind::Table | Kind::Tables | Kind::Variables | Kind::Volumes | Kind::Overlays => None,
+        Kind::Table
+        | Kind::Tables
+        | Kind::Variables
+        | Kind::Volumes
+        | Kind::Fields
+        | Kind::Overlays => None,
     }
 }
 
@@ -294,8 +315,21 @@ impl Reader<'_> {
 
     fn host_path(&self) -> Option<Leaf> {
         let text = self.text()?;
+        self.check_host_path(text)
+            .then(|| Leaf::Text(text.to_owned()))
+    }
+
+    fn host_paths(&self) -> Option<Leaf> {
+        let texts = self.texts("a list of absolute paths")?;
+        let texts: Vec<_> = texts.into_iter().map(|(text, _)| text).collect();
+        let wrong = texts.iter().filter(|text| !self.check_host_path(text));
+        (wrong.count() == 0).then_some(Leaf::Texts(texts))
+    }
+
+    fn check_host_path(&self, text: &str) -> bool {
         if let Some(problem) = self.path_problem(text) {
-            return self.refuse(problem);
+            self.sink.report(problem);
+            return false;
         }
         if !text.starts_with('/') || text == "/" {
             let message = format!(
@@ -303,9 +337,11 @@ impl Reader<'_> {
                 self.name
             );
             let help = "it starts with `/`, and is not `/` itself";
-            return self.refuse(self.problem(Code::BadPath, message).help(help));
+            let problem = self.problem(Code::BadPath, message).help(help);
+            self.sink.report(problem);
+            return false;
         }
-        Some(Leaf::Text(text.to_owned()))
+        true
     }
 
     fn argv(&self) -> Option<Leaf> {
@@ -713,6 +749,18 @@ impl Reader<'_> {
         if is_path {
             let message = format!("`{}` is the page itself, not a path", self.name);
             let help = "put the HTML between \"\"\" and \"\"\"";
+            return self.refuse(self.problem(Code::BadValue, message).help(help));
+        }
+        Some(Leaf::Text(text.to_owned()))
+    }
+
+    fn field_value(&self) -> Option<Leaf> {
+        let text = self.text()?;
+        let is_plain = text.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+        if !is_plain || text.is_empty() || text.trim() != text || text.len() > FIELD_BYTES_MAX {
+            let message = format!("`{}` cannot be the value of a header", self.name);
+            let help =
+                format!("plain ASCII without blanks at its ends, at most {FIELD_BYTES_MAX} bytes");
             return self.refuse(self.problem(Code::BadValue, message).help(help));
         }
         Some(Leaf::Text(text.to_owned()))

@@ -16,10 +16,13 @@ mod cursor;
 mod decode;
 pub mod defaults;
 mod diagnostic;
+mod guard;
 mod leaf;
 mod overlay;
+mod public;
 mod reference;
 mod render;
+mod sandbox;
 mod scaffold;
 mod schedule;
 mod schema;
@@ -35,16 +38,19 @@ pub use crate::{
     catalogue::{CATALOGUE, ENV_TYPES, GATES_LATER, Key, Kind},
     code::Code,
     diagnostic::{Diagnostic, Severity},
+    public::is_public_host,
     reference::{defaults_markdown, reference_markdown},
     render::{Style, render, render_json, summary},
+    sandbox::SandboxSpec,
     scaffold::{FOLDER_FILES, FolderFacts, scaffold},
     schedule::{CronError, CronLine},
     schema::json_schema,
     shape::is_reserved_variable,
     spec::{
-        AppSpec, DeploySpec, EnvType, EnvVar, Gate, HealthSpec, JobSpec, Probe, ResourcesSpec,
-        RouteLimitsSpec, RouteSpec, RouteTimeoutsSpec, ServiceSpec, Share, Strategy,
-        SyntheticProbe, TlsSpec, Volume, When,
+        AppSpec, AuthSpec, CorsSpec, CountBySpec, DeploySpec, EnvType, EnvVar, FieldRulesSpec,
+        FilesSpec, Gate, HealthSpec, JobSpec, MissingFile, Probe, Protocol, QuotaSpec, RateSpec,
+        ResourcesSpec, RouteLimitsSpec, RouteSpec, RouteTimeoutsSpec, SecuritySpec, ServiceSpec,
+        Share, Strategy, SyntheticProbe, TlsSpec, Volume, When,
     },
 };
 use crate::{

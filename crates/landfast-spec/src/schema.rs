@@ -98,6 +98,7 @@ fn form(key: &Key) -> Value {
         Kind::ServiceNames => json!({ "type": "array", "items": text(NAME) }),
         Kind::ArtifactPath => json!({ "type": "string", "minLength": 1 }),
         Kind::HostPath => text("^/.+$"),
+        Kind::HostPaths => json!({ "type": "array", "items": text("^/.+$") }),
         Kind::Argv => {
             json!({ "type": "array", "minItems": 1, "maxItems": 256, "items": { "type": "string" } })
         }
@@ -132,6 +133,29 @@ fn form(key: &Key) -> Value {
         Kind::RoutePath | Kind::RequestPath => text("^/"),
         Kind::Url => text("^https?://"),
         Kind::Rate => text(r"^[0-9]+\s*/s$"),
+        Kind::RequestRate => text(r"^[0-9]+\s*/\s*[smh]$"),
+        Kind::CountBy => text("^(client|route|(header|cookie):.+)$"),
+        Kind::Networks => json!({
+            "type": "array",
+            "minItems": 1,
+            "items": { "type": "string", "pattern": "^[0-9A-Fa-f:.]+(/[0-9]+)?$" },
+        }),
+        Kind::Line => text("^[ -~]*$"),
+        Kind::FieldNames | Kind::Methods => {
+            json!({ "type": "array", "items": { "type": "string" } })
+        }
+        Kind::Origins => json!({
+            "type": "array",
+            "minItems": 1,
+            "items": { "type": "string", "pattern": r"^(\*|https?://[A-Za-z0-9.*-]+(:[0-9]+)?)$" },
+        }),
+        Kind::PasswordHashes => json!({
+            "type": "array",
+            "minItems": 1,
+            "items": { "type": "string", "pattern": r"^[^:]+:\$(2[aby]|argon2id?)\$" },
+        }),
+        Kind::Fields => named("^[A-Za-z0-9-]+$", text("^[ -~]*$")),
+        Kind::FieldValue => text(r"^[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?$"),
         Kind::Page => json!({ "type": "string", "maxLength": 65_536 }),
         Kind::Scalar => json!({ "type": ["string", "number", "boolean"] }),
         Kind::Table => table(key.path, |_| true),

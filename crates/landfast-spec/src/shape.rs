@@ -7,7 +7,11 @@ use crate::{
     catalogue::{Key, Kind, child, suggestion},
     code::Code,
     diagnostic::{Problem, Sink},
-    leaf::{self, bad_name, wrong_type},
+    leaf::{
+        self, bad_name,
+        guard::{field_problem, is_field_value},
+        wrong_type,
+    },
     tree::{Entry, Node, Table, Value},
 };
 
@@ -83,6 +87,8 @@ impl Walk<'_> {
             self.variables(key, place, table);
         } else if key.kind == Kind::Volumes {
             self.volumes(key, table);
+        } else if key.kind == Kind::Fields {
+            self.fields(table);
         } else if key.kind == Kind::Overlays {
             self.overlays(table);
         } else {
@@ -153,6 +159,25 @@ impl Walk<'_> {
             let managed = matches!(&entry.node.value, Value::Text(text) if text == "managed");
             if !managed {
                 leaf::read(&path, name, &entry.node, self.sink);
+            }
+        }
+    }
+
+    fn fields(&self, table: &Table) {
+        for (name, entry) in table {
+            let problem = field_problem(name, entry.key_span.clone(), true);
+            let span = entry.node.span.clone();
+            let problem = problem.or_else(|| match entry.node.value.as_text() {
+                Some(text) if is_field_value(text) => None,
+                Some(_) => {
+                    let message = format!("`{name}` cannot stand in a header");
+                    let help = "one line of printable ASCII, without blanks around it";
+                    Some(Problem::new(Code::BadValue, span, message).help(help))
+                }
+                None => Some(wrong_type(name, &entry.node, "text in quotes", None)),
+            });
+            if let Some(problem) = problem {
+                self.sink.report(problem);
             }
         }
     }

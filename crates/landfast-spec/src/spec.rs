@@ -15,7 +15,7 @@ use landfast_types::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::schedule::CronLine;
+use crate::{sandbox::SandboxSpec, schedule::CronLine};
 
 /// One app, resolved for one environment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,6 +80,18 @@ impl AppSpec {
             .filter(move |(_, route)| route.service == *service)
     }
 
+    /// Everything a release copies into the store, as the manifest names it.
+    pub fn artifact_names(&self) -> BTreeSet<&str> {
+        let services = self.services.values().map(|service| &service.artifact);
+        let jobs = self.jobs.values().map(|job| &job.artifact);
+        let routes = self.routes.values().flat_map(|route| {
+            let files = route.files.as_ref().map(|files| &files.folder);
+            files.into_iter().chain(&route.error_pages)
+        });
+        let names = services.chain(jobs).chain(routes);
+        names.map(String::as_str).collect()
+    }
+
     /// The jobs a gate runs.
     pub fn jobs_of(&self, gate: Gate) -> impl Iterator<Item = (&JobName, &JobSpec)> {
         self.jobs
@@ -100,6 +112,8 @@ pub struct ServiceSpec {
     pub replicas: u32,
     #[serde(default)]
     pub resources: ResourcesSpec,
+    #[serde(default, skip_serializing_if = "SandboxSpec::is_default")]
+    pub sandbox: SandboxSpec,
     #[serde(default)]
     pub volumes: BTreeMap<String, Volume>,
     #[serde(default)]
@@ -120,20 +134,36 @@ pub struct ServiceSpec {
     /// Two releases of it must never run at once: it moves by pause, stop, start, resume.
     #[serde(default)]
     pub exclusive: bool,
+    // What is added later is left out of the JSON where it is the default: a release that was made before has the
+    // same fingerprint as one that is made now.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub protocol: Protocol,
+    /// A cookie keeps clients on their release and instance.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub sticky: bool,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl ServiceSpec {
     /// The digest of what an instance is started with: when it is equal, a running instance need not be
     /// replaced. Health, drain and replicas are not part of it, since they do not reach the process.
     pub fn process_fingerprint(&self) -> Digest {
-        fingerprint(&(
+        let known = (
             &self.artifact,
             &self.command,
             self.port,
             &self.resources,
             &self.volumes,
             &self.env,
-        ))
+        );
+        if self.sandbox.is_default() {
+            // As it was before there was one: an upgrade of Landfast alone replaces no instance.
+            return fingerprint(&known);
+        }
+        fingerprint(&(known, &self.sandbox))
     }
 }
 
@@ -147,6 +177,8 @@ pub struct JobSpec {
     pub timeout: Duration,
     #[serde(default)]
     pub resources: ResourcesSpec,
+    #[serde(default, skip_serializing_if = "SandboxSpec::is_default")]
+    pub sandbox: SandboxSpec,
     #[serde(default)]
     pub volumes: BTreeMap<String, Volume>,
     #[serde(default)]
@@ -170,6 +202,11 @@ pub enum When {
 pub struct ResourcesSpec {
     pub cpu: Option<Cpu>,
     pub memory: Option<Bytes>,
+    /// Left out where it is not given, so that a manifest without it keeps its fingerprint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub processes: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub descriptors: Option<u32>,
 }
 
 /// A folder outside releases.
@@ -301,14 +338,48 @@ pub struct RouteSpec {
     pub websocket: bool,
     #[serde(default)]
     pub tls: Option<TlsSpec>,
-    /// Plain HTTP is answered with a redirect to HTTPS.
+    /// The certificate of the host is obtained and renewed by ACME.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub acme: bool,
+    /// Plain HTTP is answered with a redirect to HTTPS; where the certificate comes by ACME, once it is there.
     #[serde(default)]
     pub https_only: bool,
     pub limits: RouteLimitsSpec,
+    /// The networks that may come, in CIDR notation; all, where none is named.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auth: Option<AuthSpec>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cors: Option<CorsSpec>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub security: Option<SecuritySpec>,
+    #[serde(default, skip_serializing_if = "FieldRulesSpec::is_empty")]
+    pub request_headers: FieldRulesSpec,
+    #[serde(default, skip_serializing_if = "FieldRulesSpec::is_empty")]
+    pub response_headers: FieldRulesSpec,
     pub timeouts: RouteTimeoutsSpec,
     /// The page (HTML, not a path) that is served with 503 while the app is stopped.
     #[serde(default)]
     pub maintenance: Option<String>,
+    /// Answers are compressed for clients that take them so.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub compress: bool,
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub files: Option<FilesSpec>,
+    /// The folder of the pages for the proxy's own errors, as it is written in the manifest.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub error_pages: Option<String>,
+}
+
+/// Static files in front of a service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FilesSpec {
+    /// The folder that is copied into the store, as it is written in the manifest.
+    pub folder: String,
+    pub missing: MissingFile,
+    /// The value of the header.
+    pub cache_control: String,
 }
 
 /// A certificate chain and its key: absolute paths of PEM files on the server's host.
@@ -322,6 +393,102 @@ pub struct TlsSpec {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RouteLimitsSpec {
     pub body: Bytes,
+    /// For each client or key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<RateSpec>,
+    /// For the route as a whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub total: Option<QuotaSpec>,
+}
+
+/// Basic authentication.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuthSpec {
+    pub realm: String,
+    /// `name:hash`, bcrypt or Argon2.
+    pub users: Vec<String>,
+}
+
+impl fmt::Debug for AuthSpec {
+    /// Without the hashes.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = self.users.iter().filter_map(|user| user.split(':').next());
+        f.debug_struct("AuthSpec")
+            .field("realm", &self.realm)
+            .field("users", &names.collect::<Vec<_>>())
+            .finish()
+    }
+}
+
+/// Which pages of other origins may read answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CorsSpec {
+    pub origins: Vec<String>,
+    pub methods: Vec<String>,
+    pub headers: Vec<String>,
+    pub expose: Vec<String>,
+    pub credentials: bool,
+    #[serde(with = "millis")]
+    pub max_age: Duration,
+}
+
+/// Security headers of answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecuritySpec {
+    #[serde(with = "millis")]
+    pub hsts: Duration,
+    pub hsts_subdomains: bool,
+    /// `deny`, `same-origin` or `any`.
+    pub frame: String,
+    pub referrer: String,
+    pub csp: Option<String>,
+    pub overwrite: bool,
+}
+
+/// Headers that are set, added or taken away.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct FieldRulesSpec {
+    pub set: BTreeMap<String, String>,
+    pub append: BTreeMap<String, String>,
+    pub remove: Vec<String>,
+}
+
+impl FieldRulesSpec {
+    /// Whether nothing is to be done.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// How many requests in how much time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QuotaSpec {
+    pub requests: u32,
+    #[serde(with = "millis")]
+    pub per: Duration,
+    /// How many may come at once after a time of quiet.
+    pub burst: u32,
+}
+
+/// A quota for each of something.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RateSpec {
+    pub by: CountBySpec,
+    pub quota: QuotaSpec,
+}
+
+/// What requests are counted by.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum CountBySpec {
+    /// The client's address.
+    Client,
+    /// The route as a whole: written in the file, kept as [`RouteLimitsSpec::total`].
+    Route,
+    /// The value of a header; in lower case.
+    Header { name: String },
+    /// The value of a cookie.
+    Cookie { name: String },
 }
 
 /// How long each part of an exchange may take.
@@ -410,6 +577,29 @@ macro_rules! words {
             }
         }
     };
+}
+
+words! {
+    /// What instances speak.
+    #[derive(Default)]
+    Protocol {
+        #[default]
+        Http1 = "http/1.1",
+        /// HTTP/2 without TLS, known beforehand.
+        H2c = "h2c",
+    }
+}
+
+words! {
+    /// What follows where no static file has the path.
+    MissingFile {
+        /// The service is asked.
+        Service = "service",
+        /// 404.
+        NotFound = "not-found",
+        /// The top `index.html`, where a page was asked for.
+        Index = "index",
+    }
 }
 
 words! {

@@ -4,8 +4,8 @@ use std::{collections::BTreeSet, fmt::Write as _};
 
 use insta::assert_snapshot;
 use landfast_spec::{
-    AppSpec, Code, Gate, Probe, Severity, Share, Strategy, Style, Volume, When, check_all,
-    environments, parse, parse_with_secrets, render, render_json,
+    AppSpec, Code, Gate, MissingFile, Probe, Protocol, Severity, Share, Strategy, Style, Volume,
+    When, check_all, environments, parse, parse_with_secrets, render, render_json,
 };
 use landfast_types::EnvironmentName;
 
@@ -70,7 +70,6 @@ fn the_contracts_example_is_refused_only_for_its_later_parts() {
     check!(CONTRACT, @r"
     8:1 LF004 not yet: `uses` comes with a later version | until then keep the connection in a secret: `landfast secret set DATABASE_URL`
     26:2 LF004 not yet: `stores` comes with a later version | until then keep the connection in a secret: `landfast secret set DATABASE_URL`
-    37:29 LF004 not yet: `rate` comes with a later version | until then limit in the service itself
     ");
 }
 
@@ -131,7 +130,6 @@ fn keys_and_gates_of_later_parts_are_not_yet() {
     10:2 LF004 not yet: `stores` comes with a later version | until then keep the connection in a secret: `landfast secret set DATABASE_URL`
     12:2 LF004 not yet: `backup` comes with a later version | until then run your backup as a job with a cron line in `when`
     13:9 LF004 not yet: `window` comes with a later version | until then use the gate `approval`
-    17:12 LF004 not yet: `rate` comes with a later version | until then limit in the service itself
     ");
     check!(with("", "[deploy]\ngates = [\"backup\", \"window\", \"lint\", \"smok\", \"approval-by:ops\", \"preflight\", \"preflight\"]"), @r#"
     9:10 LF004 not yet: the gate `backup` comes with a later version | gates of this version: "preflight", "smoke", "hold", "approval" or "analysis"
@@ -257,6 +255,61 @@ fn a_second_claim_of_a_host_and_path_is_refused() {
 }
 
 #[test]
+fn public_hosts_get_certificates_by_acme_and_each_host_says_one_thing() {
+    let route = |name: &str, host: &str, rest: &str| {
+        format!(
+            "[routes.{name}]\nhost = \"{host}\"\npath = \"/{name}\"\nservice = \"api\"\n{rest}\n"
+        )
+    };
+    let files = "tls = { certificate = \"/c\", key = \"/k\" }";
+    let text = [
+        route("public", "api.flextime.com", ""),
+        route("private", "api.flextime.test", ""),
+        route("wished", "api.flextime.internal", "acme = true"),
+        route("off", "old.flextime.com", "acme = false"),
+        route("beside-off", "old.flextime.com", ""),
+        route("files", "own.flextime.com", files),
+        route("beside-files", "own.flextime.com", ""),
+        route("plain", "slow.flextime.com", "https_only = false"),
+        route("wild", "*.flextime.com", ""),
+    ];
+    let spec = spec(&with("", &text.concat()));
+    let found: Vec<_> = spec
+        .routes
+        .iter()
+        .map(|(name, route)| {
+            format!(
+                "{name}: acme {}, https only {}",
+                route.acme, route.https_only
+            )
+        })
+        .collect();
+    assert_snapshot!(found.join("\n"), @r"
+    beside-files: acme false, https only false
+    beside-off: acme false, https only false
+    files: acme false, https only true
+    off: acme false, https only false
+    plain: acme true, https only false
+    private: acme false, https only false
+    public: acme true, https only true
+    wild: acme false, https only false
+    wished: acme true, https only true
+    ");
+    let both = format!("{files}\nacme = true");
+    let wrong = [
+        route("a", "*.flextime.com", "acme = true"),
+        route("b", "own.flextime.com", files),
+        route("c", "own.flextime.com", "acme = true"),
+        route("d", "e.flextime.com", &both),
+    ];
+    check!(with("", &wrong.concat()), @r"
+    12:8 LF035 ACME cannot prove `*.flextime.com` over HTTP or TLS | name an exact host, or give `tls` a certificate from files
+    22:8 LF035 another route of `own.flextime.com` says otherwise | a host has one certificate: say the same in all of its routes
+    28:8 LF035 `acme = true` and certificate files in `tls` contradict each other | remove one of them
+    ");
+}
+
+#[test]
 fn hosts_paths_and_certificates_are_checked() {
     check!(with("", "[routes.a]\nhost = \"https://a.example:8080/x\"\nservice = \"api\"\n[routes.b]\nhost = \"b..example\"\npath = \"x\"\nservice = \"api\"\n[routes.c]\nhost = \"c.example\"\npath = \"/x/*\"\nservice = \"api\"\ntls = { certificate = \"c.pem\" }\n[routes.d]\nhost = \"d.example\"\nservice = \"api\"\nhttps_only = true\nmaintenance = \"page.html\""), @r#"
     9:8 LF022 `https://a.example:8080/x` is not a host | write the host alone: "a.example"
@@ -265,7 +318,7 @@ fn hosts_paths_and_certificates_are_checked() {
     17:8 LF021 `path` is a prefix already | write "/x"
     19:1 LF006 `key` is missing in `[routes.c.tls]` | for example key = "/etc/tls/api.key"
     19:23 LF021 `certificate` must be an absolute path on the server's host | it starts with `/`, and is not `/` itself
-    23:14 LF028 no route of `d.example` has a certificate to redirect to | add tls = { certificate = "…", key = "…" }
+    23:14 LF028 no route of `d.example` has a certificate to redirect to | add tls = { certificate = "…", key = "…" }, or acme = true
     24:15 LF008 `maintenance` is the page itself, not a path | put the HTML between """ and """
     "#);
 }
@@ -604,4 +657,119 @@ fn rendering_over_another_text_shows_no_line_but_does_not_fail() {
     let diagnostics = parse("landfast.toml", &text, &production()).diagnostics;
     let rendered = render(&diagnostics, "short", Style::Plain);
     assert!(rendered.contains("LF007"), "{rendered}");
+}
+
+#[test]
+fn who_may_come_and_how_often() {
+    let route = |lines: &str| {
+        with(
+            "",
+            &format!("[routes.r]\nhost = \"a.example\"\nservice = \"api\"\n{lines}"),
+        )
+    };
+    check!(route("allow = []\nlimits = { rate = 100, burst = 0, by = \"ip\", total = \"1/d\" }"), @r#"
+    11:9 LF010 `allow` has 0 networks; it has 1 to 1000 | leave the key out to let everybody in
+    12:19 LF007 `rate` has no unit | write "100/s"
+    12:32 LF010 `burst` is 0; it goes from 1 to 1000000
+    12:40 LF011 `by` cannot be `ip` | "client", "route", "header:X-Api-Key" or "cookie:session"
+    12:54 LF008 `1/d` is not a rate | write requests per second, minute or hour: "100/s", "300/m" or "1000/h"
+    "#);
+    check!(route("allow = [\"10.0.0.1/8\", \"office\", \"::/129\"]\nlimits = { rate = \"0/s\" }"), @r#"
+    11:10 LF008 `10.0.0.1/8` has bits behind its prefix | write "10.0.0.0/8", or the address alone
+    11:24 LF008 `office` is not a network | write an address, or one with its prefix such as `10.0.0.0/8`
+    11:34 LF008 the prefix of `::/129` is longer than 128 bits
+    12:19 LF010 `rate` is 0; it goes from 1 to 1000000
+    "#);
+    check!(route("limits = { burst = 2, by = \"route\", total_burst = 3 }"), @r#"
+    11:12 LF032 `burst` has no effect here | write `rate` too
+    11:23 LF032 `by` has no effect here | write `rate` too
+    11:37 LF032 `total_burst` has no effect here | write `total` too
+    "#);
+    check!(route("limits = { rate = \"5/m\", by = \"route\", total = \"1/s\" }"), @r#"11:40 LF032 `total` has no effect here | it is what by = "route" says; remove one of them"#);
+    let spec = spec(&route(
+        "allow = [\"::ffff:192.0.2.1\"]\nlimits = { rate = \"300 / m\", by = \"header:X-Api-Key\", total = \"2000/s\", total_burst = 1 }",
+    ));
+    let route = spec.routes.values().next().expect("a route");
+    let json = serde_json::to_string(&(&route.allow, &route.limits)).expect("json");
+    assert_eq!(
+        json,
+        r#"[["192.0.2.1/32"],{"body":104857600,"rate":{"by":{"kind":"header","name":"x-api-key"},"quota":{"requests":300,"per":60000,"burst":300}},"total":{"requests":2000,"per":1000,"burst":1}}]"#
+    );
+}
+
+#[test]
+fn what_is_asked_of_and_done_to_messages() {
+    let route = |lines: &str| {
+        with(
+            "",
+            &format!("[routes.r]\nhost = \"a.example\"\nservice = \"api\"\n{lines}"),
+        )
+    };
+    assert_snapshot!(said(&route(
+        "auth = { users = [\"ann:hunter2\", \"ann:$2y$31$abcdefghijklmnopqrstuujydOTSfIH/d5oUHpsygqV5X9xJLQc6e\", \"ann:$argon2id$v=19$m=9999999,t=1,p=1$a$b\", \"ann:$apr1$x$y\"], realm = \"a\\nb\" }"
+    )));
+    assert_snapshot!(said(&route(
+        "cors = { origins = [\"*\"], credentials = true, headers = [\"*\"], methods = [\"get\"] }"
+    )));
+    assert_snapshot!(said(&route(
+        "cors = { origins = [\"https://a.example/x\", \"a.example\", \"null\", \"https://*\", \"https://*.example:8443\"] }\nsecurity = { frame = \"none\", referrer = \"x\", csp = \"a\\nb\" }"
+    )));
+    assert_snapshot!(said(&route(
+        "request_headers = { set = { Host = \"x\", X-Forwarded-For = \"1\", X_A = \"1\", \"a b\" = \"1\", Ok = 1, Fine = \"a\\nb\" }, remove = [\"Connection\"] }\nresponse_headers = { append = { Content-Length = \"1\" } }"
+    )));
+    let spec = spec(&route(
+        "security = {}\nauth = { users = [\"ann:$2y$10$abcdefghijklmnopqrstuujydOTSfIH/d5oUHpsygqV5X9xJLQc6e\"] }\ncors = { origins = [\"https://*.example\"] }\nresponse_headers = { set = { X-A = \"1\" } }",
+    ));
+    let route = spec.routes.values().next().expect("a route");
+    insta::assert_json_snapshot!((
+        &route.auth,
+        &route.cors,
+        &route.security,
+        &route.response_headers
+    ));
+    let shown = format!("{route:?}");
+    assert!(shown.contains("ann") && !shown.contains("$2y$"), "{shown}");
+}
+
+#[test]
+fn what_is_done_with_answers_is_checked_and_has_defaults() {
+    let route = "[routes.r]\nhost = \"a.example\"\nservice = \"api\"\n";
+    let plain = spec(&with("", route));
+    let text = serde_json::to_string(&plain).expect("JSON");
+    for added in ["protocol", "sticky", "compress", "files", "error_pages"] {
+        assert!(
+            !text.contains(added),
+            "a release of before has another fingerprint: {added}"
+        );
+    }
+    let full = spec(&with(
+        "protocol = \"h2c\"\nsticky = true",
+        &format!(
+            "{route}compress = true\nerror_pages = \"errors\"\nfiles = {{ folder = \"web/dist\", missing = \"index\" }}"
+        ),
+    ));
+    let names: Vec<&str> = full.artifact_names().into_iter().collect();
+    assert_eq!(names, ["api", "errors", "web/dist"]);
+    let service = full.services.values().next().expect("one");
+    assert!(service.sticky && service.protocol == Protocol::H2c);
+    let files = full
+        .routes
+        .values()
+        .next()
+        .and_then(|route| route.files.clone());
+    let files = files.expect("files");
+    assert_eq!(
+        (files.missing, files.cache_control.as_str()),
+        (MissingFile::Index, "no-cache")
+    );
+    check!(with("protocol = \"grpc\"", &format!("{route}files = {{ missing = \"spa\", cache_control = \"a\\nb\" }}")), @r#"
+    7:12 LF011 `protocol` cannot be `grpc` | one of "http/1.1" or "h2c"
+    11:1 LF006 `folder` is missing in `[routes.r.files]` | for example folder = "public"
+    11:21 LF011 `missing` cannot be `spa` | one of "service", "not-found" or "index"
+    11:44 LF008 `cache_control` cannot be the value of a header | plain ASCII without blanks at its ends, at most 1024 bytes
+    "#);
+    check!(with("protocol = \"h2c\"", &format!("{route}websocket = true\ngzip = true")), @r#"
+    11:1 LF032 `websocket` has no effect: the service `api` speaks h2c | WebSockets reach services of protocol = "http/1.1"
+    12:1 LF003 unknown key `gzip` in `[routes.r]` | did you mean `compress`?
+    "#);
 }

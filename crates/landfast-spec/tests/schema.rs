@@ -134,6 +134,23 @@ fn manifest_with(path: &str, value: &str) -> String {
             "{ certificate = \"/c\", key = \"/k\" }",
         );
     }
+    if path.starts_with("routes.*.auth.") {
+        set(
+            &mut table,
+            "routes.n.auth.users",
+            "[\"ann:$2y$10$abcdefghijklmnopqrstuujydOTSfIH/d5oUHpsygqV5X9xJLQc6e\"]",
+        );
+    }
+    if path.starts_with("routes.*.cors.") {
+        set(
+            &mut table,
+            "routes.n.cors.origins",
+            "[\"https://a.example\"]",
+        );
+    }
+    if path.starts_with("routes.*.files.") {
+        set(&mut table, "routes.n.files.folder", "\"public\"");
+    }
     if path.starts_with("deploy.probe") {
         set(&mut table, "deploy.probe", "{ path = \"/\" }");
     }

@@ -15,12 +15,13 @@
 //!
 //! It never decides what is still needed (it is told), never follows a link out of a tree, and never changes
 //! what it was given to copy. One process opens a store at a time: the server, by its lock on the state folder.
-//! All calls block.
+//! A [`Reader`] may look into it from another. All calls block.
 
 mod blobs;
 mod build;
 mod collect;
 mod ignore;
+mod reader;
 mod scan;
 mod tree;
 
@@ -34,6 +35,7 @@ use landfast_types::Digest;
 
 pub use crate::{
     collect::Collected,
+    reader::Reader,
     scan::{IGNORE_FILE, scan},
     tree::{Entry, EntryKind, TreeError, TreeListing},
 };
@@ -158,6 +160,11 @@ impl Store {
         self
     }
 
+    /// The folder of the store.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// The folder of an artifact to run from, when it is here.
     pub fn path(&self, artifact: &Digest) -> Option<PathBuf> {
         let path = self.artifact_path(artifact);
@@ -215,17 +222,25 @@ impl Store {
     }
 
     fn tree_path(&self, artifact: &Digest) -> PathBuf {
-        self.root.join("trees").join(format!("{artifact}.json"))
+        tree_path(&self.root, artifact)
     }
 
     fn blob_path(&self, digest: &Digest) -> PathBuf {
-        let name = digest.to_string();
-        self.root.join("blobs").join(&name[..2]).join(name)
+        blob_path(&self.root, digest)
     }
 
     fn partial_path(&self, digest: &Digest) -> PathBuf {
         self.root.join("tmp").join(format!("{digest}.part"))
     }
+}
+
+fn tree_path(root: &Path, artifact: &Digest) -> PathBuf {
+    root.join("trees").join(format!("{artifact}.json"))
+}
+
+fn blob_path(root: &Path, digest: &Digest) -> PathBuf {
+    let name = digest.to_string();
+    root.join("blobs").join(&name[..2]).join(name)
 }
 
 /// Makes a rename in this folder survive a loss of power.

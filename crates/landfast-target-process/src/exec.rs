@@ -106,7 +106,10 @@ async fn pass_on(
                     OutputStream::Stderr => ExecOutput::Stderr(piece),
                 }
             }
-            Some(Reply::Exec { exit: ended }) => ExecOutput::Exited(exit(ended)),
+            Some(Reply::Exec {
+                exit: ended,
+                out_of_memory,
+            }) => ExecOutput::Exited(exit(ended, out_of_memory)),
             // The shim died, and the command with it.
             None => ExecOutput::Exited(Exit::Unknown),
             Some(

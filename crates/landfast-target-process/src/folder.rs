@@ -9,7 +9,7 @@ use std::{
 };
 
 use landfast_shim::{
-    Ended, Exit, LOCK_FILE, MARK_VARIABLE, ShimState, folder_key,
+    Ended, Exit, LOCK_FILE, Leftovers, MARK_VARIABLE, ShimState, folder_key,
     process::{Marked, boot_id},
     shim_is_alive,
 };
@@ -141,9 +141,11 @@ impl Folder {
                 std::thread::sleep(KILL_ROUND_PAUSE);
             }
         }
+        state.leftovers.remove();
         state.ended = Some(Ended {
             exit: Exit::Unknown,
             at: now(),
+            out_of_memory: None,
         });
         state.write(&self.path)?;
         Ok(state)
@@ -188,8 +190,11 @@ impl Folder {
                 ended: Some(Ended {
                     exit: Exit::Unknown,
                     at: now(),
+                    out_of_memory: None,
                 }),
                 log_lines_dropped: 0,
+                protections: Vec::new(),
+                leftovers: Leftovers::default(),
             };
             state.write(&folder.path)?;
             // Whoever looked at the lock in this process meanwhile has let it go for all of it (fcntl(2)).

@@ -13,8 +13,11 @@
 mod client;
 mod exec;
 mod folder;
+mod jail;
+mod ownership;
 mod ports;
 mod start;
+mod users;
 
 use std::{
     ops::RangeInclusive,
@@ -25,27 +28,32 @@ use std::{
 
 use async_trait::async_trait;
 pub use landfast_shim::logs;
+
 use landfast_shim::{
     ShimState,
     wire::{Reply, Request},
 };
 use landfast_store::Store;
 use landfast_target::{
-    ExecOutput, Exit, InstanceRef, InstanceSpec, Observed, ObservedState, StartError, Target,
-    TargetError,
+    Confinement, ExecOutput, Exit, InstanceRef, InstanceSpec, Observed, ObservedState, StartError,
+    Target, TargetError,
 };
-use landfast_types::{Fence, StaleFence};
+use landfast_types::{Bytes, Fence, Protection, StaleFence};
 use tokio::{
     sync::{Mutex, mpsc},
     task::JoinSet,
 };
 
-use crate::{client::Answer, folder::Folder, ports::Ports};
+pub use crate::jail::{DESCRIPTORS_MAX, PROCESSES_MAX};
+use crate::{client::Answer, folder::Folder, ports::Ports, users::Users};
 
 /// A shim that is alive but does not answer is asked again after this: it is starting or leaving.
 const ASK_AGAIN: Duration = Duration::from_millis(20);
 /// Starts and stops of one instance exclude each other; so few others share its lock that nobody notices.
 const STRIPES: usize = 64;
+
+/// The ports instances are given where nobody says otherwise, on 127.0.0.1.
+pub const PORTS: RangeInclusive<u16> = 20_000..=29_999;
 
 /// What a process target needs to know.
 #[derive(Debug, Clone)]
@@ -64,16 +72,26 @@ pub struct ProcessSettings {
     pub log_segments_kept: u64,
     /// The grace of an instance whose shim is told to end, as at the shutdown of the host.
     pub shutdown_grace: Duration,
+    /// Where temporary folders of instances are made.
+    pub temporary: PathBuf,
+    /// The folder of the volumes this target may give to the users of their instances. Others are the operator's.
+    pub volumes: Option<PathBuf>,
+    /// The record of the users of environments. Without it instances run as the server's user.
+    pub users: Option<PathBuf>,
 }
 
 impl ProcessSettings {
-    /// Settings with the documented defaults: ports 20000–29999, five log segments of 8 MiB, a grace of 10 s.
+    /// Settings with the documented defaults: ports 20000–29999, five log segments of 8 MiB, a grace of 10 s; temporary
+    /// folders in the run folder, and no users of their own.
     pub fn new(executable: PathBuf, run: PathBuf, store: Arc<Store>) -> Self {
         Self {
             executable,
+            temporary: run.join("t"),
+            volumes: None,
+            users: None,
             run,
             store,
-            ports: 20_000..=29_999,
+            ports: PORTS,
             log_segment_bytes_max: 8 << 20,
             log_segments_kept: 5,
             shutdown_grace: Duration::from_secs(10),
@@ -85,6 +103,7 @@ impl ProcessSettings {
 #[derive(Debug)]
 pub struct ProcessTarget {
     settings: ProcessSettings,
+    users: Option<Arc<Users>>,
     ports: std::sync::Mutex<Ports>,
     stripes: Vec<Mutex<()>>,
     /// The commands of `exec` that are being passed on. Dropping the target ends them.
@@ -107,6 +126,10 @@ impl ProcessTarget {
                 settings.ports.clone(),
                 path_seed(&settings.run),
             )),
+            users: settings
+                .users
+                .clone()
+                .map(|path| Arc::new(Users::new(path))),
             settings,
             stripes: (0..STRIPES).map(|_| Mutex::new(())).collect(),
             execs: std::sync::Mutex::new(JoinSet::new()),
@@ -142,7 +165,9 @@ impl ProcessTarget {
                 return Ok(Told::Ended(exit_of(&state)));
             }
             match client::ask(&folder, request).await {
-                Answer::Reply(Reply::Ended { ended }) => return Ok(Told::Ended(exit(ended.exit))),
+                Answer::Reply(Reply::Ended { ended }) => {
+                    return Ok(Told::Ended(exit(ended.exit, ended.out_of_memory)));
+                }
                 Answer::Reply(Reply::Stale { refused, seen }) => {
                     return Err(StaleFence { refused, seen }.into());
                 }
@@ -239,8 +264,16 @@ impl Target for ProcessTarget {
             doing: "list instances".to_owned(),
             source,
         };
-        let run = self.settings.run.clone();
-        let folders = blocking(move || Folder::all(&run)).await.map_err(io)?;
+        let (run, temporary) = (self.settings.run.clone(), self.settings.temporary.clone());
+        let folders = blocking(move || {
+            // No shim of before would come to remove them. What stays costs space only.
+            let is_known = |key: &str| run.join("i").join(key).is_dir();
+            if let Err(error) = jail::sweep_temporary(&temporary, is_known) {
+                tracing::warn!(%error, "temporary folders of ended instances stay");
+            }
+            Folder::all(&run)
+        });
+        let folders = folders.await.map_err(io)?;
         let mut all = Vec::with_capacity(folders.len());
         for folder in folders {
             match folder.observe().await {
@@ -272,6 +305,16 @@ impl Target for ProcessTarget {
         }
     }
 
+    fn forecast(&self, wanted: &Confinement<'_>) -> Vec<Protection> {
+        match jail::order(&self.settings, self.users.as_deref(), wanted, None) {
+            Ok(order) => landfast_shim::jail::forecast(&order),
+            Err(error) => {
+                tracing::warn!(%error, "what an instance would be held to is not known");
+                Vec::new()
+            }
+        }
+    }
+
     async fn exec(
         &self,
         id: &InstanceRef,
@@ -291,7 +334,7 @@ fn observed(state: &ShimState) -> Observed {
     let (observed, pid) = match &state.ended {
         None => (ObservedState::Running, state.main.map(|main| main.pid)),
         Some(ended) => {
-            let exit = exit(ended.exit.clone());
+            let exit = exit(ended.exit.clone(), ended.out_of_memory);
             (ObservedState::Exited { exit, at: ended.at }, None)
         }
     };
@@ -302,10 +345,15 @@ fn observed(state: &ShimState) -> Observed {
         pid,
         started_at: state.started_at,
         is_job: state.is_job,
+        protections: state.protections.clone(),
     }
 }
 
-fn exit(exit: landfast_shim::Exit) -> Exit {
+fn exit(exit: landfast_shim::Exit, out_of_memory: Option<u64>) -> Exit {
+    if let Some(limit) = out_of_memory {
+        let limit = Bytes(limit);
+        return Exit::OutOfMemory { limit };
+    }
     match exit {
         landfast_shim::Exit::Code { code } => Exit::Code { code },
         landfast_shim::Exit::Signal {
@@ -321,10 +369,9 @@ fn exit(exit: landfast_shim::Exit) -> Exit {
 }
 
 fn exit_of(state: &ShimState) -> Exit {
-    state
-        .ended
-        .as_ref()
-        .map_or(Exit::Unknown, |ended| exit(ended.exit.clone()))
+    state.ended.as_ref().map_or(Exit::Unknown, |ended| {
+        exit(ended.exit.clone(), ended.out_of_memory)
+    })
 }
 
 /// Runs file system work where it may block.

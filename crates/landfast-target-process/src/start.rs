@@ -1,6 +1,9 @@
 //! Starting an instance: everything that can be refused is refused before a shim is ordered.
 
-use std::{io, net::SocketAddr, process::Stdio, time::Duration};
+use std::{
+    io, net::SocketAddr, os::unix::fs::PermissionsExt as _, path::Path, process::Stdio,
+    time::Duration,
+};
 
 use landfast_shim::{
     MARK_VARIABLE, find_program,
@@ -16,7 +19,7 @@ use tokio::{
 use crate::{
     ProcessTarget, blocking,
     folder::Folder,
-    observed,
+    jail, observed,
     ports::{self, Used},
 };
 
@@ -80,14 +83,18 @@ impl ProcessTarget {
             let variable = format!("VOLUME_{}", name.to_uppercase().replace('-', "_"));
             env.insert(variable, Secret::new(path.to_string_lossy().into_owned()));
         }
-        let (made, volumes) = (folder.clone(), spec.volumes.clone());
-        let mark = blocking(move || {
-            volumes.values().try_for_each(std::fs::create_dir_all)?;
+        let (made, spec_of_jail) = (folder.clone(), spec.clone());
+        let (settings, users) = (self.settings.clone(), self.users.clone());
+        let made = blocking(move || {
             made.make()?;
+            make_open(&settings.temporary)?;
             let random = std::fs::read_to_string("/proc/sys/kernel/random/uuid")?;
-            Ok(format!("{}.{}", made.key(), random.trim()))
+            let mark = format!("{}.{}", made.key(), random.trim());
+            let wanted = spec_of_jail.confinement();
+            let jail = jail::order(&settings, users.as_deref(), &wanted, Some(&mark))?;
+            Ok((mark, jail))
         });
-        let mark = mark
+        let (mark, jail) = made
             .await
             .map_err(failed("make the folders of the instance"))?;
         env.insert(MARK_VARIABLE.to_owned(), Secret::new(mark.clone()));
@@ -111,6 +118,7 @@ impl ProcessTarget {
             mark,
             logs,
             grace_ms: u64::try_from(grace).unwrap_or(u64::MAX),
+            jail: Some(jail),
         })
     }
 
@@ -186,6 +194,12 @@ impl ProcessTarget {
     }
 }
 
+/// Makes a folder that others may pass through but not look into.
+fn make_open(folder: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(folder)?;
+    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o711))
+}
+
 /// The order as JSON, in memory that is wiped and was never moved: it is as large as it may become from the start.
 fn to_json(order: &ShimOrder) -> io::Result<Secret<Vec<u8>>> {
     // One byte becomes six at most (`\u0000`).
@@ -208,6 +222,6 @@ fn failed(doing: impl Into<String>) -> impl FnOnce(io::Error) -> StartError {
     clippy::disallowed_methods,
     reason = "the process target is where shims are started"
 )]
-fn command(executable: &std::path::Path) -> Command {
+fn command(executable: &Path) -> Command {
     Command::new(executable)
 }

@@ -134,6 +134,7 @@ impl<S: Subject> Bench<'_, S> {
             volumes: BTreeMap::new(),
             log_folder,
             is_job: false,
+            sandbox: crate::Sandbox::default(),
         }
     }
 
@@ -192,7 +193,10 @@ impl<S: Subject> Bench<'_, S> {
                     signal,
                     core_dumped: false,
                 },
-                exit @ (Exit::Code { .. } | Exit::NotStarted { .. } | Exit::Unknown) => exit,
+                exit @ (Exit::Code { .. }
+                | Exit::OutOfMemory { .. }
+                | Exit::NotStarted { .. }
+                | Exit::Unknown) => exit,
             };
             assert_eq!(exit, expected, "{words:?}");
             let listed = self.find(&*target, &id).await.expect("it is remembered");

@@ -259,6 +259,7 @@ impl World {
             pid,
             started_at: instance.started_at,
             is_job: instance.spec.is_job,
+            protections: Vec::new(),
         }
     }
 
@@ -653,6 +654,7 @@ mod tests {
             volumes: BTreeMap::new(),
             log_folder: PathBuf::new(),
             is_job: false,
+            sandbox: crate::Sandbox::default(),
         };
         let order = Fence::default();
         fake.fail_starts(1);

@@ -10,7 +10,7 @@ pub mod fake;
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
 use async_trait::async_trait;
-use landfast_types::{Bytes, Cpu, Digest, Fence, InstanceId, Scope, Secret, Timestamp};
+use landfast_types::{Bytes, Cpu, Digest, Fence, InstanceId, Protection, Scope, Secret, Timestamp};
 use serde::{Deserialize, Serialize};
 
 /// An instance on this host: its environment and its id in it.
@@ -39,6 +39,22 @@ pub struct InstanceSpec {
     pub log_folder: PathBuf,
     /// True for a job: it is expected to end by itself, and its exit status is its answer.
     pub is_job: bool,
+    #[serde(default)]
+    pub sandbox: Sandbox,
+}
+
+/// How far an instance is kept from what is not its own. The default is the whole of it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Sandbox {
+    /// It runs as the server's user, not as one of its own.
+    pub server_user: bool,
+    /// It reaches every file its user may.
+    pub host_files: bool,
+    /// Absolute paths it may read, beyond the system's own, its artifact and its volumes.
+    pub read_only: Vec<PathBuf>,
+    /// Absolute paths it may write too.
+    pub read_write: Vec<PathBuf>,
 }
 
 /// What an instance may use. `None` is unlimited.
@@ -46,6 +62,12 @@ pub struct InstanceSpec {
 pub struct Resources {
     pub cpu: Option<Cpu>,
     pub memory: Option<Bytes>,
+    /// Processes and threads. `None`: the target's own bound.
+    #[serde(default)]
+    pub processes: Option<u32>,
+    /// Open descriptors of each process. `None`: the target's own bound.
+    #[serde(default)]
+    pub descriptors: Option<u32>,
 }
 
 /// How a process ended.
@@ -58,6 +80,10 @@ pub enum Exit {
     Signal {
         signal: i32,
         core_dumped: bool,
+    },
+    /// The kernel killed it because its memory limit was used up.
+    OutOfMemory {
+        limit: Bytes,
     },
     /// It could not be started at all.
     NotStarted {
@@ -72,6 +98,10 @@ impl std::fmt::Display for Exit {
         match self {
             Self::Code { code } => write!(f, "exited with code {code}"),
             Self::Signal { signal, .. } => write!(f, "was killed by signal {signal}"),
+            Self::OutOfMemory { limit } => write!(
+                f,
+                "ran out of memory: it was killed at its limit of {limit}"
+            ),
             Self::NotStarted { reason } => write!(f, "could not be started: {reason}"),
             Self::Unknown => f.write_str("ended unseen"),
         }
@@ -89,6 +119,9 @@ pub struct Observed {
     pub pid: Option<u32>,
     pub started_at: Timestamp,
     pub is_job: bool,
+    /// What it is held to, as it was started. Empty where the target does not say.
+    #[serde(default)]
+    pub protections: Vec<Protection>,
 }
 
 /// Whether an instance runs.
@@ -143,6 +176,29 @@ pub enum TargetError {
     },
 }
 
+/// What an instance is to be held to.
+#[derive(Debug, Clone, Copy)]
+pub struct Confinement<'a> {
+    pub scope: &'a Scope,
+    pub artifact: &'a Digest,
+    pub resources: &'a Resources,
+    pub volumes: &'a BTreeMap<String, PathBuf>,
+    pub sandbox: &'a Sandbox,
+}
+
+impl InstanceSpec {
+    /// What it is to be held to.
+    pub fn confinement(&self) -> Confinement<'_> {
+        Confinement {
+            scope: &self.id.scope,
+            artifact: &self.artifact,
+            resources: &self.resources,
+            volumes: &self.volumes,
+            sandbox: &self.sandbox,
+        }
+    }
+}
+
 /// One piece of output of a command run beside an instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ExecOutput {
@@ -188,6 +244,12 @@ pub trait Target: Send + Sync + 'static {
     /// behind when it ended by itself is ended within a moment. Returns at once for one that ended;
     /// [`Exit::Unknown`] for one that is not known.
     async fn wait(&self, id: &InstanceRef) -> Result<Exit, TargetError>;
+
+    /// What an instance of this environment would be held to on this host. Starts and changes nothing.
+    fn forecast(&self, wanted: &Confinement<'_>) -> Vec<Protection> {
+        let _nothing_is_said = wanted;
+        Vec::new()
+    }
 
     /// Runs a command beside a running instance, in its folder and with its environment. Output comes in pieces;
     /// the last is [`ExecOutput::Exited`]. Dropping the receiver ends the command.

@@ -7,6 +7,8 @@ mod digest;
 mod generation;
 mod histogram;
 mod name;
+mod network;
+mod protection;
 mod secret;
 mod time;
 mod units;
@@ -20,6 +22,8 @@ pub use crate::{
         NameError, ReleaseId, RolloutId, RouteName, Scope, ServiceKey, ServiceKeyError,
         ServiceName, StoreName,
     },
+    network::{Network, NetworkError},
+    protection::{Protection, ProtectionPart, ProtectionState},
     secret::Secret,
     time::Timestamp,
     units::{

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use landfast_types::{AppName, EnvironmentName, JobName, ServiceName};
+use landfast_types::{AppName, EnvironmentName, JobName, Network, ServiceName};
 
 use crate::tunnel::HostUrl;
 
@@ -116,6 +116,11 @@ pub(crate) enum Command {
         after_help = "Example:\n  landfast status\n  landfast status --follow\n  landfast status --all"
     )]
     Status(Status),
+    /// Check whether the host can carry the app: what was measured, and what to do
+    #[command(
+        after_help = "Asks the server; where none runs here yet, looks at this machine itself. Ends with 8 when something fails.\n\nExample:\n  landfast doctor\n  landfast doctor --users 300\n  landfast doctor --host ssh://deploy@example.com --json"
+    )]
+    Doctor(Doctor),
     /// Watch requests, errors and latency by release and instance, live
     #[command(
         after_help = "`q` ends it. Without a terminal, or with `--once` or `--json`, it prints one reading.\n\nExample:\n  landfast top\n  landfast top -e staging --once"
@@ -159,6 +164,14 @@ pub(crate) enum Command {
     /// Show all routes of the host, in the order they match
     #[command(after_help = "Example:\n  landfast routes")]
     Routes,
+    /// Show the certificate of every host: issuer, end, next renewal, what is in the way; renew one by hand
+    #[command(
+        after_help = "Example:\n  landfast certificates\n  landfast certificates renew api.example.com"
+    )]
+    Certificates {
+        #[command(subcommand)]
+        command: Option<CertificatesCommand>,
+    },
     /// Run a job now, show its output, and end with its exit code
     #[command(after_help = "Example:\n  landfast run smoke")]
     Run(Run),
@@ -284,6 +297,13 @@ pub(crate) struct Status {
     /// The host: versions, listeners, folders, resources
     #[arg(long)]
     pub(crate) host_info: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    /// People who use the app at one time: holds the host against the size known for so many
+    #[arg(long, value_name = "N")]
+    pub(crate) users: Option<u64>,
 }
 
 #[derive(Debug, Args)]
@@ -451,12 +471,23 @@ pub(crate) struct Server {
     /// Where a new release can be tested before it gets traffic; on loopback
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) preview: Option<SocketAddr>,
+    /// Connections one client may hold at a time; of IPv6 a /64 is one client [default: a quarter of all]
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub(crate) connections_per_client: u32,
+    /// Proxies before this one whose word about a client's address is taken: addresses or networks [default: nobody]
+    #[arg(long, value_name = "NETWORK", value_delimiter = ',')]
+    pub(crate) trusted_proxies: Vec<Network>,
+    /// The field those proxies set; only this one is read
+    #[arg(long, value_name = "FIELD", value_enum, default_value_t)]
+    pub(crate) trusted_field: TrustedField,
     /// Serve the API on this loopback address too
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) tcp: Option<SocketAddr>,
     /// Write the log as JSON, one object per line
     #[arg(long)]
     pub(crate) log_json: bool,
+    #[command(flatten)]
+    pub(crate) acme: Acme,
     /// Read the journal in `--state` as a start does, and do nothing else
     #[arg(long, hide = true)]
     pub(crate) check: bool,
@@ -466,6 +497,63 @@ pub(crate) struct Server {
     /// A control of the loss judge: takes instances for ready at once; requests are lost
     #[arg(long, hide = true)]
     pub(crate) health_gate_off: bool,
+}
+
+/// What is done with certificates; without a word they are listed.
+#[derive(Debug, Subcommand)]
+pub(crate) enum CertificatesCommand {
+    /// List them
+    #[command(after_help = "Example:\n  landfast certificates list --json")]
+    List,
+    /// Order a host's certificate now, whatever is planned
+    #[command(after_help = "Example:\n  landfast certificates renew api.example.com")]
+    Renew {
+        /// The host, as its route names it
+        #[arg(value_name = "HOST")]
+        name: String,
+    },
+}
+
+/// How hosts are proven to the certificate authority.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ChallengeArg {
+    /// A file over plain HTTP; the authority asks port 80
+    #[value(name = "http-01")]
+    Http01,
+    /// A certificate over TLS; the authority asks port 443
+    #[value(name = "tls-alpn-01")]
+    TlsAlpn01,
+}
+
+/// How certificates are obtained.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Certificates (ACME)")]
+pub(crate) struct Acme {
+    /// Order and renew no certificates; those that are there serve on
+    #[arg(long)]
+    pub(crate) acme_off: bool,
+    /// The directory of the certificate authority [default: Let's Encrypt, where the proxy listens on port 80 or 443]
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "LANDFAST_ACME_DIRECTORY",
+        conflicts_with = "acme_off"
+    )]
+    pub(crate) acme_directory: Option<String>,
+    /// A mail address the authority may write to; may be given more than once
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        env = "LANDFAST_ACME_CONTACT",
+        value_delimiter = ','
+    )]
+    pub(crate) acme_contact: Vec<String>,
+    /// PEM certificates to trust for the directory beside the system's
+    #[arg(long, value_name = "FILE", env = "LANDFAST_ACME_CA")]
+    pub(crate) acme_ca: Option<PathBuf>,
+    /// How hosts are proven, the first choice first; after a failure the next is tried
+    #[arg(long, value_name = "KIND", value_delimiter = ',', default_values = ["http-01", "tls-alpn-01"])]
+    pub(crate) acme_challenges: Vec<ChallengeArg>,
 }
 
 #[derive(Debug, Args)]
@@ -492,12 +580,29 @@ pub(crate) struct Proxy {
     /// Where a new release can be tested before it gets traffic; on loopback
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) preview: Option<SocketAddr>,
+    /// Connections one client may hold at a time; of IPv6 a /64 is one client [default: a quarter of all]
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub(crate) connections_per_client: u32,
+    /// Proxies before this one whose word about a client's address is taken: addresses or networks [default: nobody]
+    #[arg(long, value_name = "NETWORK", value_delimiter = ',')]
+    pub(crate) trusted_proxies: Vec<Network>,
+    /// The field those proxies set; only this one is read
+    #[arg(long, value_name = "FIELD", value_enum, default_value_t)]
+    pub(crate) trusted_field: TrustedField,
     /// The JSON access log
     #[arg(long, value_name = "FILE")]
     pub(crate) access_log: Option<PathBuf>,
     /// Threads that serve [default: one per core]
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
     pub(crate) threads: usize,
+}
+
+/// The field by which trusted proxies say who asks.
+#[derive(Debug, Clone, Copy, Default, clap::ValueEnum)]
+pub(crate) enum TrustedField {
+    #[default]
+    XForwardedFor,
+    Forwarded,
 }
 
 #[derive(Debug, Args)]

@@ -211,10 +211,12 @@ pub(crate) fn exit_of(code: ProblemCode) -> Exit {
         | ProblemCode::InstanceUnknown
         | ProblemCode::JobUnknown
         | ProblemCode::RunUnknown
+        | ProblemCode::CertificateUnknown
         | ProblemCode::SecretUnknown => Exit::NotFound,
         ProblemCode::NoRollout
         | ProblemCode::NotNow
         | ProblemCode::NothingToRollBackTo
+        | ProblemCode::AcmeOff
         | ProblemCode::EnvironmentStopped => Exit::NotNow,
         ProblemCode::NotReady => Exit::Unreachable,
         ProblemCode::RequestInvalid

@@ -29,6 +29,14 @@ use crate::{
     out::Printer,
 };
 
+#[cfg(feature = "mimalloc")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+#[cfg(all(feature = "jemalloc", not(feature = "mimalloc")))]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> ExitCode {
     // The shim forks, so it comes before anything that could start a thread or open a descriptor.
     let words = std::env::args_os().skip(1).take(3).collect::<Vec<_>>();

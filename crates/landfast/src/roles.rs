@@ -11,11 +11,14 @@ use std::{
 
 use anyhow::Context as _;
 use landfast_engine::Controls;
-use landfast_proxy::{ADOPT_ARGUMENTS, HolderSettings, WORKER_ARGUMENTS, WorkerSettings};
-use landfast_server::{Ended, ServerSettings};
+use landfast_proxy::{
+    ADOPT_ARGUMENTS, HolderSettings, Trust, TrustedField, WORKER_ARGUMENTS, WorkerSettings,
+};
+use landfast_server::{AcmeSettings, ChallengeKind, Ended, LETS_ENCRYPT, ServerSettings};
+use landfast_types::Network;
 
 use crate::{
-    args,
+    args::{self, ChallengeArg},
     context::{run_folder, state_folder},
     exit::{Exit, Failure},
     out::Printer,
@@ -37,6 +40,7 @@ pub(crate) struct ServerPlaces {
     pub(crate) https: Vec<SocketAddr>,
     pub(crate) preview: SocketAddr,
     pub(crate) tcp: Option<SocketAddr>,
+    pub(crate) acme: AcmeSettings,
     /// What differs from what one might expect.
     pub(crate) notes: Vec<String>,
 }
@@ -52,11 +56,12 @@ pub(crate) fn server(printer: &Printer, arguments: &args::Server) -> Result<Exit
     }
     log(arguments.log_json);
     install_crypto();
+    let trust = trust(&arguments.trusted_proxies, arguments.trusted_field);
     let controls = Controls {
         drain_confirmation_off: arguments.drain_confirmation_off,
         health_gate_off: arguments.health_gate_off,
     };
-    run_server(places, controls)
+    run_server(places, trust, arguments.connections_per_client, controls)
 }
 
 /// Whether this build can read the journal of a state folder, as `upgrade` asks of a new one.
@@ -77,6 +82,8 @@ pub(crate) fn proxy(arguments: &args::Proxy) -> Result<Exit, Failure> {
     let mut worker = WorkerSettings::new(arguments.routes.clone());
     worker.access_log.clone_from(&arguments.access_log);
     worker.threads = arguments.threads;
+    worker.connections_per_client_max = arguments.connections_per_client;
+    worker.trust = trust(&arguments.trusted_proxies, arguments.trusted_field);
     let settings = HolderSettings {
         http: arguments.http.clone(),
         https: arguments.https.clone(),
@@ -114,6 +121,16 @@ fn install_crypto() {
     drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
 }
 
+fn trust(proxies: &[Network], field: args::TrustedField) -> Trust {
+    Trust {
+        proxies: proxies.to_vec(),
+        field: match field {
+            args::TrustedField::XForwardedFor => TrustedField::XForwardedFor,
+            args::TrustedField::Forwarded => TrustedField::Forwarded,
+        },
+    }
+}
+
 fn places(arguments: &args::Server) -> Result<ServerPlaces, Failure> {
     let state = match &arguments.state {
         Some(state) => state.clone(),
@@ -126,6 +143,7 @@ fn places(arguments: &args::Server) -> Result<ServerPlaces, Failure> {
     // Any free port: the proxy says which, and nobody but the smoke jobs needs to know.
     let preview = arguments.preview.unwrap_or((Ipv4Addr::LOCALHOST, 0).into());
     let tcp = arguments.tcp;
+    let acme = acme(&arguments.acme, &http, &https, &mut notes)?;
     Ok(ServerPlaces {
         state,
         run,
@@ -133,8 +151,57 @@ fn places(arguments: &args::Server) -> Result<ServerPlaces, Failure> {
         https,
         preview,
         tcp,
+        acme,
         notes,
     })
+}
+
+/// Let's Encrypt asks ports 80 and 443: without a word about another authority, a server that listens on neither
+/// orders nothing.
+fn acme(
+    asked: &args::Acme,
+    http: &[SocketAddr],
+    https: &[SocketAddr],
+    notes: &mut Vec<String>,
+) -> Result<AcmeSettings, Failure> {
+    let is_reachable = http.iter().any(|at| at.port() == HTTP_PORTS.0)
+        || https.iter().any(|at| at.port() == HTTPS_PORTS.0);
+    let directory = match &asked.acme_directory {
+        _ if asked.acme_off => None,
+        Some(url) if url.starts_with("https://") => Some(url.clone()),
+        Some(url) => {
+            let error = anyhow::anyhow!("`{url}` is not an https address");
+            let failure = Failure::new(Exit::Usage, error);
+            let hint = "the directory of Let's Encrypt, for example, is https://acme-v02.api.letsencrypt.org/directory";
+            return Err(Failure {
+                hint: Some(hint.into()),
+                ..failure
+            });
+        }
+        None if is_reachable => Some(LETS_ENCRYPT.to_owned()),
+        None => {
+            notes.push(
+                "no certificates are ordered: the proxy listens on neither port 80 nor 443; `--acme-directory` orders them anyway".into(),
+            );
+            None
+        }
+    };
+    let kind = |asked: &ChallengeArg| match asked {
+        ChallengeArg::Http01 => ChallengeKind::Http01,
+        ChallengeArg::TlsAlpn01 => ChallengeKind::TlsAlpn01,
+    };
+    Ok(AcmeSettings {
+        directory,
+        contacts: asked.acme_contact.clone(),
+        ca: asked.acme_ca.clone(),
+        challenges: asked.acme_challenges.iter().map(kind).collect(),
+    })
+}
+
+/// Where a server would listen that is told nothing.
+pub(crate) fn default_listeners() -> Vec<SocketAddr> {
+    let address = |(port, _)| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+    [HTTP_PORTS, HTTPS_PORTS].map(address).into()
 }
 
 /// What was asked for, else the well-known port, else (where this user may not bind it) its stand-in.
@@ -193,7 +260,12 @@ fn become_new(executable: &Path) -> anyhow::Error {
 }
 
 /// The one place that knows how the server is started.
-fn run_server(places: ServerPlaces, controls: Controls) -> Result<Exit, Failure> {
+fn run_server(
+    places: ServerPlaces,
+    trust: Trust,
+    connections_per_client: u32,
+    controls: Controls,
+) -> Result<Exit, Failure> {
     let executable = std::env::current_exe().context("failed to find this program's own file")?;
     let settings = ServerSettings {
         state: places.state,
@@ -205,7 +277,10 @@ fn run_server(places: ServerPlaces, controls: Controls) -> Result<Exit, Failure>
         executable: executable.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         notes: places.notes,
+        trust,
+        connections_per_client,
         controls,
+        acme: places.acme,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

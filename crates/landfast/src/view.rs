@@ -1,8 +1,8 @@
 //! A rollout as text: the live view, the ledger, and how it ended. Pure: state in, lines out.
 
 use landfast_api::{
-    Gate, GateState, Instance, InstanceState, Ledger, Release, Rollout, RolloutKind, RolloutState,
-    Strategy,
+    Gate, GateState, Instance, InstanceState, Ledger, Protection, ProtectionState, Release,
+    Rollout, RolloutKind, RolloutState, Strategy,
 };
 use landfast_types::Timestamp;
 
@@ -255,6 +255,19 @@ pub(crate) fn live(rollout: &Rollout, now: Timestamp, paint: Paint) -> Vec<Strin
         ));
     }
     lines
+}
+
+/// What instances are not held to on this host, or by less than was wanted.
+pub(crate) fn unprotected(protections: &[Protection], paint: Paint) -> Vec<String> {
+    let short = protections.iter().filter(|one| {
+        matches!(
+            one.state,
+            ProtectionState::Weaker | ProtectionState::Missing
+        )
+    });
+    short
+        .map(|one| format!("  {} {}", paint.warn("jail:"), one.text))
+        .collect()
 }
 
 /// What a rollout cost, in a few lines.

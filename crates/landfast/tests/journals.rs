@@ -98,7 +98,7 @@ fn every_released_journal_is_opened_replayed_and_continued() {
     versions.sort();
     assert!(!versions.is_empty());
     for version in versions {
-        let mut host = Host::prepare();
+        let mut host = Host::stopped();
         copy_folder(&version.join("state"), &host.path("state"));
         host.start_server();
         let app = host.app("shop", MANIFEST);

@@ -16,9 +16,12 @@ use anyhow::{Context as _, ensure};
 
 pub(crate) use self::{
     app::{App, AppSettings},
-    host::{Host, HostSettings},
+    host::{Host, HostSettings, free_port},
     judge::{Judge, JudgeSettings, Verdict},
-    process::{instant, kill, now_micros, processor_ticks, proportional_kib, spawn, wait_until},
+    process::{
+        instant, is_alive, kill, now_micros, processor_ticks, proportional_kib, signal, spawn,
+        wait_until,
+    },
 };
 
 /// Where built things are.
@@ -45,6 +48,19 @@ pub(crate) const RELEASES: [(u64, Option<&str>); 10] = [
 ];
 
 impl Build {
+    /// The built binary alone, for proofs that deploy nothing.
+    pub(crate) fn landfast_alone() -> anyhow::Result<PathBuf> {
+        let profile = std::env::var("LANDFAST_PROFILE").unwrap_or_else(|_| "release".into());
+        let folder = if profile == "dev" { "debug" } else { &profile };
+        let binary = target_folder().join(folder).join("landfast");
+        let shown = binary.display();
+        ensure!(
+            binary.is_file(),
+            "`{shown}` was not built; run `make build` first"
+        );
+        Ok(binary)
+    }
+
     /// Finds what was built, and builds the releases of the example that are missing.
     pub(crate) fn find() -> anyhow::Result<Self> {
         let profile = std::env::var("LANDFAST_PROFILE").unwrap_or_else(|_| "release".into());
@@ -82,6 +98,10 @@ impl Build {
         self.bin.join("landfast-judge")
     }
 
+    pub(crate) fn bench(&self) -> PathBuf {
+        self.bin.join("landfast-bench")
+    }
+
     /// The binary of a release of the example.
     pub(crate) fn release(&self, version: u64) -> PathBuf {
         self.releases.join(version.to_string()).join("flextime")
@@ -108,7 +128,7 @@ impl Build {
 }
 
 /// Cargo's target folder.
-fn target_folder() -> PathBuf {
+pub(crate) fn target_folder() -> PathBuf {
     match std::env::var_os("CARGO_TARGET_DIR") {
         Some(folder) => PathBuf::from(folder),
         None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"),

@@ -4,7 +4,10 @@
 mod deploys;
 mod figures;
 mod handover;
+mod jail;
 mod kills;
+mod latency;
+mod probes;
 mod simulated;
 
 use anyhow::bail;
@@ -23,6 +26,7 @@ const LIVE: &[(&str, Proof)] = &[
     ("scopes", figures::scopes),
     ("rollback", figures::rollback),
     ("idle", figures::idle),
+    ("deploy-latency", latency::deploy_latency),
     ("canary", figures::canary),
     ("instance-kill", kills::instance_kill),
     ("proxy-kill", kills::proxy_kill),
@@ -33,6 +37,9 @@ const LIVE: &[(&str, Proof)] = &[
     ("deploys", deploys::deploys),
 ];
 
+/// Those that tests and the simulator show.
+const TESTED: &[&str] = &["crash", "planted", "false-aborts", "power", "acme", "tls"];
+
 /// Runs the proof that is asked for.
 pub(crate) fn run(arguments: &[String]) -> anyhow::Result<()> {
     let Some(name) = arguments.first() else {
@@ -40,15 +47,21 @@ pub(crate) fn run(arguments: &[String]) -> anyhow::Result<()> {
     };
     match name.as_str() {
         "all" => {
-            for name in ["crash", "planted", "false-aborts", "power"] {
+            for name in TESTED {
                 simulated::run(name)?;
             }
+            simulated::sim_long()?;
             LIVE.iter()
                 .try_for_each(|(name, proof)| one(name, *proof))?;
+            probes::run()?;
+            jail::run()?;
             crate::demo::run()
         }
         "demo" => crate::demo::run(),
-        "crash" | "planted" | "false-aborts" | "power" => simulated::run(name),
+        "probes" => probes::run(),
+        "jail" => jail::run(),
+        "sim-long" => simulated::sim_long(),
+        name if TESTED.contains(&name) => simulated::run(name),
         name => {
             if name == "canary" {
                 simulated::run("canary")?;

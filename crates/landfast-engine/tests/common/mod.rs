@@ -382,6 +382,7 @@ impl World {
                 run: self.folder.path().to_owned(),
             },
             controls: Controls::default(),
+            obtained: Default::default(),
         });
         (platform.await.expect("starts"), journal)
     }

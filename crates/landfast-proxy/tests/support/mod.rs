@@ -26,9 +26,12 @@ use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
 use hyper::{body::Frame, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use landfast_proxy::{HolderSettings, WorkerSettings, control::ControlClient};
-use landfast_routing::snapshot::{
-    Backend, BackendState, EjectionPolicy, Group, Mode, ProxyStatus, RetryPolicy, Route,
-    RouteLimits, RouteTimeouts, Service, Snapshot,
+use landfast_routing::{
+    admission::Admission,
+    snapshot::{
+        Backend, BackendState, EjectionPolicy, Group, Mode, Protocol, ProxyStatus, RetryPolicy,
+        Route, RouteAnswers, RouteLimits, RouteTimeouts, Service, Snapshot,
+    },
 };
 use landfast_types::{Fence, Generation, ReleaseId, ServiceKey};
 use tokio::{
@@ -283,6 +286,8 @@ pub fn service(groups: Vec<Group>) -> Service {
             max_ms: 300_000,
         },
         slow_start_ms: 0,
+        sticky: false,
+        protocol: Protocol::Http1,
     }
 }
 
@@ -302,6 +307,8 @@ pub fn route(host: &str, path: &str) -> Route {
             first_byte_ms: 10_000,
             body_idle_ms: 10_000,
         },
+        admission: Admission::default(),
+        answers: RouteAnswers::default(),
     }
 }
 
@@ -313,6 +320,8 @@ pub fn snapshot(revision: u64, service: Service) -> Snapshot {
         routes: vec![route("*", "/")],
         services: BTreeMap::from([(key(), service)]),
         certificates: vec![],
+        store: String::new(),
+        challenges: vec![],
     }
 }
 
@@ -326,7 +335,7 @@ pub struct Seen {
 }
 
 /// An HTTP/1.1 server of the test's own. Paths: `/slow/MS` answers late, `/drip/N/MS` sends N pieces,
-/// `/sse/MS` sends events of two lines in pieces for ever, `/status/N`, `/big/N`, `/cut` breaks off the answer.
+/// `/sse/MS` sends events of two lines in pieces for ever, `/status/N`, `/big/N`, `/json/N`, `/cut` breaks off the answer.
 pub struct Upstream {
     pub id: String,
     pub address: SocketAddr,
@@ -467,9 +476,16 @@ async fn answer(
             response = response.status(StatusCode::from_u16(status).expect("a status"));
             full(id)
         }
+        "json" => {
+            response = response
+                .header("content-type", "application/json")
+                .header("etag", "\"v1\"");
+            full(vec![b'7'; usize::try_from(number(1)).expect("a size")])
+        }
         "big" => full(vec![b'x'; usize::try_from(number(1)).expect("a size")]),
         "drip" => {
             let (count, pause) = (number(1), number(2));
+            response = response.header("content-type", "text/plain");
             pieces(futures_util::stream::unfold(0, move |n| async move {
                 if n == count {
                     return None;
@@ -557,7 +573,7 @@ impl Wire {
         Ok(read.await.map_err(std::io::Error::other)?? > 0)
     }
 
-    /// Reads one answer; an error when there is none.
+    /// Reads one answer; an error when there is none. One to a HEAD is read by [`Wire::head`].
     pub async fn answer(&mut self) -> std::io::Result<Got> {
         let end = loop {
             if let Some(end) = self.buffer.windows(4).position(|w| w == b"\r\n\r\n") {
@@ -576,6 +592,9 @@ impl Wire {
             body: Vec::new(),
             is_whole: true,
         };
+        if got.status == 304 {
+            return Ok(got);
+        }
         if let Some(length) = got.header("content-length") {
             let length: usize = length.parse().map_err(std::io::Error::other)?;
             while self.buffer.len() < length {
@@ -641,6 +660,26 @@ impl Wire {
             }
         }
         Some(self.buffer.drain(..count).collect())
+    }
+}
+
+/// One request on a connection of its own, with further fields as lines; only the head where there is no body.
+pub async fn ask(address: SocketAddr, method: &str, path: &str, fields: &str) -> Got {
+    let mut wire = Wire::connect(address).await.expect("connected");
+    wire.send(&format!(
+        "{method} {path} HTTP/1.1\r\nhost: shop.example\r\n{fields}\r\n"
+    ))
+    .await
+    .expect("sent");
+    if method != "HEAD" {
+        return wire.answer().await.expect("an answer");
+    }
+    let headers = wire.head().await;
+    Got {
+        status: headers[9..12].parse().expect("a status"),
+        headers,
+        body: Vec::new(),
+        is_whole: true,
     }
 }
 

@@ -122,7 +122,7 @@ impl Draft {
             return;
         };
         let reason = reason.to_owned();
-        if rollout.kind == Kind::Restart {
+        if self.state.is_restart() {
             // Both sides are the same release: what runs stays, and steady state fits the number.
             self.emit(Change::RolloutEnded {
                 outcome: Outcome::RolledBack { reason },
@@ -176,6 +176,13 @@ impl Draft {
         let since = rollout.phase_since;
         let plan = rollout.plan.clone();
         match rollout.phase.clone() {
+            // Preflight ⇒ rolled back: it waited, and the release it was to restart does not serve any more.
+            Phase::Preflight if rollout.kind == Kind::Restart && !self.state.is_restart() => {
+                let reason = format!("release {} was taken back before its restart", rollout.to);
+                self.emit(Change::RolloutEnded {
+                    outcome: Outcome::RolledBack { reason },
+                });
+            }
             // Preflight ⇒ Gating | Pausing | Moving | Warming: the host can carry it.
             Phase::Preflight => {
                 let passed = rollout
@@ -247,7 +254,7 @@ impl Draft {
             }
             Phase::Holding { step } => self.watch(step),
             // Moving ⇒ Moving | Standby: the service has moved.
-            Phase::Moving { service } if self.has_moved(service) => {
+            Phase::Moving { service } if self.has_moved(service) && self.may_go_on(service) => {
                 let next = Phase::Moving {
                     service: service + 1,
                 };
@@ -258,7 +265,7 @@ impl Draft {
                 });
             }
             // Promoting ⇒ Promoting | Standby: the service has moved.
-            Phase::Promoting { service } if self.has_moved(service) => {
+            Phase::Promoting { service } if self.has_moved(service) && self.may_go_on(service) => {
                 let next = Phase::Promoting {
                     service: service + 1,
                 };
@@ -318,6 +325,12 @@ impl Draft {
     /// How many services the new release moves.
     pub(super) fn moves(&self) -> usize {
         self.state.move_order().len()
+    }
+
+    /// After the last service: the promotion says that the new release serves everything, so the proxy has to have
+    /// confirmed that no request goes to an old instance any more.
+    fn may_go_on(&self, service: usize) -> bool {
+        service < self.moves() || self.state.is_traffic_settled()
     }
 
     /// Whether the service at this place of the order has its new size and nothing old left in its group.
@@ -419,6 +432,8 @@ impl Draft {
             Reverting::Restoring if state.is_old_routable() || self.is_planted_early_return() => {
                 Reverting::Switching
             }
+            // Back to Restoring: the server died between this phase and its table, and the old release with it.
+            Reverting::Switching if state.would_return_early() => Reverting::Restoring,
             Reverting::Switching if state.is_traffic_settled() => Reverting::Retiring,
             Reverting::Retiring if self.has_ended(Side::New) => {
                 self.emit(Change::RolloutEnded {

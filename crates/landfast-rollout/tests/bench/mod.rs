@@ -171,6 +171,17 @@ impl Bench {
             assert_eq!(&read, event, "{text}");
             self.note(&event.change);
             self.environment.apply(event);
+            let is_promoted = matches!(
+                event.change,
+                Change::PhaseEntered {
+                    phase: Phase::Standby
+                }
+            );
+            assert!(
+                !is_promoted
+                    || self.environment.traffic_confirmed >= self.environment.traffic.revision,
+                "promoted while the proxy may still send requests to the old release"
+            );
             for service in self.environment_services() {
                 let kept = self.kept(&service);
                 let most = self.most.entry(service).or_default();
@@ -432,6 +443,17 @@ impl Bench {
             None => "nothing".into(),
             Some(Outcome::Sealed) => "sealed".into(),
             Some(Outcome::RolledBack { reason }) => format!("rolled back: {reason}"),
+        }
+    }
+
+    /// The server died right after it recorded that it enters a phase: what it decided with that is forgotten.
+    pub(crate) fn forget_after(&mut self, phase: &str) {
+        let entered = |event: &Event| matches!(&event.change, Change::PhaseEntered { phase: p } if word(p) == phase);
+        let last = self.events.iter().rposition(entered).unwrap();
+        self.events.truncate(last + 1);
+        self.environment = Environment::new(self.environment.scope.clone());
+        for event in &self.events {
+            self.environment.apply(event);
         }
     }
 

@@ -16,7 +16,7 @@ use landfast_types::{Scope, Secret, ServiceName};
 use super::{InEnvironment, scope, upload::blocking};
 use crate::{
     answer::{Answer, Failure, Json},
-    events,
+    certificates, events,
     idempotency::json_response,
     state::AppState,
     wire,
@@ -38,6 +38,13 @@ async fn answer_status(state: &AppState, scope: &Scope) -> Answer<Response> {
     let folders = shared.folders.clone();
     let mut status =
         blocking(move || wire::environment_status(&view, &folders, proxy.as_ref(), now)).await?;
+    let hosts = status
+        .routes
+        .iter()
+        .map(|route| route.host.clone())
+        .collect();
+    let troubles = certificates::troubles(&state.certificates, &hosts);
+    status.problems.extend(troubles);
     fill_processes(state, scope, &mut status).await;
     let journal = shared.journal.clone();
     let position = blocking(move || journal.last_position()).await?;
@@ -60,16 +67,28 @@ async fn fill_processes(
     let of_scope = observed
         .into_iter()
         .filter(|observed| observed.id.scope == *scope);
-    let pids: std::collections::BTreeMap<String, u32> = of_scope
-        .filter_map(|observed| Some((observed.id.instance.to_string(), observed.pid?)))
+    let mut running: std::collections::BTreeMap<String, landfast_target::Observed> = of_scope
+        .filter(|observed| observed.pid.is_some())
+        .map(|observed| (observed.id.instance.to_string(), observed))
         .collect();
-    let groups = status
-        .services
-        .iter_mut()
-        .flat_map(|service| &mut service.groups);
-    for instance in groups.flat_map(|group| &mut group.instances) {
-        instance.pid = pids.get(&instance.id).copied();
-        instance.memory_bytes = instance.pid.and_then(resident_bytes);
+    for service in &mut status.services {
+        let instances = service
+            .groups
+            .iter_mut()
+            .flat_map(|group| &mut group.instances);
+        let mut own = Vec::new();
+        for instance in instances {
+            let Some(observed) = running.remove(&instance.id) else {
+                continue;
+            };
+            instance.pid = observed.pid;
+            instance.memory_bytes = instance.pid.and_then(resident_bytes);
+            own.push(observed);
+        }
+        let newest = own.into_iter().max_by_key(|observed| observed.started_at);
+        service.protections = newest.map_or_else(Vec::new, |observed| {
+            wire::protections(&observed.protections)
+        });
     }
 }
 

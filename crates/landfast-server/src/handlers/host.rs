@@ -15,7 +15,7 @@ use landfast_engine::planning;
 
 use crate::{
     answer::{self, Answer, Failure},
-    events,
+    certificates, events,
     idempotency::json_response,
     state::AppState,
     wire,
@@ -184,6 +184,7 @@ pub(crate) async fn metrics(State(state): State<AppState>) -> Response {
             "landfast_instances_ready{{app=\"{app}\",environment=\"{environment}\"}} {ready}\n"
         ));
     }
+    text.push_str(&certificates::metrics(&state.certificates));
     let generation = state.platform.shared().generation;
     text.push_str("# HELP landfast_server_generation Grows with each start of the server.\n");
     text.push_str("# TYPE landfast_server_generation gauge\n");

@@ -273,7 +273,10 @@ pub(crate) async fn exec(
 fn exit_code(exit: &Exit) -> Option<i32> {
     match exit {
         Exit::Code { code } => Some(*code),
-        Exit::Signal { .. } | Exit::NotStarted { .. } | Exit::Unknown => None,
+        Exit::Signal { .. }
+        | Exit::OutOfMemory { .. }
+        | Exit::NotStarted { .. }
+        | Exit::Unknown => None,
     }
 }
 

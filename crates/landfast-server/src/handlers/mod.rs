@@ -1,5 +1,7 @@
 //! One handler for each endpoint of `landfast_api::endpoints`.
 
+mod certificate;
+mod doctor;
 mod environment;
 mod host;
 mod instance;
@@ -7,6 +9,7 @@ mod plan;
 mod rollout;
 mod upload;
 
+pub use self::doctor::instance_ports;
 use axum::{
     Router,
     extract::{DefaultBodyLimit, Path},
@@ -29,8 +32,11 @@ pub(crate) fn router(state: AppState) -> Router {
         .route(paths::HEALTH, get(host::health))
         .route(paths::OPENAPI, get(host::openapi))
         .route(paths::HOST, get(host::host))
+        .route(paths::DOCTOR, post(doctor::doctor))
         .route(paths::APPS, get(host::apps))
         .route(paths::ROUTES, get(host::routes))
+        .route(paths::CERTIFICATES, get(certificate::list))
+        .route(paths::CERTIFICATE_RENEW, post(certificate::renew))
         .route(paths::TRAFFIC, get(host::traffic))
         .route(paths::EVENTS, get(host::events))
         .route(paths::METRICS, get(host::metrics))

@@ -22,6 +22,7 @@ use crate::{
     answer::{Answer, Failure, Json, diagnostics, refusal_code},
     idempotency::json_response,
     state::AppState,
+    wire,
 };
 
 /// A manifest without errors.
@@ -170,6 +171,13 @@ fn make(
             &spec,
             old.map(|b| &b.artifacts),
             &artifacts,
+            |service| {
+                // Which folder it is run from matters only by what lies above it: before an upload, any will do.
+                let digest = artifacts.get(&service.artifact).copied();
+                let digest = digest.unwrap_or_else(|| Digest::of(b""));
+                let forecast = landfast_engine::forecast(shared, scope, service, &digest);
+                wire::protections(&forecast)
+            },
         ),
         steps: steps(&view, &spec, &plan),
         gates: plan
@@ -245,6 +253,7 @@ fn services(
     new: &AppSpec,
     old_artifacts: Option<&Artifacts>,
     new_artifacts: &Artifacts,
+    protections: impl Fn(&landfast_spec::ServiceSpec) -> Vec<landfast_api::Protection>,
 ) -> Vec<ServicePlan> {
     let mut names: Vec<ServiceName> = new.waves().concat();
     let dropped = old.iter().flat_map(|spec| spec.services.keys());
@@ -293,6 +302,7 @@ fn services(
             } else {
                 Vec::new()
             },
+            protections: after.map_or_else(Vec::new, &protections),
         }
     };
     names.into_iter().map(plan).collect()

@@ -198,6 +198,8 @@ fn services(view: &View, proxy: Option<&ProxyStatus>) -> Vec<ServiceStatus> {
                 .map(|(release, running)| group(view, &service, *release, running, proxy))
                 .collect(),
             service: service.to_string(),
+            // Only the target knows.
+            protections: Vec::new(),
         });
     }
     services

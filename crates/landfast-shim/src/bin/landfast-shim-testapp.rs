@@ -16,9 +16,15 @@
 //! | `env=NAME` | writes the value of a variable |
 //! | `cwd` | writes the working folder |
 //! | `cat` | copies standard input to standard output |
+//! | `hog=MIB` | takes so much memory and writes to all of it |
+//! | `forks=N` | starts N processes that wait, says how many it could, and goes on |
+//! | `read=PATH`, `list=PATH`, `write=PATH` | tries it, and says `ok` or why not |
+//! | `run=PATH,WORD` | runs another program with a word, and passes its output on |
+//! | `status=KEY` | writes what `/proc/self/status` says of it |
 //! | `listen` | accepts on `HOST:PORT` in a thread, answering each connection with its process id |
 
 use std::{
+    fs,
     io::{self, Read as _, Write as _},
     net::TcpListener,
     os::unix::process::CommandExt as _,
@@ -72,6 +78,13 @@ fn main() -> ExitCode {
             "env" => say(&std::env::var(value).unwrap_or_else(|_| "(unset)".to_owned())),
             "cwd" => say(&std::env::current_dir().expect("a folder").to_string_lossy()),
             "cat" => drop(io::copy(&mut io::stdin(), &mut io::stdout())),
+            "hog" => hog(number(value)),
+            "forks" => forks(number(value)),
+            "read" => tell(word, fs::read(value).map(drop)),
+            "list" => tell(word, fs::read_dir(value).map(drop)),
+            "write" => tell(word, fs::write(value, "written")),
+            "run" => run(value),
+            "status" => status(value),
             "listen" => listen(),
             unknown => {
                 drop(writeln!(io::stderr(), "unknown word {unknown}"));
@@ -101,6 +114,64 @@ fn flood(bytes: u64) {
         stdout.write_all(&line).expect("the shim reads");
         stdout.write_all(b"\n").expect("the shim reads");
     }
+}
+
+fn tell(word: &str, result: io::Result<()>) {
+    match result {
+        Ok(()) => say(&format!("{word} ok")),
+        Err(error) => say(&format!("{word} {:?}", error.kind())),
+    }
+}
+
+fn hog(mebibytes: u64) {
+    let mut all = Vec::new();
+    for _ in 0..mebibytes {
+        let mut piece = vec![0_u8; 1 << 20];
+        piece.iter_mut().step_by(4_096).for_each(|byte| *byte = 1);
+        all.push(std::hint::black_box(piece));
+    }
+    say(&format!("holds {} MiB", all.len()));
+}
+
+/// Bounded, so that a test of a bound that does not hold ends too.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a test app that starts processes is the point"
+)]
+fn forks(count: u64) {
+    let mut started = 0;
+    for _ in 0..count {
+        let mut command = Command::new(std::env::current_exe().expect("it exists"));
+        command.args(["ignore-term", "serve"]).stdin(Stdio::null());
+        match command.spawn() {
+            Ok(_) => started += 1,
+            Err(error) => {
+                say(&format!("stopped by {:?}", error.kind()));
+                break;
+            }
+        }
+    }
+    say(&format!("started {started}"));
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a test app that starts processes is the point"
+)]
+fn run(value: &str) {
+    let (program, word) = value.split_once(',').unwrap_or((value, ""));
+    match Command::new(program).arg(word).output() {
+        Ok(output) => drop(io::stdout().write_all(&output.stdout)),
+        Err(error) => say(&format!("run {:?}", error.kind())),
+    }
+}
+
+fn status(key: &str) {
+    let text = fs::read_to_string("/proc/self/status").expect("/proc is mounted");
+    let mut lines = text.lines().filter_map(|line| line.split_once(':'));
+    let value = lines.find(|(name, _)| *name == key);
+    let value = value.map_or("(none)", |(_, value)| value.trim());
+    say(&format!("{key} {}", value.replace('\t', " ")));
 }
 
 fn listen() {

@@ -57,7 +57,8 @@ fn sweep(arguments: &[String]) -> Result<bool, String> {
     };
     let mut out = io::stdout().lock();
     let mut fired = Fired::default();
-    let (mut records, mut sealed, mut rolled_back, mut parked, mut failed) = (0, 0, 0, 0, 0);
+    let (mut steps, mut records, mut sealed, mut rolled_back, mut parked, mut failed) =
+        (0, 0, 0, 0, 0, 0);
     let count = seeds.end.saturating_sub(seeds.start);
     for seed in seeds {
         let report = run(seed, planted, verbose);
@@ -69,6 +70,7 @@ fn sweep(arguments: &[String]) -> Result<bool, String> {
             writeln!(out, "seed {seed}: {broken}").map_err(|error| error.to_string())?;
         }
         fired.add(&report.fired);
+        steps += report.steps;
         records += report.records;
         sealed += report.sealed;
         rolled_back += report.rolled_back;
@@ -79,7 +81,7 @@ fn sweep(arguments: &[String]) -> Result<bool, String> {
         .map(|fault| format!("{fault:?} {}", fired.times(*fault)))
         .collect();
     let lines = [
-        format!("{count} seeds, {failed} broken; {records} records"),
+        format!("{count} seeds, {failed} broken; {steps} engine steps, {records} records"),
         format!("rollouts: {sealed} sealed, {rolled_back} rolled back, {parked} times parked"),
         format!("faults: {}", faults.join(", ")),
     ];

@@ -53,12 +53,17 @@ impl World {
             self.skew -= self.dice.between(1_000, 3_600_000) as i64;
         }
         if self.fault(Fault::HostLost, 2) {
-            for instance in self.target.running() {
-                self.target.end(&instance, self.now);
-            }
-            self.proxy.restart(self.now, 1_000);
+            self.lose_instances();
             self.kill_server();
         }
+    }
+
+    /// Nothing outlives its host; the proxy comes back with it.
+    pub(super) fn lose_instances(&mut self) {
+        for instance in self.target.running() {
+            self.target.end(&instance, self.now);
+        }
+        self.proxy.restart(self.now, 1_000);
     }
 
     pub(super) fn probe(&mut self) {

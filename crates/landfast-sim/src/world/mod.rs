@@ -133,10 +133,14 @@ pub struct World {
     pub target: Target,
     pub proxy: Proxy,
     pub journal: Vec<Event>,
+    /// Inputs the engine has decided, those it refused included.
+    pub decided: u64,
     pub watch: Watch,
     pub trace: Option<Vec<String>>,
     /// The server dies when this many records are durable; taken when it happened.
     pub die_at: Option<usize>,
+    /// And the host with it: every instance ends.
+    pub host_too: bool,
     /// Every order arrives twice.
     pub twice: bool,
     pub chaos: Chaos,
@@ -170,9 +174,11 @@ impl World {
                 ..Proxy::default()
             },
             journal: Vec::new(),
+            decided: 0,
             watch: Watch::default(),
             trace: None,
             die_at: None,
+            host_too: false,
             twice: false,
             chaos: Chaos::default(),
             salt: seed,
@@ -314,6 +320,7 @@ impl World {
         };
         let at = server.clock(self.now);
         let rollout = server.environment.rollout.as_ref().map(|r| r.id);
+        self.decided += 1;
         let events = match server.environment.decide(at, input.clone()) {
             Ok(events) => events,
             Err(rejected) => {
@@ -369,6 +376,9 @@ impl World {
             self.watch.recorded(self.now, event, &self.target);
         }
         if dies_after.is_some() {
+            if self.host_too {
+                self.lose_instances();
+            }
             self.kill_server();
             return;
         }

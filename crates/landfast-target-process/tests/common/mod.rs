@@ -1,10 +1,12 @@
 //! A world of its own for each test: a store with the test app, a run folder, and a broom.
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+#![allow(dead_code, reason = "each test program uses a part of it")]
 
 use std::{
     collections::BTreeMap,
     fs,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -32,7 +34,17 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        Self::inside(tempfile::tempdir().unwrap())
+    }
+
+    /// A world that other users may enter, and that does not lie in `/tmp`.
+    pub(crate) fn open_to_others() -> Self {
+        let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o711)).unwrap();
+        Self::inside(folder)
+    }
+
+    fn inside(folder: tempfile::TempDir) -> Self {
         let source = folder.path().join("source");
         fs::create_dir(&source).unwrap();
         fs::copy(APP, source.join("app")).unwrap();
@@ -80,6 +92,7 @@ impl World {
             volumes: BTreeMap::new(),
             log_folder: self.logs(number),
             is_job: false,
+            sandbox: landfast_target::Sandbox::default(),
         }
     }
 
@@ -160,7 +173,21 @@ impl Drop for World {
                 && let Ok(Some(state)) = ShimState::read(&entry.path())
                 && let Some(shim) = state.shim
             {
-                kill(shim.pid);
+                // It may be leaving by itself.
+                let pid = Pid::from_raw(i32::try_from(shim.pid).unwrap()).unwrap();
+                let _gone = rustix::process::kill_process(pid, Signal::KILL);
+                for _ in 0..100 {
+                    state.leftovers.remove();
+                    if state
+                        .leftovers
+                        .cgroups
+                        .iter()
+                        .all(|folder| !folder.exists())
+                    {
+                        break;
+                    }
+                    std::thread::sleep(Duration::from_millis(5));
+                }
             }
         }
         // Read-only folders stop the temporary folder from removing itself unless we are root.

@@ -1,7 +1,7 @@
 //! `plan` and `deploy`: read the manifest, scan the artifacts, upload what is missing, ask, follow.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     path::{Path, PathBuf},
 };
 
@@ -88,11 +88,9 @@ pub(super) async fn prepare(
 }
 
 fn scan(folder: &Path, spec: &AppSpec) -> Result<Vec<Artifact>, Failure> {
-    let services = spec.services.values().map(|service| &service.artifact);
-    let jobs = spec.jobs.values().map(|job| &job.artifact);
-    let names = services.chain(jobs).cloned().collect::<BTreeSet<_>>();
-    let scanned = names.into_iter().map(|name| {
-        let path = folder.join(&name);
+    let scanned = spec.artifact_names().into_iter().map(|name| {
+        let path = folder.join(name);
+        let name = name.to_owned();
         match landfast_store::scan(&path) {
             Ok(listing) => Ok(Artifact {
                 name,
@@ -236,6 +234,7 @@ fn plan_lines(plan: &Plan, paint: Paint) -> Vec<String> {
             DiffMark::Removed => paint.bad(&format!("  - {}", line.text)),
             DiffMark::Kept => format!("    {}", line.text),
         }));
+        lines.extend(view::unprotected(&service.protections, paint));
     }
     if !plan.steps.is_empty() {
         lines.push(String::new());

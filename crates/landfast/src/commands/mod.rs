@@ -1,7 +1,9 @@
 //! Every command but the roles: each asks the server, and prints what it says.
 
+mod certificates;
 mod check;
 mod deploy;
+mod doctor;
 mod explain;
 mod init;
 mod jobs;
@@ -76,6 +78,7 @@ fn without_server(
         Command::Plan(_)
         | Command::Deploy(_)
         | Command::Status(_)
+        | Command::Doctor(_)
         | Command::Top(_)
         | Command::History(_)
         | Command::Promote(_)
@@ -89,6 +92,7 @@ fn without_server(
         | Command::Logs(_)
         | Command::Events(_)
         | Command::Routes
+        | Command::Certificates { .. }
         | Command::Run(_)
         | Command::Exec(_)
         | Command::Secret { .. }
@@ -124,9 +128,13 @@ async fn dispatch(
             deploy::deploy(printer, global, client, arguments, prepared).await
         }
         Command::Status(arguments) => show::status(printer, global, client, &arguments).await,
+        Command::Doctor(arguments) => doctor::doctor(printer, global, client, &arguments).await,
         Command::History(arguments) => show::history(printer, global, client, &arguments).await,
         Command::Top(arguments) => top::top(printer, global, client, &arguments).await,
         Command::Routes => show::routes(printer, client).await,
+        Command::Certificates { command } => {
+            certificates::certificates(printer, client, command).await
+        }
         Command::Promote(arguments) => moves::promote(printer, global, client, &arguments).await,
         Command::Abort(arguments) => moves::abort(printer, global, client, &arguments).await,
         Command::Seal(arguments) => moves::seal(printer, global, client, &arguments).await,

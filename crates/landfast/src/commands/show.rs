@@ -53,7 +53,7 @@ pub(super) async fn status(
     })
 }
 
-fn print<T: serde::Serialize>(
+pub(super) fn print<T: serde::Serialize>(
     printer: &Printer,
     value: &T,
     lines: impl FnOnce() -> Vec<String>,
@@ -124,6 +124,7 @@ fn status_lines(status: &EnvironmentStatus, now: Timestamp, paint: Paint) -> Vec
             paint.bold(&service.service),
             service.replicas_wanted
         ));
+        lines.extend(view::unprotected(&service.protections, paint));
         for group in &service.groups {
             let role = match group.role {
                 GroupRole::Serving => "serving",

@@ -220,6 +220,7 @@ pub(super) mod tests {
             release: Some(3),
             releases: Vec::new(),
             services: vec![ServiceStatus {
+                protections: Vec::new(),
                 service: "api".into(),
                 replicas_wanted: 2,
                 replicas_manifest: 2,

@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::{TcpListener, TcpStream},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     time::Duration,
@@ -82,6 +83,9 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 pub struct Host {
     pub folder: TempDir,
     pub http: u16,
+    pub https: u16,
+    /// Further arguments of the server.
+    pub arguments: Vec<String>,
     /// What server, proxy and shims run from.
     pub binary: PathBuf,
     server: Option<Child>,
@@ -89,24 +93,29 @@ pub struct Host {
 
 impl Host {
     pub fn start() -> Self {
-        let mut host = Self::prepare();
+        let mut host = Self::stopped();
         host.start_server();
         host
     }
 
     /// One that runs from a copy of the binary, which can be replaced.
     pub fn start_from_copy() -> Self {
-        let mut host = Self::prepare();
+        let mut host = Self::stopped();
         host.binary = host.copy_binary("bin/landfast");
         host.start_server();
         host
     }
 
-    /// Everything but the server.
-    pub fn prepare() -> Self {
+    /// Folders and ports, and nothing that runs yet.
+    pub fn stopped() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        // As a state folder is: instances run as users of their own.
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o711)).unwrap();
         Self {
-            folder: tempfile::tempdir().unwrap(),
+            folder,
             http: free_port(),
+            https: free_port(),
+            arguments: Vec::new(),
             binary: assert_cmd::cargo::cargo_bin("landfast"),
             server: None,
         }
@@ -152,7 +161,8 @@ impl Host {
             .env(MARK, self.folder.path())
             .arg("server")
             .args(["--http", &format!("127.0.0.1:{}", self.http)])
-            .args(["--https", &format!("127.0.0.1:{}", free_port())])
+            .args(["--https", &format!("127.0.0.1:{}", self.https)])
+            .args(&self.arguments)
             .args(["--preview", &format!("127.0.0.1:{}", free_port())])
             .arg("--state")
             .arg(self.path("state"))
@@ -264,6 +274,16 @@ impl Host {
         let (head, body) = answer.split_once("\r\n\r\n").expect("a whole answer");
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
         (status, body.to_owned())
+    }
+
+    /// The metrics of the server, over its socket.
+    pub fn metrics(&self) -> String {
+        let mut stream = std::os::unix::net::UnixStream::connect(self.socket()).unwrap();
+        let request = "GET /v1/metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
     }
 
     #[track_caller]

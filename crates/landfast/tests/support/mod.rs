@@ -5,6 +5,7 @@ use std::{path::Path, process::Output};
 use assert_cmd::Command;
 
 pub mod host;
+pub mod pebble;
 pub mod server;
 
 /// The binary with nothing of the tester's own environment that could change its words.

@@ -1,0 +1,67 @@
+//! A connection to a backend that a request goes out on, whatever it speaks.
+
+use http::{
+    HeaderValue, Request, Response, Uri, Version,
+    header::{CONNECTION, CONTENT_LENGTH, HOST, TE, TRANSFER_ENCODING},
+};
+use hyper::{
+    body::Incoming,
+    client::conn::{TrySendError, http1},
+};
+
+use crate::{forward::Outgoing, http2_pool, request_body::RequestBody};
+
+/// See the head of the module.
+pub(crate) enum Upstream {
+    Http1(http1::SendRequest<RequestBody>),
+    Http2(http2_pool::Stream),
+}
+
+impl Upstream {
+    /// The request as this connection takes it.
+    pub(crate) fn request(&self, outgoing: &Outgoing, body: RequestBody) -> Request<RequestBody> {
+        let is_streamed = matches!(body, RequestBody::Streamed(_));
+        let mut request = Request::new(body);
+        *request.method_mut() = outgoing.method.clone();
+        *request.headers_mut() = outgoing.headers.clone();
+        match self {
+            Self::Http1(_) => {
+                *request.uri_mut() = outgoing.target.clone();
+                *request.version_mut() = Version::HTTP_11;
+                let fields = request.headers_mut();
+                if is_streamed && !fields.contains_key(CONTENT_LENGTH) {
+                    // Without a word about it hyper takes a GET for one without a body.
+                    fields.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+                }
+                if fields.contains_key(TE) && !fields.contains_key(CONNECTION) {
+                    fields.insert(CONNECTION, HeaderValue::from_static("te"));
+                }
+            }
+            Self::Http2(_) => {
+                *request.version_mut() = Version::HTTP_2;
+                let authority = request.headers_mut().remove(HOST);
+                *request.uri_mut() = absolute(&outgoing.target, authority.as_ref());
+            }
+        }
+        request
+    }
+
+    pub(crate) async fn send(
+        &mut self,
+        request: Request<RequestBody>,
+    ) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
+        match self {
+            Self::Http1(sender) => sender.try_send_request(request).await,
+            Self::Http2(stream) => stream.sender.try_send_request(request).await,
+        }
+    }
+}
+
+/// HTTP/2 carries scheme and authority in the target.
+fn absolute(target: &Uri, authority: Option<&HeaderValue>) -> Uri {
+    let mut parts = target.clone().into_parts();
+    let authority = authority.and_then(|it| it.to_str().ok()?.parse().ok());
+    parts.scheme = authority.is_some().then_some(http::uri::Scheme::HTTP);
+    parts.authority = authority;
+    Uri::from_parts(parts).unwrap_or_else(|_| target.clone())
+}
