@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::Context as _;
 
-use crate::live::{command, signal};
+use crate::live::{command, processor_nanos, signal};
 
 /// The core the proxy under test has for itself.
 pub(crate) const PROXY_CORE: usize = 0;
@@ -89,7 +89,7 @@ impl Tree {
 
     /// Processor time of all threads so far, in nanoseconds, from the scheduler's own account.
     pub(crate) fn processor_nanos(&self) -> u64 {
-        self.pids().into_iter().map(nanos_of_process).sum()
+        self.pids().into_iter().map(processor_nanos).sum()
     }
 
     /// Its part of the memory (PSS), in KiB.
@@ -130,15 +130,6 @@ fn children(pid: u32) -> BTreeSet<u32> {
         );
     }
     found
-}
-
-fn nanos_of_process(pid: u32) -> u64 {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task"));
-    let nanos = tasks.into_iter().flatten().flatten().filter_map(|task| {
-        let text = fs::read_to_string(task.path().join("schedstat")).ok()?;
-        text.split_whitespace().next()?.parse::<u64>().ok()
-    });
-    nanos.sum()
 }
 
 /// Time each core was not idle, in nanoseconds, in steps of a clock tick (10 ms).

@@ -19,7 +19,7 @@ pub(crate) use self::{
     host::{Host, HostSettings, free_port},
     judge::{Judge, JudgeSettings, Verdict},
     process::{
-        instant, is_alive, kill, now_micros, processor_ticks, proportional_kib, signal, spawn,
+        instant, is_alive, kill, now_micros, processor_nanos, proportional_kib, signal, spawn,
         wait_until,
     },
 };

@@ -84,17 +84,14 @@ pub(crate) fn proportional_kib(pid: u32) -> u64 {
     number.and_then(|number| number.parse().ok()).unwrap_or(0)
 }
 
-/// The processor time a process and its threads took so far, in clock ticks of 10 ms.
-pub(crate) fn processor_ticks(pid: u32) -> u64 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let fields: Vec<&str> = stat
-        .rsplit(')')
-        .next()
-        .unwrap_or_default()
-        .split_whitespace()
-        .collect();
-    let number = |index: usize| fields.get(index).and_then(|text| text.parse::<u64>().ok());
-    number(11).unwrap_or(0) + number(12).unwrap_or(0)
+/// The processor time the threads of a process took so far, in nanoseconds, from the scheduler's own account.
+pub(crate) fn processor_nanos(pid: u32) -> u64 {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task"));
+    let nanos = tasks.into_iter().flatten().flatten().filter_map(|task| {
+        let text = fs::read_to_string(task.path().join("schedstat")).ok()?;
+        text.split_whitespace().next()?.parse::<u64>().ok()
+    });
+    nanos.sum()
 }
 
 /// Copies a file so that whoever runs the old one goes on undisturbed.

@@ -6,7 +6,7 @@ use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
 
 use crate::live::{
-    App, AppSettings, Build, Host, HostSettings, Judge, JudgeSettings, instant, processor_ticks,
+    App, AppSettings, Build, Host, HostSettings, Judge, JudgeSettings, instant, processor_nanos,
     proportional_kib, wait_until,
 };
 
@@ -315,9 +315,17 @@ pub(crate) fn idle(build: &Build) -> anyhow::Result<()> {
     let (main, shims) = weigh(&host)?;
     ensure!(shims.len() == 3, "{} shims run", shims.len());
     let all: Vec<u32> = main.iter().chain(&shims).copied().collect();
-    let before: u64 = all.iter().map(|pid| processor_ticks(*pid)).sum();
+    let used = || -> Vec<u64> { all.iter().map(|pid| processor_nanos(*pid)).collect() };
+    let before = used();
     sleep(Duration::from_secs(SECONDS));
-    let after: u64 = all.iter().map(|pid| processor_ticks(*pid)).sum();
+    let percent = |nanos: u64| nanos as f64 / (SECONDS as f64 * 1e9) * 100.0;
+    let shares: Vec<f64> = used()
+        .iter()
+        .zip(&before)
+        .map(|(after, before)| percent(after.saturating_sub(*before)))
+        .collect();
+    let share: f64 = shares.iter().sum();
+    let shares: Vec<String> = shares.iter().map(|share| format!("{share:.3}")).collect();
     let total: u64 = all.iter().map(|pid| proportional_kib(*pid)).sum();
     let each: Vec<String> = all
         .iter()
@@ -341,11 +349,11 @@ pub(crate) fn idle(build: &Build) -> anyhow::Result<()> {
         .map(|pid| proportional_kib(*pid))
         .sum();
     let further = more.saturating_sub(total) as f64 / 3.0 / 1024.0;
-    let share = (after - before) as f64 / (SECONDS as f64 * 100.0) * 100.0;
     println!(
-        "figure: {:.1} MB PSS (server, holder, worker, 3 shims: {} MB), each further shim {further:.2} MB, {share:.2} % of a core",
+        "figure: {:.1} MB PSS (server, holder, worker, 3 shims: {} MB), each further shim {further:.2} MB, {share:.2} % of a core ({} %)",
         total as f64 / 1024.0,
-        each.join(", ")
+        each.join(", "),
+        shares.join(", ")
     );
     ensure!(total <= 60 * 1024, "more than 60 MB");
     ensure!(further <= 1.5, "a further shim adds more than 1.5 MB");
