@@ -81,7 +81,7 @@ fn keep_out(
     exchange: &mut Exchange,
     report: &mut RateReport,
 ) -> Option<Response<AnswerBody>> {
-    let path = &exchange.path;
+    let path = exchange.path();
     if live.table.is_ambiguous(&exchange.host, path, entry) {
         exchange.cause = Some("the path leads to two routes".into());
         let text = "the path can be read in two ways that lead to different places";
@@ -146,7 +146,7 @@ async fn ask_who(
     parts: &Parts,
     exchange: &mut Exchange,
 ) -> Option<Response<AnswerBody>> {
-    let auth = entry.gate.auth(&exchange.path)?;
+    let auth = entry.gate.auth(exchange.path())?;
     let field = parts.headers.get(AUTHORIZATION);
     let asker = client_bits(exchange.client);
     let verifier = &client.thread.shared.verifier;

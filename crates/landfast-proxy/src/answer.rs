@@ -12,7 +12,6 @@ use bytes::Bytes;
 use futures_util::{Stream, stream};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use landfast_routing::{grpc, headers, sse::EventBoundary};
 use tokio::sync::watch;
 
@@ -24,7 +23,7 @@ use crate::{
     pool,
     request_body::Progress,
     thread::{self, Thread},
-    upstream::Upstream,
+    upstream::{BackendBody, Upstream},
 };
 
 /// The answer could not be given whole; the connection (or HTTP/2 stream) is reset, so the client knows.
@@ -115,30 +114,21 @@ impl Body for AnswerBody {
 /// The upstream leg of an exchange whose answer has begun.
 pub(crate) struct Leg {
     pub(crate) thread: Rc<Thread>,
-    pub(crate) sender: Upstream,
+    /// The connection, where it is hyper's. One of ours comes with the body.
+    pub(crate) sender: Option<Upstream>,
     pub(crate) entry: InFlight,
     /// Of a streamed request body.
     pub(crate) progress: Option<Rc<Progress>>,
-    /// Whether another request may follow on this connection: not where a change of protocol was asked for,
-    /// whatever the backend made of it.
-    pub(crate) may_pool: bool,
 }
 
 impl Leg {
     /// The answer is complete: the connection may serve another request.
-    pub(crate) fn finish(self, exchange: &mut Exchange) {
+    pub(crate) fn finish(self, body: BackendBody, exchange: &mut Exchange) {
         self.note_upload(exchange);
-        // An answer that came before the end of the request leaves a connection in an unknown state.
-        let is_sent = self
-            .progress
-            .as_ref()
-            .is_none_or(|progress| progress.ended.get());
-        // An HTTP/2 connection never left its pool.
-        if let Upstream::Http1(sender) = self.sender
-            && self.may_pool
-            && is_sent
+        if let BackendBody::Wire(body) = body
+            && let Some(wire) = body.into_wire()
         {
-            pool::give_back(&self.thread, self.entry.backend(), sender);
+            pool::give_back(&self.thread, self.entry.backend(), wire);
         }
     }
 
@@ -156,7 +146,7 @@ enum Step {
 }
 
 struct Relay {
-    body: Incoming,
+    body: BackendBody,
     idle: Duration,
     phase: watch::Receiver<Phase>,
     leg: Option<Leg>,
@@ -166,14 +156,14 @@ struct Relay {
 
 /// Passes a backend's answer on. `is_grpc`: one that breaks off may end with a status instead of a reset.
 pub(crate) fn relay(
-    body: Incoming,
+    body: BackendBody,
     leg: Leg,
     mut exchange: Box<Exchange>,
     idle: Duration,
     is_grpc: bool,
 ) -> AnswerBody {
     if body.is_end_stream() {
-        leg.finish(&mut exchange);
+        leg.finish(body, &mut exchange);
         exchange.is_over = true;
         return AnswerBody::empty();
     }
@@ -236,7 +226,7 @@ impl Relay {
 
     fn finish(mut self) {
         if let Some(leg) = self.leg.take() {
-            leg.finish(&mut self.exchange);
+            leg.finish(self.body, &mut self.exchange);
         }
         self.exchange.is_over = true;
     }
@@ -253,7 +243,7 @@ impl Relay {
 }
 
 struct EventRelay {
-    body: Incoming,
+    body: BackendBody,
     boundary: EventBoundary,
     due: drain::Due,
     stream: OpenStream,
@@ -261,17 +251,16 @@ struct EventRelay {
     is_ending: bool,
     is_done: bool,
     /// Held so that the connection stays open as long as the stream.
-    _sender: Upstream,
+    _sender: Option<Upstream>,
 }
 
 /// Passes an event stream on. In a drain it ends between two events, without an error.
-pub(crate) fn relay_events(body: Incoming, leg: Leg, exchange: Box<Exchange>) -> AnswerBody {
+pub(crate) fn relay_events(body: BackendBody, leg: Leg, exchange: Box<Exchange>) -> AnswerBody {
     let Leg {
         thread,
         sender,
         entry,
         progress: _,
-        may_pool: _,
     } = leg;
     let due = drain::Due::new(entry.backend(), &thread.shared);
     let relay = EventRelay {

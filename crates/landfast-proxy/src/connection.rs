@@ -40,6 +40,7 @@ use crate::{
     gate::{Gate, Refused},
     handler::{self, Client},
     peers::Seat,
+    pieces,
     thread::{Executor, Thread},
 };
 
@@ -53,6 +54,8 @@ const SHUTDOWN_IDLE: Duration = Duration::from_secs(1);
 const LINGER_MAX: Duration = Duration::from_secs(2);
 const LINGER_BYTES_MAX: usize = 1 << 20;
 const H2_STREAMS_MAX: u32 = 256;
+/// How many fields hyper reads unless it is told otherwise.
+const HYPER_HEADERS_MAX: usize = 100;
 
 /// A connection's part of the room for all, and of its client's.
 pub(crate) type Place = (Option<OwnedSemaphorePermit>, Seat);
@@ -163,9 +166,12 @@ where
     })));
     let mut builder = http1::Builder::new();
     builder
-        .max_headers(settings.headers_max)
         .max_buf_size(settings.header_bytes_max)
         .half_close(false);
+    // The scanner has counted the fields already. Any number but its own costs hyper an allocation with each head.
+    if settings.headers_max > HYPER_HEADERS_MAX {
+        builder.max_headers(settings.headers_max);
+    }
     let handler = Rc::clone(&client);
     let service = service_fn(move |request| {
         let answer = handler::handle(Rc::clone(&handler), request);
@@ -493,7 +499,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ClientIo<S> {
         cx: &mut Context<'_>,
         pieces: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, pieces);
+        let polled = pieces::poll_write(Pin::new(&mut self.stream), cx, pieces);
         self.activity.wrote(polled.is_pending());
         polled
     }

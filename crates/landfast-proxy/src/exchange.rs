@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
-use http::{HeaderValue, Method};
+use http::{HeaderValue, Method, uri::PathAndQuery};
 use tokio::time::Instant;
 
 use crate::{
@@ -34,9 +34,8 @@ pub(crate) struct Exchange {
     pub(crate) protocol: &'static str,
     pub(crate) method: Method,
     pub(crate) host: String,
-    pub(crate) path: String,
-    /// Path and query. Never logged.
-    pub(crate) target: String,
+    /// Path and query, which is never logged. `None`: the request had none, or was none.
+    pub(crate) target: Option<PathAndQuery>,
     pub(crate) route: Option<Arc<RouteCounters>>,
     pub(crate) service: Option<Arc<Service>>,
     pub(crate) backend: Option<Arc<Backend>>,
@@ -57,6 +56,11 @@ pub(crate) struct Exchange {
 }
 
 impl Exchange {
+    /// Without its query; empty where there is none.
+    pub(crate) fn path(&self) -> &str {
+        self.target.as_ref().map_or("", PathAndQuery::path)
+    }
+
     /// Something went wrong that is not the client's leaving.
     pub(crate) fn fail(&mut self, cause: impl Into<String>) {
         self.cause = Some(cause.into());
@@ -95,7 +99,7 @@ impl Drop for Exchange {
             backend: self.backend.as_ref().map(|backend| backend.id.clone()),
             method: self.method.to_string(),
             host: std::mem::take(&mut self.host),
-            path: std::mem::take(&mut self.path),
+            path: self.path().to_owned(),
             status,
             bytes_in: self.bytes_in,
             bytes_out: self.bytes_out,

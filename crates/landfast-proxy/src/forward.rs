@@ -4,7 +4,7 @@
 //! broke before the first byte of an answer may go out again as `landfast_routing::retry` says. Which requests
 //! use pooled connections, and why, is in [`crate::pool`].
 
-use std::{rc::Rc, sync::Arc, sync::atomic::Ordering, time::Duration};
+use std::{future::Future, rc::Rc, sync::Arc, sync::atomic::Ordering, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Response, StatusCode, Uri};
@@ -24,7 +24,8 @@ use crate::{
     request_body::{BodyError, Progress, RequestBody},
     shared::Live,
     thread::Thread,
-    upstream::Upstream,
+    upstream::{BackendBody, Upstream},
+    wire::{Wire, WireBody},
 };
 
 /// Bodies up to this size are read before they are sent, so that they can be sent again and a slow client does
@@ -112,7 +113,7 @@ pub(crate) struct Destination {
 
 /// What became of a request.
 pub(crate) enum Outcome {
-    Answered(Response<Incoming>, Leg),
+    Answered(Response<BackendBody>, Leg),
     /// A newer table came in before anything was sent: decide anew.
     Moved,
     /// No backend is ready.
@@ -230,7 +231,7 @@ async fn attempt_http2(
     entry: InFlight,
     address: std::net::SocketAddr,
     outgoing: &mut Outgoing,
-) -> Result<(Response<Incoming>, Leg), Failure> {
+) -> Result<(Response<BackendBody>, Leg), Failure> {
     let timeout = Duration::from_millis(outgoing.timeouts.connect_ms);
     // A connection may close between being found and being written to; then another is tried, once.
     for is_last in [false, true] {
@@ -240,10 +241,9 @@ async fn attempt_http2(
             Ok((response, sender, progress)) => {
                 let leg = Leg {
                     thread: Rc::clone(thread),
-                    sender,
+                    sender: Some(sender),
                     entry,
                     progress,
-                    may_pool: false,
                 };
                 return Ok((response, leg));
             }
@@ -264,26 +264,40 @@ async fn attempt(
     address: std::net::SocketAddr,
     outgoing: &mut Outgoing,
     may_reuse: bool,
-) -> Result<(Response<Incoming>, Leg), Failure> {
-    let is_kept = !matches!(outgoing.source, Source::Stream(_));
-    let may_reuse =
-        may_reuse && is_kept && !outgoing.is_upgrade && retry::is_idempotent(&outgoing.method);
-    let pooled = may_reuse
+) -> Result<(Response<BackendBody>, Leg), Failure> {
+    let timeout = Duration::from_millis(outgoing.timeouts.connect_ms);
+    let body = match &outgoing.source {
+        Source::Empty if !outgoing.is_upgrade => Bytes::new(),
+        Source::Kept(bytes) => bytes.clone(),
+        Source::Empty | Source::Stream(_) => {
+            let sender = pool::connect(thread, address, timeout).await;
+            let sender = Upstream::Http1(sender.map_err(|error| unconnected(address, &error))?);
+            let (response, sender, progress) = send(sender, &entry, outgoing).await?;
+            let leg = Leg {
+                thread: Rc::clone(thread),
+                sender: Some(sender),
+                entry,
+                progress,
+            };
+            return Ok((response, leg));
+        }
+    };
+    let whole = |response: Response<WireBody>, entry| {
+        let leg = Leg {
+            thread: Rc::clone(thread),
+            sender: None,
+            entry,
+            progress: None,
+        };
+        (response.map(BackendBody::Wire), leg)
+    };
+    let pooled = (may_reuse && retry::is_idempotent(&outgoing.method))
         .then(|| thread.pool.take(entry.backend()))
         .flatten();
-    if let Some(sender) = pooled {
+    if let Some(wire) = pooled {
         let began = clock::instant();
-        match send(Upstream::Http1(sender), &entry, outgoing).await {
-            Ok((response, sender, progress)) => {
-                let leg = Leg {
-                    thread: Rc::clone(thread),
-                    sender,
-                    entry,
-                    progress,
-                    may_pool: true,
-                };
-                return Ok((response, leg));
-            }
+        match send_whole(wire, &entry, outgoing, &body).await {
+            Ok(response) => return Ok(whole(response, entry)),
             // The connection had gone stale. Such a request may be sent twice: once more, on a fresh one.
             Err(failure)
                 if failure.status == StatusCode::BAD_GATEWAY
@@ -295,21 +309,10 @@ async fn attempt(
             Err(failure) => return Err(failure),
         }
     }
-    let timeout = Duration::from_millis(outgoing.timeouts.connect_ms);
-    let sender = pool::connect(thread, address, timeout)
-        .await
-        .map_err(|error| unconnected(address, &error))?;
-    let (response, sender, progress) = send(Upstream::Http1(sender), &entry, outgoing).await?;
-    Ok((
-        response,
-        Leg {
-            thread: Rc::clone(thread),
-            sender,
-            entry,
-            progress,
-            may_pool: !outgoing.is_upgrade,
-        },
-    ))
+    let wire = Wire::connect(address, timeout).await;
+    let wire = wire.map_err(|error| unconnected(address, &error))?;
+    let response = send_whole(wire, &entry, outgoing, &body).await?;
+    Ok(whole(response, entry))
 }
 
 fn unconnected(address: std::net::SocketAddr, error: &pool::ConnectError) -> Failure {
@@ -330,7 +333,24 @@ fn unconnected(address: std::net::SocketAddr, error: &pool::ConnectError) -> Fai
     }
 }
 
-type Answered = (Response<Incoming>, Upstream, Option<Rc<Progress>>);
+type Answered = (Response<BackendBody>, Upstream, Option<Rc<Progress>>);
+
+/// Sends a request whose body is at hand.
+async fn send_whole(
+    wire: Wire,
+    entry: &InFlight,
+    outgoing: &Outgoing,
+    body: &Bytes,
+) -> Result<Response<WireBody>, Failure> {
+    let answered = wire.send(outgoing, body);
+    let answered = in_time(answered, entry, &outgoing.timeouts, None).await?;
+    answered.map_err(|(sent, error)| Failure {
+        sent,
+        status: StatusCode::BAD_GATEWAY,
+        cause: format!("no answer: {error}"),
+        counts: true,
+    })
+}
 
 async fn send(
     mut sender: Upstream,
@@ -351,41 +371,10 @@ async fn send(
     };
     outgoing.progress.clone_from(&progress);
     let request = sender.request(outgoing, body);
-    let began = clock::instant();
-    let first_byte = Duration::from_millis(outgoing.timeouts.first_byte_ms);
-    let late = async {
-        // The wait for the answer counts from the last piece of the request.
-        let mut since = began;
-        loop {
-            tokio::time::sleep_until(since + first_byte).await;
-            match progress.as_ref().map(|progress| progress.at.get()) {
-                Some(moved) if moved > since => since = moved,
-                Some(_) | None => return,
-            }
-        }
-    };
-    let mut phase = entry.backend().phase();
-    let failure = |sent, status, cause: String| Failure {
-        sent,
-        status,
-        cause,
-        counts: true,
-    };
-    let result = tokio::select! {
-        biased;
-        result = sender.send(request) => result,
-        () = late => {
-            let cause = "no answer in time".to_owned();
-            return Err(failure(Sent::Silence, StatusCode::GATEWAY_TIMEOUT, cause));
-        }
-        () = requests_cut(&mut phase) => {
-            let cause = "cut at the end of the drain".to_owned();
-            let sent = Sent::Something;
-            return Err(Failure { sent, status: StatusCode::GATEWAY_TIMEOUT, cause, counts: false });
-        }
-    };
-    let mut error = match result {
-        Ok(response) => return Ok((response, sender, progress)),
+    let answered = sender.send(request);
+    let answered = in_time(answered, entry, &outgoing.timeouts, progress.as_deref()).await?;
+    let mut error = match answered {
+        Ok(response) => return Ok((response.map(BackendBody::Hyper), sender, progress)),
         Err(error) => error,
     };
     let recovered = error.take_message();
@@ -413,9 +402,47 @@ async fn send(
     {
         *stream = Some(streamed.into_incoming());
     }
-    Err(failure(
+    Err(Failure {
         sent,
-        StatusCode::BAD_GATEWAY,
-        format!("no answer: {}", error.into_error()),
-    ))
+        status: StatusCode::BAD_GATEWAY,
+        cause: format!("no answer: {}", error.into_error()),
+        counts: true,
+    })
+}
+
+/// What a backend answers, unless it takes too long or the end of its drain comes first.
+async fn in_time<T>(
+    answered: impl Future<Output = T>,
+    entry: &InFlight,
+    timeouts: &RouteTimeouts,
+    progress: Option<&Progress>,
+) -> Result<T, Failure> {
+    let first_byte = Duration::from_millis(timeouts.first_byte_ms);
+    let late = async {
+        // The wait for the answer counts from the last piece of the request.
+        let mut since = clock::instant();
+        loop {
+            tokio::time::sleep_until(since + first_byte).await;
+            match progress.map(|progress| progress.at.get()) {
+                Some(moved) if moved > since => since = moved,
+                Some(_) | None => return,
+            }
+        }
+    };
+    let cut = async {
+        let mut phase = entry.backend().phase();
+        requests_cut(&mut phase).await;
+    };
+    let failure = |sent, cause: &str, counts| Failure {
+        sent,
+        status: StatusCode::GATEWAY_TIMEOUT,
+        cause: cause.to_owned(),
+        counts,
+    };
+    tokio::select! {
+        biased;
+        answered = answered => Ok(answered),
+        () = late => Err(failure(Sent::Silence, "no answer in time", true)),
+        () = cut => Err(failure(Sent::Something, "cut at the end of the drain", false)),
+    }
 }

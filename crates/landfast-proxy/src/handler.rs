@@ -20,6 +20,7 @@ use landfast_routing::{
     snapshot::{Mode, Protocol},
     table::TableRoute,
 };
+use tokio::sync::watch;
 
 use crate::{
     admission,
@@ -37,6 +38,7 @@ use crate::{
     sticky::{self, Sticky},
     thread::{self, Thread},
     tunnel,
+    upstream::BackendBody,
 };
 
 /// What a client is told when we cannot serve: come back in a moment.
@@ -61,7 +63,7 @@ enum Reply {
     },
     /// The backend's.
     Backend {
-        response: Response<Incoming>,
+        response: Response<BackendBody>,
         leg: Leg,
         idle: Duration,
         upgrade: Option<OnUpgrade>,
@@ -199,7 +201,7 @@ async fn decide(client: &Rc<Client>, request: Request<Incoming>, exchange: &mut 
     }
     exchange.host.clone_from(&authority);
     let challenges = &shared.certificates.challenges;
-    if let Some(response) = challenges.answer(&parts.method, &authority, &exchange.path) {
+    if let Some(response) = challenges.answer(&parts.method, &authority, exchange.path()) {
         let close = false;
         return Reply::Own { response, close };
     }
@@ -214,16 +216,18 @@ async fn decide(client: &Rc<Client>, request: Request<Incoming>, exchange: &mut 
         return own(StatusCode::BAD_REQUEST, text).closing();
     }
     let thread = &client.thread;
-    let mut changes = thread.shared.changes();
+    let mut changes: Option<watch::Receiver<u64>> = None;
     let mut held: Option<Held> = None;
     let mut waiting = Some((parts, body, upgrade));
     // A request that has to be decided anew is still one request.
     let mut is_counted = false;
     let mut prepared: Option<(Outgoing, Option<OnUpgrade>)> = None;
     loop {
-        changes.mark_unchanged();
+        if let Some(changes) = &mut changes {
+            changes.mark_unchanged();
+        }
         let live = thread.shared.live();
-        let Some(entry) = live.table.find(&authority, &exchange.path) else {
+        let Some(entry) = live.table.find(&authority, exchange.path()) else {
             exchange.route = None;
             exchange.answers = None;
             return own(StatusCode::NOT_FOUND, "no route has this host and path");
@@ -276,11 +280,16 @@ async fn decide(client: &Rc<Client>, request: Request<Incoming>, exchange: &mut 
                 };
                 let wait_max = Duration::from_millis(*wait_max_ms);
                 drop(live);
+                // Looked at again once changes are seen: the pause may have ended just before.
+                let Some(changes) = &mut changes else {
+                    changes = Some(thread.shared.changes());
+                    continue;
+                };
                 let place = held
                     .take()
                     .or_else(|| Held::enter(&service, bounds, length));
                 let in_time = match &place {
-                    Some(place) => place.wait(wait_max, &mut changes).await,
+                    Some(place) => place.wait(wait_max, changes).await,
                     None => false,
                 };
                 if !in_time {
@@ -407,7 +416,7 @@ async fn decide(client: &Rc<Client>, request: Request<Incoming>, exchange: &mut 
 /// Builds the client's answer from the backend's.
 fn pass_on(
     client: &Rc<Client>,
-    response: Response<Incoming>,
+    response: Response<BackendBody>,
     leg: Leg,
     exchange: Box<Exchange>,
     idle: Duration,
@@ -438,7 +447,7 @@ fn pass_on(
 
 fn switch(
     client: &Rc<Client>,
-    mut response: Response<Incoming>,
+    mut response: Response<BackendBody>,
     leg: Leg,
     mut exchange: Box<Exchange>,
     upgrade: Option<OnUpgrade>,
@@ -463,7 +472,6 @@ fn switch(
         sender,
         entry,
         progress: _,
-        may_pool: _,
     } = leg;
     let due = crate::drain::Due::new(entry.backend(), &client.thread.shared);
     let stream = entry.into_stream();
@@ -484,8 +492,7 @@ fn refuse_framing(client: &Client, refused: Refused, exchange: &mut Exchange) ->
     if !refused.is_begun() {
         // Nothing of the request itself was read, and what stands in for it says nothing.
         exchange.method = Method::from_bytes(b"-").unwrap_or_default();
-        exchange.path.clear();
-        exchange.target.clear();
+        exchange.target = None;
     }
     let status = StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::BAD_REQUEST);
     own(status, &refusal.to_string()).closing()
@@ -573,7 +580,8 @@ fn to_https(authority: &str, exchange: &Exchange, client: &Client) -> Reply {
         Some(443) | None => String::new(),
         Some(port) => format!(":{port}"),
     };
-    let location = format!("https://{host}{port}{}", exchange.target);
+    let target = exchange.target.as_ref().map_or("/", PathAndQuery::as_str);
+    let location = format!("https://{host}{port}{target}");
     let mut response = plain(StatusCode::PERMANENT_REDIRECT, "use https");
     if let Ok(location) = HeaderValue::from_str(&location) {
         response.headers_mut().insert(LOCATION, location);
@@ -624,10 +632,6 @@ fn open_exchange(
     request: &Request<Incoming>,
     request_id: HeaderValue,
 ) -> Exchange {
-    let target = request
-        .uri()
-        .path_and_query()
-        .map_or("/", PathAndQuery::as_str);
     let trust = &client.thread.shared.settings.trust;
     let origin = trust.origin(client.address, client.is_https, request.headers());
     let began = clock::instant();
@@ -646,8 +650,7 @@ fn open_exchange(
         },
         method: request.method().clone(),
         host: String::new(),
-        path: request.uri().path().to_owned(),
-        target: target.to_owned(),
+        target: request.uri().path_and_query().cloned(),
         route: None,
         service: None,
         backend: None,

@@ -36,6 +36,7 @@ mod metrics;
 mod pause;
 mod peers;
 mod persist;
+mod pieces;
 mod pool;
 mod request_body;
 mod route_answers;
@@ -47,6 +48,7 @@ mod thread;
 mod tls;
 mod tunnel;
 mod upstream;
+mod wire;
 mod worker;
 
 pub use crate::{

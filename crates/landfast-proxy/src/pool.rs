@@ -25,7 +25,10 @@ use hyper_util::rt::TokioIo;
 use rustix::io::Errno;
 use tokio::{net::TcpStream, time::Instant};
 
-use crate::{backend::Backend, clock, request_body::RequestBody, thread::Thread};
+use crate::{
+    backend::Backend, clock, pieces::BackendIo, request_body::RequestBody, thread::Thread,
+    wire::Wire,
+};
 
 /// Idle connections kept per backend and thread.
 const IDLE_MAX: usize = 64;
@@ -45,7 +48,7 @@ pub(crate) struct Pool {
 }
 
 struct Idle {
-    sender: Sender,
+    wire: Wire,
     since: Instant,
     backend: std::sync::Arc<Backend>,
 }
@@ -86,19 +89,19 @@ pub(crate) fn is_exhaustion(error: &std::io::Error) -> bool {
 
 impl Pool {
     /// The connection to a backend that became idle last and is still open.
-    pub(crate) fn take(&self, backend: &Backend) -> Option<Sender> {
+    pub(crate) fn take(&self, backend: &Backend) -> Option<Wire> {
         let mut idle = self.idle.borrow_mut();
         let list = idle.get_mut(&backend.serial)?;
-        // The newest end is looked at alone: what lies deeper and was closed is found by the sweep.
-        while list.last().is_some_and(|entry| entry.sender.is_closed()) {
-            list.pop();
+        while let Some(entry) = list.pop() {
+            if entry.wire.is_open() {
+                return Some(entry.wire);
+            }
         }
-        let ready = list.iter().rposition(|entry| entry.sender.is_ready())?;
-        Some(list.remove(ready).sender)
+        None
     }
 
-    fn put(&self, backend: &std::sync::Arc<Backend>, sender: Sender) {
-        if sender.is_closed() || backend.is_leaving() || self.closed.get() {
+    fn put(&self, backend: &std::sync::Arc<Backend>, wire: Wire) {
+        if backend.is_leaving() || self.closed.get() {
             return;
         }
         let mut idle = self.idle.borrow_mut();
@@ -108,7 +111,7 @@ impl Pool {
         }
         let backend = std::sync::Arc::clone(backend);
         list.push(Idle {
-            sender,
+            wire,
             since: clock::instant(),
             backend,
         });
@@ -124,7 +127,7 @@ impl Pool {
         let now = clock::instant();
         self.idle.borrow_mut().retain(|_, list| {
             list.retain(|entry| {
-                !entry.sender.is_closed()
+                entry.wire.is_open()
                     && !entry.backend.is_leaving()
                     && now.saturating_duration_since(entry.since) < IDLE_AGE_MAX
             });
@@ -150,8 +153,8 @@ pub(crate) async fn follow(thread: Rc<Thread>) {
 
 /// Gives a connection back once its exchange is over. An idle thread has no timer: the sweeper runs only while
 /// there is something to sweep.
-pub(crate) fn give_back(thread: &Rc<Thread>, backend: &std::sync::Arc<Backend>, sender: Sender) {
-    thread.pool.put(backend, sender);
+pub(crate) fn give_back(thread: &Rc<Thread>, backend: &std::sync::Arc<Backend>, wire: Wire) {
+    thread.pool.put(backend, wire);
     if thread.pool.sweeping.replace(true) {
         return;
     }
@@ -168,7 +171,7 @@ pub(crate) fn give_back(thread: &Rc<Thread>, backend: &std::sync::Arc<Backend>, 
     });
 }
 
-/// Opens a connection.
+/// Opens a connection of hyper's client, for one request alone.
 pub(crate) async fn connect(
     thread: &Rc<Thread>,
     address: SocketAddr,
@@ -178,8 +181,8 @@ pub(crate) async fn connect(
     let stream = connecting.await.map_err(|_| ConnectError::Timeout)??;
     stream.set_nodelay(true)?;
     let mut builder = http1::Builder::new();
-    builder.max_buf_size(64 << 10).max_headers(200);
-    let (sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
+    builder.max_buf_size(64 << 10);
+    let (sender, connection) = builder.handshake(TokioIo::new(BackendIo(stream))).await?;
     thread.spawn(async move {
         if let Err(error) = connection.with_upgrades().await {
             tracing::trace!(%address, %error, "connection to a backend ended");

@@ -1,17 +1,66 @@
-//! A connection to a backend that a request goes out on, whatever it speaks.
+//! A connection to a backend that a request goes out on, whatever it speaks, and the body that comes back.
+//!
+//! Requests whose body is at hand go over [`crate::wire`]; the rest goes over hyper's client.
 
+use std::{
+    error::Error,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
 use http::{
     HeaderValue, Request, Response, Uri, Version,
     header::{CONNECTION, CONTENT_LENGTH, HOST, TE, TRANSFER_ENCODING},
 };
+use http_body::{Body, Frame, SizeHint};
 use hyper::{
     body::Incoming,
     client::conn::{TrySendError, http1},
 };
 
-use crate::{forward::Outgoing, http2_pool, request_body::RequestBody};
+use crate::{forward::Outgoing, http2_pool, request_body::RequestBody, wire::WireBody};
 
-/// See the head of the module.
+/// The body of a backend's answer.
+pub(crate) enum BackendBody {
+    Hyper(Incoming),
+    Wire(WireBody),
+}
+
+impl Body for BackendBody {
+    type Data = Bytes;
+    type Error = Box<dyn Error + Send + Sync>;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        match &mut *self {
+            Self::Hyper(body) => Pin::new(body)
+                .poll_frame(cx)
+                .map(|frame| frame.map(|frame| frame.map_err(Into::into))),
+            Self::Wire(body) => Pin::new(body)
+                .poll_frame(cx)
+                .map(|frame| frame.map(|frame| frame.map_err(Into::into))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Hyper(body) => body.is_end_stream(),
+            Self::Wire(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Hyper(body) => body.size_hint(),
+            Self::Wire(body) => body.size_hint(),
+        }
+    }
+}
+
+/// A connection of hyper's client.
 pub(crate) enum Upstream {
     Http1(http1::SendRequest<RequestBody>),
     Http2(http2_pool::Stream),

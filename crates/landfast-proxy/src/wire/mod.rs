@@ -1,0 +1,305 @@
+//! An HTTP/1.1 connection to a backend, without a task of its own: whoever asks writes the request and reads the
+//! answer. That is most of what a proxy does, and costs a third less than handing both to another task and back.
+//!
+//! It carries requests whose body is at hand. Uploads that are passed on as they come, and connections that become
+//! tunnels, go over hyper's client ([`crate::pool::connect`]).
+//!
+//! An idle connection has no buffer. One that has anything to read while it is idle is not used again.
+
+mod body;
+mod head;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    cell::RefCell,
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use http::{Method, Response};
+use http_body::{Body, Frame, SizeHint};
+use landfast_routing::retry::Sent;
+use tokio::{io::AsyncWrite as _, net::TcpStream};
+
+use self::body::{Framing, Piece};
+use crate::{forward::Outgoing, pool::ConnectError};
+
+/// Room for the first read: a head, and a short body with it.
+const FIRST_READ: usize = 8 << 10;
+const READ_MAX: usize = 64 << 10;
+/// A body up to this size is written together with its head.
+const TOGETHER_MAX: usize = 16 << 10;
+
+thread_local! {
+    /// Where requests are put together: most are taken by the kernel at once, and nothing is left of them.
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Why there is no answer, or no more of it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum WireError {
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error("the connection was closed")]
+    Closed,
+    #[error("the answer's head is malformed: {0}")]
+    Head(httparse::Error),
+    #[error("the answer's head is too large")]
+    HeadTooLarge,
+    #[error("the answer's length is given in two ways, or not as a number")]
+    Framing,
+    #[error("the answer's chunks are malformed")]
+    Chunk,
+    #[error("the backend switched protocols without being asked")]
+    Switched,
+}
+
+/// See the head of the module.
+#[derive(Debug)]
+pub(crate) struct Wire {
+    stream: TcpStream,
+    buffer: BytesMut,
+    /// What of the request the kernel has not taken yet.
+    unsent: Bytes,
+}
+
+impl Wire {
+    pub(crate) async fn connect(
+        address: SocketAddr,
+        timeout: Duration,
+    ) -> Result<Self, ConnectError> {
+        let connecting = tokio::time::timeout(timeout, TcpStream::connect(address));
+        let stream = connecting.await.map_err(|_| ConnectError::Timeout)??;
+        stream.set_nodelay(true)?;
+        Ok(Self {
+            stream,
+            buffer: BytesMut::new(),
+            unsent: Bytes::new(),
+        })
+    }
+
+    /// Whether an idle connection is still open, as far as the last look at the sockets showed.
+    pub(crate) fn is_open(&self) -> bool {
+        let read = self.stream.try_read(&mut [0]);
+        read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    /// Sends a request and waits for the head of its answer.
+    ///
+    /// # Errors
+    /// With how far it got.
+    pub(crate) async fn send(
+        mut self,
+        outgoing: &Outgoing,
+        body: &Bytes,
+    ) -> Result<Response<WireBody>, (Sent, WireError)> {
+        let mut sent = Sent::Nothing;
+        let head = std::future::poll_fn(|cx| {
+            if sent == Sent::Nothing && self.unsent.is_empty() {
+                match self.begin(cx, outgoing, body) {
+                    Ok(true) => sent = Sent::Something,
+                    Ok(false) => {}
+                    Err(error) => return Poll::Ready(Err(WireError::Io(error))),
+                }
+            } else if !self.unsent.is_empty() {
+                let before = self.unsent.len();
+                let flushed = self.poll_flush(cx);
+                if self.unsent.len() < before {
+                    sent = Sent::Something;
+                }
+                // What it said before it closed its side counts more.
+                if let Poll::Ready(Err(error)) = flushed {
+                    self.unsent.clear();
+                    return match self.poll_head(cx, &outgoing.method) {
+                        Poll::Ready(Ok(head)) => Poll::Ready(Ok(head)),
+                        Poll::Ready(Err(_)) | Poll::Pending => Poll::Ready(Err(error.into())),
+                    };
+                }
+            }
+            self.poll_head(cx, &outgoing.method)
+        });
+        let head = match head.await {
+            Ok(head) => head,
+            Err(error) => {
+                let is_answer = matches!(error, WireError::Switched);
+                return Err((if is_answer { Sent::Answered } else { sent }, error));
+            }
+        };
+        let mut response = Response::new(());
+        *response.status_mut() = head.status;
+        *response.headers_mut() = head.headers;
+        response.extensions_mut().extend(reason(head.reason));
+        let body = WireBody {
+            wire: self,
+            framing: head.framing,
+            is_kept: head.is_kept,
+            is_broken: false,
+        };
+        Ok(response.map(|()| body))
+    }
+
+    /// Writes as much as the kernel takes at once; tells whether it took anything.
+    fn begin(
+        &mut self,
+        cx: &mut Context<'_>,
+        outgoing: &Outgoing,
+        body: &Bytes,
+    ) -> io::Result<bool> {
+        SCRATCH.with_borrow_mut(|scratch| {
+            scratch.clear();
+            head::write(outgoing, body.len(), scratch);
+            let is_together = body.len() <= TOGETHER_MAX;
+            if is_together {
+                scratch.extend_from_slice(body);
+            }
+            let written = match Pin::new(&mut self.stream).poll_write(cx, scratch) {
+                Poll::Ready(written) => written?,
+                Poll::Pending => 0,
+            };
+            if written < scratch.len() || !is_together {
+                let mut unsent = scratch[written..].to_vec();
+                if !is_together {
+                    unsent.extend_from_slice(body);
+                }
+                self.unsent = unsent.into();
+                // Whether all of it went or the rest has to wait: this asks to be woken for it.
+                if let Poll::Ready(flushed) = self.poll_flush(cx) {
+                    flushed?;
+                }
+            }
+            Ok(written > 0)
+        })
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.unsent.is_empty() {
+            let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.unsent))?;
+            self.unsent.advance(written);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        method: &Method,
+    ) -> Poll<Result<head::Head, WireError>> {
+        loop {
+            if let Some(head) = head::read(&mut self.buffer, method)? {
+                return Poll::Ready(Ok(head));
+            }
+            if ready!(self.poll_read(cx, FIRST_READ))? == 0 {
+                return Poll::Ready(Err(WireError::Closed));
+            }
+        }
+    }
+
+    /// Makes room only once there is something to read: a backend that thinks for long holds no buffer.
+    fn poll_read(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<io::Result<usize>> {
+        loop {
+            let Poll::Ready(ready) = self.stream.poll_read_ready(cx) else {
+                if self.buffer.is_empty() {
+                    self.buffer = BytesMut::new();
+                }
+                return Poll::Pending;
+            };
+            ready?;
+            self.buffer.reserve(room);
+            match self.stream.try_read_buf(&mut self.buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                read => return Poll::Ready(read),
+            }
+        }
+    }
+}
+
+fn reason(reason: Option<hyper::ext::ReasonPhrase>) -> http::Extensions {
+    let mut extensions = http::Extensions::new();
+    if let Some(reason) = reason {
+        extensions.insert(reason);
+    }
+    extensions
+}
+
+/// The rest of an answer, with its connection.
+#[derive(Debug)]
+pub(crate) struct WireBody {
+    wire: Wire,
+    framing: Framing,
+    is_kept: bool,
+    is_broken: bool,
+}
+
+impl WireBody {
+    /// The connection, where another request may follow on it.
+    pub(crate) fn into_wire(self) -> Option<Wire> {
+        let Self {
+            mut wire,
+            framing,
+            is_kept,
+            is_broken,
+        } = self;
+        let is_clean = wire.buffer.is_empty() && wire.unsent.is_empty();
+        wire.buffer = BytesMut::new();
+        (is_kept && !is_broken && framing.is_over() && is_clean).then_some(wire)
+    }
+
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece, WireError>> {
+        // The backend may want the rest of the request before it goes on.
+        if let Poll::Ready(Err(_)) = self.wire.poll_flush(cx) {
+            self.wire.unsent.clear();
+            self.is_kept = false;
+        }
+        loop {
+            match self.framing.take(&mut self.wire.buffer)? {
+                Piece::More => {}
+                piece => return Poll::Ready(Ok(piece)),
+            }
+            let expected = usize::try_from(self.framing.expected()).unwrap_or(READ_MAX);
+            let room = expected.clamp(FIRST_READ, READ_MAX);
+            if ready!(self.wire.poll_read(cx, room))? == 0 {
+                return Poll::Ready(match self.framing {
+                    Framing::Close => Ok(Piece::End),
+                    Framing::Length(_) | Framing::Chunked(_) => Err(WireError::Closed),
+                });
+            }
+        }
+    }
+}
+
+impl Body for WireBody {
+    type Data = Bytes;
+    type Error = WireError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, WireError>>> {
+        let polled = ready!(self.poll_piece(cx));
+        Poll::Ready(match polled {
+            Ok(Piece::Data(bytes)) => Some(Ok(Frame::data(bytes))),
+            Ok(Piece::Trailers(trailers)) => Some(Ok(Frame::trailers(trailers))),
+            Ok(Piece::More | Piece::End) => None,
+            Err(error) => {
+                self.is_broken = true;
+                Some(Err(error))
+            }
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.framing.is_over()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self.framing {
+            Framing::Length(left) => SizeHint::with_exact(left),
+            Framing::Chunked(_) | Framing::Close => SizeHint::default(),
+        }
+    }
+}
