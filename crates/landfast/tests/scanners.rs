@@ -168,7 +168,18 @@ fn sslyze(host: &Host) -> String {
     assert!(installed.status.success(), "{installed:?}");
     let program = venv.join("bin/sslyze").display().to_string();
     let target = format!("{NAME}:{}{{127.0.0.1}}", host.https);
-    let output = run(&program, &["--mozilla_config", "intermediate", &target]);
+    // It demands a certificate that a public root has signed; the test's root stands in for one.
+    let root = host.path("root.pem").display().to_string();
+    let output = run(
+        &program,
+        &[
+            "--mozilla_config",
+            "intermediate",
+            "--certinfo_ca_file",
+            &root,
+            &target,
+        ],
+    );
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let verdict = text
         .lines()
@@ -188,6 +199,10 @@ fn sslyze(host: &Host) -> String {
 fn issue(folder: &Path) {
     let mut ca = CertificateParams::new(Vec::<String>::new()).unwrap();
     ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    ca.key_usages = vec![
+        rcgen::KeyUsagePurpose::KeyCertSign,
+        rcgen::KeyUsagePurpose::CrlSign,
+    ];
     ca.distinguished_name
         .push(rcgen::DnType::CommonName, "test root");
     let ca_key = KeyPair::generate().unwrap();
