@@ -13,7 +13,10 @@
 mod support;
 
 use serde_json::Value;
-use support::{host::Host, shape::hold};
+use support::{
+    host::Host,
+    shape::{hold, shape},
+};
 
 const MANIFEST: &str = r#"
 app = "shop"

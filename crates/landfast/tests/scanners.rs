@@ -181,18 +181,15 @@ fn sslyze(host: &Host) -> String {
         ],
     );
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let verdict = text
-        .lines()
-        .find(|line| line.contains(NAME) && line.contains(" - "));
-    let verdict = verdict
-        .unwrap_or_else(|| panic!("{text}"))
-        .trim()
-        .to_owned();
+    let server = format!("{NAME}:{}: ", host.https);
+    let mut lines = text.lines().map(str::trim);
+    let verdict = lines.find_map(|line| line.strip_prefix(&server));
+    let verdict = verdict.unwrap_or_else(|| panic!("{text}"));
     assert!(
-        output.status.success() && verdict.contains("OK - Compliant"),
+        output.status.success() && verdict == "OK - Compliant.",
         "{text}"
     );
-    verdict
+    verdict.to_owned()
 }
 
 /// A root, and a certificate by it for as long as a public one has.

@@ -18,7 +18,7 @@ use std::{
 };
 
 use serde_json::Value;
-use support::host::Host;
+use support::{host::Host, shape};
 
 const MANIFEST: &str = r#"
 app = "shop"

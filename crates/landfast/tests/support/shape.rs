@@ -18,7 +18,7 @@ const BY_NAME: [&str; 7] = [
 ];
 
 /// `path: type` for every place of a value. An empty list says nothing of what it may hold, and null nothing at all.
-fn shape(value: &Value) -> BTreeSet<String> {
+pub fn shape(value: &Value) -> BTreeSet<String> {
     let mut lines = BTreeSet::new();
     walk(value, "", &mut lines);
     lines
