@@ -244,7 +244,12 @@ async fn calls_move_to_the_other_instance_when_one_leaves_and_none_fails() {
         }
         let rest = tokio::task::spawn_blocking(move || client.rest());
         let mut rest = rest.await.expect("no panic");
-        assert_eq!(rest.pop().as_deref(), Some("OK"), "{rest:?}");
+        let last = rest.pop();
+        assert_eq!(
+            last.as_deref(),
+            Some("OK"),
+            "drained: {is_drained}, {rest:?}"
+        );
         assert_eq!(seen.len() + rest.len(), 400);
         seen.extend(rest);
         assert!(seen.iter().any(|name| name == "one"));
