@@ -220,6 +220,9 @@ pub struct Ledger {
     pub requests: u64,
     /// What must read zero: requests Landfast itself broke (5xx of its own, answers and streams it cut).
     pub lost: u64,
+    /// Requests over the rate of their route, answered 429. They never reached an instance, and are not lost.
+    #[serde(default)]
+    pub rate_limited: u64,
     pub releases: Vec<ReleaseLedger>,
     pub streams: Streams,
     pub latency_p99: Latency,

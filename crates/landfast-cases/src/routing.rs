@@ -160,7 +160,7 @@ pub(crate) fn forwarded() -> Work {
             is_https: true,
             authority: "app17.customers.example",
         };
-        headers::set_forwarded(&mut fields, arrival);
+        headers::set_forwarded(&mut fields, arrival, Protocol::Http1);
         assert!(black_box(fields).contains_key("x-forwarded-for"));
     })
 }

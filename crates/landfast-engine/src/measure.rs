@@ -160,6 +160,7 @@ impl Meter {
         }
         for (_, service) in stats.services.iter().filter(|(key, _)| key.scope == *scope) {
             reading.ours += service.unavailable + service.gateway_errors + service.pause_rejected;
+            reading.rate_limited += service.rate_limited;
             reading.paused += service.paused;
             reading.pause_longest_ms = reading.pause_longest_ms.max(service.pause_longest_ms);
         }

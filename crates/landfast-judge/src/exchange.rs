@@ -155,6 +155,16 @@ pub(crate) async fn perform(shared: Arc<Shared>, planned: Planned, scheduled: In
     let result =
         result.unwrap_or_else(|_| Err(Failure::new(Reason::NoAnswer, "no whole answer in time")));
     let latency = clock::instant().duration_since(scheduled);
+    if result
+        .as_ref()
+        .is_ok_and(|answer| is_limited(&shared, &answer.head))
+    {
+        shared.tally().limited(planned.kind);
+        if let Some(number) = post {
+            shared.posts()[number] = Post::Limited;
+        }
+        return;
+    }
     let judged = result
         .and_then(|answer| judge(&shared, planned, post, expected, latency, answer, scheduled));
     let mut tally = shared.tally();
@@ -182,6 +192,11 @@ pub(crate) async fn perform(shared: Arc<Shared>, planned: Planned, scheduled: In
             }
         }
     }
+}
+
+/// Whether a request was refused by a rate limit, as agreed. An application that answers 429 itself has answered.
+fn is_limited(shared: &Shared, head: &Head) -> bool {
+    shared.settings.expects_limits && head.status == 429 && head.has_rate && head.release.is_none()
 }
 
 /// A sample of something that went wrong on `route`.

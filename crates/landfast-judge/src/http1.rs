@@ -24,6 +24,8 @@ pub(crate) struct Head {
     pub status: u16,
     pub release: Option<String>,
     pub is_fault: bool,
+    /// It says how much of a rate is left.
+    pub has_rate: bool,
     /// Milliseconds the application says it took.
     pub app_time: Option<String>,
     /// The server announced that it closes the connection.
@@ -303,6 +305,7 @@ fn parse_head(text: &[u8]) -> Option<Head> {
             "connection" => head.closes = has("close"),
             "x-release" => head.release = Some(value.to_owned()),
             "x-fault" => head.is_fault = value == "injected",
+            "ratelimit" => head.has_rate = true,
             "x-app-time" => head.app_time = Some(value.to_owned()),
             "sec-websocket-accept" => head.accept = Some(value.to_owned()),
             _ => {}

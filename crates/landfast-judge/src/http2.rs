@@ -70,6 +70,7 @@ pub(crate) async fn exchange(
         status: response.status().as_u16(),
         release: text("x-release"),
         is_fault: text("x-fault").as_deref() == Some("injected"),
+        has_rate: text("ratelimit").is_some(),
         app_time: text("x-app-time"),
         ..Head::default()
     };

@@ -67,6 +67,9 @@ struct Arguments {
     /// Folder with the application's logs of receipts.
     #[arg(long)]
     receipts: Option<PathBuf>,
+    /// The route has a rate: count 429 of the proxy in a column of its own, not as lost.
+    #[arg(long)]
+    expect_limits: bool,
     /// Sent with every request, `name: value`.
     #[arg(long = "header")]
     headers: Vec<String>,
@@ -153,6 +156,7 @@ fn settings(arguments: &Arguments) -> anyhow::Result<Settings> {
     settings.stream_every = arguments.every;
     settings.receipts.clone_from(&arguments.receipts);
     settings.seed = arguments.seed;
+    settings.expects_limits = arguments.expect_limits;
     settings.samples_max = arguments.samples;
     if !arguments.paths.is_empty() {
         settings.paths.clone_from(&arguments.paths);

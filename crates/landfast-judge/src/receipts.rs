@@ -30,6 +30,8 @@ pub(crate) enum Post {
     Acknowledged,
     /// Counted as lost already.
     Lost,
+    /// Refused by a rate limit, so the application must not have it.
+    Limited,
 }
 
 /// A post whose id is not exactly once where it should be.
@@ -85,7 +87,9 @@ pub(crate) fn compare(
                 }
             }
             (Post::Sent | Post::Lost, 1) => receipts.unacknowledged += 1,
-            (Post::Sent | Post::Lost, 0) | (Post::Acknowledged, 1) => {}
+            // It was told to come back later, and was served all the same.
+            (Post::Limited, 1) => wrong.push(Wrong::Doubled(number)),
+            (Post::Sent | Post::Lost | Post::Limited, 0) | (Post::Acknowledged, 1) => {}
         }
     }
     Ok((receipts, wrong))

@@ -40,6 +40,8 @@ pub struct Settings {
     pub silence_max: Duration,
     /// Where the application keeps its logs of receipts; without it they are not compared.
     pub receipts: Option<PathBuf>,
+    /// The route has a rate: 429 with a `RateLimit` field is refused as agreed. Without this it is lost.
+    pub expects_limits: bool,
     /// Decides kinds and connections; equal seeds give equal schedules.
     pub seed: u64,
     /// Samples of losses that are kept.
@@ -80,6 +82,7 @@ impl Settings {
             stream_every: Duration::from_secs(1),
             silence_max: Duration::from_secs(5),
             receipts: None,
+            expects_limits: false,
             seed: 1,
             samples_max: 200,
             judge_late_after: Duration::from_millis(250),

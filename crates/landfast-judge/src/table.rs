@@ -63,6 +63,13 @@ impl Display for Verdict {
             connections.closed_idle,
             connections.closed_announced
         )?;
+        if self.limited > 0 {
+            writeln!(
+                f,
+                "  refused over their rate (429), not lost: {}",
+                self.limited
+            )?;
+        }
         let streams = &self.streams;
         writeln!(
             f,

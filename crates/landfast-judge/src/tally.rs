@@ -89,6 +89,9 @@ pub struct KindTotals {
     pub answered: u64,
     pub lost: u64,
     pub faults: u64,
+    /// Answered 429 by the proxy, over the rate of the route.
+    #[serde(default)]
+    pub limited: u64,
 }
 
 /// Answers of one release, by its `x-release`.
@@ -185,6 +188,9 @@ pub struct Verdict {
     /// Samples, the first ones.
     pub lost: Vec<LostSample>,
     pub faults: u64,
+    /// Refused by a rate limit, where the run expects one.
+    #[serde(default)]
+    pub limited: u64,
     /// 5xx of the application that are no faults: answers, not losses.
     pub app_5xx: u64,
     pub kinds: BTreeMap<Kind, KindTotals>,
@@ -232,9 +238,11 @@ impl Tally {
     pub(crate) fn verdict(&self, seconds: f64) -> Verdict {
         let mut verdict = self.verdict.clone();
         verdict.seconds = (seconds * 1e6).round() / 1e6;
-        verdict.in_flight = verdict
-            .requests
-            .saturating_sub(verdict.answered + verdict.kinds.values().map(|k| k.lost).sum::<u64>());
+        verdict.in_flight = verdict.requests.saturating_sub(
+            verdict.answered
+                + verdict.limited
+                + verdict.kinds.values().map(|k| k.lost).sum::<u64>(),
+        );
         verdict.latency.settle();
         for release in verdict.releases.values_mut() {
             release.latency.settle();
@@ -273,6 +281,12 @@ impl Tally {
         of_release.faults += u64::from(is_fault);
         *of_release.statuses.entry(status).or_default() += 1;
         of_release.latency.record(latency);
+    }
+
+    /// Refused by a rate limit, with the time to come back at: neither answered nor lost.
+    pub(crate) fn limited(&mut self, kind: Kind) {
+        self.verdict.limited += 1;
+        self.verdict.kinds.entry(kind).or_default().limited += 1;
     }
 
     /// A request that is lost. One of the judge's own failures costs the run its validity instead.

@@ -40,6 +40,7 @@ enum Wrong {
     EndsWithoutAnswer,
     Late,
     ForeignStatus,
+    OverItsRate,
     DoubledId,
     MissingId,
     OtherBody,
@@ -136,7 +137,7 @@ impl Server {
                 *self.ids.lock().unwrap().entry(id.clone()).or_default() += 1;
                 let times = match wrong {
                     Wrong::DoubledId => 2,
-                    Wrong::MissingId => 0,
+                    Wrong::MissingId | Wrong::OverItsRate => 0,
                     _ => 1,
                 };
                 let path = self.receipts.join("receipts-test.log");
@@ -174,6 +175,12 @@ impl Server {
                 Wrong::EndsWithoutAnswer => return None,
                 Wrong::Late => sleep(Duration::from_millis(1_300)).await,
                 Wrong::ForeignStatus => (status, more) = ("503 Service Unavailable", ""),
+                Wrong::OverItsRate => {
+                    (status, more) = (
+                        "429 Too Many Requests",
+                        "retry-after: 1\r\nratelimit: \"all\";r=0;t=1\r\n",
+                    )
+                }
                 Wrong::OtherBody => text = r#"{"id":"another","sha256":"00"}"#.to_owned(),
                 Wrong::Fault => {
                     (status, more) = (
@@ -483,6 +490,21 @@ fn a_status_the_instance_did_not_send_is_lost_and_a_fault_is_not() {
     assert!(verdict.is_clean() && verdict.faults >= 20, "{verdict}");
     assert_eq!(verdict.releases["1"].faults, verdict.faults);
     assert_eq!(verdict.app_5xx, 0);
+}
+
+#[test]
+fn a_request_over_its_rate_is_lost_only_where_no_rate_was_agreed() {
+    finds(Wrong::OverItsRate, Reason::NotFromApp);
+    let verdict = run(Wrong::OverItsRate, |settings| {
+        settings.expects_limits = true
+    });
+    assert!(verdict.is_clean() && verdict.limited >= 20, "{verdict}");
+    assert_eq!(verdict.answered + verdict.limited, verdict.requests);
+    // Another refusal is none of a rate.
+    let verdict = run(Wrong::ForeignStatus, |settings| {
+        settings.expects_limits = true
+    });
+    assert!(!verdict.is_clean() && verdict.limited == 0, "{verdict}");
 }
 
 #[test]

@@ -343,6 +343,7 @@ async fn decide(client: &Rc<Client>, request: Request<Incoming>, exchange: &mut 
                         client,
                         exchange,
                         entry,
+                        protocol,
                         &authority,
                         is_upgrade,
                     ),
@@ -672,6 +673,7 @@ fn outgoing_headers(
     client: &Client,
     exchange: &Exchange,
     entry: &TableRoute,
+    protocol: Protocol,
     authority: &str,
     is_upgrade: bool,
 ) -> HeaderMap {
@@ -691,7 +693,7 @@ fn outgoing_headers(
         Some(before) if before.is_for(arrival) => before,
         other => other.insert(Forwarding::new(arrival)),
     };
-    forwarding.set(&mut fields);
+    forwarding.set(&mut fields, protocol);
     if let Some(host) = forwarding.host() {
         fields.insert(HOST, host.clone());
     }

@@ -166,7 +166,8 @@ impl Shared {
             given => given,
         };
         let peers = Peers::new(per_client, settings.trust.clone(), settings.counts_loopback);
-        let access_log = AccessLog::start(&settings);
+        let life = Life::new();
+        let access_log = AccessLog::start(&settings, life.leaving.clone());
         Self {
             settings,
             boot,
@@ -177,7 +178,7 @@ impl Shared {
             verifier: Verifier::default(),
             peers,
             room: Arc::new(Semaphore::new(connections)),
-            life: Life::new(),
+            life,
             live: ArcSwap::from_pointee(Live::empty()),
             newest: AtomicU64::new(0),
             changed: watch::Sender::new(0),

@@ -30,7 +30,8 @@ import signal, sys, threading, time, grpc
 from concurrent import futures
 name = sys.argv[1]
 def unary(request, context):
-    context.set_trailing_metadata((("x-name", name), ("x-raw-bin", b"\x00\xff")))
+    seen = sorted(key for key, _ in context.invocation_metadata() if "_" in key)
+    context.set_trailing_metadata((("x-name", name), ("x-raw-bin", b"\x00\xff"), ("x-seen", ",".join(seen))))
     return request
 def fail(request, context):
     context.abort(grpc.StatusCode.NOT_FOUND, "no such thing: 100%")
@@ -73,7 +74,8 @@ def trailers(call):
     return dict((key, value) for key, value in call.trailing_metadata() if key.startswith("x-"))
 try:
     if kind == "unary":
-        answer, call = channel.unary_unary("/test.Echo/Unary").with_call(b"hello", timeout=20)
+        answer, call = channel.unary_unary("/test.Echo/Unary").with_call(
+            b"hello", timeout=20, metadata=(("tenant_id", "7"), ("x_forwarded_for", "6.6.6.6")))
         say(answer, sorted(trailers(call).items()))
     elif kind == "fail":
         channel.unary_unary("/test.Echo/Fail")(b"", timeout=20)
@@ -173,9 +175,10 @@ async fn every_kind_of_call_passes_with_its_trailers() {
     assert_eq!(
         unary,
         [
-            "b'hello' [('x-name', 'one'), ('x-raw-bin', b'\\x00\\xff')]",
+            "b'hello' [('x-name', 'one'), ('x-raw-bin', b'\\x00\\xff'), ('x-seen', 'tenant_id')]",
             "OK"
-        ]
+        ],
+        "metadata may have `_`, but none that could be taken for ours"
     );
     let fail = ask_all(address, "fail").await;
     assert_eq!(fail, ["NOT_FOUND no such thing: 100%"]);
@@ -241,7 +244,12 @@ async fn calls_move_to_the_other_instance_when_one_leaves_and_none_fails() {
         }
         let rest = tokio::task::spawn_blocking(move || client.rest());
         let mut rest = rest.await.expect("no panic");
-        assert_eq!(rest.pop().as_deref(), Some("OK"), "{rest:?}");
+        let last = rest.pop();
+        assert_eq!(
+            last.as_deref(),
+            Some("OK"),
+            "drained: {is_drained}, {rest:?}"
+        );
         assert_eq!(seen.len() + rest.len(), 400);
         seen.extend(rest);
         assert!(seen.iter().any(|name| name == "one"));

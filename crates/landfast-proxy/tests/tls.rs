@@ -14,7 +14,10 @@ use http::{Request, Version};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use landfast_routing::snapshot::{Certificate, Snapshot};
+use landfast_routing::{
+    admission::{Admission, BasicAuth, CountBy, Quota, Rate, Security},
+    snapshot::{Certificate, Snapshot},
+};
 use rustls::{ClientConfig, RootCertStore, pki_types::ServerName};
 use support::*;
 use tokio::{net::TcpStream, task::JoinSet};
@@ -183,6 +186,133 @@ async fn http2_carries_many_requests_on_one_connection_with_tls_and_without() {
     let plain = TcpStream::connect(status.http[0]).await.expect("connected");
     talk_http2(TokioIo::new(secure), "https", &upstream).await;
     talk_http2(TokioIo::new(plain), "http", &upstream).await;
+}
+
+/// GETs one after the other on one HTTP/2 connection, each with an `authorization` field or none.
+async fn ask_http2<I>(io: I, target: &str, credentials: &[&str]) -> Vec<http::Response<Bytes>>
+where
+    I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
+{
+    let (mut sender, connection) = http2::handshake(TokioExecutor::new(), io)
+        .await
+        .expect("http2");
+    let driver = tokio::spawn(connection);
+    let mut answers = Vec::new();
+    for credentials in credentials {
+        let mut request = Request::get(target).version(Version::HTTP_2);
+        if !credentials.is_empty() {
+            request = request.header("authorization", *credentials);
+        }
+        let request = request.body(Full::<Bytes>::default()).expect("a request");
+        let (head, body) = sender
+            .send_request(request)
+            .await
+            .expect("an answer")
+            .into_parts();
+        let body = body.collect().await.expect("a body").to_bytes();
+        answers.push(http::Response::from_parts(head, body));
+    }
+    driver.abort();
+    answers
+}
+
+fn statuses(answers: &[http::Response<Bytes>]) -> Vec<u16> {
+    answers
+        .iter()
+        .map(|answer| answer.status().as_u16())
+        .collect()
+}
+
+#[tokio::test]
+async fn who_is_let_in_and_what_browsers_are_told_is_the_same_over_http2() {
+    let proxy = Proxy::start().await;
+    let upstream = Upstream::start("one").await;
+    let mut roots = RootCertStore::empty();
+    let certificate = issue(proxy.folder.path(), "exact", "shop.example", &mut roots);
+    // ann, by the password of `tests/admission.rs`.
+    let users = vec!["ann:$2y$04$abcdefghijklmnopqrstuujydOTSfIH/d5oUHpsygqV5X9xJLQc6e".into()];
+    let security = Some(Security {
+        hsts_s: 60,
+        ..Security::default()
+    });
+    let quota = Quota {
+        requests: 1,
+        per_ms: 3_600_000,
+        burst: 3,
+    };
+    let guards = [
+        (
+            "/rated",
+            Admission {
+                rate: Some(Rate {
+                    by: CountBy::Client,
+                    quota,
+                }),
+                security: security.clone(),
+                ..Admission::default()
+            },
+        ),
+        (
+            "/office",
+            Admission {
+                allow: vec!["10.0.0.0/8".into()],
+                security: security.clone(),
+                ..Admission::default()
+            },
+        ),
+        (
+            "/staging",
+            Admission {
+                auth: Some(BasicAuth {
+                    realm: "staging".into(),
+                    users,
+                }),
+                security,
+                ..Admission::default()
+            },
+        ),
+    ];
+    let mut wanted = snapshot(1, service(vec![group(1, 1, vec![upstream.backend()])]));
+    wanted.certificates = vec![certificate];
+    wanted.routes = guards
+        .into_iter()
+        .map(|(path, admission)| {
+            let mut guarded = route("*", path);
+            guarded.admission = admission;
+            guarded
+        })
+        .collect();
+    let status = proxy.put(&wanted).await;
+    assert!(status.problems.is_empty(), "{:?}", status.problems);
+    let secure = async |path: &str, credentials: &[&str]| {
+        let stream = connect(status.https[0], "shop.example", &roots, "h2", BOTH)
+            .await
+            .expect("trusted");
+        let target = format!("https://shop.example{path}");
+        ask_http2(TokioIo::new(stream), &target, credentials).await
+    };
+
+    let rated = secure("/rated", &[""; 5]).await;
+    assert_eq!(statuses(&rated), [200, 200, 200, 429, 429]);
+    assert!(rated[3].headers().contains_key("retry-after"));
+    let office = secure("/office", &[""]).await;
+    assert_eq!(statuses(&office), [403]);
+    let right = "Basic YW5uOmNvcnJlY3QgaG9yc2U=";
+    let staging = secure("/staging", &["", "Basic YW5uOndyb25n", right]).await;
+    assert_eq!(statuses(&staging), [401, 401, 200]);
+    assert!(staging[0].headers().contains_key("www-authenticate"));
+    assert!(!upstream.last().headers.contains_key("authorization"));
+    assert_eq!(upstream.count(), 4, "what was refused never got there");
+    for answer in rated.iter().chain(&office).chain(&staging) {
+        let said = answer.headers().get("strict-transport-security");
+        assert_eq!(said.expect("over TLS"), "max-age=60", "{}", answer.status());
+    }
+
+    // The quota is the client's, whatever it speaks; and nothing is promised where there is no TLS.
+    let plain = TcpStream::connect(status.http[0]).await.expect("connected");
+    let plain = ask_http2(TokioIo::new(plain), "http://shop.example/rated", &[""]).await;
+    assert_eq!(statuses(&plain), [429]);
+    assert!(!plain[0].headers().contains_key("strict-transport-security"));
 }
 
 async fn talk_http2<I>(io: I, scheme: &str, upstream: &Upstream)

@@ -761,19 +761,23 @@ impl Environment {
 
     /// Whether an instance that is found to have ended may have done so while nobody looked, with its host perhaps:
     /// it ran before the takeover and was not heard of since.
+    ///
+    /// One that was planned before it may have run as well: its order was given, and the host was lost before the start was
+    /// recorded. Starting it again then finds that it has ended. One that was in truth never started gets another try.
     pub(crate) fn is_found_dead(&self, now: Timestamp, instance: &Instance) -> bool {
         let Some(taken_over) = self.taken_over_at else {
             return false;
         };
-        let silent_since = match instance.state {
-            InstanceState::Planned | InstanceState::Passing { .. } => None,
-            InstanceState::Starting { since }
-            | InstanceState::Serving { since }
+        let silent = match instance.state {
+            InstanceState::Passing { .. } => false,
+            InstanceState::Planned | InstanceState::Starting { .. } => {
+                instance.planned_at < taken_over
+            }
+            InstanceState::Serving { since }
             | InstanceState::Failing { since }
             | InstanceState::Draining { since, .. }
-            | InstanceState::Stopping { since } => Some(since),
+            | InstanceState::Stopping { since } => since <= taken_over,
         };
-        let silent = silent_since.is_some_and(|since| since <= taken_over);
         silent && now.since(taken_over) < FOUND_DEAD
     }
 

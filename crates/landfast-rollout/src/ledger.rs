@@ -84,6 +84,9 @@ pub struct Reading {
     pub releases: BTreeMap<ReleaseId, Counts>,
     /// Answers that were ours, not an instance's: 502, 503, 504.
     pub ours: u64,
+    /// Requests over the rate of their route, answered 429 by the proxy.
+    #[serde(default)]
+    pub rate_limited: u64,
     /// Requests held by a pause.
     pub paused: u64,
     /// Of the newest pause.
@@ -105,6 +108,9 @@ pub struct Ledger {
     pub releases: BTreeMap<ReleaseId, Counts>,
     /// 502, 503 and 504 that no instance sent. Together with cut streams this is what a rollout must not cost.
     pub ours: u64,
+    /// Requests over the rate of their route. They are refused as the manifest asks, and neither lost nor failed.
+    #[serde(default)]
+    pub rate_limited: u64,
     pub paused: u64,
     pub pause_longest_ms: u64,
     /// In flight when a worker of the proxy died.
@@ -215,6 +221,7 @@ impl Ledger {
             None => &fresh,
         };
         self.ours += reading.ours.saturating_sub(last.ours);
+        self.rate_limited += reading.rate_limited.saturating_sub(last.rate_limited);
         self.paused += reading.paused.saturating_sub(last.paused);
         // A wait is known when it is over; by then it may belong to a reading in which nothing more was held.
         if self.paused > 0 {
@@ -285,6 +292,18 @@ mod tests {
         ledger.add(&reading("b", 7, 0));
         ledger.add(&reading("b", 9, 1));
         assert_eq!((ledger.requests(), ledger.lost()), (9, 1));
+    }
+
+    #[test]
+    fn requests_over_their_rate_are_counted_apart_and_are_not_lost() {
+        let limited = |boot, rate_limited| Reading {
+            rate_limited,
+            ..reading(boot, 10, 0)
+        };
+        let mut ledger = Ledger::open(Some(limited("a", 5)));
+        ledger.add(&limited("a", 8));
+        ledger.add(&limited("b", 4));
+        assert_eq!((ledger.rate_limited, ledger.lost()), (7, 0));
     }
 
     #[test]

@@ -130,6 +130,42 @@ fn what_is_found_dead_after_a_takeover_is_not_held_against_the_release() {
 }
 
 #[test]
+fn a_host_lost_between_an_order_and_its_record_is_not_held_against_the_release() {
+    let takes_over = || {
+        let mut bench = Bench::serving(api());
+        bench.deploy(api(), plan(Strategy::BlueGreen)).unwrap();
+        let planned = bench.of("api", 2);
+        assert!(!planned.is_empty());
+        bench.now = bench.now + secs(5);
+        let running = bench.of("api", 1).into_iter().collect();
+        bench.tell(Input::Adopted { running }).unwrap();
+        (bench, planned)
+    };
+    // The order is given again: the shim's folder says that the instance ran and has ended.
+    let (mut bench, planned) = takes_over();
+    for instance in &planned {
+        let (instance, address) = (instance.clone(), None);
+        bench.tell(Input::Started { instance, address }).unwrap();
+    }
+    bench.now = bench.now + secs(1);
+    planned.iter().for_each(|instance| bench.end(instance));
+    bench.until("none");
+    assert_eq!(bench.ended(), "sealed");
+    // Or the target does not say that it started.
+    let (mut bench, planned) = takes_over();
+    planned.iter().for_each(|instance| bench.end(instance));
+    bench.until("none");
+    assert_eq!(bench.ended(), "sealed");
+    bench.replay_agrees();
+    // A release that cannot be started fails by the next try.
+    let (mut bench, planned) = takes_over();
+    planned.iter().for_each(|instance| bench.end(instance));
+    bench.quality.insert(ReleaseId(2), Quality::Exits);
+    bench.until("none");
+    assert!(bench.ended().contains("before it was ready"));
+}
+
+#[test]
 fn one_instance_that_never_passes_fails_after_its_deadline() {
     let mut bench = Bench::serving(api());
     bench.quality.insert(ReleaseId(2), Quality::Mute);

@@ -14,6 +14,8 @@ use http::{
     uri::Uri,
 };
 
+use crate::snapshot::Protocol;
+
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
@@ -131,7 +133,7 @@ pub fn clean_request_trailers(trailers: &mut HeaderMap) {
 fn remove_foreign(headers: &mut HeaderMap) {
     let foreign: Vec<HeaderName> = headers
         .keys()
-        .filter(|name| is_foreign(name))
+        .filter(|name| is_foreign(name) || has_underscore(name))
         .cloned()
         .collect();
     for name in foreign {
@@ -148,15 +150,33 @@ pub struct Arrival<'a> {
     pub authority: &'a str,
 }
 
-/// Whether a client must not set a field. A name with `_` is one of them: what reads fields as environment
-/// variables takes it for the name with `-`.
+/// Whether a client must not set a field.
 fn is_foreign(name: &HeaderName) -> bool {
     let text = name.as_str();
     FOREIGN_FORWARDING.contains(name)
         || FOREIGN_FAMILIES
             .iter()
             .any(|family| text.starts_with(family))
-        || text.contains('_')
+}
+
+fn has_underscore(name: &HeaderName) -> bool {
+    name.as_str().contains('_')
+}
+
+/// Whether a name with `_` must not reach a backend. What reads fields as environment variables takes it for the name with
+/// `-`, so over HTTP/1.1 none does. A gRPC server tells the two apart, and metadata is often named so; there only what
+/// would be ours, the protocol's or a credential with `-` is kept back.
+fn is_look_alike(name: &HeaderName, protocol: Protocol) -> bool {
+    if !has_underscore(name) {
+        return false;
+    }
+    if protocol == Protocol::Http1 {
+        return true;
+    }
+    let meant = HeaderName::try_from(name.as_str().replace('_', "-"));
+    meant.is_ok_and(|meant| {
+        is_foreign(&meant) || HOP_BY_HOP.contains(&meant) || NEVER_TRAILERS.contains(&meant)
+    })
 }
 
 /// The forwarding fields of all requests of one client for one authority. A connection keeps them: they cost several
@@ -204,10 +224,14 @@ impl Forwarding {
     }
 
     /// Replaces every forwarding field by what we saw ourselves, and drops `Expect`, which was answered here.
-    pub fn set(&self, headers: &mut HeaderMap) {
+    /// `protocol`: what the backend speaks.
+    pub fn set(&self, headers: &mut HeaderMap, protocol: Protocol) {
+        let is_dropped = |name: &HeaderName| {
+            is_foreign(name) || is_look_alike(name, protocol) || *name == EXPECT
+        };
         let foreign: Vec<HeaderName> = headers
             .keys()
-            .filter(|name| is_foreign(name) || **name == EXPECT)
+            .filter(|name| is_dropped(name))
             .cloned()
             .collect();
         for name in foreign {
@@ -234,8 +258,8 @@ fn proto(is_https: bool) -> &'static str {
 }
 
 /// [`Forwarding::set`] for one request alone.
-pub fn set_forwarded(headers: &mut HeaderMap, arrival: Arrival<'_>) {
-    Forwarding::new(arrival).set(headers);
+pub fn set_forwarded(headers: &mut HeaderMap, arrival: Arrival<'_>, protocol: Protocol) {
+    Forwarding::new(arrival).set(headers, protocol);
 }
 
 /// The client's request id, if it is one that can stand in a log line.
@@ -426,6 +450,7 @@ mod tests {
                 is_https: false,
                 authority: "a.example:81",
             },
+            Protocol::Http1,
         );
         let expected = map(&[
             ("x-forwarded-for", "192.0.2.7"),
@@ -544,12 +569,7 @@ mod tests {
             ("remote_user", "root"),
             ("x-kept", "yes"),
         ]);
-        let arrival = Arrival {
-            client: "1.2.3.4".parse().expect("an address"),
-            is_https: false,
-            authority: "a",
-        };
-        set_forwarded(&mut headers, arrival);
+        set_forwarded(&mut headers, arrival(), Protocol::Http1);
         let mut left: Vec<_> = headers
             .iter()
             .map(|(name, value)| format!("{name}: {}", value.to_str().expect("text")))
@@ -563,6 +583,37 @@ mod tests {
             "x-kept: yes",
         ];
         assert_eq!(left, expected);
+    }
+
+    fn arrival() -> Arrival<'static> {
+        Arrival {
+            client: "1.2.3.4".parse().expect("an address"),
+            is_https: false,
+            authority: "a",
+        }
+    }
+
+    #[test]
+    fn a_backend_of_http2_gets_names_with_underscores_but_none_that_could_be_ours() {
+        let mut headers = map(&[
+            ("tenant_id", "7"),
+            ("x_custom_bin", "AAE"),
+            ("x_forwarded_for", "6.6.6.6"),
+            ("x-forwarded_for", "6.6.6.6"),
+            ("x_original_url", "/admin"),
+            ("x_real_ip", "6.6.6.6"),
+            ("x_request_id", "1"),
+            ("content_length", "1"),
+            ("transfer_encoding", "chunked"),
+        ]);
+        set_forwarded(&mut headers, arrival(), Protocol::H2c);
+        let mut left: Vec<_> = headers
+            .keys()
+            .map(HeaderName::as_str)
+            .filter(|name| name.contains('_'))
+            .collect();
+        left.sort_unstable();
+        assert_eq!(left, ["tenant_id", "x_custom_bin"]);
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod certificates;
 mod events;
 mod handlers;
 mod idempotency;
+mod inherited;
 mod lock;
 mod proxy;
 mod run;

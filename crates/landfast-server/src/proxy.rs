@@ -4,14 +4,18 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Seek as _},
-    os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::Stdio,
     time::Duration,
 };
 
 use landfast_proxy::control::ControlClient;
-use tokio::time::sleep;
+use tokio::{
+    process::{Child, Command},
+    time::sleep,
+};
+
+use crate::inherited::Inherited;
 
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How long a fresh proxy may take to answer.
@@ -41,7 +45,7 @@ pub enum ProxyError {
 }
 
 impl ProxyOrder {
-    /// Starts the proxy unless it answers already.
+    /// Starts the proxy unless it answers already. It is our child; when it ends one day, the runtime reaps it.
     pub(crate) async fn ensure(&self) -> Result<(), ProxyError> {
         let client = ControlClient::new(self.control.clone());
         if client.status().await.is_ok() {
@@ -66,11 +70,12 @@ impl ProxyOrder {
 
     /// Looks after the proxy as long as the server runs. Its own holder restarts a worker that dies; this is for
     /// the case that nobody is left.
-    pub(crate) async fn guard(self) {
+    pub(crate) async fn guard(self, mut inherited: Inherited) {
         let client = ControlClient::new(self.control.clone());
         let mut missed = 0;
         loop {
             sleep(LOOK_EVERY).await;
+            inherited.reap();
             if client.status().await.is_ok() {
                 missed = 0;
                 continue;

@@ -29,6 +29,7 @@ use tokio::{
 use crate::{
     certificates::{self, AcmeSettings},
     handlers,
+    inherited::Inherited,
     lock::{LockError, StateLock},
     proxy::{ProxyError, ProxyOrder},
     state::AppState,
@@ -196,6 +197,7 @@ pub async fn run(settings: ServerSettings) -> Result<Ended, ServerError> {
         )
     });
 
+    let inherited = Inherited::find();
     let proxy = proxy_order(&settings);
     proxy.ensure().await?;
     let generation = next_generation(journal.as_ref(), &proxy.control).await?;
@@ -230,7 +232,7 @@ pub async fn run(settings: ServerSettings) -> Result<Ended, ServerError> {
     );
     let router = handlers::router(state);
     let mut tasks = JoinSet::new();
-    tasks.spawn(proxy.guard());
+    tasks.spawn(proxy.guard(inherited));
     tasks.spawn(certificates.run());
     if let Some(tcp) = tcp {
         let (router, left) = (router.clone(), leaving.subscribe());

@@ -137,6 +137,12 @@ fn places(arguments: &args::Server) -> Result<ServerPlaces, Failure> {
         None => state_folder().context("failed to choose a state folder; pass `--state`")?,
     };
     let run = arguments.run.clone().unwrap_or_else(run_folder);
+    // Shims and the proxy work in folders of their own: a relative path would lead them elsewhere.
+    let absolute = |path: PathBuf| {
+        std::path::absolute(&path)
+            .with_context(|| format!("failed to find out where `{}` is", path.display()))
+    };
+    let (state, run) = (absolute(state)?, absolute(run)?);
     let mut notes = Vec::new();
     let http = listen(&arguments.http, HTTP_PORTS, &mut notes);
     let https = listen(&arguments.https, HTTPS_PORTS, &mut notes);

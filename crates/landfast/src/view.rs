@@ -278,7 +278,14 @@ pub(crate) fn ledger(ledger: &Ledger, paint: Paint) -> Vec<String> {
     } else {
         paint.bad(&lost)
     };
-    let mut lines = vec![format!("requests   {}, {lost}", number(ledger.requests))];
+    let limited = match ledger.rate_limited {
+        0 => String::new(),
+        limited => format!(", {} over their rate (429)", number(limited)),
+    };
+    let mut lines = vec![format!(
+        "requests   {}, {lost}{limited}",
+        number(ledger.requests)
+    )];
     for one in &ledger.releases {
         lines.push(format!(
             "release {:<3}{}, {} of its own, {} of ours",

@@ -13,11 +13,12 @@ mod support;
 use std::{
     fs,
     path::Path,
+    process::Command,
     sync::{Mutex, PoisonError},
 };
 
 use serde_json::Value;
-use support::host::Host;
+use support::{host::Host, shape};
 
 const MANIFEST: &str = r#"
 app = "shop"
@@ -70,6 +71,7 @@ fn server_and_proxy_move_to_the_new_binary_and_nothing_else_changes() {
     let (before, serving) = (host_info(&host, &app), instance(&host, &app));
     let fresh = host.copy_binary("fresh");
     let upgraded = host.json(&app, &["upgrade", "--binary", fresh.to_str().unwrap()]);
+    assert_eq!(shape::hold("upgrade", &upgraded), Vec::<String>::new());
     let after = host_info(&host, &app);
     assert_eq!(
         after["pid"], before["pid"],
@@ -87,12 +89,59 @@ fn server_and_proxy_move_to_the_new_binary_and_nothing_else_changes() {
     }
     assert_eq!(upgraded["previous"], format!("{binary}.previous"));
     assert!(Path::new(&format!("{binary}.previous")).is_file());
+    host.until("the replaced holder is reaped", || {
+        children(host.server_pid()).is_empty()
+    });
     assert_eq!(host.get(HOST, "/"), (200, "1".to_owned()));
     assert_eq!(instance(&host, &app), serving, "the instance went on");
     // The old shim takes the new server's orders.
     host.build(&app, "2", "");
     host.expect(&app, &["deploy", "--wait", "seal"], 0);
     assert_eq!(host.get(HOST, "/"), (200, "2".to_owned()));
+}
+
+/// The processes a process has started and not reaped.
+fn children(parent: u32) -> Vec<String> {
+    let tasks = fs::read_dir(format!("/proc/{parent}/task"))
+        .unwrap()
+        .flatten();
+    let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    let pids = lists.flat_map(|list| {
+        list.split_whitespace()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    });
+    pids.collect()
+}
+
+fn kill(signal: &str, pid: &str) {
+    #[expect(clippy::disallowed_methods, reason = "somebody has to send the signal")]
+    let status = Command::new("kill").args([signal, pid]).status();
+    assert!(status.unwrap().success());
+}
+
+#[test]
+fn a_holder_that_ends_leaves_no_zombie_in_either_life_of_the_server() {
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    for goes_on_as_new_binary in [false, true] {
+        let host = Host::start_from_copy();
+        let app = host.app("shop", MANIFEST);
+        let (server, before) = (host.server_pid(), host_info(&host, &app));
+        let [holder] = &children(server)[..] else {
+            panic!("{:?}", children(server));
+        };
+        if goes_on_as_new_binary {
+            kill("-USR2", &server.to_string());
+            host.until("the server goes on", || {
+                let after = host.run(&app, &["status", "--host-info", "--json"]).stdout;
+                let after: Value = serde_json::from_slice(&after).unwrap_or_default();
+                after["generation"].as_u64() > before["generation"].as_u64()
+            });
+            assert_eq!(children(server), [holder.clone()], "it was inherited");
+        }
+        kill("-KILL", holder);
+        host.until("the holder is reaped", || children(server).is_empty());
+    }
 }
 
 /// A binary that plays every role but the server's: it looks for the key of the secrets under another name.

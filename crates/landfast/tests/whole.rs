@@ -220,6 +220,16 @@ fn a_server_that_died_goes_on_where_it_was() {
 }
 
 #[test]
+fn folders_may_be_named_from_where_the_server_is_started() {
+    let mut host = Host::stopped();
+    host.is_relative = true;
+    host.start_server();
+    let app = host.app("shop", MANIFEST);
+    host.expect(&app, &["deploy"], 0);
+    assert_eq!(host.get(HOST, "/"), (200, "1".to_owned()));
+}
+
+#[test]
 fn refuses_a_second_server_and_a_route_that_has_an_owner() {
     let host = Host::start();
     let mut second = host.server_command();

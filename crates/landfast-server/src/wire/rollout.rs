@@ -441,6 +441,7 @@ fn ledger(
         outcome: outcome.filter(|state| state.is_ended() || *state == RolloutState::Parked),
         requests: ledger.requests(),
         lost: ledger.lost(),
+        rate_limited: ledger.rate_limited,
         releases: ledger.releases.iter().map(release).collect(),
         streams,
         latency_p99: Latency {

@@ -88,6 +88,8 @@ pub struct Host {
     pub arguments: Vec<String>,
     /// What server, proxy and shims run from.
     pub binary: PathBuf,
+    /// The server is told its folders relative to where it is started.
+    pub is_relative: bool,
     server: Option<Child>,
 }
 
@@ -117,6 +119,7 @@ impl Host {
             https: free_port(),
             arguments: Vec::new(),
             binary: assert_cmd::cargo::cargo_bin("landfast"),
+            is_relative: false,
             server: None,
         }
     }
@@ -164,10 +167,14 @@ impl Host {
             .args(["--https", &format!("127.0.0.1:{}", self.https)])
             .args(&self.arguments)
             .args(["--preview", &format!("127.0.0.1:{}", free_port())])
-            .arg("--state")
-            .arg(self.path("state"))
-            .arg("--run")
-            .arg(self.path("run"));
+            .current_dir(self.folder.path());
+        let base = if self.is_relative {
+            Path::new("")
+        } else {
+            self.folder.path()
+        };
+        command.arg("--state").arg(base.join("state"));
+        command.arg("--run").arg(base.join("run"));
         command
     }
 

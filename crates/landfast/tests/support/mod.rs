@@ -7,6 +7,7 @@ use assert_cmd::Command;
 pub mod host;
 pub mod pebble;
 pub mod server;
+pub mod shape;
 
 /// The binary with nothing of the tester's own environment that could change its words.
 pub fn landfast(folder: &Path) -> Command {
