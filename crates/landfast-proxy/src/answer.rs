@@ -2,9 +2,11 @@
 //! with the things that must last as long as it does.
 
 use std::{
+    future::Future,
     pin::Pin,
     rc::Rc,
-    task::{Context, Poll},
+    sync::Arc,
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -13,10 +15,9 @@ use futures_util::{Stream, stream};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use landfast_routing::{grpc, headers, sse::EventBoundary};
-use tokio::sync::watch;
 
 use crate::{
-    backend::{InFlight, OpenStream, Phase, StreamEnd, requests_cut},
+    backend::{Backend, InFlight, OpenStream, StreamEnd, requests_cut},
     connection::Busy,
     drain,
     exchange::Exchange,
@@ -43,6 +44,7 @@ pub(crate) struct AnswerBody {
 enum Kind {
     Empty,
     Whole(Option<Bytes>),
+    Backend(Box<Relay>),
     Relayed(Frames),
 }
 
@@ -90,6 +92,11 @@ impl Body for AnswerBody {
         match &mut self.kind {
             Kind::Empty => Poll::Ready(None),
             Kind::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Kind::Backend(relay) => {
+                let polled = relay.poll(cx);
+                thread::is_clients_turn(polled.is_ready());
+                polled
+            }
             Kind::Relayed(frames) => {
                 let polled = frames.as_mut().poll_next(cx);
                 thread::is_clients_turn(polled.is_ready());
@@ -99,14 +106,18 @@ impl Body for AnswerBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(self.kind, Kind::Empty | Kind::Whole(None))
+        match &self.kind {
+            Kind::Empty | Kind::Whole(None) => true,
+            Kind::Backend(relay) => relay.body.is_none(),
+            Kind::Whole(Some(_)) | Kind::Relayed(_) => false,
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
             Kind::Empty | Kind::Whole(None) => SizeHint::with_exact(0),
             Kind::Whole(Some(bytes)) => SizeHint::with_exact(bytes.len() as u64),
-            Kind::Relayed(_) => SizeHint::default(),
+            Kind::Backend(_) | Kind::Relayed(_) => SizeHint::default(),
         }
     }
 }
@@ -145,12 +156,15 @@ enum Step {
     Failed(String),
 }
 
+/// An answer that is passed on as it comes.
 struct Relay {
-    body: BackendBody,
-    idle: Duration,
-    phase: watch::Receiver<Phase>,
+    /// These three until the end.
+    body: Option<BackendBody>,
     leg: Option<Leg>,
-    exchange: Box<Exchange>,
+    exchange: Option<Box<Exchange>>,
+    idle: Duration,
+    /// There while nothing comes; most frames are there at once. Gives why it is waited for no longer.
+    waiting: Option<Pin<Box<dyn Future<Output = &'static str>>>>,
     is_grpc: bool,
 }
 
@@ -167,78 +181,88 @@ pub(crate) fn relay(
         exchange.is_over = true;
         return AnswerBody::empty();
     }
-    let phase = leg.entry.backend().phase();
     let relay = Relay {
-        body,
-        idle,
-        phase,
+        body: Some(body),
         leg: Some(leg),
-        exchange,
+        exchange: Some(exchange),
+        idle,
+        waiting: None,
         is_grpc,
     };
-    let frames = stream::unfold(Some(relay), |relay| async {
-        let mut relay = relay?;
-        match relay.step().await {
-            // After the last byte that was announced nobody asks for more: hyper drops the body of an HTTP/1 answer
-            // without reading on to its end.
-            Step::Data(frame) if relay.body.is_end_stream() => {
-                relay.finish();
-                Some((Ok(frame), None))
-            }
-            Step::Data(frame) => Some((Ok(frame), Some(relay))),
-            Step::End => {
-                relay.finish();
-                None
-            }
-            Step::Failed(cause) => {
-                let is_grpc = relay.is_grpc;
-                relay.fail(cause);
-                // A gRPC client is told in its own words that it may try again.
-                let ending = grpc::status_fields(grpc::UNAVAILABLE, "the answer broke off");
-                let last = is_grpc.then(|| Frame::trailers(ending));
-                Some((last.ok_or(Broken), None))
-            }
-        }
-    });
-    Kind::Relayed(Box::pin(frames)).into()
+    Kind::Backend(Box::new(relay)).into()
 }
 
 impl Relay {
-    async fn step(&mut self) -> Step {
-        tokio::select! {
-            biased;
-            frame = self.body.frame() => match frame {
-                Some(Ok(mut frame)) => {
-                    self.exchange.bytes_out += frame.data_ref().map_or(0, Bytes::len) as u64;
-                    if let Some(trailers) = frame.trailers_mut() {
-                        headers::clean_trailers(trailers);
-                    }
-                    Step::Data(frame)
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        let (Some(body), Some(leg), Some(exchange)) =
+            (&mut self.body, &self.leg, &mut self.exchange)
+        else {
+            return Poll::Ready(None);
+        };
+        let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(cx) else {
+            let (idle, entry) = (self.idle, &leg.entry);
+            let waiting = self
+                .waiting
+                .get_or_insert_with(|| Box::pin(given_up(idle, Arc::clone(entry.backend()))));
+            let cause = ready!(waiting.as_mut().poll(cx));
+            return Poll::Ready(Some(self.fail(cause.to_owned())));
+        };
+        self.waiting = None;
+        match frame {
+            Some(Ok(mut frame)) => {
+                exchange.bytes_out += frame.data_ref().map_or(0, Bytes::len) as u64;
+                if let Some(trailers) = frame.trailers_mut() {
+                    headers::clean_trailers(trailers);
                 }
-                Some(Err(error)) => Step::Failed(format!("the backend's answer broke off: {error}")),
-                None => Step::End,
-            },
-            // Made only where the frame is not there at once: most are, and a timer costs as much as a frame.
-            () = async { tokio::time::sleep(self.idle).await } => Step::Failed("the backend stopped sending".into()),
-            () = requests_cut(&mut self.phase) => Step::Failed("cut at the end of the drain".into()),
+                // After the last byte that was announced nobody asks for more: hyper drops the body of an HTTP/1 answer
+                // without reading on to its end.
+                if body.is_end_stream() {
+                    self.finish();
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Some(Err(error)) => {
+                let cause = format!("the backend's answer broke off: {error}");
+                Poll::Ready(Some(self.fail(cause)))
+            }
+            None => {
+                self.finish();
+                Poll::Ready(None)
+            }
         }
     }
 
-    fn finish(mut self) {
-        if let Some(leg) = self.leg.take() {
-            leg.finish(self.body, &mut self.exchange);
+    fn finish(&mut self) {
+        if let (Some(leg), Some(body), Some(mut exchange)) =
+            (self.leg.take(), self.body.take(), self.exchange.take())
+        {
+            leg.finish(body, &mut exchange);
+            exchange.is_over = true;
         }
-        self.exchange.is_over = true;
     }
 
-    fn fail(mut self, cause: String) {
-        if let Some(leg) = &self.leg {
+    fn fail(&mut self, cause: String) -> Result<Frame<Bytes>, Broken> {
+        self.body = None;
+        if let (Some(leg), Some(mut exchange)) = (self.leg.take(), self.exchange.take()) {
             let counters = &leg.entry.backend().counters;
             counters.failures.add(1);
             counters.broken_off.add(1);
-            leg.note_upload(&mut self.exchange);
+            leg.note_upload(&mut exchange);
+            exchange.fail(cause);
         }
-        self.exchange.fail(cause);
+        // A gRPC client is told in its own words that it may try again.
+        let ending = || grpc::status_fields(grpc::UNAVAILABLE, "the answer broke off");
+        let last = self.is_grpc.then(|| Frame::trailers(ending()));
+        last.ok_or(Broken)
+    }
+}
+
+/// Ends when the rest of an answer has to be given up, and says why.
+async fn given_up(idle: Duration, backend: Arc<Backend>) -> &'static str {
+    let mut phase = backend.phase();
+    tokio::select! {
+        () = tokio::time::sleep(idle) => "the backend stopped sending",
+        () = requests_cut(&mut phase) => "cut at the end of the drain",
     }
 }
 
@@ -339,7 +363,8 @@ pub(crate) fn is_event_stream(headers: &http::HeaderMap) -> bool {
         let value = headers
             .get(name)
             .and_then(|value: &http::HeaderValue| value.to_str().ok());
-        value.is_some_and(|value| value.trim_start().to_ascii_lowercase().starts_with(text))
+        let start = value.and_then(|value| value.trim_start().get(..text.len()));
+        start.is_some_and(|start| start.eq_ignore_ascii_case(text))
     };
     starts(http::header::CONTENT_TYPE, "text/event-stream")
         && !headers.contains_key(http::header::CONTENT_LENGTH)

@@ -231,6 +231,7 @@ where
     let mut leaving = pin!(shared.life.leaving.cancelled());
     let mut ended = pin!(shared.life.ended.cancelled());
     let mut timer = pin!(tokio::time::sleep_until(activity.deadline(limits).0));
+    let mut is_watching = false;
     let mut stopping = false;
     let mut closing = false;
     let mut is_told = false;
@@ -242,7 +243,10 @@ where
             activity.linger();
             end(connection.as_mut());
         }
-        if !stopping && ended.as_mut().poll(cx).is_ready() {
+        // Asked once, to be woken by it.
+        let is_ending = shared.life.is_ending()
+            || (!std::mem::replace(&mut is_watching, true) && ended.as_mut().poll(cx).is_ready());
+        if !stopping && is_ending {
             stopping = true;
             // The time to say one last thing counts from here.
             activity.touch();

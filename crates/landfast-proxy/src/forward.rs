@@ -11,9 +11,11 @@ use http::{HeaderMap, Method, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use landfast_routing::{
+    headers::Forwarding,
     retry::{self, Sent},
     snapshot::{Protocol, RouteTimeouts},
 };
+use tokio::time::Instant;
 
 use crate::{
     answer::Leg,
@@ -94,7 +96,9 @@ pub(crate) struct Outgoing {
     pub(crate) method: Method,
     /// In origin form.
     pub(crate) target: Uri,
+    /// Without those of `forwarding`.
     pub(crate) headers: HeaderMap,
+    pub(crate) forwarding: Rc<Forwarding>,
     pub(crate) source: Source,
     pub(crate) body_bytes_max: u64,
     pub(crate) timeouts: RouteTimeouts,
@@ -190,7 +194,10 @@ pub(crate) async fn forward(
         exchange.backend = Some(Arc::clone(&backend));
         let address = live.table.backends[slot].address;
         let attempted = match protocol {
-            Protocol::Http1 => attempt(thread, entry, address, outgoing, may_reuse).await,
+            Protocol::Http1 => {
+                let began = exchange.attempt_began;
+                attempt(thread, entry, address, outgoing, may_reuse, began).await
+            }
             Protocol::H2c => attempt_http2(thread, entry, address, outgoing).await,
         };
         let failure = match attempted {
@@ -264,6 +271,7 @@ async fn attempt(
     address: std::net::SocketAddr,
     outgoing: &mut Outgoing,
     may_reuse: bool,
+    began: Instant,
 ) -> Result<(Response<BackendBody>, Leg), Failure> {
     let timeout = Duration::from_millis(outgoing.timeouts.connect_ms);
     let body = match &outgoing.source {
@@ -295,8 +303,7 @@ async fn attempt(
         .then(|| thread.pool.take(entry.backend()))
         .flatten();
     if let Some(wire) = pooled {
-        let began = clock::instant();
-        match send_whole(wire, &entry, outgoing, &body).await {
+        match send_whole(wire, &entry, outgoing, &body, began).await {
             Ok(response) => return Ok(whole(response, entry)),
             // The connection had gone stale. Such a request may be sent twice: once more, on a fresh one.
             Err(failure)
@@ -311,7 +318,7 @@ async fn attempt(
     }
     let wire = Wire::connect(address, timeout).await;
     let wire = wire.map_err(|error| unconnected(address, &error))?;
-    let response = send_whole(wire, &entry, outgoing, &body).await?;
+    let response = send_whole(wire, &entry, outgoing, &body, clock::instant()).await?;
     Ok(whole(response, entry))
 }
 
@@ -341,9 +348,10 @@ async fn send_whole(
     entry: &InFlight,
     outgoing: &Outgoing,
     body: &Bytes,
+    began: Instant,
 ) -> Result<Response<WireBody>, Failure> {
     let answered = wire.send(outgoing, body);
-    let answered = in_time(answered, entry, &outgoing.timeouts, None).await?;
+    let answered = in_time(answered, entry, &outgoing.timeouts, None, began).await?;
     answered.map_err(|(sent, error)| Failure {
         sent,
         status: StatusCode::BAD_GATEWAY,
@@ -372,7 +380,14 @@ async fn send(
     outgoing.progress.clone_from(&progress);
     let request = sender.request(outgoing, body);
     let answered = sender.send(request);
-    let answered = in_time(answered, entry, &outgoing.timeouts, progress.as_deref()).await?;
+    let answered = in_time(
+        answered,
+        entry,
+        &outgoing.timeouts,
+        progress.as_deref(),
+        clock::instant(),
+    )
+    .await?;
     let mut error = match answered {
         Ok(response) => return Ok((response.map(BackendBody::Hyper), sender, progress)),
         Err(error) => error,
@@ -410,17 +425,18 @@ async fn send(
     })
 }
 
-/// What a backend answers, unless it takes too long or the end of its drain comes first.
+/// What a backend answers, unless it takes too long from `began` on or the end of its drain comes first.
 async fn in_time<T>(
     answered: impl Future<Output = T>,
     entry: &InFlight,
     timeouts: &RouteTimeouts,
     progress: Option<&Progress>,
+    began: Instant,
 ) -> Result<T, Failure> {
     let first_byte = Duration::from_millis(timeouts.first_byte_ms);
     let late = async {
         // The wait for the answer counts from the last piece of the request.
-        let mut since = clock::instant();
+        let mut since = began;
         loop {
             tokio::time::sleep_until(since + first_byte).await;
             match progress.map(|progress| progress.at.get()) {

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
     header::{
-        CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HOST, LOCATION, RETRY_AFTER, TE, UPGRADE,
+        CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, LOCATION, RETRY_AFTER, TE, UPGRADE,
     },
     request::Parts,
     uri::PathAndQuery,
@@ -51,7 +51,7 @@ pub(crate) struct Client {
     pub(crate) is_https: bool,
     pub(crate) is_preview: bool,
     /// Of its newest request.
-    pub(crate) forwarding: RefCell<Option<Forwarding>>,
+    pub(crate) forwarding: RefCell<Option<Rc<Forwarding>>>,
     pub(crate) activity: Arc<Activity>,
 }
 
@@ -173,10 +173,11 @@ async fn decide(client: &Rc<Client>, request: Request<Incoming>, exchange: &mut 
         )
         .closing();
     }
-    // hyper stops a head that outgrows its buffer, but one that came in a single read may be larger.
     let shared = &client.thread.shared;
-    if head_bytes(&parts.uri, &parts.headers) > shared.settings.header_bytes_max
-        || parts.headers.len() > shared.settings.headers_max
+    // What came by HTTP/1.1 was measured by the scanner.
+    if parts.version == Version::HTTP_2
+        && (head_bytes(&parts.uri, &parts.headers) > shared.settings.header_bytes_max
+            || parts.headers.len() > shared.settings.headers_max)
     {
         let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
         return own(status, "the request head is too large").closing();
@@ -338,15 +339,8 @@ async fn decide(client: &Rc<Client>, request: Request<Incoming>, exchange: &mut 
                 Outgoing {
                     method: parts.method,
                     target: origin_form(&parts.uri),
-                    headers: outgoing_headers(
-                        parts.headers,
-                        client,
-                        exchange,
-                        entry,
-                        protocol,
-                        &authority,
-                        is_upgrade,
-                    ),
+                    headers: outgoing_headers(parts.headers, entry, protocol, is_upgrade),
+                    forwarding: forwarding(client, exchange, &authority),
                     source,
                     body_bytes_max: limits.body_bytes_max,
                     timeouts: timeouts.clone(),
@@ -670,11 +664,8 @@ fn open_exchange(
 
 fn outgoing_headers(
     mut fields: HeaderMap,
-    client: &Client,
-    exchange: &Exchange,
     entry: &TableRoute,
     protocol: Protocol,
-    authority: &str,
     is_upgrade: bool,
 ) -> HeaderMap {
     let takes_trailers = headers::takes_trailers(&fields) && !is_upgrade;
@@ -683,26 +674,27 @@ fn outgoing_headers(
     if takes_trailers {
         fields.insert(TE, HeaderValue::from_static("trailers"));
     }
-    let arrival = Arrival {
-        client: exchange.client,
-        is_https: exchange.is_https,
-        authority,
-    };
-    let mut forwarding = client.forwarding.borrow_mut();
-    let forwarding = match &mut *forwarding {
-        Some(before) if before.is_for(arrival) => before,
-        other => other.insert(Forwarding::new(arrival)),
-    };
-    forwarding.set(&mut fields, protocol);
-    if let Some(host) = forwarding.host() {
-        fields.insert(HOST, host.clone());
-    }
+    Forwarding::clear(&mut fields, protocol);
     join_cookies(&mut fields);
     if is_upgrade {
         fields.insert(CONNECTION, HeaderValue::from_static("upgrade"));
         fields.insert(UPGRADE, HeaderValue::from_static("websocket"));
     }
     fields
+}
+
+/// What the backend is told of where the request came from.
+fn forwarding(client: &Client, exchange: &Exchange, authority: &str) -> Rc<Forwarding> {
+    let arrival = Arrival {
+        client: exchange.client,
+        is_https: exchange.is_https,
+        authority,
+    };
+    let mut kept = client.forwarding.borrow_mut();
+    match &mut *kept {
+        Some(before) if before.is_for(arrival) => Rc::clone(before),
+        other => Rc::clone(other.insert(Rc::new(Forwarding::new(arrival)))),
+    }
 }
 
 /// HTTP/2 may split cookies into several fields; HTTP/1.1 knows one (RFC 9113, 8.2.3).

@@ -15,7 +15,10 @@
 //! clients do not come back at once. By SIGTERM both stages begin together and end soon, as nobody else would
 //! serve; SIGTERM also shortens an ending that is under way.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -45,6 +48,9 @@ pub(crate) struct Life {
     /// Cancelled from *ending* on.
     pub(crate) ended: CancellationToken,
     ending: watch::Sender<Option<Ending>>,
+    /// The same as the tokens say, where it is asked with every request and every poll.
+    is_leaving: AtomicBool,
+    is_ending: AtomicBool,
 }
 
 impl Life {
@@ -53,11 +59,17 @@ impl Life {
             leaving: CancellationToken::new(),
             ended: CancellationToken::new(),
             ending: watch::Sender::new(None),
+            is_leaving: AtomicBool::new(false),
+            is_ending: AtomicBool::new(false),
         }
     }
 
     pub(crate) fn is_leaving(&self) -> bool {
-        self.leaving.is_cancelled()
+        self.is_leaving.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn is_ending(&self) -> bool {
+        self.is_ending.load(Ordering::Acquire)
     }
 
     /// Follows how the worker ends.
@@ -67,6 +79,7 @@ impl Life {
 
     /// Serving ⇒ leaving: another worker serves.
     pub(crate) fn leave(&self) {
+        self.is_leaving.store(true, Ordering::Release);
         self.leaving.cancel();
     }
 
@@ -99,6 +112,9 @@ impl Life {
             }
             is_sooner
         });
+        // Before those that wait are woken: they look here.
+        self.is_leaving.store(true, Ordering::Release);
+        self.is_ending.store(true, Ordering::Release);
         self.leaving.cancel();
         self.ended.cancel();
     }

@@ -73,6 +73,12 @@ impl Upstream {
         let mut request = Request::new(body);
         *request.method_mut() = outgoing.method.clone();
         *request.headers_mut() = outgoing.headers.clone();
+        for (name, value) in outgoing.forwarding.fields() {
+            request.headers_mut().insert(name, value.clone());
+        }
+        if let Some(host) = outgoing.forwarding.host() {
+            request.headers_mut().insert(HOST, host.clone());
+        }
         match self {
             Self::Http1(_) => {
                 *request.uri_mut() = outgoing.target.clone();

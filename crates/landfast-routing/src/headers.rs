@@ -8,40 +8,42 @@ use http::{
     HeaderMap, HeaderName, HeaderValue, Version,
     header::{
         AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, EXPECT,
-        FORWARDED, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SET_COOKIE, TE,
-        TRANSFER_ENCODING, UPGRADE,
+        FORWARDED, HOST, SET_COOKIE, TE, TRANSFER_ENCODING, UPGRADE,
     },
     uri::Uri,
 };
 
 use crate::snapshot::Protocol;
 
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 /// What is meant for one connection only, beside `Connection` itself and what it lists.
-static HOP_BY_HOP: [HeaderName; 8] = [
-    KEEP_ALIVE,
-    PROXY_CONNECTION,
-    PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION,
-    TE,
-    TRANSFER_ENCODING,
-    UPGRADE,
-    HTTP2_SETTINGS,
-];
-/// Fields by which upstreams learn who asks for what; a client must not be able to set them through us.
-static FOREIGN_FORWARDING: [HeaderName; 4] = [
-    HeaderName::from_static("x-real-ip"),
-    HeaderName::from_static("true-client-ip"),
-    HeaderName::from_static("x-original-url"),
-    HeaderName::from_static("x-rewrite-url"),
-];
-/// Those that come in families.
-const FOREIGN_FAMILIES: [&str; 2] = ["x-forwarded-", "x-original-forwarded-"];
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "keep-alive"
+            | "proxy-connection"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "te"
+            | "transfer-encoding"
+            | "upgrade"
+            | "http2-settings"
+    )
+}
+
+/// Fields, alone or in families, by which upstreams learn who asks for what; a client must not be able to set them
+/// through us.
+fn is_foreign(name: &HeaderName) -> bool {
+    let text = name.as_str();
+    matches!(
+        text,
+        "x-real-ip" | "true-client-ip" | "x-original-url" | "x-rewrite-url"
+    ) || text.starts_with("x-forwarded-")
+        || text.starts_with("x-original-forwarded-")
+}
+
 /// Names the request in every log on its way.
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -96,10 +98,15 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
         }
         headers.remove(CONNECTION);
     }
-    // Most messages have none of them, and looking at each field once is cheaper than asking for each name.
-    let here: Vec<&HeaderName> = HOP_BY_HOP
-        .iter()
-        .filter(|name| headers.keys().any(|key| key == *name))
+    remove_all(headers, is_hop_by_hop);
+}
+
+/// Most messages have none of what has to go, and looking at each field once is cheaper than asking for each name.
+fn remove_all(headers: &mut HeaderMap, is_removed: impl Fn(&HeaderName) -> bool) {
+    let here: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| is_removed(name))
+        .cloned()
         .collect();
     for name in here {
         headers.remove(name);
@@ -127,18 +134,7 @@ pub fn clean_trailers(trailers: &mut HeaderMap) {
 /// The same for a request's, and what only we may say: a backend that joins trailers with the head would believe it.
 pub fn clean_request_trailers(trailers: &mut HeaderMap) {
     clean_trailers(trailers);
-    remove_foreign(trailers);
-}
-
-fn remove_foreign(headers: &mut HeaderMap) {
-    let foreign: Vec<HeaderName> = headers
-        .keys()
-        .filter(|name| is_foreign(name) || has_underscore(name))
-        .cloned()
-        .collect();
-    for name in foreign {
-        headers.remove(name);
-    }
+    remove_all(trailers, |name| is_foreign(name) || has_underscore(name));
 }
 
 /// Where a request came from, as we saw it.
@@ -150,17 +146,8 @@ pub struct Arrival<'a> {
     pub authority: &'a str,
 }
 
-/// Whether a client must not set a field.
-fn is_foreign(name: &HeaderName) -> bool {
-    let text = name.as_str();
-    FOREIGN_FORWARDING.contains(name)
-        || FOREIGN_FAMILIES
-            .iter()
-            .any(|family| text.starts_with(family))
-}
-
 fn has_underscore(name: &HeaderName) -> bool {
-    name.as_str().contains('_')
+    name.as_str().bytes().any(|byte| byte == b'_')
 }
 
 /// Whether a name with `_` must not reach a backend. What reads fields as environment variables takes it for the name with
@@ -175,7 +162,7 @@ fn is_look_alike(name: &HeaderName, protocol: Protocol) -> bool {
     }
     let meant = HeaderName::try_from(name.as_str().replace('_', "-"));
     meant.is_ok_and(|meant| {
-        is_foreign(&meant) || HOP_BY_HOP.contains(&meant) || NEVER_TRAILERS.contains(&meant)
+        is_foreign(&meant) || is_hop_by_hop(&meant) || NEVER_TRAILERS.contains(&meant)
     })
 }
 
@@ -223,32 +210,37 @@ impl Forwarding {
         self.host.as_ref()
     }
 
-    /// Replaces every forwarding field by what we saw ourselves, and drops `Expect`, which was answered here.
-    /// `protocol`: what the backend speaks.
-    pub fn set(&self, headers: &mut HeaderMap, protocol: Protocol) {
-        let is_dropped = |name: &HeaderName| {
-            is_foreign(name) || is_look_alike(name, protocol) || *name == EXPECT
-        };
-        let foreign: Vec<HeaderName> = headers
-            .keys()
-            .filter(|name| is_dropped(name))
-            .cloned()
-            .collect();
-        for name in foreign {
-            headers.remove(name);
-        }
-        let proto = HeaderValue::from_static(proto(self.is_https));
-        let fields = [
-            (X_FORWARDED_FOR, self.client.clone()),
-            (X_FORWARDED_HOST, self.host.clone()),
+    /// Takes every forwarding field away, whoever set it, and `Expect`, which was answered here. `protocol`: what the
+    /// backend speaks.
+    pub fn clear(headers: &mut HeaderMap, protocol: Protocol) {
+        remove_all(headers, |name| {
+            is_foreign(name)
+                || *name == FORWARDED
+                || *name == EXPECT
+                || is_look_alike(name, protocol)
+        });
+    }
+
+    /// The fields that say what we saw ourselves.
+    pub fn fields(&self) -> impl Iterator<Item = (HeaderName, &HeaderValue)> {
+        static HTTP: HeaderValue = HeaderValue::from_static("http");
+        static HTTPS: HeaderValue = HeaderValue::from_static("https");
+        let proto = if self.is_https { &HTTPS } else { &HTTP };
+        [
+            (X_FORWARDED_FOR, self.client.as_ref()),
+            (X_FORWARDED_HOST, self.host.as_ref()),
             (X_FORWARDED_PROTO, Some(proto)),
-            (FORWARDED, self.forwarded.clone()),
-        ];
-        for (name, value) in fields {
-            match value {
-                Some(value) => drop(headers.insert(name, value)),
-                None => drop(headers.remove(name)),
-            }
+            (FORWARDED, self.forwarded.as_ref()),
+        ]
+        .into_iter()
+        .filter_map(|(name, value)| Some((name, value?)))
+    }
+
+    /// Replaces every forwarding field by what we saw ourselves.
+    pub fn set(&self, headers: &mut HeaderMap, protocol: Protocol) {
+        Self::clear(headers, protocol);
+        for (name, value) in self.fields() {
+            headers.insert(name, value.clone());
         }
     }
 }

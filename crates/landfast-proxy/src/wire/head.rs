@@ -27,12 +27,15 @@ pub(super) fn write(outgoing: &Outgoing, body_bytes: usize, into: &mut Vec<u8>) 
     into.extend_from_slice(b" HTTP/1.1\r\n");
     let fields = &outgoing.headers;
     // RFC 9110, 7.2: first, so that a reader knows early for whom it is.
-    for host in fields.get_all(HOST) {
+    if let Some(host) = outgoing.forwarding.host() {
         field(&HOST, host.as_bytes(), into);
     }
     let is_ours = |name: &HeaderName| *name == HOST || *name == CONTENT_LENGTH;
     for (name, value) in fields.iter().filter(|(name, _)| !is_ours(name)) {
         field(name, value.as_bytes(), into);
+    }
+    for (name, value) in outgoing.forwarding.fields() {
+        field(&name, value.as_bytes(), into);
     }
     if fields.contains_key(TE) && !fields.contains_key(CONNECTION) {
         field(&CONNECTION, b"te", into);

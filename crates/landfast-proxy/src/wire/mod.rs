@@ -25,6 +25,7 @@ use http::{Method, Response};
 use http_body::{Body, Frame, SizeHint};
 use landfast_routing::retry::Sent;
 use tokio::{io::AsyncWrite as _, net::TcpStream};
+use tokio_util::io::poll_read_buf;
 
 use self::body::{Framing, Piece};
 use crate::{forward::Outgoing, pool::ConnectError};
@@ -201,20 +202,15 @@ impl Wire {
 
     /// Makes room only once there is something to read: a backend that thinks for long holds no buffer.
     fn poll_read(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<io::Result<usize>> {
-        loop {
-            let Poll::Ready(ready) = self.stream.poll_read_ready(cx) else {
-                if self.buffer.is_empty() {
-                    self.buffer = BytesMut::new();
-                }
-                return Poll::Pending;
-            };
-            ready?;
-            self.buffer.reserve(room);
-            match self.stream.try_read_buf(&mut self.buffer) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                read => return Poll::Ready(read),
+        let Poll::Ready(ready) = self.stream.poll_read_ready(cx) else {
+            if self.buffer.is_empty() {
+                self.buffer = BytesMut::new();
             }
-        }
+            return Poll::Pending;
+        };
+        ready?;
+        self.buffer.reserve(room);
+        poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.buffer)
     }
 }
 

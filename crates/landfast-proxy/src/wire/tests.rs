@@ -1,6 +1,9 @@
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Method, Uri, header::CONTENT_LENGTH};
-use landfast_routing::snapshot::RouteTimeouts;
+use landfast_routing::{
+    headers::{Arrival, Forwarding},
+    snapshot::RouteTimeouts,
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -20,6 +23,11 @@ fn asking(method: Method, body: &Bytes) -> Outgoing {
         method,
         target: Uri::from_static("/a?b=c"),
         headers,
+        forwarding: std::rc::Rc::new(Forwarding::new(Arrival {
+            client: [192, 0, 2, 7].into(),
+            is_https: true,
+            authority: "app.test",
+        })),
         source: Source::Kept(body.clone()),
         body_bytes_max: u64::MAX,
         timeouts: RouteTimeouts {
@@ -248,7 +256,7 @@ fn a_request_says_how_long_it_is_once_and_in_our_words() {
     let text = String::from_utf8(text).expect("text");
     assert_eq!(
         text,
-        "POST /a?b=c HTTP/1.1\r\nhost: app.test\r\nx-one: 1\r\nte: trailers\r\nconnection: te\r\ncontent-length: 5\r\n\r\n"
+        "POST /a?b=c HTTP/1.1\r\nhost: app.test\r\nx-one: 1\r\nte: trailers\r\nx-forwarded-for: 192.0.2.7\r\nx-forwarded-host: app.test\r\nx-forwarded-proto: https\r\nforwarded: for=192.0.2.7;host=\"app.test\";proto=https\r\nconnection: te\r\ncontent-length: 5\r\n\r\n"
     );
     let mut text = Vec::new();
     head::write(&asking(Method::GET, &Bytes::new()), 0, &mut text);
