@@ -93,7 +93,14 @@ impl Body for AnswerBody {
             Kind::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Kind::Relayed(frames) => {
                 let polled = frames.as_mut().poll_next(cx);
-                thread::is_clients_turn(polled.is_ready());
+                let given = |frame: &Option<Result<Frame<Bytes>, Broken>>| match frame {
+                    Some(Ok(frame)) => frame.data_ref().map_or(0, Bytes::len) as u64,
+                    Some(Err(_)) | None => 0,
+                };
+                thread::pass_turn(match &polled {
+                    Poll::Ready(frame) => Some(given(frame)),
+                    Poll::Pending => None,
+                });
                 polled
             }
         }

@@ -11,6 +11,7 @@ use http::{HeaderMap, Method, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use landfast_routing::{
+    grpc,
     retry::{self, Sent},
     snapshot::{Protocol, RouteTimeouts},
 };
@@ -20,7 +21,9 @@ use crate::{
     backend::{Backend, InFlight, requests_cut},
     clock,
     exchange::Exchange,
-    http2_pool, pool,
+    http2_pool,
+    patience::Patience,
+    pool,
     request_body::{BodyError, Progress, RequestBody},
     shared::Live,
     thread::Thread,
@@ -56,13 +59,19 @@ impl Source {
         let limit = usize::try_from(KEPT_MAX).expect("64 KiB fit");
         let mut limited = Limited::new(body, limit);
         let mut kept: Vec<Bytes> = Vec::new();
+        let mut patience = Patience::default();
+        let mut since = clock::instant();
         loop {
-            let frame = tokio::time::timeout(idle, limited.frame());
+            let frame = tokio::time::timeout(patience.left(idle), limited.frame());
             match frame.await.map_err(|_| BodyError::Idle)? {
                 None => break,
                 Some(Err(_)) => return Err(BodyError::ClientGone),
                 Some(Ok(frame)) => kept.extend(frame.into_data().ok()),
             }
+            let now = clock::instant();
+            patience.waited(now.saturating_duration_since(since));
+            patience.moved(kept.last().map_or(0, Bytes::len) as u64);
+            since = now;
         }
         Ok(match kept.len() {
             0 => Self::Empty,
@@ -320,7 +329,9 @@ fn unconnected(address: std::net::SocketAddr, error: &pool::ConnectError) -> Fai
     let status = match error {
         _ if is_ours => StatusCode::SERVICE_UNAVAILABLE,
         pool::ConnectError::Timeout => StatusCode::GATEWAY_TIMEOUT,
-        pool::ConnectError::Io(_) | pool::ConnectError::Http(_) => StatusCode::BAD_GATEWAY,
+        pool::ConnectError::Io(_)
+        | pool::ConnectError::Http(_)
+        | pool::ConnectError::NoDescriptor => StatusCode::BAD_GATEWAY,
     };
     Failure {
         sent: Sent::Nothing,
@@ -345,7 +356,10 @@ async fn send(
             let incoming = stream
                 .take()
                 .expect("a stream that was sent is not replayable");
-            let (body, progress) = RequestBody::streamed(incoming, outgoing.body_bytes_max, idle);
+            // A stream of messages has pauses of its own.
+            let is_paced = !grpc::is_grpc(&outgoing.headers);
+            let (body, progress) =
+                RequestBody::streamed(incoming, outgoing.body_bytes_max, idle, is_paced);
             (body, Some(progress))
         }
     };
@@ -385,7 +399,12 @@ async fn send(
         }
     };
     let mut error = match result {
-        Ok(response) => return Ok((response, sender, progress)),
+        Ok(response) => {
+            if let Some(progress) = &progress {
+                progress.answered.set(true);
+            }
+            return Ok((response, sender, progress));
+        }
         Err(error) => error,
     };
     let recovered = error.take_message();
