@@ -40,6 +40,9 @@ use crate::{
 const IDLE_MAX: usize = 64;
 /// An idle connection older than this is closed.
 const IDLE_AGE_MAX: Duration = Duration::from_secs(30);
+/// The longest head of an answer, and what is read of an answer at a time: for a client that reads slowly a piece or two
+/// of this size wait in each of three places.
+const HEAD_BYTES_MAX: usize = 32 << 10;
 const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 
 type Sender = http1::SendRequest<RequestBody>;
@@ -206,7 +209,7 @@ pub(crate) async fn connect(
         _place: place,
     };
     let mut builder = http1::Builder::new();
-    builder.max_buf_size(64 << 10).max_headers(200);
+    builder.max_buf_size(HEAD_BYTES_MAX).max_headers(200);
     let (sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
     thread.spawn(async move {
         if let Err(error) = connection.with_upgrades().await {

@@ -50,7 +50,7 @@ pub(crate) fn slow(build: &Build) -> anyhow::Result<()> {
     let (connections, steady, attack) = if is_short() {
         (500, 8, 10)
     } else {
-        (4_000, 20, 100)
+        (4_000, 20, 90)
     };
     let stage = Stage::start(build)?;
     let mut missed = Vec::new();
@@ -72,8 +72,7 @@ pub(crate) fn slow(build: &Build) -> anyhow::Result<()> {
         let quiet = p99(&rows, from, begun)?;
         let during = p99(&rows, begun, to)?;
         let ratio = during as f64 / quiet as f64;
-        let each =
-            seen.kib.saturating_sub(at_rest) as f64 / seen.clients.max(1).cast_signed() as f64;
+        let each = seen.kib.saturating_sub(at_rest) as f64 / seen.clients.max(1) as f64;
         println!(
             "figure: {name}: at most {} of {connections} connections held, {} at the end of {attack} s; P99 of {RATE} requests/s \
              quiet {quiet} us, during {during} us: {ratio:.2}; new connections answered after at most {} ms; worker {:.1} MB PSS at \
