@@ -126,10 +126,9 @@ async fn requests_that_find_no_descriptor_are_told_so_and_control_is_heard() {
     let (proxy, upstream) = started().await;
     let status = proxy.status().await;
     let address = status.http[0];
-    let mut open = Vec::new();
-    for _ in 0..CLIENTS {
-        open.push(Wire::connect(address).await.expect("connected"));
-    }
+    // All are let in before the first takes a descriptor for its backend for longer.
+    let open = served(address, CLIENTS).await;
+    let before = upstream.count();
     let mut clients = JoinSet::new();
     for mut wire in open {
         clients.spawn(async move {
@@ -141,7 +140,7 @@ async fn requests_that_find_no_descriptor_are_told_so_and_control_is_heard() {
         });
     }
     eventually("requests are under way", || async {
-        upstream.count() >= 20
+        upstream.count() >= before + 20
     })
     .await;
     // While all that clients and backends may have is taken.
