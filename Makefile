@@ -125,6 +125,14 @@ proof-proxy-kill: ## kill -9 of the proxy, 20 times, server stopped: 0 refused, 
 proof-handover: ## the proxy moves to a new binary 20 times at 2,500 requests/s: 0 lost, 0 reset, 0 streams cut
 	$(PROOF) handover
 
+.PHONY: proof-descriptors
+proof-descriptors: ## 18,000 keep-alives on one proxy process while a rollout runs: memory, 0 lost, all usable after
+	$(PROOF) descriptors
+
+.PHONY: proof-slow
+proof-slow: setup-proof ## slowhttptest's slow heads, bodies and readers on 4,000 connections: P99 of others <= 2 x quiet
+	$(PROOF) slow
+
 .PHONY: proof-instance-kill
 proof-instance-kill: ## kill -9 of one instance of three, 20 times: 0 idempotent requests lost
 	$(PROOF) instance-kill

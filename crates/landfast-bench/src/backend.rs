@@ -19,6 +19,7 @@ const BUFFER: usize = 4 << 10;
 struct Answers {
     small: Vec<u8>,
     large: Vec<u8>,
+    huge: Vec<u8>,
 }
 
 fn answer(bytes: usize) -> Vec<u8> {
@@ -34,6 +35,7 @@ pub(crate) async fn serve(addresses: &[SocketAddr]) -> anyhow::Result<()> {
     let answers = Rc::new(Answers {
         small: answer(1 << 10),
         large: answer(100 << 10),
+        huge: answer(1 << 20),
     });
     let mut listeners = JoinSet::new();
     for address in addresses {
@@ -72,6 +74,12 @@ async fn exchange(mut stream: TcpStream, answers: &Answers) -> io::Result<()> {
         while let Some(end) = seen.windows(4).position(|four| four == b"\r\n\r\n") {
             let wanted: &[u8] = if seen.starts_with(b"GET /100k") {
                 &answers.large
+            } else if seen.starts_with(b"GET /1m") {
+                &answers.huge
+            } else if seen.starts_with(b"POST ") {
+                take_body(&mut stream, &seen[..end], seen.len() - end - 4).await?;
+                seen.truncate(end + 4);
+                &answers.small
             } else if seen.starts_with(b"GET /echo") {
                 stream.write_all(ACCEPT).await?;
                 return echo(stream).await;
@@ -82,6 +90,24 @@ async fn exchange(mut stream: TcpStream, answers: &Answers) -> io::Result<()> {
             seen.drain(..end + 4);
         }
     }
+}
+
+/// Reads the rest of a body of which `have` bytes came with the head.
+async fn take_body(stream: &mut TcpStream, head: &[u8], have: usize) -> io::Result<()> {
+    let head = String::from_utf8_lossy(head).to_ascii_lowercase();
+    let length = head.lines().find_map(|line| {
+        let value = line.strip_prefix("content-length:")?;
+        value.trim().parse::<usize>().ok()
+    });
+    let mut left = length.unwrap_or(0).saturating_sub(have);
+    let mut piece = [0; BUFFER];
+    while left > 0 {
+        match stream.read(&mut piece).await? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            count => left = left.saturating_sub(count),
+        }
+    }
+    Ok(())
 }
 
 /// Answers each short text frame with the same text, as [`crate::idle`] sends them: masked, in one piece.

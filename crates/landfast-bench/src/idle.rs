@@ -1,6 +1,9 @@
 //! Connections that were used once and then say nothing.
 
-use std::io::{self, Read as _};
+use std::{
+    io::{self, Read as _},
+    time::Duration,
+};
 
 use anyhow::{Context as _, ensure};
 use serde::Serialize;
@@ -13,6 +16,9 @@ use crate::target::{self, Connected, Target};
 
 /// Connections that are being opened at a time.
 const AT_A_TIME: usize = 32;
+/// Of so many one is used again at the end.
+const SAMPLE: usize = 97;
+const ANSWER_MAX: Duration = Duration::from_secs(5);
 /// A masked text frame with "hello" in it (RFC 6455, 5.7).
 const HELLO: [u8; 11] = [
     0x81, 0x85, 0x37, 0xfa, 0x21, 0x3d, 0x7f, 0x9f, 0x4d, 0x51, 0x58,
@@ -22,21 +28,39 @@ const ECHO: [u8; 7] = [0x81, 0x05, 0x48, 0x65, 0x6c, 0x6c, 0x6f];
 const UPGRADE: &str = "GET /echo HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
      Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
 
+/// What each connection is used for before and after.
+#[derive(Debug, Clone)]
+pub(crate) enum Use {
+    WebSocket,
+    Get { host: String, path: String },
+}
+
 #[derive(Serialize)]
 struct Open {
     open: usize,
 }
 
-/// Opens them all, says so, and holds them until standard input ends.
-pub(crate) async fn run(target: Target, count: usize, websocket: bool) -> anyhow::Result<()> {
+#[derive(Serialize)]
+struct Alive {
+    asked: usize,
+    alive: usize,
+}
+
+/// Opens them all, says so, and holds them until standard input ends. Then uses some of them again, or each.
+pub(crate) async fn run(
+    target: Target,
+    count: usize,
+    use_of: Use,
+    each: bool,
+) -> anyhow::Result<()> {
     let mut tasks = JoinSet::new();
     let mut held = Vec::with_capacity(count);
     let mut left = count;
     while left > 0 || !tasks.is_empty() {
         while left > 0 && tasks.len() < AT_A_TIME {
             left -= 1;
-            let target = target.clone();
-            tasks.spawn_local(async move { open(&target, websocket).await });
+            let (target, use_of) = (target.clone(), use_of.clone());
+            tasks.spawn_local(async move { open(&target, &use_of).await });
         }
         if let Some(opened) = tasks.join_next().await {
             let number = held.len() + 1;
@@ -46,22 +70,27 @@ pub(crate) async fn run(target: Target, count: usize, websocket: bool) -> anyhow
     crate::print(&Open { open: held.len() })?;
     // Whoever measures closes the pipe when done.
     io::stdin().read_to_end(&mut Vec::new())?;
-    check(&mut held, websocket).await
+    check(&mut held, &use_of, each).await
 }
 
-async fn open(target: &Target, websocket: bool) -> io::Result<Connected> {
+async fn open(target: &Target, use_of: &Use) -> io::Result<Connected> {
     let mut connection = target.connect().await?;
-    if websocket {
+    if matches!(use_of, Use::WebSocket) {
         connection.write_all(UPGRADE.as_bytes()).await?;
         let (head, _) = target::head(&mut connection).await?;
         if !head.starts_with("HTTP/1.1 101 ") {
             return Err(io::Error::other(format!("answered `{head}`")));
         }
-        echo(&mut connection).await?;
-    } else {
-        target::get(&mut connection, "").await?;
     }
+    use_once(&mut connection, use_of).await?;
     Ok(connection)
+}
+
+async fn use_once(connection: &mut Connected, use_of: &Use) -> io::Result<()> {
+    match use_of {
+        Use::WebSocket => echo(connection).await,
+        Use::Get { host, path } => target::ask(connection, path, host, "").await.map(drop),
+    }
 }
 
 async fn echo(connection: &mut Connected) -> io::Result<()> {
@@ -75,17 +104,17 @@ async fn echo(connection: &mut Connected) -> io::Result<()> {
 }
 
 /// Memory of connections that were dropped meanwhile would be memory of nothing.
-async fn check(held: &mut [Connected], websocket: bool) -> anyhow::Result<()> {
+async fn check(held: &mut [Connected], use_of: &Use, each: bool) -> anyhow::Result<()> {
+    let step = if each { 1 } else { SAMPLE };
+    let asked = held.len().div_ceil(step);
     let mut alive = 0;
-    for connection in held.iter_mut().step_by(97) {
-        let answered = if websocket {
-            echo(connection).await
-        } else {
-            target::get(connection, "").await
-        };
-        alive += usize::from(answered.is_ok());
+    for connection in held.iter_mut().step_by(step) {
+        let answered = tokio::time::timeout(ANSWER_MAX, use_once(connection, use_of)).await;
+        alive += usize::from(answered.is_ok_and(|answered| answered.is_ok()));
     }
-    let asked = held.len().div_ceil(97);
+    if each {
+        crate::print(&Alive { asked, alive })?;
+    }
     ensure!(
         alive == asked,
         "only {alive} of {asked} connections that were asked still answer"

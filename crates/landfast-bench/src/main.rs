@@ -35,7 +35,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Role {
-    /// Answers GET /1k and /100k, and echoes WebSocket messages, until it is killed.
+    /// Answers GET /1k, /100k and /1m, takes the body of a POST, and echoes WebSocket messages, until it is killed.
     Backend {
         #[arg(required = true)]
         listen: Vec<SocketAddr>,
@@ -81,6 +81,13 @@ enum Role {
         count: usize,
         #[arg(long)]
         websocket: bool,
+        #[arg(long, default_value = "localhost")]
+        host: String,
+        #[arg(long, default_value = "/1k")]
+        path: String,
+        /// Uses each again at the end, and prints how many answered; without it, some of them.
+        #[arg(long)]
+        each: bool,
     },
 }
 
@@ -137,9 +144,17 @@ fn run(role: Role) -> anyhow::Result<()> {
             ca,
             count,
             websocket,
+            host,
+            path,
+            each,
         } => {
+            let use_of = if websocket {
+                idle::Use::WebSocket
+            } else {
+                idle::Use::Get { host, path }
+            };
             let target = Target::new(target, ca.as_deref())?;
-            runtime.block_on(idle::run(target, count, websocket))
+            runtime.block_on(idle::run(target, count, use_of, each))
         }
     }
 }

@@ -15,6 +15,9 @@ const SYNC_HOPELESS_MICROS: u64 = 2_000_000;
 /// A proxy uses two for each request in flight, and the rest of the server some hundreds.
 const DESCRIPTORS_MIN: u64 = 1_024;
 const DESCRIPTORS_WANTED: u64 = 16_384;
+/// What the proxy keeps of them (`landfast-proxy`, `descriptors`), roughly: its own part grows with the cores.
+const DESCRIPTORS_OWN: u64 = 80;
+const BACKENDS_PART: u64 = 11;
 /// What firmware and kernel keep of the memory that was bought, in percent.
 const MEMORY_KEPT_PERCENT: u64 = 6;
 const MEMORY_AVAILABLE_PERCENT: u64 = 10;
@@ -206,12 +209,18 @@ fn disk(disk: &Disk) -> Vec<Finding> {
 fn descriptors(facts: &Facts, needs: &Needs) -> Finding {
     let (soft, hard) = facts.descriptors;
     let text = |limit: Option<u64>| limit.map_or_else(|| "unlimited".to_owned(), |n| n.to_string());
-    let measured = format!("{} open descriptors, at most {}", text(soft), text(hard));
+    let mut measured = format!("{} open descriptors, at most {}", text(soft), text(hard));
     let max = hard.unwrap_or(u64::MAX);
+    if hard.is_some() {
+        // The proxy raises its own limit to the hard one, and keeps some for itself and for the backends.
+        let clients = (max - max / BACKENDS_PART).saturating_sub(DESCRIPTORS_OWN);
+        measured +=
+            &format!(": the proxy takes them all and serves about {clients} connections at a time");
+    }
     let wanted = needs.descriptors.unwrap_or(0);
     let raise = format!(
         "raise the hard limit of the server (`LimitNOFILE=` of its unit, or limits.conf) to {} or more: \
-         the proxy takes two for each request in flight and refuses beyond the limit",
+         each client takes one, each request in flight another, and who comes when all are taken is refused (503)",
         DESCRIPTORS_WANTED.max(wanted)
     );
     if max < DESCRIPTORS_MIN {

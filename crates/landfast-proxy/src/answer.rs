@@ -92,16 +92,8 @@ impl Body for AnswerBody {
         match &mut self.kind {
             Kind::Empty => Poll::Ready(None),
             Kind::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Kind::Backend(relay) => {
-                let polled = relay.poll(cx);
-                thread::is_clients_turn(polled.is_ready());
-                polled
-            }
-            Kind::Relayed(frames) => {
-                let polled = frames.as_mut().poll_next(cx);
-                thread::is_clients_turn(polled.is_ready());
-                polled
-            }
+            Kind::Backend(relay) => pass_turn(relay.poll(cx)),
+            Kind::Relayed(frames) => pass_turn(frames.as_mut().poll_next(cx)),
         }
     }
 
@@ -120,6 +112,21 @@ impl Body for AnswerBody {
             Kind::Backend(_) | Kind::Relayed(_) => SizeHint::default(),
         }
     }
+}
+
+/// Notes whose turn it is after this: the client's, which is to take these bytes, or ours.
+fn pass_turn<E>(
+    polled: Poll<Option<Result<Frame<Bytes>, E>>>,
+) -> Poll<Option<Result<Frame<Bytes>, E>>> {
+    let given = |frame: &Option<Result<Frame<Bytes>, E>>| match frame {
+        Some(Ok(frame)) => frame.data_ref().map_or(0, Bytes::len) as u64,
+        Some(Err(_)) | None => 0,
+    };
+    thread::pass_turn(match &polled {
+        Poll::Ready(frame) => Some(given(frame)),
+        Poll::Pending => None,
+    });
+    polled
 }
 
 /// The upstream leg of an exchange whose answer has begun.

@@ -27,9 +27,8 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use landfast_framing::Limits as FramingLimits;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf},
     net::TcpStream,
-    sync::OwnedSemaphorePermit,
     time::{Instant, Sleep},
 };
 use tokio_rustls::TlsAcceptor;
@@ -37,8 +36,10 @@ use tokio_rustls::TlsAcceptor;
 use crate::{
     challenge::ACME_TLS,
     clock,
+    descriptors::{ClientPlace, Taken},
     gate::{Gate, Refused},
     handler::{self, Client},
+    patience,
     peers::Seat,
     pieces,
     thread::{Executor, Thread},
@@ -58,7 +59,7 @@ const H2_STREAMS_MAX: u32 = 256;
 const HYPER_HEADERS_MAX: usize = 100;
 
 /// A connection's part of the room for all, and of its client's.
-pub(crate) type Place = (Option<OwnedSemaphorePermit>, Seat);
+pub(crate) type Place = (ClientPlace, Seat);
 
 /// What kind of listener a connection came in on.
 #[derive(Clone)]
@@ -119,6 +120,30 @@ pub(crate) async fn serve(
         Box::pin(serve_http2(client, io)).await;
     } else {
         Box::pin(serve_http1(client, io)).await;
+    }
+}
+
+/// Told to who finds no room, before anything is read.
+const NO_ROOM: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: text/plain; charset=utf-8\r\n\
+    content-length: 29\r\nretry-after: 1\r\nconnection: close\r\n\r\nno room for more connections\n";
+/// How long a client that is refused may take to take it.
+const NO_ROOM_MAX: Duration = Duration::from_secs(1);
+
+/// Tells a client that it is not served. Over TLS that would cost a handshake, so there its connection is closed.
+pub(crate) async fn refuse(mut stream: TcpStream, kind: Kind, _place: Taken) {
+    if matches!(kind, Kind::Https(_)) {
+        return;
+    }
+    let telling = async {
+        stream.write_all(NO_ROOM).await?;
+        stream.shutdown().await?;
+        // Closing over unread bytes would be a reset, which takes the answer away.
+        let mut scratch = [0; 1 << 10];
+        while stream.read(&mut scratch).await? > 0 {}
+        io::Result::Ok(())
+    };
+    if let Ok(Err(error)) = tokio::time::timeout(NO_ROOM_MAX, telling).await {
+        tracing::trace!(%error, "a refused client left");
     }
 }
 
@@ -291,7 +316,7 @@ struct Limits {
     idle: Duration,
     /// From the first byte of a head to its last.
     head: Duration,
-    /// For the client to take any byte of an answer.
+    /// For the client to take any byte of an answer, and all the waiting for it that bytes do not make good.
     write: Duration,
 }
 
@@ -315,6 +340,8 @@ pub(crate) struct Activity {
     last: AtomicI64,
     head_since: AtomicI64,
     write_since: AtomicI64,
+    /// The microseconds of waiting for the client to take something that bytes have not made good.
+    write_spent: AtomicI64,
     /// HTTP/2 sends frames outside requests, which are no slow heads.
     is_http2: AtomicBool,
     /// The client may still be sending when we close.
@@ -346,6 +373,7 @@ impl Activity {
             last: AtomicI64::new(0),
             head_since: AtomicI64::new(NEVER),
             write_since: AtomicI64::new(NEVER),
+            write_spent: AtomicI64::new(0),
             is_http2: AtomicBool::new(false),
             lingers: AtomicBool::new(false),
             is_tunnel: AtomicBool::new(false),
@@ -404,13 +432,27 @@ impl Activity {
         }
     }
 
-    fn wrote(&self, is_blocked: bool) {
-        let now = self.now();
-        if !is_blocked {
-            self.write_since.store(NEVER, Ordering::Relaxed);
-        } else if self.write_since.load(Ordering::Relaxed) == NEVER {
-            self.write_since.store(now, Ordering::Relaxed);
+    /// The client took so many bytes, or has to be waited for.
+    fn wrote(&self, polled: &Poll<io::Result<usize>>) {
+        let since = self.write_since.load(Ordering::Relaxed);
+        let Poll::Ready(taken) = polled else {
+            if since == NEVER {
+                self.write_since.store(self.now(), Ordering::Relaxed);
+            }
+            return;
+        };
+        let mut spent = self.write_spent.load(Ordering::Relaxed);
+        if since == NEVER && spent == 0 {
+            return;
         }
+        if since != NEVER {
+            self.write_since.store(NEVER, Ordering::Relaxed);
+            spent += self.now() - since;
+        }
+        let bytes = taken.as_ref().map_or(0, |count| *count as u64);
+        let earned = i64::try_from(patience::earned(bytes).as_micros()).unwrap_or(i64::MAX);
+        let spent = spent.saturating_sub(earned).max(0);
+        self.write_spent.store(spent, Ordering::Relaxed);
     }
 
     /// The next instant at which this connection would have taken too long, and with what.
@@ -420,7 +462,9 @@ impl Activity {
             |micros: i64| self.start + Duration::from_micros(u64::try_from(micros).unwrap_or(0));
         let write_since = self.write_since.load(Ordering::Relaxed);
         if write_since != NEVER {
-            return (at(write_since) + write, Overdue::Write);
+            let spent = self.write_spent.load(Ordering::Relaxed);
+            let left = write.saturating_sub(Duration::from_micros(spent.unsigned_abs()));
+            return (at(write_since) + left, Overdue::Write);
         }
         let last = at(self.last.load(Ordering::Relaxed));
         if self.requests.load(Ordering::Relaxed) > 0 {
@@ -494,7 +538,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ClientIo<S> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.activity.wrote(polled.is_pending());
+        self.activity.wrote(&polled);
         polled
     }
 
@@ -504,7 +548,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ClientIo<S> {
         pieces: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let polled = pieces::poll_write(Pin::new(&mut self.stream), cx, pieces);
-        self.activity.wrote(polled.is_pending());
+        self.activity.wrote(&polled);
         polled
     }
 

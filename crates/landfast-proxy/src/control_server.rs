@@ -23,6 +23,8 @@ use crate::{
 
 /// The largest snapshot taken.
 const SNAPSHOT_BYTES_MAX: usize = 64 << 20;
+/// How long calls that were under way may take when the worker leaves.
+const LAST_MAX: Duration = Duration::from_secs(2);
 /// After an accept failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -79,8 +81,11 @@ pub(crate) async fn serve(listener: UnixListener, shared: Arc<Shared>, elders: A
             () = shared.life.leaving.cancelled() => break,
         }
     }
-    // Someone may be watching the last drains.
-    while connections.join_next().await.is_some() {}
+    // Someone may be watching the last drains. Whoever sends no end of a request must not hold up what follows.
+    let last = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(LAST_MAX, last).await.is_err() {
+        tracing::warn!("control connections that did not end are cut");
+    }
 }
 
 async fn serve_one(

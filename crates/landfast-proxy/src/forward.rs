@@ -11,6 +11,7 @@ use http::{HeaderMap, Method, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use landfast_routing::{
+    grpc,
     headers::Forwarding,
     retry::{self, Sent},
     snapshot::{Protocol, RouteTimeouts},
@@ -22,7 +23,9 @@ use crate::{
     backend::{Backend, InFlight, requests_cut},
     clock,
     exchange::Exchange,
-    http2_pool, pool,
+    http2_pool,
+    patience::Patience,
+    pool,
     request_body::{BodyError, Progress, RequestBody},
     shared::Live,
     thread::Thread,
@@ -59,13 +62,19 @@ impl Source {
         let limit = usize::try_from(KEPT_MAX).expect("64 KiB fit");
         let mut limited = Limited::new(body, limit);
         let mut kept: Vec<Bytes> = Vec::new();
+        let mut patience = Patience::default();
+        let mut since = clock::instant();
         loop {
-            let frame = tokio::time::timeout(idle, limited.frame());
+            let frame = tokio::time::timeout(patience.left(idle), limited.frame());
             match frame.await.map_err(|_| BodyError::Idle)? {
                 None => break,
                 Some(Err(_)) => return Err(BodyError::ClientGone),
                 Some(Ok(frame)) => kept.extend(frame.into_data().ok()),
             }
+            let now = clock::instant();
+            patience.waited(now.saturating_duration_since(since));
+            patience.moved(kept.last().map_or(0, Bytes::len) as u64);
+            since = now;
         }
         Ok(match kept.len() {
             0 => Self::Empty,
@@ -316,7 +325,9 @@ async fn attempt(
             Err(failure) => return Err(failure),
         }
     }
-    let wire = Wire::connect(address, timeout).await;
+    let place = pool::descriptor(thread).await;
+    let place = place.map_err(|error| unconnected(address, &error))?;
+    let wire = Wire::connect(address, timeout, place).await;
     let wire = wire.map_err(|error| unconnected(address, &error))?;
     let response = send_whole(wire, &entry, outgoing, &body, clock::instant()).await?;
     Ok(whole(response, entry))
@@ -330,7 +341,9 @@ fn unconnected(address: std::net::SocketAddr, error: &pool::ConnectError) -> Fai
     let status = match error {
         _ if is_ours => StatusCode::SERVICE_UNAVAILABLE,
         pool::ConnectError::Timeout => StatusCode::GATEWAY_TIMEOUT,
-        pool::ConnectError::Io(_) | pool::ConnectError::Http(_) => StatusCode::BAD_GATEWAY,
+        pool::ConnectError::Io(_)
+        | pool::ConnectError::Http(_)
+        | pool::ConnectError::NoDescriptor => StatusCode::BAD_GATEWAY,
     };
     Failure {
         sent: Sent::Nothing,
@@ -373,7 +386,10 @@ async fn send(
             let incoming = stream
                 .take()
                 .expect("a stream that was sent is not replayable");
-            let (body, progress) = RequestBody::streamed(incoming, outgoing.body_bytes_max, idle);
+            // A stream of messages has pauses of its own.
+            let is_paced = !grpc::is_grpc(&outgoing.headers);
+            let (body, progress) =
+                RequestBody::streamed(incoming, outgoing.body_bytes_max, idle, is_paced);
             (body, Some(progress))
         }
     };
@@ -389,7 +405,12 @@ async fn send(
     )
     .await?;
     let mut error = match answered {
-        Ok(response) => return Ok((response.map(BackendBody::Hyper), sender, progress)),
+        Ok(response) => {
+            if let Some(progress) = &progress {
+                progress.answered.set(true);
+            }
+            return Ok((response.map(BackendBody::Hyper), sender, progress));
+        }
         Err(error) => error,
     };
     let recovered = error.take_message();

@@ -160,7 +160,7 @@ pub(crate) async fn handle(
     if is_last && version < Version::HTTP_2 && !fields.contains_key(UPGRADE) {
         fields.insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    thread::is_clients_turn(true);
+    thread::pass_turn(Some(0));
     response.map(|body| body.hold(busy))
 }
 
@@ -508,6 +508,7 @@ fn file(
         path: parts.uri.path(),
         query: parts.uri.query(),
         prefix: &entry.route.path,
+        descriptors: &client.thread.shared.descriptors,
     };
     let path = asked.file_path();
     let held = exchange.sticky.as_ref().and_then(|sticky| sticky.held);

@@ -59,7 +59,7 @@ fn note(ended: Result<(), tokio::task::JoinError>) {
     }
 }
 
-fn follow(shared: &Shared, watched: &mut BTreeMap<String, Watched>, tasks: &mut JoinSet<()>) {
+fn follow(shared: &Arc<Shared>, watched: &mut BTreeMap<String, Watched>, tasks: &mut JoinSet<()>) {
     let live = shared.live();
     let mut wanted = BTreeMap::new();
     for (entry, backend) in live.table.backends.iter().zip(&live.backends) {
@@ -88,7 +88,13 @@ fn follow(shared: &Shared, watched: &mut BTreeMap<String, Watched>, tasks: &mut 
         if watched.contains_key(&id) {
             continue;
         }
-        let task = tasks.spawn(run(Arc::clone(&backend), address, check.clone()));
+        let checking = run(
+            Arc::clone(shared),
+            Arc::clone(&backend),
+            address,
+            check.clone(),
+        );
+        let task = tasks.spawn(checking);
         watched.insert(
             id,
             Watched {
@@ -101,13 +107,14 @@ fn follow(shared: &Shared, watched: &mut BTreeMap<String, Watched>, tasks: &mut 
     }
 }
 
-async fn run(backend: Arc<Backend>, address: SocketAddr, check: HealthCheck) {
+async fn run(shared: Arc<Shared>, backend: Arc<Backend>, address: SocketAddr, check: HealthCheck) {
     let interval = Duration::from_millis(check.interval_ms.max(50));
     // The first check comes at a random place in the interval, so that checks spread out.
     tokio::time::sleep(interval.mul_f64(rand::random())).await;
     loop {
         let timeout = Duration::from_millis(check.timeout_ms.max(1));
-        let passed = tokio::time::timeout(timeout, passes(address, check.path.as_deref())).await;
+        let passed =
+            tokio::time::timeout(timeout, passes(&shared, address, check.path.as_deref())).await;
         if let Some(passed) = passed.unwrap_or(Some(false)) {
             backend.checked(passed, &check);
         }
@@ -116,7 +123,8 @@ async fn run(backend: Arc<Backend>, address: SocketAddr, check: HealthCheck) {
 }
 
 /// Whether a backend passes. Nothing, when we could not even ask: that must not take backends out.
-async fn passes(address: SocketAddr, path: Option<&str>) -> Option<bool> {
+async fn passes(shared: &Shared, address: SocketAddr, path: Option<&str>) -> Option<bool> {
+    let _place = shared.descriptors.take_for_check()?;
     match (TcpStream::connect(address).await, path) {
         (Ok(stream), Some(path)) => Some(answers(stream, address, path).await),
         (Ok(_), None) => Some(true),

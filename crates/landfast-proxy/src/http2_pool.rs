@@ -20,7 +20,12 @@ use hyper::client::conn::http2;
 use hyper_util::rt::TokioIo;
 use tokio::{net::TcpStream, sync::Mutex};
 
-use crate::{backend::Backend, pool::ConnectError, request_body::RequestBody, thread::Thread};
+use crate::{
+    backend::Backend,
+    pool::{self, BackendIo, ConnectError},
+    request_body::RequestBody,
+    thread::Thread,
+};
 
 /// Streams on one connection at a time: what most servers allow.
 const STREAMS_MAX: u32 = 100;
@@ -139,10 +144,15 @@ pub(crate) async fn take(
 }
 
 async fn open(thread: &Rc<Thread>, address: SocketAddr) -> Result<Sender, ConnectError> {
+    let place = pool::descriptor(thread).await?;
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
     // A backend whose host is gone says nothing; the kernel finds out.
     rustix::net::sockopt::set_socket_keepalive(&stream, true).map_err(std::io::Error::from)?;
+    let stream = BackendIo {
+        stream,
+        _place: place,
+    };
     let mut builder = http2::Builder::new(Background(Rc::clone(thread)));
     builder
         .initial_stream_window_size(STREAM_WINDOW)

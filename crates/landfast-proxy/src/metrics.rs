@@ -129,6 +129,30 @@ pub(crate) fn render(shared: &Shared) -> String {
         "landfast_proxy_connections_refused_total {}",
         shared.peers.refused.get()
     ));
+    let descriptors = &shared.descriptors;
+    page.head(
+        "no_room_total",
+        "counter",
+        "Connections refused because clients had all the descriptors they may have.",
+    );
+    page.line(format_args!(
+        "landfast_proxy_no_room_total {}",
+        descriptors.refused.get()
+    ));
+    page.head("clients", "gauge", "Connections of clients.");
+    page.line(format_args!(
+        "landfast_proxy_clients {}",
+        descriptors.clients.taken()
+    ));
+    page.head(
+        "clients_max",
+        "gauge",
+        "Connections of clients that the limit of open descriptors leaves room for.",
+    );
+    page.line(format_args!(
+        "landfast_proxy_clients_max {}",
+        descriptors.clients.max()
+    ));
     page.0
 }
 

@@ -15,18 +15,25 @@
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
+    io,
     net::SocketAddr,
+    pin::Pin,
     rc::Rc,
+    task::{Context, Poll},
     time::Duration,
 };
 
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use rustix::io::Errno;
-use tokio::{net::TcpStream, time::Instant};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+    time::Instant,
+};
 
 use crate::{
-    backend::Backend, clock, pieces::BackendIo, request_body::RequestBody, thread::Thread,
+    backend::Backend, clock, descriptors::Taken, pieces, request_body::RequestBody, thread::Thread,
     wire::Wire,
 };
 
@@ -34,9 +41,16 @@ use crate::{
 const IDLE_MAX: usize = 64;
 /// An idle connection older than this is closed.
 const IDLE_AGE_MAX: Duration = Duration::from_secs(30);
+/// The longest head of an answer, and what is read of an answer at a time: for a client that reads slowly a piece or two
+/// of this size wait in each of three places.
+pub(crate) const HEAD_BYTES_MAX: usize = 32 << 10;
 const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 
 type Sender = http1::SendRequest<RequestBody>;
+
+/// How long a request waits for a descriptor that an idle connection to another backend has.
+const DESCRIPTOR_WAIT: Duration = Duration::from_millis(10);
+const DESCRIPTOR_WAITS_MAX: u32 = 10;
 
 /// Idle connections by backend.
 #[derive(Default)]
@@ -57,9 +71,11 @@ struct Idle {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConnectError {
     #[error("connect: {0}")]
-    Io(#[from] std::io::Error),
+    Io(#[from] io::Error),
     #[error("connect: no answer in time")]
     Timeout,
+    #[error("connect: all descriptors of the proxy are in use")]
+    NoDescriptor,
     #[error("connect: {0}")]
     Http(#[from] hyper::Error),
 }
@@ -69,13 +85,14 @@ impl ConnectError {
     pub(crate) fn is_ours(&self) -> bool {
         match self {
             Self::Io(error) => is_exhaustion(error),
+            Self::NoDescriptor => true,
             Self::Timeout | Self::Http(_) => false,
         }
     }
 }
 
 /// Whether a socket could not be had because this process or host has too many.
-pub(crate) fn is_exhaustion(error: &std::io::Error) -> bool {
+pub(crate) fn is_exhaustion(error: &io::Error) -> bool {
     let ours = [
         Errno::MFILE,
         Errno::NFILE,
@@ -117,10 +134,15 @@ impl Pool {
         });
     }
 
+    /// Closes what is idle: somebody has more need of the descriptors.
+    fn let_go(&self) {
+        self.idle.borrow_mut().clear();
+    }
+
     /// Closes what is idle and keeps nothing from now on.
     pub(crate) fn close(&self) {
         self.closed.set(true);
-        self.idle.borrow_mut().clear();
+        self.let_go();
     }
 
     fn sweep(&self) {
@@ -137,13 +159,15 @@ impl Pool {
 }
 
 /// Keeps a thread's pool in step with the table until the worker ends. What idles to a backend that leaves is
-/// closed at once: many a server waits at its own end for its connections.
+/// closed at once: many a server waits at its own end for its connections. So is all that idles while somebody lacks a
+/// descriptor.
 pub(crate) async fn follow(thread: Rc<Thread>) {
     let mut changes = thread.shared.changes();
     let leaving = thread.shared.life.leaving.clone();
     loop {
         tokio::select! {
             changed = changes.changed() => if changed.is_err() { return },
+            () = thread.shared.descriptors.wanted.notified() => thread.pool.let_go(),
             () = leaving.cancelled() => return,
         }
         thread.pool.sweep();
@@ -177,12 +201,17 @@ pub(crate) async fn connect(
     address: SocketAddr,
     timeout: Duration,
 ) -> Result<Sender, ConnectError> {
+    let place = descriptor(thread).await?;
     let connecting = tokio::time::timeout(timeout, TcpStream::connect(address));
     let stream = connecting.await.map_err(|_| ConnectError::Timeout)??;
     stream.set_nodelay(true)?;
+    let stream = BackendIo {
+        stream,
+        _place: place,
+    };
     let mut builder = http1::Builder::new();
-    builder.max_buf_size(64 << 10);
-    let (sender, connection) = builder.handshake(TokioIo::new(BackendIo(stream))).await?;
+    builder.max_buf_size(HEAD_BYTES_MAX);
+    let (sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
     thread.spawn(async move {
         if let Err(error) = connection.with_upgrades().await {
             tracing::trace!(%address, %error, "connection to a backend ended");
@@ -191,10 +220,66 @@ pub(crate) async fn connect(
     Ok(sender)
 }
 
+/// The right to one more descriptor. What idles is let go first, and that takes a moment.
+pub(crate) async fn descriptor(thread: &Rc<Thread>) -> Result<Taken, ConnectError> {
+    for _ in 0..DESCRIPTOR_WAITS_MAX {
+        if let Some(place) = thread.shared.descriptors.take() {
+            return Ok(place);
+        }
+        tokio::time::sleep(DESCRIPTOR_WAIT).await;
+    }
+    let last = thread.shared.descriptors.take();
+    last.ok_or(ConnectError::NoDescriptor)
+}
+
+/// A connection to a backend with the right to its descriptor, also where it becomes a tunnel.
+pub(crate) struct BackendIo {
+    pub(crate) stream: TcpStream,
+    pub(crate) _place: Taken,
+}
+
+impl AsyncRead for BackendIo {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for BackendIo {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        pieces::poll_write(Pin::new(&mut self.stream), cx, pieces)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::io;
-
     use super::*;
 
     #[test]

@@ -15,14 +15,14 @@ use hyper::body::Incoming;
 use landfast_routing::headers;
 use tokio::time::{Instant, Sleep};
 
-use crate::clock;
+use crate::{clock, patience::Patience};
 
 /// Why a body did not arrive whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum BodyError {
     #[error("the request body is larger than the route allows")]
     TooLarge,
-    #[error("the client stopped sending the request body")]
+    #[error("the client sends the request body too slowly")]
     Idle,
     #[error("the client went away while it sent the request body")]
     ClientGone,
@@ -35,6 +35,8 @@ pub(crate) struct Progress {
     pub(crate) at: Cell<Instant>,
     pub(crate) ended: Cell<bool>,
     pub(crate) failed: Cell<Option<BodyError>>,
+    /// The answer has begun: from here on both sides may take their time.
+    pub(crate) answered: Cell<bool>,
 }
 
 /// A body as hyper's client takes it.
@@ -49,8 +51,18 @@ pub(crate) struct Streamed {
     incoming: Incoming,
     progress: Rc<Progress>,
     bytes_max: u64,
+    /// The longest silence, and all the waiting that bytes do not make good.
     idle: Duration,
-    timer: Option<Pin<Box<Sleep>>>,
+    /// Whether it has to come at a rate.
+    is_paced: bool,
+    patience: Patience,
+    waiting: Option<Waiting>,
+}
+
+/// Since when, and how long at most.
+struct Waiting {
+    since: Instant,
+    timer: Pin<Box<Sleep>>,
 }
 
 impl RequestBody {
@@ -58,12 +70,14 @@ impl RequestBody {
         incoming: Incoming,
         bytes_max: u64,
         idle: Duration,
+        is_paced: bool,
     ) -> (Self, Rc<Progress>) {
         let progress = Rc::new(Progress {
             bytes: Cell::new(0),
             at: Cell::new(clock::instant()),
             ended: Cell::new(false),
             failed: Cell::new(None),
+            answered: Cell::new(false),
         });
         let seen = Rc::clone(&progress);
         let streamed = Streamed {
@@ -71,7 +85,9 @@ impl RequestBody {
             progress,
             bytes_max,
             idle,
-            timer: None,
+            is_paced,
+            patience: Patience::default(),
+            waiting: None,
         };
         (Self::Streamed(Box::new(streamed)), seen)
     }
@@ -86,15 +102,21 @@ impl Streamed {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let polled = Pin::new(&mut self.incoming).poll_frame(cx);
         let Poll::Ready(frame) = polled else {
-            let idle = self.idle;
-            let timer = self
-                .timer
-                .get_or_insert_with(|| Box::pin(tokio::time::sleep(idle)));
-            ready!(timer.as_mut().poll(cx));
+            let patience = self.patience.left(self.idle);
+            let waiting = self.waiting.get_or_insert_with(|| Waiting {
+                since: clock::instant(),
+                timer: Box::pin(tokio::time::sleep(patience)),
+            });
+            ready!(waiting.timer.as_mut().poll(cx));
             return Poll::Ready(Some(Err(BodyError::Idle)));
         };
-        self.timer = None;
-        self.progress.at.set(clock::instant());
+        let now = clock::instant();
+        self.progress.at.set(now);
+        let waited = self.waiting.take();
+        if let Some(waiting) = waited.filter(|_| self.is_paced && !self.progress.answered.get()) {
+            let time = now.saturating_duration_since(waiting.since);
+            self.patience.waited(time);
+        }
         match frame {
             None => {
                 self.progress.ended.set(true);
@@ -103,6 +125,7 @@ impl Streamed {
             Some(Err(_)) => Poll::Ready(Some(Err(BodyError::ClientGone))),
             Some(Ok(mut frame)) => {
                 let length = frame.data_ref().map_or(0, Bytes::len) as u64;
+                self.patience.moved(length);
                 let bytes = self.progress.bytes.get() + length;
                 self.progress.bytes.set(bytes);
                 if bytes > self.bytes_max {

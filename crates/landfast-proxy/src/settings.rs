@@ -37,8 +37,8 @@ pub struct WorkerSettings {
     /// How often the files of certificates are looked at.
     #[serde(default = "certificates_ms")]
     pub certificates_ms: u64,
-    /// Connections of clients served at a time; more wait in the backlog. Zero: what the limit of open
-    /// descriptors allows, with as many left for the backends.
+    /// Connections of clients served at a time; more are refused. Zero: what the limit of open descriptors allows, with
+    /// a part of them left for the backends.
     #[serde(default)]
     pub connections_max: usize,
     /// Connections one client may hold at a time; further ones are closed. An IPv6 client is its /64. Zero: a

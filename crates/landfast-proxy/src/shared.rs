@@ -21,7 +21,7 @@ use landfast_routing::{
     table::Table,
 };
 use landfast_types::{Fence, FenceGuard, ServiceKey, StaleFence, Timestamp};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
 use crate::{
     access_log::AccessLog,
@@ -29,6 +29,7 @@ use crate::{
     clock,
     counters::{Counter, Statuses},
     credentials::Verifier,
+    descriptors::Descriptors,
     forward::Destination,
     leaving::Life,
     peers::Peers,
@@ -41,20 +42,8 @@ use crate::{
 /// How long the counters of a backend that left are still shown.
 const LEFT_SHOWN: Duration = Duration::from_secs(600);
 
-/// Descriptors that are neither a client's nor a backend's: listeners, event loops, control, logs, checks.
-const DESCRIPTORS_OWN: u64 = 64;
-const CONNECTIONS_MIN: u64 = 16;
 /// One client may hold one connection in so many.
 const CLIENT_SHARE: usize = 4;
-
-/// How many clients a limit of open descriptors leaves room for, when each may need a backend as well.
-fn connections_max(descriptors: Option<u64>) -> usize {
-    let share = |limit: u64| (limit.saturating_sub(DESCRIPTORS_OWN) / 2).max(CONNECTIONS_MIN);
-    let bounded = descriptors.and_then(|limit| usize::try_from(share(limit)).ok());
-    bounded.map_or(Semaphore::MAX_PERMITS, |share| {
-        share.min(Semaphore::MAX_PERMITS)
-    })
-}
 
 /// A table with the live things its indices stand for.
 pub(crate) struct Live {
@@ -117,8 +106,7 @@ pub(crate) struct Shared {
     pub(crate) verifier: Verifier,
     /// How many connections each client holds.
     pub(crate) peers: Arc<Peers>,
-    /// A permit for each connection of a client.
-    pub(crate) room: Arc<Semaphore>,
+    pub(crate) descriptors: Descriptors,
     pub(crate) life: Life,
     live: ArcSwap<Live>,
     newest: AtomicU64,
@@ -155,12 +143,16 @@ impl Shared {
         boot: String,
         descriptors: Option<u64>,
     ) -> Self {
-        let connections = match settings.connections_max {
-            0 => connections_max(descriptors),
-            given => given,
-        };
+        let listeners =
+            addresses.http.len() + addresses.https.len() + usize::from(addresses.preview.is_some());
+        let descriptors = Descriptors::new(
+            descriptors,
+            settings.thread_count(),
+            listeners,
+            settings.connections_max,
+        );
         let per_client = match settings.connections_per_client_max {
-            0 => u32::try_from(connections / CLIENT_SHARE)
+            0 => u32::try_from(descriptors.clients.max() / CLIENT_SHARE)
                 .unwrap_or(u32::MAX)
                 .max(1),
             given => given,
@@ -177,7 +169,7 @@ impl Shared {
             framing_refused: Counter::default(),
             verifier: Verifier::default(),
             peers,
-            room: Arc::new(Semaphore::new(connections)),
+            descriptors,
             life,
             live: ArcSwap::from_pointee(Live::empty()),
             newest: AtomicU64::new(0),
@@ -604,23 +596,5 @@ impl Live {
             .map(|slot| &self.backends[*slot])
             .filter(|other| other.serial != backend.serial && other.is_usable(now))
             .count()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn clients_leave_as_many_descriptors_to_the_backends() {
-        for (descriptors, expected) in [
-            (Some(10), 16),
-            (Some(1_024), 480),
-            (Some(1 << 20), (1 << 19) - 32),
-            (Some(u64::MAX), Semaphore::MAX_PERMITS),
-            (None, Semaphore::MAX_PERMITS),
-        ] {
-            assert_eq!(connections_max(descriptors), expected, "{descriptors:?}");
-        }
     }
 }

@@ -26,6 +26,7 @@ use landfast_types::ReleaseId;
 use crate::{
     answer::{AnswerBody, Broken},
     compress,
+    descriptors::{Descriptors, Taken},
     route_answers::{Content, Files, Root},
 };
 
@@ -33,7 +34,7 @@ use crate::{
 const CHUNK_BYTES: u64 = 64 << 10;
 
 /// What is asked for.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub(crate) struct Asked<'a> {
     pub(crate) method: &'a Method,
     pub(crate) headers: &'a HeaderMap,
@@ -41,6 +42,7 @@ pub(crate) struct Asked<'a> {
     pub(crate) query: Option<&'a str>,
     /// The route's own, without a final slash.
     pub(crate) prefix: &'a str,
+    pub(crate) descriptors: &'a Descriptors,
 }
 
 impl Asked<'_> {
@@ -226,10 +228,13 @@ fn serve(
     if asked.is_head() || length == 0 {
         return response;
     }
+    let Some(place) = asked.descriptors.take() else {
+        return plain(StatusCode::SERVICE_UNAVAILABLE);
+    };
     match files
         .store
         .open(&content.digest)
-        .and_then(|file| body(file, first, length))
+        .and_then(|file| body((file, place), first, length))
     {
         Ok(body) => response.map(|_| body),
         Err(error) => {
@@ -265,9 +270,12 @@ fn prepared(
     coded.map_or((content, None), |(coding, coded)| (coded, Some(coding)))
 }
 
-fn body(file: File, first: u64, length: u64) -> io::Result<AnswerBody> {
+/// The file with the right to its descriptor.
+type Open = (File, Taken);
+
+fn body(file: Open, first: u64, length: u64) -> io::Result<AnswerBody> {
     if length <= CHUNK_BYTES {
-        return read(&file, first, length).map(AnswerBody::whole);
+        return read(&file.0, first, length).map(AnswerBody::whole);
     }
     let file = Arc::new(file);
     let end = first + length;
@@ -279,7 +287,7 @@ fn body(file: File, first: u64, length: u64) -> io::Result<AnswerBody> {
                 return None;
             }
             // A disk may be slow, and other connections share this thread.
-            let chunk = tokio::task::spawn_blocking(move || read(&file, at, count)).await;
+            let chunk = tokio::task::spawn_blocking(move || read(&file.0, at, count)).await;
             match chunk.map_err(io::Error::other).flatten() {
                 Ok(chunk) => Some((Ok(Frame::data(chunk)), at + count)),
                 Err(error) => {

@@ -9,11 +9,40 @@ use std::{cell::Cell, future::Future, rc::Rc, sync::Arc, time::Duration};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
-use crate::{clock, http2_pool::Http2Pool, pool::Pool, shared::Shared};
+use crate::{clock, http2_pool::Http2Pool, patience::Patience, pool::Pool, shared::Shared};
 
 tokio::task_local! {
-    /// Since when the stream of this task waits for its client.
-    static WAITING: Rc<Cell<Option<Instant>>>;
+    /// How the stream of this task waits for its client.
+    static WAITING: Rc<Turn>;
+}
+
+/// Whose turn it is on an HTTP/2 stream.
+#[derive(Default)]
+struct Turn {
+    /// Since when it is the client's.
+    since: Cell<Option<Instant>>,
+    patience: Cell<Patience>,
+}
+
+impl Turn {
+    fn pass(&self, to_client: Option<u64>) {
+        let now = clock::instant();
+        let mut patience = self.patience.get();
+        if let Some(since) = self.since.get() {
+            patience.waited(now.saturating_duration_since(since));
+        }
+        patience.moved(to_client.unwrap_or(0));
+        self.patience.set(patience);
+        self.since.set(to_client.map(|_| now));
+    }
+
+    /// When the client has kept us waiting for too long.
+    fn deadline(&self, limit: Duration) -> Instant {
+        match self.since.get() {
+            Some(since) => since + self.patience.get().left(limit),
+            None => clock::instant() + limit,
+        }
+    }
 }
 
 /// One serving thread.
@@ -51,31 +80,30 @@ where
     fn execute(&self, task: F) {
         let limit = self.0.shared.settings.keep_alive();
         self.0.spawn(async move {
-            let since = Rc::new(Cell::new(None));
-            let stalled = stalled(Rc::clone(&since), limit);
+            let turn = Rc::new(Turn::default());
+            let stalled = stalled(Rc::clone(&turn), limit);
             tokio::select! {
                 biased;
-                _ = WAITING.scope(since, task) => {}
+                _ = WAITING.scope(turn, task) => {}
                 () = stalled => tracing::debug!("a client left an HTTP/2 stream untaken; it is reset"),
             }
         });
     }
 }
 
-/// Notes whether the client is to take something next, or we are to give it. Only HTTP/2 streams are watched.
-pub(crate) fn is_clients_turn(is_theirs: bool) {
+/// Notes that the client is to take so many bytes next, or that we are to give some. Only HTTP/2 streams are watched.
+pub(crate) fn pass_turn(to_client: Option<u64>) {
     // Outside a stream there is nothing to note.
-    let _outside = WAITING.try_with(|waiting| waiting.set(is_theirs.then(clock::instant)));
+    let _outside = WAITING.try_with(|turn| turn.pass(to_client));
 }
 
-/// Ends when the client has been waited for without a break for `limit`.
-async fn stalled(since: Rc<Cell<Option<Instant>>>, limit: Duration) {
+/// Ends when the client has used up its patience of `limit`.
+async fn stalled(turn: Rc<Turn>, limit: Duration) {
     let mut wake = clock::instant() + limit;
     loop {
         tokio::time::sleep_until(wake).await;
-        let now = clock::instant();
-        wake = since.get().unwrap_or(now) + limit;
-        if wake <= now {
+        wake = turn.deadline(limit);
+        if wake <= clock::instant() {
             return;
         }
     }

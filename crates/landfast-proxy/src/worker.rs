@@ -12,6 +12,7 @@ use std::{
 };
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use socket2::SockRef;
 use tokio::{
     runtime::{Builder, LocalOptions},
     signal::unix::{Signal, SignalKind, signal},
@@ -33,6 +34,10 @@ use crate::{
 
 /// After an accept failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// What the kernel takes of an answer beyond what the client lets it send. Without a bound that is megabytes for each
+/// client that reads slowly; and a socket is writable again only when a third of it has gone, so that such a client
+/// seems to take nothing for minutes.
+const UNSENT_MAX: u32 = 64 << 10;
 /// How often a worker that leaves looks for what its successor was told.
 const FOLLOW_EVERY: Duration = Duration::from_millis(100);
 
@@ -337,6 +342,10 @@ fn listen(shared: &Arc<Shared>, listeners: &Listeners) -> io::Result<std::rc::Rc
             .map(|listener| (listener, Kind::Preview)),
     );
     for (listener, kind) in kinds {
+        // What is accepted has it from its listener.
+        if let Err(error) = SockRef::from(listener).set_tcp_notsent_lowat(UNSENT_MAX) {
+            tracing::warn!(%error, "what the kernel keeps for slow clients has no bound");
+        }
         // The same open socket, registered with this thread's own event loop.
         let listener = tokio::net::TcpListener::from_std(listener.try_clone()?)?;
         let owner = std::rc::Rc::clone(&thread);
@@ -347,6 +356,8 @@ fn listen(shared: &Arc<Shared>, listeners: &Listeners) -> io::Result<std::rc::Rc
 
 async fn accept(thread: std::rc::Rc<Thread>, listener: tokio::net::TcpListener, kind: Kind) {
     let leaving = thread.shared.life.leaving.clone();
+    let descriptors = &thread.shared.descriptors;
+    let mut is_told = false;
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -354,15 +365,16 @@ async fn accept(thread: std::rc::Rc<Thread>, listener: tokio::net::TcpListener, 
         };
         match accepted {
             Ok((stream, peer)) => {
-                // Closed at once: what waits for its turn is somebody else's connection.
+                is_told = false;
+                // Closed at once: its client has as many as it may.
                 let Some(seat) = thread.shared.peers.enter(peer.ip()) else {
                     continue;
                 };
-                // Over the bound this one waits here, and the others in the backlog.
-                let permit = tokio::select! {
-                    permit = Arc::clone(&thread.shared.room).acquire_owned() => permit.ok(),
-                    // What was accepted is ours: no successor would ever hear of it.
-                    () = leaving.cancelled() => None,
+                let Some(place) = descriptors.admit() else {
+                    if let Some(place) = descriptors.refuse() {
+                        thread.spawn(connection::refuse(stream, kind.clone(), place));
+                    }
+                    continue;
                 };
                 let owner = std::rc::Rc::clone(&thread);
                 thread.spawn(connection::serve(
@@ -370,13 +382,19 @@ async fn accept(thread: std::rc::Rc<Thread>, listener: tokio::net::TcpListener, 
                     stream,
                     peer,
                     kind.clone(),
-                    (permit, seat),
+                    (place, seat),
                 ));
             }
             Err(error) => {
+                if pool::is_exhaustion(&error) {
+                    descriptors.wanted.notify_waiters();
+                }
                 // A connection that broke before it was accepted says nothing about the next one.
                 if error.kind() != io::ErrorKind::ConnectionAborted {
-                    tracing::warn!(%error, "failed to accept a connection");
+                    // Once until it goes well again: the log must not fill while the descriptors are all in use.
+                    if !std::mem::replace(&mut is_told, true) {
+                        tracing::warn!(%error, "failed to accept connections; they wait");
+                    }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }

@@ -170,41 +170,6 @@ async fn an_idle_connection_is_answered_once_more_however_late_it_asks() {
     assert_eq!(proxy.status().await.boot, status.boot);
 }
 
-#[tokio::test]
-async fn an_accepted_connection_that_waits_for_room_is_served_by_the_worker_that_has_it() {
-    let proxy = Proxy::start_with(|settings| {
-        settings.worker.connections_max = 1;
-        settings.worker.threads = 1;
-    })
-    .await;
-    let upstream = Upstream::start("one").await;
-    proxy
-        .put(&snapshot(
-            1,
-            service(vec![group(1, 1, vec![upstream.backend()])]),
-        ))
-        .await;
-    let address = proxy.http().await;
-    let mut first = Wire::connect(address).await.expect("connected");
-    first
-        .send("GET / HTTP/1.1\r\nhost: a\r\n\r\n")
-        .await
-        .expect("sent");
-    first.answer().await.expect("an answer");
-    let mut waits = Wire::connect(address)
-        .await
-        .expect("in the backlog at least");
-    waits
-        .send("GET / HTTP/1.1\r\nhost: a\r\n\r\n")
-        .await
-        .expect("sent");
-    // Long enough for the worker to accept it and find no room.
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    assert_eq!(upstream.count(), 1);
-    proxy.hand_over().await;
-    assert_eq!(waits.answer().await.expect("an answer").status, 200);
-}
-
 /// One frame of HTTP/2: type, flags, stream, payload.
 fn h2_frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).expect("short").to_be_bytes();

@@ -740,7 +740,7 @@ async fn an_ejected_backend_answers_while_there_is_no_other() {
 }
 
 #[tokio::test]
-async fn connections_over_the_bound_wait_until_one_ends() {
+async fn connections_over_the_bound_are_refused_until_one_ends() {
     let proxy = Proxy::start_with(|settings| settings.worker.connections_max = 2).await;
     let upstream = Upstream::start("one").await;
     proxy
@@ -758,12 +758,17 @@ async fn connections_over_the_bound_wait_until_one_ends() {
         assert_eq!(wire.answer().await.expect("an answer").status, 200);
         open.push(wire);
     }
-    let mut late = Wire::connect(address).await.expect("the backlog takes it");
+    let mut late = Wire::connect(address).await.expect("accepted");
     late.send(request).await.expect("sent");
-    let early = tokio::time::timeout(Duration::from_millis(300), late.answer()).await;
-    assert!(early.is_err(), "a third was served");
+    let refused = late.answer().await.expect("an answer");
+    assert_eq!((refused.status, refused.is_whole), (503, true));
+    assert_eq!(refused.header("connection").as_deref(), Some("close"));
+    assert!(late.rest().await.is_empty());
     open.pop();
-    assert_eq!(late.answer().await.expect("an answer").status, 200);
+    eventually("there is room", || async {
+        get(address, "/").await.is_ok_and(|got| got.status == 200)
+    })
+    .await;
 }
 
 #[tokio::test]

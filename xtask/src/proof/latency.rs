@@ -137,7 +137,7 @@ impl Drop for Load {
 }
 
 /// When each request was due, and how long after that its answer was whole; both in microseconds.
-fn rows(log: &Path) -> anyhow::Result<Vec<(i64, u64)>> {
+pub(super) fn rows(log: &Path) -> anyhow::Result<Vec<(i64, u64)>> {
     let text = fs::read_to_string(log).context("the load wrote no log")?;
     let rows = text.lines().filter_map(|line| {
         let (at, latency) = line.split_once(' ')?;
@@ -146,7 +146,7 @@ fn rows(log: &Path) -> anyhow::Result<Vec<(i64, u64)>> {
     Ok(rows.collect())
 }
 
-fn p99(rows: &[(i64, u64)], from: i64, to: i64) -> anyhow::Result<u64> {
+pub(super) fn p99(rows: &[(i64, u64)], from: i64, to: i64) -> anyhow::Result<u64> {
     let within = rows.iter().filter(|(at, _)| (from..to).contains(at));
     let mut latencies: Vec<u64> = within.map(|(_, latency)| *latency).collect();
     latencies.sort_unstable();

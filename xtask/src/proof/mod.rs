@@ -2,6 +2,7 @@
 //! figure, ends what it started, and fails when the figure is missed.
 
 mod deploys;
+mod descriptors;
 mod figures;
 mod handover;
 mod jail;
@@ -9,6 +10,7 @@ mod kills;
 mod latency;
 mod probes;
 mod simulated;
+mod slow;
 
 use anyhow::bail;
 
@@ -33,6 +35,8 @@ const LIVE: &[(&str, Proof)] = &[
     ("host-loss", kills::host_loss),
     ("server-kill", kills::server_kill),
     ("handover", handover::handover),
+    ("descriptors", descriptors::descriptors),
+    ("slow", slow::slow),
     ("controls", deploys::controls),
     ("deploys", deploys::deploys),
 ];

@@ -1,7 +1,7 @@
 //! The same hostile bytes to us, nginx and HAProxy, each before a backend that records what it gets. We must be as
 //! strict as the strictest of the three in each row, and give the status the table says.
 
-mod peers;
+pub(super) mod peers;
 
 use std::{
     io::{Read as _, Write as _},

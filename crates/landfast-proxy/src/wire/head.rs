@@ -11,10 +11,9 @@ use http::{
 use hyper::ext::ReasonPhrase;
 
 use super::{WireError, body::Framing};
-use crate::forward::Outgoing;
+use crate::{forward::Outgoing, pool::HEAD_BYTES_MAX};
 
-/// What an answer's head may have: as much as hyper takes, and more fields than any server sends.
-const HEAD_BYTES_MAX: usize = 64 << 10;
+/// More fields than any server sends in an answer's head.
 const FIELDS_MAX: usize = 128;
 
 /// Writes the head of a request whose body is at hand.

@@ -28,11 +28,11 @@ use tokio::{io::AsyncWrite as _, net::TcpStream};
 use tokio_util::io::poll_read_buf;
 
 use self::body::{Framing, Piece};
-use crate::{forward::Outgoing, pool::ConnectError};
+use crate::{descriptors::Taken, forward::Outgoing, pool::ConnectError};
 
 /// Room for the first read: a head, and a short body with it.
 const FIRST_READ: usize = 8 << 10;
-const READ_MAX: usize = 64 << 10;
+const READ_MAX: usize = 32 << 10;
 /// A body up to this size is written together with its head.
 const TOGETHER_MAX: usize = 16 << 10;
 
@@ -67,12 +67,16 @@ pub(crate) struct Wire {
     buffer: BytesMut,
     /// What of the request the kernel has not taken yet.
     unsent: Bytes,
+    /// The right to its descriptor.
+    _place: Taken,
 }
 
 impl Wire {
+    /// Opens a connection. `place`: the right to its descriptor.
     pub(crate) async fn connect(
         address: SocketAddr,
         timeout: Duration,
+        place: Taken,
     ) -> Result<Self, ConnectError> {
         let connecting = tokio::time::timeout(timeout, TcpStream::connect(address));
         let stream = connecting.await.map_err(|_| ConnectError::Timeout)??;
@@ -81,6 +85,7 @@ impl Wire {
             stream,
             buffer: BytesMut::new(),
             unsent: Bytes::new(),
+            _place: place,
         })
     }
 

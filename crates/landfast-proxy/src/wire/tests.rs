@@ -10,7 +10,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::forward::Source;
+use crate::{descriptors::Descriptors, forward::Source};
 
 fn asking(method: Method, body: &Bytes) -> Outgoing {
     let mut headers = HeaderMap::new();
@@ -279,7 +279,8 @@ const TE_NAME: http::HeaderName = http::header::TE;
 async fn pair() -> (Wire, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
-    let wire = Wire::connect(address, Duration::from_secs(5)).await;
+    let place = Descriptors::new(None, 1, 1, 0).take().expect("no limit");
+    let wire = Wire::connect(address, Duration::from_secs(5), place).await;
     let (backend, _) = listener.accept().await.expect("a connection");
     (wire.expect("connected"), backend)
 }

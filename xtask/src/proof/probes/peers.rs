@@ -40,7 +40,9 @@ impl Drop for Peer {
 /// Starts the three, ourselves first.
 pub(super) fn start() -> anyhow::Result<Vec<Peer>> {
     Ok(vec![
-        start_peer("landfast", landfast)?,
+        start_peer("landfast", |folder, port, backend| {
+            start_landfast(folder, port, backend, "probes", 5_000)
+        })?,
         start_peer("nginx", nginx)?,
         start_peer("haproxy", haproxy)?,
     ])
@@ -79,7 +81,14 @@ fn answers(address: SocketAddr) -> bool {
     ask().is_ok_and(|text| text.starts_with("HTTP/1.1 200"))
 }
 
-fn landfast(folder: &Path, port: u16, backend: SocketAddr) -> anyhow::Result<Child> {
+/// Our proxy alone, with one route to one backend. `idle_ms`: the longest silence in a body.
+pub(in crate::proof) fn start_landfast(
+    folder: &Path,
+    port: u16,
+    backend: SocketAddr,
+    name: &str,
+    idle_ms: u64,
+) -> anyhow::Result<Child> {
     let control = folder.join("proxy.sock");
     let mut proxy = command(Build::landfast_alone()?);
     proxy
@@ -91,17 +100,18 @@ fn landfast(folder: &Path, port: u16, backend: SocketAddr) -> anyhow::Result<Chi
         .arg(folder.join("routes.json"))
         .env("LANDFAST_LOG", "error");
     let child = spawn(&mut proxy)?;
-    let key = "probes/production/api";
+    let key = format!("{name}/production/api");
+    let route = format!("{name}/production/all");
     let snapshot = json!({
         "version": 1,
         "fence": { "generation": 1, "revision": 1 },
         "routes": [{
-            "name": "probes/production/all", "host": "*", "path": "/", "service": key,
+            "name": route, "host": "*", "path": "/", "service": &key,
             "websocket": true, "https_only": false,
             "limits": { "body_bytes_max": 1 << 20 },
-            "timeouts": { "connect_ms": 1000, "first_byte_ms": 5000, "body_idle_ms": 5000 },
+            "timeouts": { "connect_ms": 1000, "first_byte_ms": 5000, "body_idle_ms": idle_ms },
         }],
-        "services": { key: {
+        "services": { &key: {
             "mode": { "kind": "serve" },
             "groups": [{ "release": 1, "weight": 1, "backends": [
                 { "id": "one", "address": backend, "state": { "kind": "serving" } },
