@@ -125,6 +125,10 @@ pub(crate) struct Destination {
 }
 
 /// What became of a request.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly every request is answered; a box would cost each of them an allocation"
+)]
 pub(crate) enum Outcome {
     Answered(Response<BackendBody>, Leg),
     /// A newer table came in before anything was sent: decide anew.

@@ -137,7 +137,11 @@ fn a_holder_that_ends_leaves_no_zombie_in_either_life_of_the_server() {
                 let after: Value = serde_json::from_slice(&after).unwrap_or_default();
                 after["generation"].as_u64() > before["generation"].as_u64()
             });
-            assert_eq!(children(server), [holder.clone()], "it was inherited");
+            assert_eq!(
+                children(server),
+                std::slice::from_ref(holder),
+                "it was inherited"
+            );
         }
         kill("-KILL", holder);
         host.until("the holder is reaped", || children(server).is_empty());

@@ -259,7 +259,9 @@ impl WireBody {
         loop {
             match self.framing.take(&mut self.wire.buffer)? {
                 Piece::More => {}
-                piece => return Poll::Ready(Ok(piece)),
+                piece @ (Piece::Data(_) | Piece::Trailers(_) | Piece::End) => {
+                    return Poll::Ready(Ok(piece));
+                }
             }
             let expected = usize::try_from(self.framing.expected()).unwrap_or(READ_MAX);
             let room = expected.clamp(FIRST_READ, READ_MAX);
