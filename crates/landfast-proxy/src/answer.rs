@@ -25,6 +25,7 @@ use crate::{
     request_body::Progress,
     thread::{self, Thread},
     upstream::{BackendBody, Upstream},
+    wire::After,
 };
 
 /// The answer could not be given whole; the connection (or HTTP/2 stream) is reset, so the client knows.
@@ -143,10 +144,13 @@ impl Leg {
     /// The answer is complete: the connection may serve another request.
     pub(crate) fn finish(self, body: BackendBody, exchange: &mut Exchange) {
         self.note_upload(exchange);
-        if let BackendBody::Wire(body) = body
-            && let Some(wire) = body.into_wire()
-        {
-            pool::give_back(&self.thread, self.entry.backend(), wire);
+        let BackendBody::Wire(body) = body else {
+            return;
+        };
+        match body.into_wire() {
+            After::Kept(wire) => pool::give_back(&self.thread, self.entry.backend(), wire),
+            After::Sending(wire) => self.thread.spawn(wire.send_rest()),
+            After::Closed => {}
         }
     }
 

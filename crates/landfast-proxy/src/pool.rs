@@ -44,7 +44,10 @@ const IDLE_AGE_MAX: Duration = Duration::from_secs(30);
 /// The longest head of an answer, and what is read of an answer at a time: for a client that reads slowly a piece or two
 /// of this size wait in each of three places.
 pub(crate) const HEAD_BYTES_MAX: usize = 32 << 10;
-const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
+/// The most fields an answer's head may have.
+pub(crate) const FIELDS_MAX: usize = 200;
+/// How long a connection that its backend has closed may stay half open.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(2);
 
 type Sender = http1::SendRequest<RequestBody>;
 
@@ -118,7 +121,7 @@ impl Pool {
     }
 
     fn put(&self, backend: &std::sync::Arc<Backend>, wire: Wire) {
-        if backend.is_leaving() || self.closed.get() {
+        if backend.is_leaving() || self.closed.get() || !wire.is_open() {
             return;
         }
         let mut idle = self.idle.borrow_mut();
@@ -210,7 +213,7 @@ pub(crate) async fn connect(
         _place: place,
     };
     let mut builder = http1::Builder::new();
-    builder.max_buf_size(HEAD_BYTES_MAX);
+    builder.max_buf_size(HEAD_BYTES_MAX).max_headers(FIELDS_MAX);
     let (sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
     thread.spawn(async move {
         if let Err(error) = connection.with_upgrades().await {

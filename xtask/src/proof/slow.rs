@@ -28,6 +28,9 @@ const KIB_MAX: f64 = 128.0;
 /// The default of a route: the longest silence in a body, and what a client's patience is.
 const IDLE_MS: u64 = 75_000;
 
+/// In microseconds.
+const WINDOW: i64 = 10_000_000;
+
 /// What slowhttptest is told, and what it asks for.
 const ATTACKS: [(&str, &[&str], &str); 3] = [
     ("slow heads", &["-H", "-i", "5", "-x", "24"], "/1k"),
@@ -72,6 +75,8 @@ pub(crate) fn slow(build: &Build) -> anyhow::Result<()> {
         let quiet = p99(&rows, from, begun)?;
         let during = p99(&rows, begun, to)?;
         let ratio = during as f64 / quiet as f64;
+        let windows = windows(&rows, begun, to)?;
+        println!("  {name}: P99 of each ten seconds, in ms: {windows}");
         let each = seen.kib.saturating_sub(at_rest) as f64 / seen.clients.max(1) as f64;
         println!(
             "figure: {name}: at most {} of {connections} connections held, {} at the end of {attack} s; P99 of {RATE} requests/s \
@@ -108,6 +113,18 @@ pub(crate) fn slow(build: &Build) -> anyhow::Result<()> {
     }
     ensure!(missed.is_empty(), "{}", missed.join("; "));
     Ok(())
+}
+
+/// When during an attack others had to wait.
+fn windows(rows: &[(i64, u64)], from: i64, to: i64) -> anyhow::Result<String> {
+    let mut shown = Vec::new();
+    let mut start = from;
+    while start + WINDOW <= to {
+        let here = p99(rows, start, start + WINDOW)?;
+        shown.push(format!("{:.1}", here as f64 / 1e3));
+        start += WINDOW;
+    }
+    Ok(shown.join(" "))
 }
 
 /// What was seen while an attack ran.

@@ -5,10 +5,11 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::WireError;
 
-/// Digits of a chunk's size; the largest has 2^60 bytes.
-const SIZE_DIGITS_MAX: u32 = 15;
-/// What the extensions of one chunk may have together.
-const EXTENSION_BYTES_MAX: usize = 4 << 10;
+const SIZE_MAX: u64 = (1 << 60) - 1;
+/// Zeros before the size included.
+const SIZE_DIGITS_MAX: u32 = 32;
+/// What stands between the sizes of one body and the ends of their lines, together.
+const EXTENSION_BYTES_MAX: usize = 16 << 10;
 const TRAILER_BYTES_MAX: usize = 16 << 10;
 const TRAILER_FIELDS_MAX: usize = 64;
 
@@ -22,17 +23,28 @@ pub(super) enum Framing {
     Close,
 }
 
-/// Where in a body of chunks.
+/// A body of chunks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Chunked {
+pub(super) struct Chunked {
+    step: Step,
+    /// Of all chunks so far.
+    extension_bytes: usize,
+}
+
+/// Where in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
     Size {
         size: u64,
         digits: u32,
     },
-    /// After the size, up to the end of the line.
+    /// After the size: spaces.
+    Space {
+        size: u64,
+    },
+    /// From a `;` to the end of the line.
     Extension {
         size: u64,
-        bytes: usize,
     },
     SizeLineFeed {
         size: u64,
@@ -58,18 +70,29 @@ pub(super) enum Piece {
 
 impl Framing {
     pub(super) fn chunked() -> Self {
-        Self::Chunked(Chunked::Size { size: 0, digits: 0 })
+        Self::Chunked(Chunked {
+            step: Step::Size { size: 0, digits: 0 },
+            extension_bytes: 0,
+        })
     }
 
     /// Whether it is known that nothing more comes.
     pub(super) fn is_over(&self) -> bool {
-        matches!(self, Self::Length(0) | Self::Chunked(Chunked::End))
+        match self {
+            Self::Length(left) => *left == 0,
+            Self::Chunked(chunked) => chunked.step == Step::End,
+            Self::Close => false,
+        }
     }
 
     /// How many bytes of data are known to come.
     pub(super) fn expected(&self) -> u64 {
         match self {
-            Self::Length(left) | Self::Chunked(Chunked::Data { left }) => *left,
+            Self::Length(left)
+            | Self::Chunked(Chunked {
+                step: Step::Data { left },
+                ..
+            }) => *left,
             Self::Chunked(_) | Self::Close => 0,
         }
     }
@@ -99,57 +122,66 @@ fn data(left: &mut u64, buffer: &mut BytesMut) -> Piece {
 impl Chunked {
     fn take(&mut self, buffer: &mut BytesMut) -> Result<Piece, WireError> {
         loop {
-            match self {
-                Self::End => return Ok(Piece::End),
-                Self::Data { left: 0 } => *self = Self::DataReturn,
-                Self::Data { left } => return Ok(data(left, buffer)),
-                Self::Trailer => return self.trailer(buffer),
-                Self::Size { .. }
-                | Self::Extension { .. }
-                | Self::SizeLineFeed { .. }
-                | Self::DataReturn
-                | Self::DataLineFeed => {
+            match &mut self.step {
+                Step::End => return Ok(Piece::End),
+                Step::Data { left: 0 } => self.step = Step::DataReturn,
+                Step::Data { left } => return Ok(data(left, buffer)),
+                Step::Trailer => return self.trailer(buffer),
+                Step::Size { .. }
+                | Step::Space { .. }
+                | Step::Extension { .. }
+                | Step::SizeLineFeed { .. }
+                | Step::DataReturn
+                | Step::DataLineFeed => {
                     if buffer.is_empty() {
                         return Ok(Piece::More);
                     }
-                    *self = self.step(buffer.get_u8())?;
+                    self.step = self.next(buffer.get_u8())?;
                 }
             }
         }
     }
 
-    fn step(self, byte: u8) -> Result<Self, WireError> {
-        Ok(match (self, byte) {
-            (Self::Size { size, digits }, _) if byte.is_ascii_hexdigit() => {
+    fn next(&mut self, byte: u8) -> Result<Step, WireError> {
+        Ok(match (self.step, byte) {
+            (Step::Size { size, digits }, _) if byte.is_ascii_hexdigit() => {
                 let digit = char::from(byte).to_digit(16).unwrap_or(0);
-                if digits == SIZE_DIGITS_MAX {
+                // Servers are known that fill the size up, with zeros before it or spaces behind.
+                if size > SIZE_MAX >> 4 || digits == SIZE_DIGITS_MAX {
                     return Err(WireError::Chunk);
                 }
-                Self::Size {
+                Step::Size {
                     size: size << 4 | u64::from(digit),
                     digits: digits + 1,
                 }
             }
-            (Self::Size { digits: 0, .. }, _) => return Err(WireError::Chunk),
-            (Self::Size { size, .. } | Self::Extension { size, .. }, b'\r') => {
-                Self::SizeLineFeed { size }
+            (Step::Size { digits: 0, .. }, _) => return Err(WireError::Chunk),
+            (Step::Size { size, .. } | Step::Space { size } | Step::Extension { size }, b'\r') => {
+                Step::SizeLineFeed { size }
             }
-            // Servers are known that fill the size up with spaces.
-            (Self::Size { size, .. }, b' ' | b'\t' | b';') => Self::Extension { size, bytes: 0 },
-            (Self::Extension { size, bytes }, _)
-                if byte != b'\n' && bytes < EXTENSION_BYTES_MAX =>
-            {
-                Self::Extension {
-                    size,
-                    bytes: bytes + 1,
-                }
+            (Step::Size { size, .. } | Step::Space { size }, b' ' | b'\t') => {
+                self.count()?;
+                Step::Space { size }
             }
-            (Self::SizeLineFeed { size: 0 }, b'\n') => Self::Trailer,
-            (Self::SizeLineFeed { size }, b'\n') => Self::Data { left: size },
-            (Self::DataReturn, b'\r') => Self::DataLineFeed,
-            (Self::DataLineFeed, b'\n') => Self::Size { size: 0, digits: 0 },
+            (Step::Size { size, .. } | Step::Space { size }, b';') => Step::Extension { size },
+            (Step::Extension { size }, _) if byte != b'\n' => {
+                self.count()?;
+                Step::Extension { size }
+            }
+            (Step::SizeLineFeed { size: 0 }, b'\n') => Step::Trailer,
+            (Step::SizeLineFeed { size }, b'\n') => Step::Data { left: size },
+            (Step::DataReturn, b'\r') => Step::DataLineFeed,
+            (Step::DataLineFeed, b'\n') => Step::Size { size: 0, digits: 0 },
             _ => return Err(WireError::Chunk),
         })
+    }
+
+    fn count(&mut self) -> Result<(), WireError> {
+        self.extension_bytes += 1;
+        if self.extension_bytes > EXTENSION_BYTES_MAX {
+            return Err(WireError::Chunk);
+        }
+        Ok(())
     }
 
     /// What follows the last chunk: fields, mostly none, and an empty line.
@@ -174,7 +206,7 @@ impl Chunked {
             Ok(httparse::Status::Partial) | Err(_) => return Err(WireError::Chunk),
         };
         buffer.advance(length);
-        *self = Self::End;
+        self.step = Step::End;
         Ok(if trailers.is_empty() {
             Piece::End
         } else {

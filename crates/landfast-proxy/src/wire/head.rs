@@ -11,10 +11,10 @@ use http::{
 use hyper::ext::ReasonPhrase;
 
 use super::{WireError, body::Framing};
-use crate::{forward::Outgoing, pool::HEAD_BYTES_MAX};
-
-/// More fields than any server sends in an answer's head.
-const FIELDS_MAX: usize = 128;
+use crate::{
+    forward::Outgoing,
+    pool::{FIELDS_MAX, HEAD_BYTES_MAX},
+};
 
 /// Writes the head of a request whose body is at hand.
 pub(super) fn write(outgoing: &Outgoing, body_bytes: usize, into: &mut Vec<u8>) {
@@ -22,6 +22,9 @@ pub(super) fn write(outgoing: &Outgoing, body_bytes: usize, into: &mut Vec<u8>) 
     let target = target.map_or("/", PathAndQuery::as_str);
     into.extend_from_slice(outgoing.method.as_str().as_bytes());
     into.push(b' ');
+    if !target.starts_with(['/', '*']) {
+        into.push(b'/');
+    }
     into.extend_from_slice(target.as_bytes());
     into.extend_from_slice(b" HTTP/1.1\r\n");
     let fields = &outgoing.headers;
@@ -90,7 +93,6 @@ pub(super) fn read(buffer: &mut BytesMut, method: &Method) -> Result<Option<Head
 
 fn parse(buffer: &mut BytesMut, method: &Method) -> Result<Option<Head>, WireError> {
     let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX];
-    let mut places = [const { Place::NOWHERE }; FIELDS_MAX];
     let mut response = httparse::Response::new(&mut []);
     let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(
         &mut response,
@@ -116,19 +118,17 @@ fn parse(buffer: &mut BytesMut, method: &Method) -> Result<Option<Head>, WireErr
     let canonical = status.canonical_reason().unwrap_or_default();
     let reason = response.reason.filter(|reason| *reason != canonical);
     let reason = reason.and_then(|reason| ReasonPhrase::try_from(reason.as_bytes()).ok());
-    let count = response.headers.len();
     let start = buffer.as_ptr().addr();
-    for (place, header) in places.iter_mut().zip(response.headers.iter()) {
-        *place = Place {
-            name: header.name.as_ptr().addr() - start,
-            name_end: header.name.as_ptr().addr() - start + header.name.len(),
-            value: header.value.as_ptr().addr().wrapping_sub(start),
-            value_len: header.value.len(),
-        };
-    }
+    let place = |header: &httparse::Header<'_>| Place {
+        name: header.name.as_ptr().addr() - start,
+        name_end: header.name.as_ptr().addr() - start + header.name.len(),
+        value: header.value.as_ptr().addr().wrapping_sub(start),
+        value_len: header.value.len(),
+    };
+    let places: Vec<Place> = response.headers.iter().map(place).collect();
     let bytes = buffer.split_to(length).freeze();
-    let mut headers = HeaderMap::with_capacity(count);
-    for place in &places[..count] {
+    let mut headers = HeaderMap::with_capacity(places.len());
+    for place in &places {
         headers.append(place.name(&bytes)?, place.value(&bytes)?);
     }
     let framing = framing(method, status, version, &mut headers)?;
@@ -152,13 +152,6 @@ struct Place {
 }
 
 impl Place {
-    const NOWHERE: Self = Self {
-        name: 0,
-        name_end: 0,
-        value: 0,
-        value_len: 0,
-    };
-
     fn name(&self, head: &[u8]) -> Result<HeaderName, WireError> {
         HeaderName::from_bytes(&head[self.name..self.name_end])
             .map_err(|_| WireError::Head(httparse::Error::HeaderName))
@@ -184,37 +177,44 @@ fn framing(
     version: Version,
     headers: &mut HeaderMap,
 ) -> Result<Framing, WireError> {
+    let last = headers.get_all(TRANSFER_ENCODING).iter().next_back();
+    let last = last.map(|value| {
+        let last = value.as_bytes().rsplit(|byte| *byte == b',').next();
+        last.is_some_and(|last| last.trim_ascii().eq_ignore_ascii_case(b"chunked"))
+    });
+    if last.is_some() {
+        headers.remove(CONTENT_LENGTH);
+    }
     let has_none = *method == Method::HEAD
         || status.is_informational()
         || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-    if has_none {
-        return Ok(Framing::Length(0));
-    }
-    if let Some(last) = headers.get_all(TRANSFER_ENCODING).iter().next_back() {
-        if version == Version::HTTP_10 {
-            return Err(WireError::Framing);
-        }
-        let last = last.as_bytes().rsplit(|byte| *byte == b',').next();
-        let is_chunked =
-            last.is_some_and(|last| last.trim_ascii().eq_ignore_ascii_case(b"chunked"));
-        headers.remove(CONTENT_LENGTH);
-        return Ok(if is_chunked {
-            Framing::chunked()
-        } else {
-            Framing::Close
-        });
+    match last {
+        _ if has_none => return Ok(Framing::Length(0)),
+        Some(_) if version == Version::HTTP_10 => return Err(WireError::Framing),
+        Some(true) => return Ok(Framing::chunked()),
+        Some(false) => return Ok(Framing::Close),
+        None => {}
     }
     let mut length = None;
+    let mut is_plain = true;
     for value in headers.get_all(CONTENT_LENGTH) {
         // `5, 5` is a length said twice (RFC 9110, 8.6).
         for part in value.as_bytes().split(|byte| *byte == b',') {
             let here = digits(part.trim_ascii()).ok_or(WireError::Framing)?;
-            if length.replace(here).is_some_and(|before| before != here) {
-                return Err(WireError::Framing);
+            match length.replace(here) {
+                None => {}
+                Some(before) if before == here => is_plain = false,
+                Some(_) => return Err(WireError::Framing),
             }
         }
     }
-    Ok(length.map_or(Framing::Close, Framing::Length))
+    let Some(length) = length else {
+        return Ok(Framing::Close);
+    };
+    if !is_plain {
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    Ok(Framing::Length(length))
 }
 
 fn digits(text: &[u8]) -> Option<u64> {

@@ -4,7 +4,8 @@
 //! It carries requests whose body is at hand. Uploads that are passed on as they come, and connections that become
 //! tunnels, go over hyper's client ([`crate::pool::connect`]).
 //!
-//! An idle connection has no buffer. One that has anything to read while it is idle is not used again.
+//! An idle connection has no buffer. One that has anything to read while it is idle is not used again, and closed by the next
+//! sweep.
 
 mod body;
 mod head;
@@ -35,6 +36,8 @@ const FIRST_READ: usize = 8 << 10;
 const READ_MAX: usize = 32 << 10;
 /// A body up to this size is written together with its head.
 const TOGETHER_MAX: usize = 16 << 10;
+/// How long the rest of a request is still sent after its answer is complete.
+const REST_MAX: Duration = Duration::from_secs(5);
 
 thread_local! {
     /// Where requests are put together: most are taken by the kernel at once, and nothing is left of them.
@@ -58,6 +61,18 @@ pub(crate) enum WireError {
     Chunk,
     #[error("the backend switched protocols without being asked")]
     Switched,
+}
+
+impl WireError {
+    /// Whether it means that an answer came, which is the backend's own word, if one that nobody can read.
+    fn sent(&self) -> Option<Sent> {
+        match self {
+            Self::Io(_) | Self::Closed => None,
+            Self::Head(_) | Self::HeadTooLarge | Self::Framing | Self::Chunk | Self::Switched => {
+                Some(Sent::Answered)
+            }
+        }
+    }
 }
 
 /// See the head of the module.
@@ -104,37 +119,33 @@ impl Wire {
         outgoing: &Outgoing,
         body: &Bytes,
     ) -> Result<Response<WireBody>, (Sent, WireError)> {
+        let mut is_begun = false;
         let mut sent = Sent::Nothing;
         let head = std::future::poll_fn(|cx| {
-            if sent == Sent::Nothing && self.unsent.is_empty() {
-                match self.begin(cx, outgoing, body) {
-                    Ok(true) => sent = Sent::Something,
-                    Ok(false) => {}
-                    Err(error) => return Poll::Ready(Err(WireError::Io(error))),
-                }
-            } else if !self.unsent.is_empty() {
-                let before = self.unsent.len();
-                let flushed = self.poll_flush(cx);
-                if self.unsent.len() < before {
-                    sent = Sent::Something;
-                }
-                // What it said before it closed its side counts more.
-                if let Poll::Ready(Err(error)) = flushed {
-                    self.unsent.clear();
-                    return match self.poll_head(cx, &outgoing.method) {
-                        Poll::Ready(Ok(head)) => Poll::Ready(Ok(head)),
-                        Poll::Ready(Err(_)) | Poll::Pending => Poll::Ready(Err(error.into())),
-                    };
-                }
+            if !std::mem::replace(&mut is_begun, true) && self.begin(cx, outgoing, body)? {
+                sent = Sent::Something;
             }
-            self.poll_head(cx, &outgoing.method)
+            let before = self.unsent.len();
+            let flushed = self.poll_flush(cx);
+            if self.unsent.len() < before {
+                sent = Sent::Something;
+            }
+            let Poll::Ready(Err(error)) = flushed else {
+                return self.poll_head(cx, &outgoing.method);
+            };
+            // What it said before it closed its side counts more.
+            self.unsent = Bytes::new();
+            Poll::Ready(match self.poll_head(cx, &outgoing.method) {
+                Poll::Ready(Ok(head)) => Ok(head::Head {
+                    is_kept: false,
+                    ..head
+                }),
+                Poll::Ready(Err(_)) | Poll::Pending => Err(error.into()),
+            })
         });
         let head = match head.await {
             Ok(head) => head,
-            Err(error) => {
-                let is_answer = matches!(error, WireError::Switched);
-                return Err((if is_answer { Sent::Answered } else { sent }, error));
-            }
+            Err(error) => return Err((error.sent().unwrap_or(sent), error)),
         };
         let mut response = Response::new(());
         *response.status_mut() = head.status;
@@ -149,7 +160,8 @@ impl Wire {
         Ok(response.map(|()| body))
     }
 
-    /// Writes as much as the kernel takes at once; tells whether it took anything.
+    /// Writes as much as the kernel takes at once, and keeps the rest; tells whether it took anything. Nothing was sent
+    /// where this fails.
     fn begin(
         &mut self,
         cx: &mut Context<'_>,
@@ -167,27 +179,34 @@ impl Wire {
                 Poll::Ready(written) => written?,
                 Poll::Pending => 0,
             };
-            if written < scratch.len() || !is_together {
-                let mut unsent = scratch[written..].to_vec();
-                if !is_together {
-                    unsent.extend_from_slice(body);
-                }
-                self.unsent = unsent.into();
-                // Whether all of it went or the rest has to wait: this asks to be woken for it.
-                if let Poll::Ready(flushed) = self.poll_flush(cx) {
-                    flushed?;
-                }
-            }
+            self.unsent = match (written < scratch.len(), is_together) {
+                (false, true) => Bytes::new(),
+                (false, false) => body.clone(),
+                (true, true) => Bytes::copy_from_slice(&scratch[written..]),
+                (true, false) => [&scratch[written..], body].concat().into(),
+            };
             Ok(written > 0)
         })
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.unsent.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
         while !self.unsent.is_empty() {
             let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.unsent))?;
             self.unsent.advance(written);
         }
+        // Even of length zero it would hold the body.
+        self.unsent = Bytes::new();
         Poll::Ready(Ok(()))
+    }
+
+    /// Gives a backend that answered early the rest of the request, for a while. Nobody waits for it.
+    pub(crate) async fn send_rest(mut self) {
+        let rest = std::future::poll_fn(|cx| self.poll_flush(cx));
+        // What it does not take by then it does not want.
+        drop(tokio::time::timeout(REST_MAX, rest).await);
     }
 
     fn poll_head(
@@ -215,7 +234,11 @@ impl Wire {
         };
         ready?;
         self.buffer.reserve(room);
-        poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.buffer)
+        let read = poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.buffer);
+        if read.is_pending() && self.buffer.is_empty() {
+            self.buffer = BytesMut::new();
+        }
+        read
     }
 }
 
@@ -225,6 +248,16 @@ fn reason(reason: Option<hyper::ext::ReasonPhrase>) -> http::Extensions {
         extensions.insert(reason);
     }
     extensions
+}
+
+/// A connection after an answer.
+#[derive(Debug)]
+pub(crate) enum After {
+    /// Another request may follow on it.
+    Kept(Wire),
+    /// The answer came before the request was taken.
+    Sending(Wire),
+    Closed,
 }
 
 /// The rest of an answer, with its connection.
@@ -237,23 +270,32 @@ pub(crate) struct WireBody {
 }
 
 impl WireBody {
-    /// The connection, where another request may follow on it.
-    pub(crate) fn into_wire(self) -> Option<Wire> {
+    /// What becomes of the connection.
+    pub(crate) fn into_wire(self) -> After {
         let Self {
             mut wire,
             framing,
             is_kept,
             is_broken,
         } = self;
-        let is_clean = wire.buffer.is_empty() && wire.unsent.is_empty();
+        if is_broken || !framing.is_over() {
+            return After::Closed;
+        }
+        let is_clean = wire.buffer.is_empty();
         wire.buffer = BytesMut::new();
-        (is_kept && !is_broken && framing.is_over() && is_clean).then_some(wire)
+        if !wire.unsent.is_empty() {
+            After::Sending(wire)
+        } else if is_kept && is_clean {
+            After::Kept(wire)
+        } else {
+            After::Closed
+        }
     }
 
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece, WireError>> {
         // The backend may want the rest of the request before it goes on.
         if let Poll::Ready(Err(_)) = self.wire.poll_flush(cx) {
-            self.wire.unsent.clear();
+            self.wire.unsent = Bytes::new();
             self.is_kept = false;
         }
         loop {
