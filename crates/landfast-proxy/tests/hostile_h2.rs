@@ -112,7 +112,7 @@ async fn rapid_resets_end_the_connection_and_reach_few_backends() {
     }
     // It may be cut off before it has sent all.
     let _cut = stream.write_all(&bytes).await;
-    assert!(is_sent_away(stream).await);
+    assert!(Box::pin(is_sent_away(stream)).await);
     assert!(upstream.count() < 1_000, "{}", upstream.count());
     others_are_served(address).await;
 }
