@@ -80,6 +80,11 @@ bench: setup-bench ## our proxy beside nginx, HAProxy and Caddy: processor time 
 	$(CARGO) build --locked --profile dist -p landfast -p landfast-bench
 	$(CARGO) xtask bench
 
+.PHONY: bench-backup
+bench-backup: setup-bench ## our backups beside pgBackRest and restic: time, bytes, restore, load on the app (<= 30 min; SHORT=1: <= 6)
+	$(CARGO) build --locked --release -p landfast-backup-postgres --examples
+	$(CARGO) xtask bench backup
+
 .PHONY: bench-core
 bench-core: ## Criterion over routing, manifest, journal and engine
 	$(CARGO) bench --locked -p landfast-cases
@@ -161,12 +166,38 @@ proof-power: ## errors 0.5 -> 3 % or P99 doubled: caught within the hold in >= 9
 proof-exit: ## an instance that exits at start: its step fails < 2 s after the exit
 	$(PROOF) exit
 
+.PHONY: proof-rotation
+proof-rotation: setup-proof ## a managed PostgreSQL's password changed 6 times under load: 0 lost, no old password opens anything
+	$(PROOF) rotation
+
+.PHONY: proof-secrets
+proof-secrets: setup-proof ## values planted through every way in, searched in every log, event, answer, process and file
+	cargo xtask proof secrets
+
+.PHONY: proof-rename
+proof-rename: setup ## a column renamed, deployed, rolled back and sealed under load, both releases writing: 0 lost, 0 mismatched, pause <= 100 ms
+	$(PROOF) rename
+
+.PHONY: proof-long-transaction
+proof-long-transaction: setup ## a migration behind a long transaction: named, given up, others' P99 <= 2.5 s
+	$(PROOF) long-transaction
+
+.PHONY: proof-lint-truth
+proof-lint-truth: setup ## each finding of the corpus on a real PostgreSQL with 100,000 rows: 0 false alarms
+	$(CARGO) xtask proof lint-truth
+
+.PHONY: proof-migrations
+proof-migrations: setup ## runners of migrations killed at every kind of step (5 seeds), two at once (20 times), contracts beside older releases
+	LANDFAST_LONG=1 $(CARGO) test --locked -p landfast-migrator --test kills -- --nocapture
+	$(CARGO) test --locked -p landfast-rollout --test migrations
+	$(CARGO) test --locked -p landfast-migrator --test postgres --test mariadb --test rename
+
 .PHONY: proof-jail
 proof-jail: setup-proof ## instances try to leave their jail, here and under Debian's kernel with cgroup v2 in a virtual machine
 	$(CARGO) xtask proof jail
 
 .PHONY: proof-planted
-proof-planted: ## seven planted bugs, each found by the simulator within 500 seeds
+proof-planted: ## eight planted bugs, each found by the simulator within 500 seeds
 	$(PROOF) planted
 
 .PHONY: proof-deploy-latency
@@ -196,6 +227,11 @@ proof-acme: ## pebble with bad nonces, slow orders, failing validations: obtaine
 .PHONY: proof-tls
 proof-tls: setup-proof ## testssl.sh and sslyze against the proxy: no finding of medium or worse
 	$(CARGO) xtask proof tls
+
+.PHONY: faults
+faults: setup-proof ## backups under 13 faults, 5 seeds each, 20 of a lost host; goes on where it was (MINUTES=120 for a piece)
+	$(CARGO) build --locked -p landfast-faults
+	$(CARGO) xtask faults --minutes $(or $(MINUTES),120) $(ARGUMENTS)
 
 .PHONY: proof-demo
 proof-demo: ## make demo, after the build, in < 120 s

@@ -143,18 +143,26 @@ fn unknown_commands(text: &str, commands: &Commands, global: &BTreeSet<String>) 
             .skip_while(|word| word.starts_with('-'));
         let plain = plain.collect::<Vec<_>>();
         let Some(first) = plain.first() else { continue };
-        let two = plain.iter().take(2).copied().collect::<Vec<_>>().join(" ");
-        // Options that take a value may stand before the command.
-        let group = commands
-            .keys()
-            .any(|name| name.starts_with(&format!("{first} ")));
-        let name = if commands.contains_key(&two) {
-            &two
-        } else {
-            *first
+        let front = |count| {
+            plain
+                .iter()
+                .take(count)
+                .copied()
+                .collect::<Vec<_>>()
+                .join(" ")
         };
+        let (two, three) = (front(2), front(3));
+        // Options that take a value may stand before the command.
+        let is_group = |words: &str| {
+            let front = format!("{words} ");
+            commands.keys().any(|name| name.starts_with(&front))
+        };
+        let group = (plain.len() == 1 && is_group(first)) || (plain.len() == 2 && is_group(&two));
+        let known = [three.as_str(), two.as_str()];
+        let known = known.into_iter().find(|name| commands.contains_key(*name));
+        let name = known.unwrap_or(*first);
         let options = commands.get(name);
-        if options.is_none() && !(group && plain.len() == 1) {
+        if options.is_none() && !group {
             if words.len() == plain.len() {
                 problems.push(format!(
                     "line {number}: there is no command `landfast {two}`"

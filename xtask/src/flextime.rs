@@ -24,6 +24,13 @@ pub(crate) fn run(arguments: &[String]) -> anyhow::Result<()> {
         let beside = folder.join("flextime.new");
         fs::copy(&built, &beside)
             .with_context(|| format!("failed to copy `{}`", built.display()))?;
+        // As one is that goes to production: a fifth of the size.
+        let stripped = command("strip").arg("--strip-debug").arg(&beside).status();
+        let stripped = stripped.context("failed to start strip (Debian package `binutils`)")?;
+        ensure!(
+            stripped.success(),
+            "release {version} could not be stripped"
+        );
         fs::rename(&beside, &target)
             .with_context(|| format!("failed to place `{}`", target.display()))?;
         check(&target, version)?;

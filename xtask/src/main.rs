@@ -11,6 +11,7 @@ mod book;
 mod demo;
 mod docs;
 mod errors;
+mod faults;
 mod flextime;
 mod instructions;
 mod live;
@@ -27,12 +28,14 @@ fn main() -> anyhow::Result<()> {
         "flextime" => flextime::run(&rest),
         "bench" => bench::run(&rest),
         "demo" => demo::run(),
+        "faults" => faults::run(&rest),
         "instructions" => instructions::run(&rest),
         "proof" => proof::run(&rest),
         _ => bail!(
-            "there is no chore `{chore}`; there is:\n  {}\n  {}\n  {}\n  {}\n  {}\n  {}",
+            "there is no chore `{chore}`; there is:\n  {}\n  {}\n  {}\n  {}\n  {}\n  {}\n  {}",
             bench::USAGE,
             docs::USAGE,
+            faults::USAGE,
             flextime::USAGE,
             demo::USAGE,
             instructions::USAGE,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{Diagnostic, Protection, Rollout};
+use crate::{Diagnostic, Migration, Protection, Rollout};
 
 /// A manifest as its author wrote it: the server reads it itself, so that its answer names the author's lines.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -91,6 +91,9 @@ pub struct Plan {
     pub services: Vec<ServicePlan>,
     /// What will happen, in words, one line each.
     pub steps: Vec<String>,
+    /// Migrations the release brings that have not run, in the order they would.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub migrations: Vec<Migration>,
     /// The gates the rollout will wait for.
     pub gates: Vec<String>,
     pub peak: Peak,
@@ -180,6 +183,9 @@ pub struct RollbackPlan {
     pub expected_ms: Option<u64>,
     /// In words: `switch back, blue stands by` or `start 3 instances of release 4 first`.
     pub how: String,
+    /// Why no rollback leads there, by the schemas of today.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub obstacle: Option<String>,
 }
 
 /// A (host, path) this app wants.

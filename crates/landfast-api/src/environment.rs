@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{At, Protection, Rollout};
+use crate::{At, Protection, Rollout, Schema, Store, StoreBackups};
 
 /// Everything about one environment at one moment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -18,6 +18,12 @@ pub struct EnvironmentStatus {
     /// The newest first.
     pub releases: Vec<Release>,
     pub services: Vec<ServiceStatus>,
+    /// Data stores, in order of name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stores: Vec<Store>,
+    /// Their backups, in order of store.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub backups: Vec<StoreBackups>,
     pub routes: Vec<Route>,
     /// The rollout that is not over, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -25,6 +31,9 @@ pub struct EnvironmentStatus {
     /// Replicas set by `scale`, by service.
     #[serde(default)]
     pub scale_overrides: BTreeMap<String, u32>,
+    /// What its databases have seen.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub schemas: Vec<Schema>,
     /// What somebody should look at, the worst first.
     #[serde(default)]
     pub problems: Vec<Trouble>,
@@ -214,6 +223,9 @@ pub struct Release {
     /// It served all traffic until its rollout was sealed: a rollback may lead to it by itself.
     #[serde(default)]
     pub sealed: bool,
+    /// Why it cannot run on today's schemas, with both ways out; absent where it can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub obstacle: Option<String>,
 }
 
 /// What a release is for just now.

@@ -1,4 +1,4 @@
-//! Jobs by hand, commands beside instances, and secrets.
+//! Jobs by hand, and commands beside instances.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -75,24 +75,4 @@ pub enum ExecFrame {
     },
     /// It could not go on.
     Failed { reason: String },
-}
-
-/// A secret's name and versions. Its value is never answered.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Secret {
-    pub name: String,
-    /// The newest.
-    pub version: u64,
-    pub set_at: At,
-    /// How many versions are kept.
-    pub versions: u32,
-    /// The version the release that serves was pinned to; older than `version`: the next deploy takes it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pinned: Option<u64>,
-}
-
-/// The secrets of an environment, by name.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
-pub struct SecretList {
-    pub secrets: Vec<Secret>,
 }

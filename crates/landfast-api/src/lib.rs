@@ -14,6 +14,7 @@
 //! in fields named `…_bytes`, shares of CPU are thousandths in fields named `…_millis`.
 
 mod at;
+mod backup;
 pub mod base64;
 mod certificate;
 mod deploy;
@@ -22,16 +23,24 @@ mod environment;
 mod event;
 mod exec;
 mod host;
+mod migration;
 mod openapi;
 pub mod paths;
 mod problem;
 mod protection;
 mod rollout;
+mod secret;
+mod store;
 mod traffic;
 mod upload;
 
 pub use crate::{
     at::{At, AtError},
+    backup::{
+        Backup, BackupEnded, BackupFrame, BackupKey, BackupKeyText, BackupList, BackupRequest,
+        BackupWork, Drill, DrillCheck, DrillRequest, PruneRequest, RestorePoint, RestoreRequest,
+        RestoreTarget, Restored, StoreBackups,
+    },
     certificate::{
         Certificate, CertificateAlert, CertificateList, CertificateSource, CertificateState,
     },
@@ -46,10 +55,16 @@ pub use crate::{
         Trouble,
     },
     event::{Event, Level, LogLine, LogQuery, LogStream},
-    exec::{ExecFrame, ExecRequest, JobRun, JobRunState, Secret, SecretList},
+    exec::{ExecFrame, ExecRequest, JobRun, JobRunState},
     host::{
         AppList, AppSummary, Folders, Health, Host, HostResources, Listeners, ProxyInfo,
         RolloutBrief,
+    },
+    migration::{
+        MigrateAcceptRequest, MigrateFrame, MigratePlan, MigrateRequest, MigrateUpRequest,
+        Migration, MigrationFinding, MigrationLock, MigrationPhase, MigrationRecord,
+        MigrationRehearsal, MigrationStage, MigrationState, MigrationStatus, MigrationWay,
+        PendingMigration, RehearsedMigration, ReleaseOutlook, Schema,
     },
     openapi::{Endpoint, Method, endpoints, openapi, openapi_json},
     problem::{Diagnostic, DiagnosticSeverity, Moving, PROBLEM_TYPE_PREFIX, Problem, ProblemCode},
@@ -59,6 +74,16 @@ pub use crate::{
         RolloutKind, RolloutList, RolloutState, Step, Streams, Weight,
     },
     rollout::{ReasonRequest, RollbackRequest, ScaleAnswer, ScaleRequest},
+    secret::{
+        Secret, SecretDeed, SecretHistory, SecretImported, SecretList, SecretRevealRequest,
+        SecretRevokeRequest, SecretRollbackRequest, SecretRotateRequest, SecretRotated,
+        SecretStored, SecretValue, SecretVersion, SecretVersionState, SecretsKey,
+        SecretsKeyRotated, SecretsKeyText,
+    },
+    store::{
+        Store, StoreConnection, StoreCost, StoreDeleteRequest, StoreDisk, StoreList, StoreMeasures,
+        StoreReplica, StoreRotateRequest, StoreRotation, StoreState, StoreStatement,
+    },
     traffic::{InstanceTraffic, ServiceTraffic, Traffic},
     upload::{
         ArtifactCreated, ArtifactEntry, ArtifactEntryKind, ArtifactListing, BlobSize, MissingBlob,

@@ -379,10 +379,249 @@ pub fn endpoints() -> Vec<Endpoint> {
             ..get(
                 paths::SECRET,
                 "remove_secret",
-                "Removes a secret and its versions",
+                "Leaves a secret out of new releases; those that pinned a version keep it",
                 Body::None,
             )
         },
+        post(
+            paths::SECRETS,
+            "import_secrets",
+            "Sets the secrets of a dotenv text, all or none; names that have their value already are left alone",
+            Body::Text("text/plain"),
+            json::<SecretImported>(),
+        ),
+        post(
+            paths::SECRET_REVEAL,
+            "reveal_secret",
+            "The value itself, and a record of who asked; over the Unix socket only",
+            json::<SecretRevealRequest>(),
+            json::<SecretValue>(),
+        ),
+        get(
+            paths::SECRET_HISTORY,
+            "secret_history",
+            "The versions of a secret, and what was done with it, never a value",
+            json::<SecretHistory>(),
+        ),
+        post(
+            paths::SECRET_ROLLBACK,
+            "roll_secret_back",
+            "Sets a secret to the value of an earlier version, as a new version",
+            json::<SecretRollbackRequest>(),
+            json::<Secret>(),
+        ),
+        post(
+            paths::SECRET_REVOKE,
+            "revoke_secret",
+            "Forgets the value of a version; whoever pinned it is given the newest",
+            json::<SecretRevokeRequest>(),
+            json::<SecretHistory>(),
+        ),
+        post(
+            paths::SECRET_ROTATE,
+            "rotate_secret",
+            "Sets a secret to a generated or given value and brings it to the instances one after another",
+            json::<SecretRotateRequest>(),
+            json::<SecretRotated>(),
+        ),
+        get(
+            paths::SECRETS_KEY,
+            "secrets_key",
+            "The key the secrets are sealed under, and whether a copy of it was confirmed",
+            json::<SecretsKey>(),
+        ),
+        post(
+            paths::SECRETS_KEY_EXPORT,
+            "export_secrets_key",
+            "The text of the key file, for a copy in a safe place; over the Unix socket only",
+            Body::None,
+            json::<SecretsKeyText>(),
+        ),
+        post(
+            paths::SECRETS_KEY_CONFIRM,
+            "confirm_secrets_key",
+            "Shows that a copy is one of this key: the body is its text",
+            Body::Text("text/plain"),
+            json::<SecretsKey>(),
+        ),
+        post(
+            paths::SECRETS_KEY_ROTATE,
+            "rotate_secrets_key",
+            "Replaces the key the secrets are sealed under, and re-wraps everything",
+            Body::None,
+            json::<SecretsKeyRotated>(),
+        ),
+        get(
+            paths::STORES,
+            "stores",
+            "The data stores of an environment, in order of name",
+            json::<StoreList>(),
+        ),
+        get(
+            paths::STORE,
+            "store",
+            "One data store, with what was measured of it",
+            json::<Store>(),
+        ),
+        post(
+            paths::STORE_CONNECTION,
+            "store_connection",
+            "How a person reaches a managed store: the answer holds a password",
+            Body::None,
+            json::<StoreConnection>(),
+        ),
+        Endpoint {
+            answers: vec![(202, "It is being restarted", json::<Store>())],
+            ..post(
+                paths::STORE_RESTART,
+                "restart_store",
+                "Restarts the server of a managed store",
+                Body::None,
+                Body::None,
+            )
+        },
+        Endpoint {
+            answers: vec![(202, "It goes on by itself", json::<Store>())],
+            ..post(
+                paths::STORE_ROTATE,
+                "rotate_store",
+                "Changes the password that instances reach a managed store with",
+                json::<StoreRotateRequest>(),
+                Body::None,
+            )
+        },
+        Endpoint {
+            answers: vec![(
+                202,
+                "It is ended, kept for a while, then removed",
+                json::<Store>(),
+            )],
+            ..post(
+                paths::STORE_DELETE,
+                "delete_store",
+                "Deletes a managed store that no manifest names any more, after a delay",
+                json::<StoreDeleteRequest>(),
+                Body::None,
+            )
+        },
+        Endpoint {
+            answers: vec![(202, "It is started again", json::<Store>())],
+            ..post(
+                paths::STORE_UNDELETE,
+                "undelete_store",
+                "Takes a deleted store back",
+                Body::None,
+                Body::None,
+            )
+        },
+        get(
+            paths::BACKUPS,
+            "backups",
+            "How the backups of an environment's stores stand",
+            json::<BackupList>(),
+        ),
+        get(
+            paths::STORE_BACKUPS,
+            "store_backups",
+            "The backups of one store, and how far a restore reaches",
+            json::<StoreBackups>(),
+        ),
+        post(
+            paths::STORE_BACKUPS,
+            "back_up",
+            "Makes a backup now; goes on when nobody reads the answer",
+            json::<BackupRequest>(),
+            Body::Lines(BackupFrame::name().into_owned()),
+        ),
+        post(
+            paths::BACKUPS_VERIFY,
+            "verify_backups",
+            "Reads every byte of a store's backups",
+            Body::None,
+            Body::Lines(BackupFrame::name().into_owned()),
+        ),
+        post(
+            paths::BACKUPS_PRUNE,
+            "prune_backups",
+            "Removes what is older than the manifest keeps",
+            json::<PruneRequest>(),
+            Body::Lines(BackupFrame::name().into_owned()),
+        ),
+        post(
+            paths::DRILLS,
+            "drill",
+            "Restores the newest backup into a server of its own, checks it and removes it",
+            json::<DrillRequest>(),
+            Body::Lines(BackupFrame::name().into_owned()),
+        ),
+        post(
+            paths::RESTORES,
+            "restore",
+            "Restores into a new store beside the old, or into a folder",
+            json::<RestoreRequest>(),
+            Body::Lines(BackupFrame::name().into_owned()),
+        ),
+        get(
+            paths::BACKUP_KEY,
+            "backup_key",
+            "The key that backups of this host are sealed under",
+            json::<BackupKey>(),
+        ),
+        post(
+            paths::BACKUP_KEY_EXPORT,
+            "export_backup_key",
+            "The text of the key file, for a copy in a safe place",
+            Body::None,
+            json::<BackupKeyText>(),
+        ),
+        post(
+            paths::BACKUP_KEY_CONFIRM,
+            "confirm_backup_key",
+            "Shows that a copy is one of this key: the body is its text",
+            Body::Text("text/plain"),
+            json::<BackupKey>(),
+        ),
+        get(
+            paths::MIGRATIONS,
+            "migrations",
+            "What a database says was done to it",
+            json::<MigrationStatus>(),
+        ),
+        post(
+            paths::MIGRATIONS_PLAN,
+            "plan_migrations",
+            "What an uploaded folder of migrations would do to a database; changes nothing",
+            json::<MigrateRequest>(),
+            json::<MigratePlan>(),
+        ),
+        post(
+            paths::MIGRATIONS_UP,
+            "migrate_up",
+            "Runs what is pending outside a rollout; ends when nobody reads the answer any more",
+            json::<MigrateUpRequest>(),
+            Body::Lines(MigrateFrame::name().into_owned()),
+        ),
+        post(
+            paths::MIGRATIONS_DOWN,
+            "migrate_down",
+            "Takes the newest migration back by its way down",
+            json::<MigrateRequest>(),
+            Body::Lines(MigrateFrame::name().into_owned()),
+        ),
+        post(
+            paths::MIGRATIONS_REHEARSE,
+            "rehearse_migrations",
+            "Runs what is pending on a copy of a managed database, and says what each migration costs",
+            json::<MigrateRequest>(),
+            Body::Lines(MigrateFrame::name().into_owned()),
+        ),
+        post(
+            paths::MIGRATIONS_ACCEPT,
+            "accept_migration",
+            "Takes a changed file, or a step nobody could judge, for applied",
+            json::<MigrateAcceptRequest>(),
+            Body::Lines(MigrateFrame::name().into_owned()),
+        ),
     ]
 }
 
@@ -396,6 +635,11 @@ fn schemas() -> Vec<(String, RefOr<Schema>)> {
     add::<AppList>(&mut schemas);
     add::<ArtifactCreated>(&mut schemas);
     add::<ArtifactListing>(&mut schemas);
+    add::<BackupFrame>(&mut schemas);
+    add::<BackupKey>(&mut schemas);
+    add::<BackupKeyText>(&mut schemas);
+    add::<BackupList>(&mut schemas);
+    add::<BackupRequest>(&mut schemas);
     add::<BlobSize>(&mut schemas);
     add::<Certificate>(&mut schemas);
     add::<CertificateList>(&mut schemas);
@@ -403,6 +647,7 @@ fn schemas() -> Vec<(String, RefOr<Schema>)> {
     add::<DeployRequest>(&mut schemas);
     add::<Diagnosis>(&mut schemas);
     add::<DoctorRequest>(&mut schemas);
+    add::<DrillRequest>(&mut schemas);
     add::<EnvironmentStatus>(&mut schemas);
     add::<Event>(&mut schemas);
     add::<ExecFrame>(&mut schemas);
@@ -417,7 +662,10 @@ fn schemas() -> Vec<(String, RefOr<Schema>)> {
     add::<Plan>(&mut schemas);
     add::<PlanRequest>(&mut schemas);
     add::<Problem>(&mut schemas);
+    add::<PruneRequest>(&mut schemas);
     add::<ReasonRequest>(&mut schemas);
+    add::<RestoreRequest>(&mut schemas);
+    add::<StoreBackups>(&mut schemas);
     add::<RollbackRequest>(&mut schemas);
     add::<Rollout>(&mut schemas);
     add::<RolloutList>(&mut schemas);
@@ -426,7 +674,29 @@ fn schemas() -> Vec<(String, RefOr<Schema>)> {
     add::<ScaleAnswer>(&mut schemas);
     add::<ScaleRequest>(&mut schemas);
     add::<Secret>(&mut schemas);
+    add::<SecretHistory>(&mut schemas);
+    add::<SecretImported>(&mut schemas);
     add::<SecretList>(&mut schemas);
+    add::<SecretRevealRequest>(&mut schemas);
+    add::<SecretRevokeRequest>(&mut schemas);
+    add::<SecretRollbackRequest>(&mut schemas);
+    add::<SecretRotateRequest>(&mut schemas);
+    add::<SecretRotated>(&mut schemas);
+    add::<SecretsKeyRotated>(&mut schemas);
+    add::<SecretValue>(&mut schemas);
+    add::<SecretsKey>(&mut schemas);
+    add::<SecretsKeyText>(&mut schemas);
+    add::<Store>(&mut schemas);
+    add::<StoreConnection>(&mut schemas);
+    add::<StoreDeleteRequest>(&mut schemas);
+    add::<StoreRotateRequest>(&mut schemas);
+    add::<StoreList>(&mut schemas);
+    add::<MigrationStatus>(&mut schemas);
+    add::<MigrateRequest>(&mut schemas);
+    add::<MigratePlan>(&mut schemas);
+    add::<MigrateUpRequest>(&mut schemas);
+    add::<MigrateAcceptRequest>(&mut schemas);
+    add::<MigrateFrame>(&mut schemas);
     schemas.sort_by(|(left, _), (right, _)| left.cmp(right));
     schemas
 }

@@ -36,6 +36,49 @@ pub const JOB_RUN: &str = "/v1/apps/{app}/environments/{environment}/jobs/{job}/
 pub const EXEC: &str = "/v1/apps/{app}/environments/{environment}/exec";
 pub const SECRETS: &str = "/v1/apps/{app}/environments/{environment}/secrets";
 pub const SECRET: &str = "/v1/apps/{app}/environments/{environment}/secrets/{name}";
+pub const SECRET_REVEAL: &str = "/v1/apps/{app}/environments/{environment}/secrets/{name}/reveal";
+pub const SECRET_HISTORY: &str = "/v1/apps/{app}/environments/{environment}/secrets/{name}/history";
+pub const SECRET_ROLLBACK: &str =
+    "/v1/apps/{app}/environments/{environment}/secrets/{name}/rollback";
+pub const SECRET_REVOKE: &str = "/v1/apps/{app}/environments/{environment}/secrets/{name}/revoke";
+pub const SECRET_ROTATE: &str = "/v1/apps/{app}/environments/{environment}/secrets/{name}/rotate";
+pub const SECRETS_KEY: &str = "/v1/host/secrets-key";
+pub const SECRETS_KEY_EXPORT: &str = "/v1/host/secrets-key/export";
+pub const SECRETS_KEY_CONFIRM: &str = "/v1/host/secrets-key/confirm";
+pub const SECRETS_KEY_ROTATE: &str = "/v1/host/secrets-key/rotate";
+pub const STORES: &str = "/v1/apps/{app}/environments/{environment}/stores";
+pub const STORE: &str = "/v1/apps/{app}/environments/{environment}/stores/{store}";
+pub const STORE_CONNECTION: &str =
+    "/v1/apps/{app}/environments/{environment}/stores/{store}/connection";
+pub const STORE_RESTART: &str = "/v1/apps/{app}/environments/{environment}/stores/{store}/restart";
+pub const STORE_ROTATE: &str = "/v1/apps/{app}/environments/{environment}/stores/{store}/rotate";
+pub const STORE_DELETE: &str = "/v1/apps/{app}/environments/{environment}/stores/{store}/delete";
+pub const STORE_UNDELETE: &str =
+    "/v1/apps/{app}/environments/{environment}/stores/{store}/undelete";
+
+pub const BACKUPS: &str = "/v1/apps/{app}/environments/{environment}/backups";
+pub const STORE_BACKUPS: &str = "/v1/apps/{app}/environments/{environment}/stores/{store}/backups";
+pub const BACKUPS_VERIFY: &str =
+    "/v1/apps/{app}/environments/{environment}/stores/{store}/backups/verify";
+pub const BACKUPS_PRUNE: &str =
+    "/v1/apps/{app}/environments/{environment}/stores/{store}/backups/prune";
+pub const DRILLS: &str = "/v1/apps/{app}/environments/{environment}/stores/{store}/drills";
+pub const RESTORES: &str = "/v1/apps/{app}/environments/{environment}/stores/{store}/restores";
+pub const BACKUP_KEY: &str = "/v1/host/backup-key";
+pub const BACKUP_KEY_EXPORT: &str = "/v1/host/backup-key/export";
+pub const BACKUP_KEY_CONFIRM: &str = "/v1/host/backup-key/confirm";
+
+pub const MIGRATIONS: &str = "/v1/apps/{app}/environments/{environment}/stores/{store}/migrations";
+pub const MIGRATIONS_PLAN: &str =
+    "/v1/apps/{app}/environments/{environment}/stores/{store}/migrations/plan";
+pub const MIGRATIONS_UP: &str =
+    "/v1/apps/{app}/environments/{environment}/stores/{store}/migrations/up";
+pub const MIGRATIONS_DOWN: &str =
+    "/v1/apps/{app}/environments/{environment}/stores/{store}/migrations/down";
+pub const MIGRATIONS_REHEARSE: &str =
+    "/v1/apps/{app}/environments/{environment}/stores/{store}/migrations/rehearse";
+pub const MIGRATIONS_ACCEPT: &str =
+    "/v1/apps/{app}/environments/{environment}/stores/{store}/migrations/accept";
 
 /// Puts values in place of the braces, in order, percent-encoded (RFC 3986, 2.1).
 ///

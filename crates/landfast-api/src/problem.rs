@@ -212,11 +212,51 @@ codes! {
     RunUnknown, "run-unknown", 404, "no such run", None;
     /// The environment has no secret of this name.
     SecretUnknown, "secret-unknown", 404, "no such secret", Some("`landfast secret list` lists the names");
+    /// The environment has no data store of this name, or it is not one that Landfast runs.
+    StoreUnknown, "store-unknown", 404, "no such store", Some("`landfast store list` lists the names");
+    /// The store is not in a state in which this can be done: it does not run, is deleted already, or the newest manifest
+    /// still names it.
+    StoreNotNow, "store-not-now", 409, "not possible with this store now", Some("`landfast store show NAME` shows where it stands");
+    /// A change of the manifest cannot be made to the store that is there: another engine or major version, or less
+    /// memory. Its data is not touched. Restore a backup or a dump into a new store instead.
+    StoreRefused, "store-refused", 409, "the store cannot change in this way", None;
+    /// The programs of a managed store are not installed on the server's host.
+    StoreProgramMissing, "store-program-missing", 409, "a store's server is not installed", None;
     /// No route of this host gets a certificate for the host by ACME.
     CertificateUnknown, "certificate-unknown", 404, "no such certificate", Some("`landfast certificates` lists them");
     /// The server orders no certificates: it was started with `--acme-off`, or listens on neither port 80 nor 443 and
     /// was given no directory. Certificates that were obtained before serve on.
     AcmeOff, "acme-off", 409, "ACME is off", Some("start the server without `--acme-off`, or with `--acme-directory`");
+    /// The manifest wants no backups of this store, or nothing with it was deployed yet.
+    BackupsUnknown, "backups-unknown", 404, "the store is not backed up", Some("write `backup = { to = … }` in the store's table and deploy; `landfast backup list` lists those that are");
+    /// Work on the backups of this store is under way, or its server is not archived just now. One piece of work is done at a
+    /// time.
+    BackupsNotNow, "backups-not-now", 409, "not possible with these backups now", Some("`landfast backup list` shows what is under way, and what is wrong");
+    /// A backup, its verification, a drill or a restore failed. What was there before is as it was.
+    BackupFailed, "backup-failed", 409, "work on backups failed", Some("`landfast backup list` shows how things stand");
+    /// A restore would end before the archive does: something between is missing or damaged. It is done when the place it would
+    /// end at is named.
+    RestoreWouldLose, "restore-would-lose", 409, "the restore would end early", Some("`landfast backup verify` names what is wrong; `--accept-loss LSN` restores as far as it goes");
+    /// A file among the migrations of a store cannot be used: its name, its number, its header or its statements. Each is named.
+    MigrationsInvalid, "migrations-invalid", 422, "the migrations cannot be used", Some("`landfast migrate lint` shows all of them with their lines");
+    /// Migrations were not run, because something must come first: files and history contradict each other, a release in use
+    /// would not live with them, or was made for what would be taken back. Nothing was changed.
+    MigrationRefused, "migration-refused", 409, "the migration is refused", Some("`landfast migrate plan` shows what would run and what stands in the way");
+    /// A migration failed: a statement, a lock that was not given, a database that went away. The message names it and its line.
+    /// What ran before it stays; of the step itself nothing does, or the next run finds out.
+    MigrationFailed, "migration-failed", 409, "a migration failed", Some("`landfast migrate status` shows how far it came; `landfast migrate up` goes on from there");
+    /// Somebody else migrates this environment, or this database, just now. It is done by one at a time, and no release moves
+    /// meanwhile.
+    MigrationRunning, "migration-running", 409, "migrations are being run", Some("wait for its end; `landfast migrate status` names who runs them");
+    /// The database of a store does not answer, or does not let Landfast in.
+    DatabaseUnreachable, "database-unreachable", 503, "the database cannot be reached", Some("`landfast store show NAME` shows where it stands");
+    /// A migration that would run beside the release that serves would stop or break it: it holds a lock for long, rewrites a
+    /// table, or takes away what that release reads. Each is named with its file, its line and the rule.
+    MigrationsUnsafe, "migrations-unsafe", 422, "a migration would stop or break the release that serves", Some("`landfast migrate lint` shows each with the safe way to write it; where you know better, the file may allow the rule");
+    /// A contract migration was applied to a database, or was begun, that the release does not know: its instances would meet a
+    /// schema they cannot live with. Nothing was done. Two ways lead on: forward, with a release that knows the migration, or
+    /// back, after the database was restored to a point before it.
+    SchemaMovedOn, "schema-moved-on", 409, "the schema has moved on", Some("deploy a release that knows the migration, or restore the database to a point before it");
     /// Another rollout of this environment is moving. One environment is moved by one rollout at a time. Wait for
     /// it, abort it, or deploy with `--supersede`, which takes it back first.
     RolloutMoving, "rollout-moving", 409, "another rollout is moving", Some("`landfast status --follow` watches it; `landfast abort` takes it back, `landfast deploy --supersede` does so first");

@@ -6,7 +6,7 @@ use utoipa::ToSchema;
 /// One thing an instance is held to, and how.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Protection {
-    /// `user`, `privileges`, `memory`, `cpu`, `processes`, `descriptors`, `files` or `temporary`.
+    /// `user`, `privileges`, `memory`, `cpu`, `processes`, `descriptors`, `files`, `temporary` or `secrets`.
     pub part: String,
     pub state: ProtectionState,
     /// In a line: `memory: 512MiB for all its processes together (cgroup v2)`.

@@ -8,8 +8,10 @@ mod backend;
 mod certificate;
 mod handshakes;
 mod idle;
+mod items;
 mod rate;
 mod target;
+mod writes;
 
 use std::{
     io::{self, Write as _},
@@ -72,6 +74,33 @@ enum Role {
         #[arg(long)]
         log: PathBuf,
     },
+    /// An app on the table `items (id, COLUMN)` of the PostgreSQL at `$DATABASE_URL`, on `$PORT`, until it is told to end.
+    Items {
+        #[arg(long)]
+        column: String,
+    },
+    /// Writes and reads items at a fixed rate, and holds what it reads against what was acknowledged.
+    Writes {
+        target: SocketAddr,
+        #[arg(long)]
+        host: String,
+        /// Requests per second.
+        #[arg(long)]
+        rate: u32,
+        #[arg(long, default_value_t = 16)]
+        connections: u32,
+        #[arg(long)]
+        milliseconds: u64,
+        /// Items with the numbers 1 to this exist.
+        #[arg(long)]
+        items: u64,
+        /// Takes a line per answer: when it was due, and after how long it was whole, in microseconds.
+        #[arg(long)]
+        log: PathBuf,
+        /// Takes a line per item: its number, and the value that was acknowledged last.
+        #[arg(long)]
+        acknowledged: PathBuf,
+    },
     /// Opens connections, uses each once, prints how many are open, and holds them until its input ends.
     Idle {
         target: SocketAddr,
@@ -119,6 +148,27 @@ fn run(role: Role) -> anyhow::Result<()> {
             let target = Target::new(target, Some(&ca))?;
             let time = Duration::from_millis(milliseconds);
             print(&runtime.block_on(handshakes::run(target, time, at_a_time)))
+        }
+        Role::Items { column } => runtime.block_on(items::serve(&column)),
+        Role::Writes {
+            target,
+            host,
+            rate,
+            connections,
+            milliseconds,
+            items,
+            log,
+            acknowledged,
+        } => {
+            let target = Target::new(target, None)?;
+            let plan = writes::Plan {
+                host,
+                rate,
+                connections,
+                time: Duration::from_millis(milliseconds),
+                items,
+            };
+            print(&runtime.block_on(writes::run(target, plan, &log, &acknowledged))?)
         }
         Role::Rate {
             target,

@@ -37,23 +37,13 @@ pub(crate) struct Done {
 }
 
 /// When a request should have gone out (microseconds since the epoch), and how long after that its answer was whole.
-type Row = (i64, u64);
+pub(crate) type Row = (i64, u64);
 
 /// Keeps the rate for a time, and writes a line `instant latency` for each answer, both in microseconds.
 pub(crate) async fn run(target: Target, plan: Plan, log: &Path) -> anyhow::Result<Done> {
     let rows: Rc<RefCell<Vec<Row>>> = Rc::default();
     let mut tasks = JoinSet::new();
-    let pace = Duration::from_secs(u64::from(plan.connections)) / plan.rate.max(1);
-    let begin = now() + Duration::from_millis(200);
-    let epoch = epoch_micros() + 200_000;
-    for number in 0..plan.connections {
-        let timetable = Timetable {
-            begin,
-            epoch,
-            offset: pace * number / plan.connections,
-            pace,
-            time: plan.time,
-        };
+    for timetable in timetables(plan.rate, plan.connections, plan.time) {
         let (target, plan, rows) = (target.clone(), plan.clone(), Rc::clone(&rows));
         tasks.spawn_local(async move { keep(&target, &plan, timetable, &rows).await });
     }
@@ -68,14 +58,50 @@ pub(crate) async fn run(target: Target, plan: Plan, log: &Path) -> anyhow::Resul
     Ok(done)
 }
 
+/// When one connection's requests are due.
 #[derive(Clone, Copy)]
-struct Timetable {
+pub(crate) struct Timetable {
+    /// Which connection it is, from 0.
+    pub(crate) number: u32,
     begin: Instant,
     /// The same instant by the wall clock.
     epoch: i64,
-    offset: Duration,
-    pace: Duration,
+    /// After the beginning, the first one.
+    pub(crate) offset: Duration,
+    /// From one to the next.
+    pub(crate) pace: Duration,
+    pub(crate) time: Duration,
+}
+
+/// A rate, shared out evenly over connections.
+pub(crate) fn timetables(
+    rate: u32,
+    connections: u32,
     time: Duration,
+) -> impl Iterator<Item = Timetable> {
+    let pace = Duration::from_secs(u64::from(connections)) / rate.max(1);
+    let begin = now() + Duration::from_millis(200);
+    let epoch = epoch_micros() + 200_000;
+    (0..connections).map(move |number| Timetable {
+        number,
+        begin,
+        epoch,
+        offset: pace * number / connections,
+        pace,
+        time,
+    })
+}
+
+impl Timetable {
+    pub(crate) async fn wait(&self, due: Duration) {
+        tokio::time::sleep_until(self.begin + due).await;
+    }
+
+    /// The row of a request that was due then and is answered now.
+    pub(crate) fn row(&self, due: Duration) -> Row {
+        let latency = now().saturating_duration_since(self.begin + due);
+        (self.epoch + micros(due), micros(latency).unsigned_abs())
+    }
 }
 
 async fn keep(
@@ -88,8 +114,7 @@ async fn keep(
     let mut connection = None;
     let mut due = timetable.offset;
     while due < timetable.time {
-        let at = timetable.begin + due;
-        tokio::time::sleep_until(at).await;
+        timetable.wait(due).await;
         let answered = async {
             let mut open = match connection.take() {
                 Some(open) => open,
@@ -101,12 +126,7 @@ async fn keep(
         match answered.await {
             Ok(open) => {
                 connection = open;
-                let latency = now().saturating_duration_since(at);
-                let row = (
-                    timetable.epoch + micros(due),
-                    micros(latency).unsigned_abs(),
-                );
-                rows.borrow_mut().push(row);
+                rows.borrow_mut().push(timetable.row(due));
             }
             Err(error) => {
                 failed.0 += 1;
@@ -122,7 +142,7 @@ fn micros(duration: Duration) -> i64 {
     i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }
 
-fn write(log: &Path, rows: &[Row]) -> std::io::Result<()> {
+pub(crate) fn write(log: &Path, rows: &[Row]) -> std::io::Result<()> {
     let mut file = BufWriter::new(File::create(log)?);
     for (at, latency) in rows {
         writeln!(file, "{at} {latency}")?;

@@ -99,7 +99,8 @@ pub(crate) async fn ask(
     Ok(!field(&head, "connection").is_some_and(|value| value.eq_ignore_ascii_case("close")))
 }
 
-fn field<'a>(head: &'a str, wanted: &str) -> Option<&'a str> {
+/// The value of a field of a head.
+pub(crate) fn field<'a>(head: &'a str, wanted: &str) -> Option<&'a str> {
     head.lines().find_map(|line| {
         let (name, value) = line.split_once(':')?;
         name.eq_ignore_ascii_case(wanted).then(|| value.trim())
@@ -108,13 +109,19 @@ fn field<'a>(head: &'a str, wanted: &str) -> Option<&'a str> {
 
 /// Reads a head; answers it with how many bytes came after it.
 pub(crate) async fn head(connection: &mut Connected) -> io::Result<(String, usize)> {
+    let (head, rest) = head_and_rest(connection).await?;
+    Ok((head, rest.len()))
+}
+
+/// Reads a head; answers it with what came after it.
+pub(crate) async fn head_and_rest(connection: &mut Connected) -> io::Result<(String, Vec<u8>)> {
     let mut bytes = Vec::with_capacity(2 << 10);
     loop {
         if connection.read_buf(&mut bytes).await? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         if let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") {
-            let rest = bytes.len() - end - 4;
+            let rest = bytes.split_off(end + 4);
             return Ok((String::from_utf8_lossy(&bytes[..end]).into_owned(), rest));
         }
     }

@@ -8,6 +8,7 @@
 //! the server was reached before, for [`PATIENCE`]; any other is reported as [`Error::Cut`], because whether it
 //! was done is unknown.
 
+mod backups;
 mod connection;
 mod error;
 mod events;

@@ -5,19 +5,28 @@ use http::Method;
 use landfast_api::{
     AppList, ArtifactCreated, ArtifactListing, Certificate, CertificateList, DeployAnswer,
     DeployRequest, Diagnosis, DoctorRequest, EnvironmentStatus, ExecFrame, ExecRequest, Health,
-    History, Host, JobRun, LogLine, LogQuery, Plan, PlanRequest, ReasonRequest, RollbackRequest,
-    Rollout, RolloutList, RouteList, ScaleAnswer, ScaleRequest, Secret, SecretList, Traffic, paths,
+    History, Host, JobRun, LogLine, LogQuery, MigrateAcceptRequest, MigrateFrame, MigratePlan,
+    MigrateRequest, MigrateUpRequest, MigrationStatus, Plan, PlanRequest, ReasonRequest,
+    RollbackRequest, Rollout, RolloutList, RouteList, ScaleAnswer, ScaleRequest, Secret,
+    SecretHistory, SecretImported, SecretList, SecretRevealRequest, SecretRevokeRequest,
+    SecretRollbackRequest, SecretRotateRequest, SecretRotated, SecretValue, SecretsKey,
+    SecretsKeyRotated, SecretsKeyText, Store, StoreConnection, StoreDeleteRequest, StoreList,
+    StoreRotateRequest, Traffic, paths,
 };
 use landfast_types::Scope;
 
 use crate::{Client, Error, Events, Lines, connection::Call};
 
-fn get(path: &str, doing: &str) -> Call {
+pub(crate) fn get(path: &str, doing: &str) -> Call {
     Call::new(Method::GET, path, doing)
 }
 
+pub(crate) fn post(path: &str, doing: &str) -> Call {
+    Call::new(Method::POST, path, doing)
+}
+
 /// A path below an environment.
-fn under(template: &str, scope: &Scope, rest: &[&str]) -> String {
+pub(crate) fn under(template: &str, scope: &Scope, rest: &[&str]) -> String {
     let mut values = vec![scope.app.as_str(), scope.environment.as_str()];
     values.extend(rest);
     paths::fill(template, &values)
@@ -320,7 +329,7 @@ impl Client {
             .await
     }
 
-    /// Removes a secret and its versions.
+    /// Leaves a secret out of new releases.
     pub async fn remove_secret(&self, scope: &Scope, name: &str) -> Result<(), Error> {
         let call = Call::new(
             Method::DELETE,
@@ -328,5 +337,218 @@ impl Client {
             "the removal",
         );
         self.ask_bytes(&call).await.map(|_empty| ())
+    }
+
+    /// Sets the secrets of a dotenv text, all or none.
+    pub async fn import_secrets(
+        &self,
+        scope: &Scope,
+        text: &landfast_types::Secret<Vec<u8>>,
+    ) -> Result<SecretImported, Error> {
+        let call = post(&under(paths::SECRETS, scope, &[]), "the secrets");
+        self.ask(call.bytes(Bytes::copy_from_slice(text.reveal())))
+            .await
+    }
+
+    /// A value, with a record of who asked.
+    pub async fn reveal_secret(
+        &self,
+        scope: &Scope,
+        name: &str,
+        request: &SecretRevealRequest,
+    ) -> Result<SecretValue, Error> {
+        let call = post(&under(paths::SECRET_REVEAL, scope, &[name]), "the value");
+        self.ask(call.json(request)).await
+    }
+
+    /// The versions of a secret, and what was done with it.
+    pub async fn secret_history(&self, scope: &Scope, name: &str) -> Result<SecretHistory, Error> {
+        let path = under(paths::SECRET_HISTORY, scope, &[name]);
+        self.ask(get(&path, "the secret's history")).await
+    }
+
+    /// Sets a secret to the value of an earlier version.
+    pub async fn roll_secret_back(
+        &self,
+        scope: &Scope,
+        name: &str,
+        request: &SecretRollbackRequest,
+    ) -> Result<Secret, Error> {
+        let call = post(
+            &under(paths::SECRET_ROLLBACK, scope, &[name]),
+            "the rollback",
+        );
+        self.ask(call.json(request)).await
+    }
+
+    /// Sets a secret to a generated or given value and brings it to the instances.
+    pub async fn rotate_secret(
+        &self,
+        scope: &Scope,
+        name: &str,
+        request: &SecretRotateRequest,
+    ) -> Result<SecretRotated, Error> {
+        let path = under(paths::SECRET_ROTATE, scope, &[name]);
+        self.ask(post(&path, "the rotation").json(request)).await
+    }
+
+    /// Forgets the value of a version.
+    pub async fn revoke_secret(
+        &self,
+        scope: &Scope,
+        name: &str,
+        request: &SecretRevokeRequest,
+    ) -> Result<SecretHistory, Error> {
+        let call = post(
+            &under(paths::SECRET_REVOKE, scope, &[name]),
+            "the revocation",
+        );
+        self.ask(call.json(request)).await
+    }
+
+    /// The key the secrets are sealed under, without the key itself.
+    pub async fn secrets_key(&self) -> Result<SecretsKey, Error> {
+        self.ask(get(paths::SECRETS_KEY, "the key")).await
+    }
+
+    /// The text of the key file.
+    pub async fn export_secrets_key(&self) -> Result<SecretsKeyText, Error> {
+        self.ask(post(paths::SECRETS_KEY_EXPORT, "the key")).await
+    }
+
+    /// Shows that a text is a copy of the key.
+    pub async fn confirm_secrets_key(
+        &self,
+        copy: &landfast_types::Secret<Vec<u8>>,
+    ) -> Result<SecretsKey, Error> {
+        let call = post(paths::SECRETS_KEY_CONFIRM, "the copy");
+        self.ask(call.bytes(Bytes::copy_from_slice(copy.reveal())))
+            .await
+    }
+
+    /// Replaces the key the secrets are sealed under.
+    pub async fn rotate_secrets_key(&self) -> Result<SecretsKeyRotated, Error> {
+        self.ask(post(paths::SECRETS_KEY_ROTATE, "the new key"))
+            .await
+    }
+
+    /// The data stores of an environment.
+    pub async fn stores(&self, scope: &Scope) -> Result<StoreList, Error> {
+        let path = under(paths::STORES, scope, &[]);
+        self.ask(get(&path, "the list of stores")).await
+    }
+
+    /// One data store, with what was measured of it.
+    pub async fn store(&self, scope: &Scope, name: &str) -> Result<Store, Error> {
+        let path = under(paths::STORE, scope, &[name]);
+        self.ask(get(&path, "the store")).await
+    }
+
+    /// How a person reaches a managed store. The answer holds a password.
+    pub async fn store_connection(
+        &self,
+        scope: &Scope,
+        name: &str,
+    ) -> Result<StoreConnection, Error> {
+        let path = under(paths::STORE_CONNECTION, scope, &[name]);
+        self.ask(Call::new(Method::POST, path, "the connection"))
+            .await
+    }
+
+    /// Restarts the server of a managed store.
+    pub async fn restart_store(&self, scope: &Scope, name: &str) -> Result<Store, Error> {
+        let path = under(paths::STORE_RESTART, scope, &[name]);
+        self.ask(Call::new(Method::POST, path, "the restart")).await
+    }
+
+    /// Changes the password that instances reach a managed store with. It goes on by itself.
+    pub async fn rotate_store(
+        &self,
+        scope: &Scope,
+        name: &str,
+        request: &StoreRotateRequest,
+    ) -> Result<Store, Error> {
+        let path = under(paths::STORE_ROTATE, scope, &[name]);
+        self.ask(post(&path, "the rotation").json(request)).await
+    }
+
+    /// Deletes a managed store after a delay.
+    pub async fn delete_store(
+        &self,
+        scope: &Scope,
+        name: &str,
+        request: &StoreDeleteRequest,
+    ) -> Result<Store, Error> {
+        let path = under(paths::STORE_DELETE, scope, &[name]);
+        let call = Call::new(Method::POST, path, "the deletion");
+        self.ask(call.json(request)).await
+    }
+
+    /// Takes a deleted store back.
+    pub async fn undelete_store(&self, scope: &Scope, name: &str) -> Result<Store, Error> {
+        let path = under(paths::STORE_UNDELETE, scope, &[name]);
+        self.ask(Call::new(Method::POST, path, "the undeletion"))
+            .await
+    }
+
+    /// What a database says was done to it.
+    pub async fn migrations(&self, scope: &Scope, store: &str) -> Result<MigrationStatus, Error> {
+        let path = under(paths::MIGRATIONS, scope, &[store]);
+        self.ask(get(&path, "the migrations")).await
+    }
+
+    /// What an uploaded folder of migrations would do.
+    pub async fn plan_migrations(
+        &self,
+        scope: &Scope,
+        store: &str,
+        request: &MigrateRequest,
+    ) -> Result<MigratePlan, Error> {
+        let path = under(paths::MIGRATIONS_PLAN, scope, &[store]);
+        self.ask(post(&path, "the plan").json(request)).await
+    }
+
+    /// Runs what is pending. Dropping the answer ends it.
+    pub async fn migrate_up(
+        &self,
+        scope: &Scope,
+        store: &str,
+        request: &MigrateUpRequest,
+    ) -> Result<Lines<MigrateFrame>, Error> {
+        let path = under(paths::MIGRATIONS_UP, scope, &[store]);
+        Lines::open(self, post(&path, "the migrations").json(request)).await
+    }
+
+    /// Takes the newest migration back. Dropping the answer ends it.
+    pub async fn migrate_down(
+        &self,
+        scope: &Scope,
+        store: &str,
+        request: &MigrateRequest,
+    ) -> Result<Lines<MigrateFrame>, Error> {
+        let path = under(paths::MIGRATIONS_DOWN, scope, &[store]);
+        Lines::open(self, post(&path, "the way down").json(request)).await
+    }
+
+    /// Runs what is pending on a copy. Dropping the answer ends it.
+    pub async fn rehearse_migrations(
+        &self,
+        scope: &Scope,
+        store: &str,
+        request: &MigrateRequest,
+    ) -> Result<Lines<MigrateFrame>, Error> {
+        let path = under(paths::MIGRATIONS_REHEARSE, scope, &[store]);
+        Lines::open(self, post(&path, "the rehearsal").json(request)).await
+    }
+
+    /// Takes a migration for applied as its file is now.
+    pub async fn accept_migration(
+        &self,
+        scope: &Scope,
+        store: &str,
+        request: &MigrateAcceptRequest,
+    ) -> Result<Lines<MigrateFrame>, Error> {
+        let path = under(paths::MIGRATIONS_ACCEPT, scope, &[store]);
+        Lines::open(self, post(&path, "the migration").json(request)).await
     }
 }

@@ -3,18 +3,20 @@
 use std::{sync::Arc, time::Duration};
 
 use landfast_rollout::{Action, Gate, Input};
-use landfast_target::{Exit, InstanceRef, TargetError};
+use landfast_target::{Exit, InstanceRef, InstanceSpec, TargetError};
 use landfast_types::{Fence, InstanceId, ReleaseId, RolloutId, ServiceName};
 use tokio::{sync::mpsc, time::sleep};
 
 use crate::{
+    by_hand,
     driver::{Message, View},
-    gates,
+    gates, migrations,
     part::{backend_id, part},
     plane::PlaneError,
+    release::ReleaseBody,
     shared::Shared,
     spec::instance_spec,
-    webhook,
+    stores, webhook,
 };
 
 /// How often the proxy is asked whether an instance has drained.
@@ -78,6 +80,24 @@ pub(crate) async fn perform(context: Context, action: Action) {
         } => {
             judge(&context, rollout, gate, release).await;
         }
+        Action::Migrate {
+            rollout,
+            release,
+            stage,
+        } => {
+            let (schemas, failure) = migrations::run(&context, rollout, release, stage).await;
+            let input = Input::Migrated {
+                rollout,
+                stage,
+                schemas,
+                failure,
+            };
+            context.tell(input).await;
+        }
+        Action::ReadSchema { store } => {
+            let schemas = by_hand::read(&context, store).await;
+            context.tell(Input::SchemasRead { schemas }).await;
+        }
         Action::Notify { rollout } => {
             webhook::notify(&context, rollout).await;
             context.tell(Input::Notified { rollout }).await;
@@ -87,9 +107,8 @@ pub(crate) async fn perform(context: Context, action: Action) {
 
 async fn start(context: &Context, instance: InstanceId, service: &ServiceName, release: ReleaseId) {
     let reference = context.reference(&instance);
-    let body = context.view.bodies.get(&release);
-    let spec = match body {
-        Some(body) => instance_spec(&context.shared, &reference, body, service),
+    let spec = match context.view.bodies.get(&release) {
+        Some(body) => prepare(&context.shared, &reference, body, service).await,
         None => Err(format!("release {release} is not kept any more")),
     };
     let spec = match spec {
@@ -123,6 +142,19 @@ async fn start(context: &Context, instance: InstanceId, service: &ServiceName, r
             }
         }
     }
+}
+
+/// What the instance is started with; waits until the stores it uses are ready.
+async fn prepare(
+    shared: &Shared,
+    id: &InstanceRef,
+    body: &ReleaseBody,
+    service: &ServiceName,
+) -> Result<InstanceSpec, String> {
+    let uses = body.spec.services.get(service).map(|spec| &spec.uses);
+    let uses = uses.map(Vec::as_slice).unwrap_or_default();
+    let connections = stores::connections(shared, &id.scope, body, uses).await?;
+    instance_spec(shared, id, body, service, connections)
 }
 
 async fn stop(context: &Context, instance: InstanceId, grace: Duration) {
@@ -227,6 +259,7 @@ async fn await_drain(context: &Context, instance: InstanceId) {
 async fn judge(context: &Context, rollout: RolloutId, gate: Gate, release: ReleaseId) {
     let verdict = match gate {
         Gate::Preflight => gates::preflight(context, release).await,
+        Gate::Rehearsal => gates::rehearsal(context, release).await,
         Gate::Smoke => gates::smoke(context, rollout, release).await,
         Gate::Hold | Gate::Approval | Gate::Analysis => return,
     };

@@ -478,6 +478,8 @@ impl Driver {
                 | Action::StopInstance { .. }
                 | Action::Publish { .. }
                 | Action::AwaitDrain { .. }
+                | Action::Migrate { .. }
+                | Action::ReadSchema { .. }
                 | Action::Notify { .. } => None,
             })
             .collect();
@@ -568,7 +570,7 @@ impl Driver {
     }
 }
 
-async fn until_replaced(replaced: &mut watch::Receiver<Option<String>>) {
+pub(crate) async fn until_replaced(replaced: &mut watch::Receiver<Option<String>>) {
     if replaced.wait_for(Option::is_some).await.is_err() {
         tracing::debug!("nobody is left to say so");
     }

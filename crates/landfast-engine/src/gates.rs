@@ -1,11 +1,20 @@
 //! The gates a driver evaluates: the host can carry the release, and the app's own smoke jobs pass.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use landfast_spec::{Gate, JobSpec};
 use landfast_types::{JobName, ReleaseId, RolloutId};
+use tokio::time::sleep;
 
-use crate::{actions::Context, jobs, planning, release};
+use crate::{
+    actions::{Context, chain},
+    backups, by_hand, jobs, planning, release,
+};
+
+/// How long a rehearsal waits for the end of another of the same database, each time.
+const BUSY_RETRY: Duration = Duration::from_secs(1);
+/// Half an hour; then the gate refuses, with what is in the way.
+const BUSY_TRIES: u32 = 1_800;
 
 /// Whether the host can carry the release. `Err` is the refusal, with what to do.
 pub(crate) async fn preflight(context: &Context, release: ReleaseId) -> Result<String, String> {
@@ -29,7 +38,12 @@ pub(crate) async fn preflight(context: &Context, release: ReleaseId) -> Result<S
                 digest.short()
             ));
         }
-        let refusals = planning::refusals(&shared, &view, &body.spec, &body.artifacts, &plan);
+        let mut refusals = planning::refusals(&shared, &view, &body.spec, &body.artifacts, &plan);
+        // Nobody is kept from going back because a backup is old.
+        let rollout = view.state.rollout.as_ref();
+        if rollout.is_some_and(|rollout| rollout.kind == landfast_rollout::Kind::Deploy) {
+            refusals.extend(backups::refusals(&shared, &view.state.scope, &body.spec));
+        }
         if refusals.is_empty() {
             let peak = planning::peak(&shared, &view, &body.spec, &plan);
             return Ok(format!(
@@ -46,6 +60,39 @@ pub(crate) async fn preflight(context: &Context, release: ReleaseId) -> Result<S
     judged
         .await
         .unwrap_or_else(|error| Err(format!("the preflight itself failed: {error}")))
+}
+
+/// Whether the migrations of the new release keep within their budgets on copies of its databases.
+pub(crate) async fn rehearsal(context: &Context, release: ReleaseId) -> Result<String, String> {
+    let body = context.view.bodies.get(&release).cloned();
+    let body = body.ok_or_else(|| format!("release {release} is not kept"))?;
+    let budgeted = body.spec.stores.iter();
+    let budgeted = budgeted.filter(|(_, store)| store.rehearsal.is_some());
+    let mut passed = Vec::new();
+    for (name, _) in budgeted {
+        let tell = |text: String| tracing::info!(scope = %body.spec.scope(), store = %name, "rehearsal: {text}");
+        let (spec, artifacts) = (&body.spec, &body.artifacts);
+        let mut tries = 0;
+        let rehearsed = loop {
+            match by_hand::rehearse(&context.shared, spec, artifacts, name, tell).await {
+                // A person's, or what an earlier server left: it ends.
+                Err(error) if error.is_busy() && tries < BUSY_TRIES => {
+                    if tries == 0 {
+                        tracing::warn!(scope = %body.spec.scope(), store = %name, "the rehearsal gate waits for another rehearsal to end");
+                    }
+                    tries += 1;
+                    sleep(BUSY_RETRY).await;
+                }
+                Err(error) => return Err(chain(&error)),
+                Ok(rehearsed) => break rehearsed,
+            }
+        };
+        match rehearsed.verdict() {
+            Ok(said) => passed.push(format!("store `{name}`: {said}")),
+            Err(why) => return Err(format!("store `{name}`: {why}")),
+        }
+    }
+    Ok(passed.join(", "))
 }
 
 /// Runs every smoke job of the new release against the preview, one after the other.

@@ -30,6 +30,7 @@ use crate::{
     release::ReleaseBody,
     shared::{DISK_RETRY, Shared},
     spec::job_spec,
+    stores,
 };
 
 const COLLECTION: &str = "job-runs";
@@ -310,7 +311,10 @@ pub async fn finish(
     extra: BTreeMap<String, String>,
 ) -> Result<RunRecord, String> {
     let id = reference(run.scope, &record);
-    let spec = job_spec(shared, &id, run.body, run.name, run.job, extra);
+    let connections = stores::connections(shared, run.scope, run.body, &run.job.uses).await;
+    let spec = connections.and_then(|connections| {
+        job_spec(shared, &id, run.body, run.name, run.job, connections, extra)
+    });
     let failed = match spec {
         Err(reason) => Exit::NotStarted { reason },
         Ok(spec) => match shared.target.start(fence(shared, &record), &spec).await {
@@ -489,6 +493,20 @@ pub(crate) fn open(shared: &Shared, scope: &Scope) -> Result<Vec<RunRecord>, Str
     Ok(numbers
         .filter_map(|number| load(shared, scope, number))
         .collect())
+}
+
+/// The numbers of the runs whose end is not recorded, each with its record where that can be read.
+pub(crate) fn open_numbers(
+    shared: &Shared,
+    scope: &Scope,
+) -> Result<Vec<(u64, Option<RunRecord>)>, String> {
+    let (index, _) = Index::load(shared, scope)?;
+    let read = |number| {
+        let document = shared.journal.get(COLLECTION, &key(scope, number));
+        let document = document.map_err(|error| chain(&error))?;
+        Ok((number, document.as_ref().and_then(parse)))
+    };
+    index.open.into_keys().map(read).collect()
 }
 
 fn newest_of(

@@ -9,6 +9,8 @@
 mod actions;
 mod admission;
 mod answers;
+pub mod backups;
+pub mod by_hand;
 mod client;
 mod clock;
 mod driver;
@@ -16,6 +18,7 @@ mod gates;
 pub mod jobs;
 pub mod logs;
 mod measure;
+mod migrations;
 mod part;
 mod plane;
 pub mod planning;
@@ -25,6 +28,7 @@ mod release;
 mod secrets;
 mod shared;
 mod spec;
+pub mod stores;
 mod strays;
 mod synthetic;
 mod webhook;
@@ -35,14 +39,19 @@ pub use crate::{
         CommandError, Driver, DriverHandle, EVENT_KIND, EVENT_VERSION, Message, ReplayError, Reply,
         View, replay, stream_of,
     },
+    migrations::{Sets, sets, warnings as migration_warnings},
     part::{backend_id, claims, part},
     plane::{DataPlane, Hub, Obtained, Part, PlaneError},
     platform::{
-        DeployError, DeployOrder, Deployed, Platform, PlatformSettings, RunError, StartError,
-        check_journal, settled_release,
+        DeployError, DeployOrder, Deployed, Platform, PlatformSettings, Renewal, RotateError,
+        RunError, StartError, check_journal, restart_waits_for, settled_release,
     },
     release::{ReleaseBody, fingerprint, plan, topology},
-    secrets::{COLLECTION as SECRETS, SECRET_BYTES_MAX, SecretError, SecretFacts, SecretKeeper},
+    secrets::{
+        COLLECTION as SECRETS, Kept, NewValue, Pinned, Revealed, SECRET_BYTES_MAX, SECRET_KIND,
+        SecretCall, SecretDeed, SecretError, SecretFacts, SecretKeeper, SecretRecord, VersionFacts,
+        read_record as read_secret_record, rewrap_all, unopened,
+    },
     shared::{Controls, Folders, Shared},
     spec::forecast,
 };

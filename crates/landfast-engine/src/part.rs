@@ -384,7 +384,7 @@ pub(crate) mod tests {
         pub(crate) fn deploy(&mut self, spec: AppSpec) {
             let release = self.environment.next_release();
             let input = Input::Deploy {
-                topology: topology(&spec),
+                topology: topology(&spec, &crate::migrations::Sets::new()),
                 plan: RolloutPlan {
                     standby: Duration::from_secs(30),
                     ..RolloutPlan::default()
@@ -430,7 +430,9 @@ pub(crate) mod tests {
                         Input::TrafficConfirmed { revision }
                     }
                     Action::AwaitDrain { instance, .. } => Input::Drained { instance },
-                    Action::JudgeGate { .. } => continue,
+                    Action::JudgeGate { .. }
+                    | Action::Migrate { .. }
+                    | Action::ReadSchema { .. } => continue,
                     Action::Notify { rollout } => Input::Notified { rollout },
                 };
                 self.tell(input);

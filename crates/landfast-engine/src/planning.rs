@@ -4,10 +4,10 @@
 use std::{collections::BTreeMap, fmt::Display, fs, path::Path, sync::Arc};
 
 use landfast_doctor::{Facts, Level, Needs, Places};
-use landfast_rollout::{Gate, Phase, Rejected, RolloutPlan, Strategy};
+use landfast_rollout::{Gate, Rejected, RolloutPlan, Strategy};
 use landfast_routing::snapshot::Certificate;
 use landfast_shim::find_program;
-use landfast_spec::{AppSpec, RouteSpec, ServiceSpec};
+use landfast_spec::{AppSpec, Place, RouteSpec, ServiceSpec};
 use landfast_store::Store;
 use landfast_types::{Bytes, Cpu, Digest, ReleaseId, Scope, ServiceName};
 
@@ -84,6 +84,17 @@ impl Need {
         Self {
             memory: self.memory.max(other.memory),
             cpu: self.cpu.max(other.cpu),
+        }
+    }
+
+    fn of_stores(spec: &AppSpec) -> Self {
+        let managed = spec.stores.values().filter_map(|store| match store.place {
+            Place::Managed { memory, .. } => Some(memory.0),
+            Place::External { .. } | Place::Bucket { .. } => None,
+        });
+        Self {
+            memory: Bytes(managed.sum()),
+            cpu: Cpu::default(),
         }
     }
 
@@ -174,9 +185,7 @@ pub fn moved_routes(view: &View, spec: &AppSpec, plan: &RolloutPlan) -> Vec<Refu
 /// The release a deploy of now would come from.
 fn release_left(view: &View) -> Option<ReleaseId> {
     match &view.state.rollout {
-        Some(rollout) if matches!(rollout.phase, Phase::Standby | Phase::Sealing) => {
-            Some(rollout.to)
-        }
+        Some(rollout) if rollout.is_promoted() => Some(rollout.to),
         Some(_) | None => view.state.serving,
     }
 }
@@ -227,6 +236,10 @@ fn unmovable_routes(old: &AppSpec, new: &AppSpec, strategy: &Strategy) -> Vec<Re
 pub fn peak(shared: &Shared, view: &View, spec: &AppSpec, plan: &RolloutPlan) -> Peak {
     let state = &view.state;
     let mut peak = rollout_peak(view, state.serving, spec, plan);
+    // Stores run through it all, once.
+    let stores = Need::of_stores(spec);
+    peak.new = peak.new.plus(stores);
+    peak.peak = peak.peak.plus(stores);
     peak.host = host();
     let others = shared.environments();
     for other in others
@@ -291,8 +304,14 @@ fn rollout_peak(view: &View, from: Option<ReleaseId>, spec: &AppSpec, plan: &Rol
     peak
 }
 
-/// What an environment may use: as it is, or at the highest moment of the rollout that moves it.
+/// What an environment may use: as it is, or at the highest moment of the rollout that moves it; with its stores.
 fn promised(view: &View) -> Need {
+    let newest = view.bodies.last_key_value();
+    let stores = newest.map(|(_, body)| Need::of_stores(&body.spec));
+    promised_instances(view).plus(stores.unwrap_or_default())
+}
+
+fn promised_instances(view: &View) -> Need {
     let moving = view.state.rollout.as_ref().and_then(|rollout| {
         let spec = &view.bodies.get(&rollout.to)?.spec;
         Some(rollout_peak(view, rollout.from, spec, &rollout.plan).peak)
@@ -325,7 +344,7 @@ pub fn refusals(
     artifacts: &BTreeMap<String, Digest>,
     plan: &RolloutPlan,
 ) -> Vec<Refusal> {
-    let mut refusals = Vec::new();
+    let mut refusals = crate::stores::refusals(shared, &view.state.scope, spec);
     for taken in taken_routes(shared, &view.state.scope, spec) {
         refusals.push(Refusal {
             code: "route-taken",
@@ -336,6 +355,13 @@ pub fn refusals(
     refusals.extend(moved_routes(view, spec, plan));
     refusals.extend(peak(shared, view, spec, plan).shortages());
     refusals.extend(commands_missing(shared, spec, artifacts));
+    // What is not uploaded yet cannot be read.
+    if crate::migrations::are_there(&shared.store, spec, artifacts) {
+        match crate::migrations::sets(&shared.store, spec, artifacts) {
+            Ok(sets) => refusals.extend(crate::migrations::unsafe_ones(&view.state, &sets)),
+            Err(invalid) => refusals.extend(invalid),
+        }
+    }
     refusals.extend(certificates_unusable(spec));
     refusals.extend(host_unfit(&shared.folders.state));
     refusals
@@ -662,7 +688,7 @@ service = "api"
             fingerprint: Digest::of(b"any"),
         };
         let record = landfast_rollout::ReleaseRecord {
-            topology: release::topology(spec),
+            topology: release::topology(spec, &crate::migrations::Sets::new()),
             plan: release::plan(spec, None),
             created_at: landfast_types::Timestamp::EPOCH,
             sealed_at: None,
@@ -755,7 +781,7 @@ service = "api"
         let spec = spec(SPEC);
         let mut view = View::clone(&empty_view(&spec.scope()));
         let input = landfast_rollout::Input::Deploy {
-            topology: release::topology(&spec),
+            topology: release::topology(&spec, &crate::migrations::Sets::new()),
             plan: release::plan(&spec, None),
             supersede: false,
             by: "test".into(),

@@ -3,34 +3,48 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, Weak},
     time::Duration,
 };
 
 use landfast_journal::{Journal, ReadError};
-use landfast_rollout::{Environment, Input, Phase, Rejected};
+use landfast_rollout::{Environment, Input, Rejected};
 use landfast_routing::snapshot::Snapshot;
 use landfast_spec::AppSpec;
 use landfast_target::{InstanceRef, Target};
-use landfast_types::{Digest, Generation, InstanceId, ReleaseId, Scope};
+use landfast_types::{Digest, Generation, InstanceId, ReleaseId, RolloutId, Scope};
 use tokio::{sync::watch, task::JoinSet, time::sleep};
 
 use crate::{
     actions::chain,
+    backups::{self, Backups},
     client::now,
     clock::Clock,
     driver::{
         CommandError, Driver, DriverHandle, RELEASES, ReplayError, Reply, View, release_key, replay,
     },
-    jobs, measure,
+    jobs, measure, migrations,
     part::part,
     plane::{DataPlane, Hub, Obtained, Part},
     planning::{self, Refusal},
     release::{self, ReleaseBody},
     secrets::SecretKeeper,
     shared::{Controls, Folders, Shared},
+    spec::is_variable,
+    stores::{self, Stores},
     strays,
+};
+
+mod kept;
+mod renew;
+mod rotate;
+mod schedule;
+
+use self::kept::keep_running;
+pub use self::{
+    renew::Renewal,
+    rotate::{RotateError, restart_waits_for},
 };
 
 /// Releases kept beside the ones in use (`contract.md`, "Artifacts and releases").
@@ -46,6 +60,8 @@ pub struct PlatformSettings {
     pub plane: Arc<dyn DataPlane>,
     pub store: Arc<landfast_store::Store>,
     pub clock: Arc<dyn Clock>,
+    /// This binary, where processes that are started later find it.
+    pub executable: PathBuf,
     pub vault: landfast_secrets::Vault,
     pub generation: Generation,
     pub folders: Folders,
@@ -114,6 +130,16 @@ pub enum DeployError {
         "`{name}` of `{process}` is required, and neither the manifest nor a secret gives it a value"
     )]
     EnvMissing { name: String, process: String },
+    #[error("there is no secret `{name}`, which a store of the manifest is reached with")]
+    StoreSecretMissing { name: String },
+    #[error(
+        "`{name}_FILE` of `{process}` is where the path of secret `{name}` goes; rename one of them"
+    )]
+    SecretPathTaken { name: String, process: String },
+    #[error(
+        "rollout {rollout} is not sealed yet: this would seal it, and the release it replaced could not serve again"
+    )]
+    StandsBy { rollout: RolloutId },
     #[error("{0}")]
     Unreadable(String),
     #[error("the environment's secrets cannot be read")]
@@ -160,6 +186,9 @@ impl Platform {
             store: settings.store,
             clock: settings.clock,
             secrets: SecretKeeper::new(settings.vault),
+            stores: Stores::default(),
+            backups: Backups::default(),
+            executable: settings.executable,
             generation: settings.generation,
             folders: settings.folders,
             controls: settings.controls,
@@ -198,7 +227,23 @@ impl Platform {
             let own = running.get(&state.scope).cloned().unwrap_or_default();
             platform.drive(state, bodies, own);
         }
-        platform.spawn(strays::run(Arc::clone(&shared)));
+        platform.spawn(stores::run(Arc::clone(&shared)));
+        let owner = Arc::clone(&shared);
+        platform.spawn(keep_running("backups", move || {
+            backups::run(Arc::clone(&owner))
+        }));
+        let me = Weak::clone(&platform.me);
+        platform.spawn(keep_running("rotations", move || {
+            rotate::run(Weak::clone(&me))
+        }));
+        let me = Weak::clone(&platform.me);
+        platform.spawn(keep_running("schedules of rotations", move || {
+            schedule::run(Weak::clone(&me))
+        }));
+        let owner = Arc::clone(&shared);
+        platform.spawn(keep_running("the sweep of strays", move || {
+            strays::run(Arc::clone(&owner))
+        }));
         platform.spawn(async move {
             let replaced = shared.hub.keep().await;
             shared.replaced.send_replace(Some(replaced.to_string()));
@@ -366,18 +411,22 @@ impl Platform {
                 return Err(CommandError::Rejected(taken));
             }
         }
-        if let Some(reading) = measure::reading(&self.shared, scope).await {
-            // The ledger of whatever this begins opens at the counters of now.
-            let measured = crate::driver::Message::Input(Input::Measured { reading });
-            handle
-                .inbox
-                .send(measured)
-                .await
-                .map_err(|_| CommandError::Stopping)?;
-        }
+        self.measure(scope).await?;
         let reply = handle.command(input, None).await;
         drop(claim);
         reply
+    }
+
+    /// Tells an environment the counters of now: the ledger of what begins next opens at them.
+    async fn measure(&self, scope: &Scope) -> Result<(), CommandError> {
+        let handle = self.handles().get(scope).cloned();
+        let reading = measure::reading(&self.shared, scope).await;
+        if let (Some(handle), Some(reading)) = (handle, reading) {
+            let measured = crate::driver::Message::Input(Input::Measured { reading });
+            let sent = handle.inbox.send(measured).await;
+            sent.map_err(|_| CommandError::Stopping)?;
+        }
+        Ok(())
     }
 
     /// What speaks against a deploy.
@@ -386,7 +435,10 @@ impl Platform {
         let (shared, order) = (Arc::clone(&self.shared), order.clone());
         let judged = tokio::task::spawn_blocking(move || {
             let plan = release::plan(&order.spec, order.strategy);
-            planning::refusals(&shared, &view, &order.spec, &order.artifacts, &plan)
+            let spec = &order.spec;
+            let mut refusals = planning::refusals(&shared, &view, spec, &order.artifacts, &plan);
+            refusals.extend(backups::refusals(&shared, &spec.scope(), spec));
+            refusals
         });
         judged.await.unwrap_or_default()
     }
@@ -402,6 +454,10 @@ impl Platform {
             return Err(DeployError::Unreadable(trouble));
         }
         let secrets = self.check(&order)?;
+        let refused = stores::refusals(&self.shared, &scope, &order.spec);
+        if !refused.is_empty() {
+            return Err(DeployError::Refused(refused));
+        }
         let view = self.environment_or_empty(&scope);
         let fingerprint = release::fingerprint(&order.spec, &order.artifacts, &secrets);
         if let Some(body) = settled_release(&view).filter(|body| body.fingerprint == fingerprint) {
@@ -421,15 +477,24 @@ impl Platform {
             ));
         }
         // A release that cannot run is none: it would only be found out when an instance is started.
-        let missing = {
+        let sets = {
             let (shared, order) = (Arc::clone(&self.shared), order.clone());
-            let look =
-                move || planning::commands_not_inside(&shared.store, &order.spec, &order.artifacts);
-            tokio::task::spawn_blocking(look).await.unwrap_or_default()
+            let view = Arc::clone(&view);
+            let look = move || {
+                let (store, spec, artifacts) = (&shared.store, &order.spec, &order.artifacts);
+                let mut refusals = planning::commands_not_inside(store, spec, artifacts);
+                let sets = migrations::sets(store, spec, artifacts);
+                match &sets {
+                    Ok(sets) => refusals.extend(migrations::unsafe_ones(&view.state, sets)),
+                    Err(invalid) => refusals.extend(invalid.iter().cloned()),
+                }
+                sets.ok().filter(|_| refusals.is_empty()).ok_or(refusals)
+            };
+            let looked = tokio::task::spawn_blocking(look).await;
+            looked
+                .map_err(|_panic| CommandError::Stopping)?
+                .map_err(DeployError::Refused)?
         };
-        if !missing.is_empty() {
-            return Err(DeployError::Refused(missing));
-        }
         let mut plan = release::plan(&order.spec, order.strategy);
         let moved = planning::moved_routes(&view, &order.spec, &plan);
         if !moved.is_empty() {
@@ -449,15 +514,8 @@ impl Platform {
             note: order.note,
             fingerprint,
         };
-        if let Some(reading) = measure::reading(&self.shared, &scope).await {
-            let measured = crate::driver::Message::Input(Input::Measured { reading });
-            handle
-                .inbox
-                .send(measured)
-                .await
-                .map_err(|_| CommandError::Stopping)?;
-        }
-        let (topology, by) = (release::topology(&body.spec), order.by);
+        self.measure(&scope).await?;
+        let (topology, by) = (release::topology(&body.spec, &sets), order.by);
         let (release, supersede) = (body.release, order.supersede);
         let input = Input::Deploy {
             topology,
@@ -474,12 +532,9 @@ impl Platform {
     fn check(&self, order: &DeployOrder) -> Result<BTreeMap<String, u64>, DeployError> {
         let scope = order.spec.scope();
         let services = order.spec.services.iter();
-        let services = services.map(|(name, s)| (name.to_string(), &s.env));
-        let jobs = order
-            .spec
-            .jobs
-            .iter()
-            .map(|(name, j)| (name.to_string(), &j.env));
+        let services = services.map(|(name, s)| (name.to_string(), &s.env, &s.uses, s.secrets));
+        let jobs = order.spec.jobs.iter();
+        let jobs = jobs.map(|(name, j)| (name.to_string(), &j.env, &j.uses, j.secrets));
         let secrets = self.shared.secrets.current(&self.shared.journal, &scope)?;
         for name in order.spec.artifact_names() {
             let name = name.to_owned();
@@ -490,7 +545,26 @@ impl Platform {
                 return Err(DeployError::ArtifactMissing { name, digest });
             }
         }
-        for (process, env) in services.chain(jobs) {
+        for store in order.spec.stores.values() {
+            let missing = |name: &&str| !secrets.contains_key(*name);
+            if let Some(name) = store.secrets().into_iter().find(missing) {
+                return Err(DeployError::StoreSecretMissing {
+                    name: name.to_owned(),
+                });
+            }
+        }
+        for (process, env, uses, delivery) in services.chain(jobs) {
+            for name in secrets.keys() {
+                let path = format!("{name}_FILE");
+                let is_taken = env.contains_key(&path) || secrets.contains_key(&path);
+                if is_taken && !is_variable(name, env, delivery) {
+                    let (name, process) = (name.clone(), process.clone());
+                    return Err(DeployError::SecretPathTaken { name, process });
+                }
+            }
+            let of_stores = landfast_spec::injected_variables(uses, |name| {
+                Some(order.spec.stores.get(name)?.kind())
+            });
             for (name, var) in env {
                 let secret = secrets.contains_key(name);
                 if secret && var.value.is_some() {
@@ -499,7 +573,8 @@ impl Platform {
                         process,
                     });
                 }
-                if var.required && var.value.is_none() && !secret {
+                let is_given = var.value.is_some() || secret || of_stores.contains_key(name);
+                if var.required && !is_given {
                     return Err(DeployError::EnvMissing {
                         name: name.clone(),
                         process,
@@ -508,6 +583,11 @@ impl Platform {
             }
         }
         Ok(secrets)
+    }
+
+    /// The driver of an environment in which something was deployed.
+    pub(crate) fn handle(&self, scope: &Scope) -> Option<DriverHandle> {
+        self.handles().get(scope).cloned()
     }
 
     fn handle_or_new(&self, scope: &Scope) -> DriverHandle {
@@ -526,7 +606,7 @@ impl Platform {
         let Some(view) = self.environment(scope) else {
             return;
         };
-        let surplus = surplus(&view.state);
+        let surplus = surplus(&view);
         if surplus.is_empty() {
             return;
         }
@@ -622,17 +702,17 @@ pub fn settled_release(view: &View) -> Option<&Arc<ReleaseBody>> {
     let state = &view.state;
     let release = match &state.rollout {
         None => state.serving,
-        Some(rollout) if matches!(rollout.phase, Phase::Standby | Phase::Sealing) => {
-            Some(rollout.to)
-        }
+        Some(rollout) if rollout.is_promoted() => Some(rollout.to),
         Some(_) => None,
     };
     let release = release.filter(|_| state.queued.is_none())?;
     view.bodies.get(&release)
 }
 
-/// The releases nothing needs any more.
-fn surplus(state: &Environment) -> BTreeSet<ReleaseId> {
+/// The releases nothing needs any more: beyond the newest ten, but for the newest release of each of the last ten versions of the code.
+/// Secrets that are rotated by the clock make releases as well, and must not push out those one wants to go back to.
+fn surplus(view: &View) -> BTreeSet<ReleaseId> {
+    let state = &view.state;
     let rollout = state.rollout.as_ref();
     let in_use: BTreeSet<ReleaseId> = [
         state.serving,
@@ -651,9 +731,26 @@ fn surplus(state: &Environment) -> BTreeSet<ReleaseId> {
         .keys()
         .rev()
         .filter(|release| !in_use.contains(release));
-    rest.skip(RELEASES_KEPT.saturating_sub(in_use.len()))
+    let rest = rest.skip(RELEASES_KEPT.saturating_sub(in_use.len()));
+    let newest_of_code = newest_of_code(view);
+    rest.filter(|release| !newest_of_code.contains(release))
         .copied()
         .collect()
+}
+
+/// Of each run of releases that differ in their secrets alone, the newest.
+fn newest_of_code(view: &View) -> BTreeSet<ReleaseId> {
+    let code = |release| {
+        let body = view.bodies.get(&release)?;
+        Some((&body.spec, &body.artifacts))
+    };
+    let mut newer = None;
+    let is_other = |release: &ReleaseId| {
+        let before = std::mem::replace(&mut newer, code(*release));
+        before.is_none() || before != newer
+    };
+    let releases = view.state.releases.keys().rev().copied();
+    releases.filter(is_other).take(RELEASES_KEPT).collect()
 }
 
 type Bodies = BTreeMap<ReleaseId, Arc<ReleaseBody>>;

@@ -7,6 +7,8 @@ use landfast_spec::{AppSpec, Share};
 use landfast_types::{Digest, Hasher, ReleaseId, Timestamp};
 use serde::{Deserialize, Serialize};
 
+use crate::migrations::{self, Sets};
+
 /// The content of a release, kept in the journal beside the event that created it. Read by later versions:
 /// fields are added with `#[serde(default)]` only.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -45,8 +47,8 @@ pub fn fingerprint(
     hasher.finish()
 }
 
-/// What the engine must know of a spec.
-pub fn topology(spec: &AppSpec) -> Topology {
+/// What the engine must know of a spec and its migrations.
+pub fn topology(spec: &AppSpec, migrations: &Sets) -> Topology {
     let shape = |(name, service): (&landfast_types::ServiceName, &landfast_spec::ServiceSpec)| {
         let shape = ServiceShape {
             replicas: service.replicas,
@@ -61,6 +63,10 @@ pub fn topology(spec: &AppSpec) -> Topology {
     };
     Topology {
         services: spec.services.iter().map(shape).collect(),
+        schemas: migrations
+            .iter()
+            .map(|(store, set)| (store.clone(), migrations::shapes(set)))
+            .collect(),
     }
 }
 
@@ -78,9 +84,19 @@ pub fn plan(spec: &AppSpec, strategy: Option<landfast_spec::Strategy>) -> Rollou
         },
         landfast_spec::Strategy::Recreate => Strategy::Recreate,
     };
+    // Budgets are what asks for it.
+    let mut stores = spec.stores.values();
+    let rehearsal = stores
+        .any(|store| store.rehearsal.is_some())
+        .then_some(Gate::Rehearsal);
     RolloutPlan {
         strategy,
-        gates: deploy.gates.iter().map(|gate| self::gate(*gate)).collect(),
+        gates: deploy
+            .gates
+            .iter()
+            .map(|gate| self::gate(*gate))
+            .chain(rehearsal)
+            .collect(),
         min_ready: deploy.min_ready,
         healthy_deadline: deploy.healthy_deadline,
         progress_deadline: deploy.progress_deadline,
@@ -99,7 +115,8 @@ fn amount(share: Share) -> Amount {
 
 fn gate(gate: landfast_spec::Gate) -> Gate {
     match gate {
-        landfast_spec::Gate::Preflight => Gate::Preflight,
+        // Backups are looked at before anything is begun.
+        landfast_spec::Gate::Preflight | landfast_spec::Gate::Backup => Gate::Preflight,
         landfast_spec::Gate::Smoke => Gate::Smoke,
         landfast_spec::Gate::Hold => Gate::Hold,
         landfast_spec::Gate::Approval => Gate::Approval,

@@ -10,10 +10,12 @@ use std::{
 use landfast_journal::Journal;
 use landfast_store::Store;
 use landfast_target::Target;
-use landfast_types::{Generation, InstanceId, Scope};
+use landfast_types::{Generation, InstanceId, Scope, StoreName};
 use tokio::sync::watch;
 
-use crate::{clock::Clock, driver::View, plane::Hub, secrets::SecretKeeper};
+use crate::{
+    backups::Backups, clock::Clock, driver::View, plane::Hub, secrets::SecretKeeper, stores::Stores,
+};
 
 /// The outside world, and where things lie on this host.
 pub struct Shared {
@@ -23,6 +25,10 @@ pub struct Shared {
     pub store: Arc<Store>,
     pub clock: Arc<dyn Clock>,
     pub secrets: SecretKeeper,
+    pub stores: Stores,
+    pub backups: Backups,
+    /// This binary, where processes that are started later find it.
+    pub executable: PathBuf,
     pub generation: Generation,
     pub folders: Folders,
     pub controls: Controls,
@@ -37,6 +43,12 @@ pub struct Shared {
 }
 
 impl Shared {
+    /// One environment as it is now, when it was read back.
+    pub fn environment(&self, scope: &Scope) -> Option<Arc<View>> {
+        let views = self.views.lock().unwrap_or_else(PoisonError::into_inner);
+        views.get(scope).map(|view| view.borrow().clone())
+    }
+
     /// Every environment of this host as it is now.
     pub fn environments(&self) -> Vec<Arc<View>> {
         let views = self.views.lock().unwrap_or_else(PoisonError::into_inner);
@@ -69,6 +81,12 @@ impl Folders {
     pub fn certificates(&self) -> PathBuf {
         let folder = self.state.join("certificates");
         std::path::absolute(&folder).unwrap_or(folder)
+    }
+
+    /// Where everything of a managed data store lies.
+    pub fn store(&self, scope: &Scope, name: &StoreName) -> PathBuf {
+        let app = self.state.join("stores").join(scope.app.as_str());
+        app.join(scope.environment.as_str()).join(name.as_str())
     }
 
     /// Where a volume lies that the manifest gives no path.

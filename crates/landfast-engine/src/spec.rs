@@ -2,11 +2,16 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use landfast_spec::{EnvVar, JobSpec, ResourcesSpec, SandboxSpec, ServiceSpec, Volume};
+use landfast_spec::{
+    EnvVar, JobSpec, ResourcesSpec, SandboxSpec, SecretDelivery, ServiceSpec, Volume,
+};
 use landfast_target::{Confinement, InstanceRef, InstanceSpec, Resources, Sandbox};
 use landfast_types::{Digest, JobName, Protection, Scope, Secret, ServiceName};
 
 use crate::{release::ReleaseBody, shared::Shared};
+
+/// The variables in which a process is told how to reach its stores.
+pub(crate) type Connections = BTreeMap<String, Secret<String>>;
 
 /// What starts an instance of a service.
 ///
@@ -17,15 +22,18 @@ pub(crate) fn instance_spec(
     id: &InstanceRef,
     body: &ReleaseBody,
     service: &ServiceName,
+    connections: Connections,
 ) -> Result<InstanceSpec, String> {
     let spec = body.spec.services.get(service);
     let spec =
         spec.ok_or_else(|| format!("release {} has no service `{service}`", body.release))?;
+    let given = environment(shared, id, body, &spec.env, connections, spec.secrets)?;
     Ok(InstanceSpec {
         id: id.clone(),
         artifact: artifact(body, &spec.artifact)?,
         command: spec.command.clone(),
-        env: environment(shared, id, body, &spec.env)?,
+        env: given.env,
+        secret_files: given.files,
         listens: spec.port.is_some(),
         resources: resources(spec.resources),
         volumes: volumes(shared, &id.scope, &spec.volumes),
@@ -45,9 +53,11 @@ pub(crate) fn job_spec(
     body: &ReleaseBody,
     name: &JobName,
     job: &JobSpec,
+    connections: Connections,
     extra: BTreeMap<String, String>,
 ) -> Result<InstanceSpec, String> {
-    let mut env = environment(shared, id, body, &job.env)?;
+    let given = environment(shared, id, body, &job.env, connections, job.secrets)?;
+    let Given { mut env, files } = given;
     env.insert("LANDFAST_JOB".into(), Secret::new(name.to_string()));
     env.extend(
         extra
@@ -59,6 +69,7 @@ pub(crate) fn job_spec(
         artifact: artifact(body, &job.artifact)?,
         command: job.command.clone(),
         env,
+        secret_files: files,
         listens: false,
         resources: resources(job.resources),
         volumes: volumes(shared, &id.scope, &job.volumes),
@@ -105,31 +116,57 @@ pub fn forecast(
         resources: &resources(service.resources),
         volumes: &volumes(shared, scope, &service.volumes),
         sandbox: &sandbox(&service.sandbox),
+        has_secret_files: false,
     })
 }
 
-/// The variables of a process. Later wins: the manifest (its overlay included), then secrets; on top of them what
+/// What a process is given: variables, and secrets as files.
+struct Given {
+    env: BTreeMap<String, Secret<String>>,
+    files: BTreeMap<String, Secret<String>>,
+}
+
+/// Whether a secret is a variable of a process: the manifest names it among them, or wants all of them there.
+pub(crate) fn is_variable(
+    name: &str,
+    vars: &BTreeMap<String, EnvVar>,
+    delivery: SecretDelivery,
+) -> bool {
+    delivery == SecretDelivery::Environment || vars.contains_key(name)
+}
+
+/// What a process is given. Later wins: the manifest (its overlay included), stores, then secrets; on top of them what
 /// Landfast itself tells every process.
 fn environment(
     shared: &Shared,
     id: &InstanceRef,
     body: &ReleaseBody,
     vars: &BTreeMap<String, EnvVar>,
-) -> Result<BTreeMap<String, Secret<String>>, String> {
+    connections: Connections,
+    delivery: SecretDelivery,
+) -> Result<Given, String> {
+    let mut files = BTreeMap::new();
     let mut env: BTreeMap<String, Secret<String>> = BTreeMap::new();
     for (name, var) in vars {
         if let Some(value) = &var.value {
             env.insert(name.clone(), Secret::new(value.clone()));
         }
     }
+    env.extend(connections);
     for (name, version) in &body.secrets {
+        // Whoever breaks into the app does not reach its backups.
+        if body.spec.is_for_backups(name) && !vars.contains_key(name) {
+            continue;
+        }
         let value = shared
             .secrets
             .reveal(&shared.journal, &id.scope, name, *version);
-        env.insert(
-            name.clone(),
-            value.map_err(|error| format!("secret `{name}`: {error}"))?,
-        );
+        let value = value.map_err(|error| format!("secret `{name}`: {error}"))?;
+        let place = match is_variable(name, vars, delivery) {
+            true => &mut env,
+            false => &mut files,
+        };
+        place.insert(name.clone(), value.value);
     }
     for (name, var) in vars {
         match env.get(name) {
@@ -155,7 +192,7 @@ fn environment(
     ] {
         env.insert(name.into(), Secret::new(value));
     }
-    Ok(env)
+    Ok(Given { env, files })
 }
 
 fn volumes(

@@ -11,7 +11,7 @@ use landfast_target::{InstanceRef, Observed};
 use landfast_types::{Fence, Scope};
 use tokio::{task::JoinSet, time::sleep};
 
-use crate::{actions::chain, driver::stream_of, jobs, logs, shared::Shared};
+use crate::{actions::chain, driver::stream_of, jobs, logs, shared::Shared, stores};
 
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
 const GRACE: Duration = Duration::from_secs(10);
@@ -64,7 +64,7 @@ async fn end(shared: Arc<Shared>, id: InstanceRef) {
 
 /// What this server answers for.
 struct Known {
-    /// Instances and open runs of jobs.
+    /// Instances, open runs of jobs and servers of stores.
     ids: BTreeSet<InstanceRef>,
     /// Environments that were read back.
     read: BTreeSet<Scope>,
@@ -79,6 +79,7 @@ fn known(shared: &Shared) -> Result<Known, String> {
         read: BTreeSet::new(),
         streams: streams.into_iter().collect(),
     };
+    known.ids.extend(stores::instances(shared)?);
     for view in shared.environments() {
         let scope = &view.state.scope;
         let runs = jobs::open(shared, scope)?;

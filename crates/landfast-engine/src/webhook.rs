@@ -1,5 +1,5 @@
-//! One POST for each rollout that ended, with its outcome and its ledger. It is tried a few times; a receiver that
-//! stays away does not hold anything up.
+//! One POST for each rollout that ended, with its outcome and its ledger, and for each alert. It is tried a few times; a
+//! receiver that stays away does not hold anything up.
 
 use std::{sync::Arc, time::Duration};
 
@@ -39,21 +39,26 @@ pub(crate) async fn notify(context: &Context, rollout: RolloutId) {
         return;
     };
     let message = message(&state.scope.to_string(), record);
+    deliver(&url, &message, &format!("the end of rollout {rollout}")).await;
+}
+
+/// Posts a message, a few times where it must be.
+pub(crate) async fn deliver(url: &str, message: &str, what: &str) {
     let mut wait = WAIT_FIRST;
     for attempt in 1..=TRIES {
-        match timeout(TIMEOUT, post(&url, &message)).await {
+        match timeout(TIMEOUT, post(url, message)).await {
             Ok(Ok(())) => return,
             Ok(Err(reason)) => {
-                tracing::warn!(%rollout, attempt, reason, "the webhook did not take it")
+                tracing::warn!(what, attempt, reason, "the webhook did not take it")
             }
-            Err(_) => tracing::warn!(%rollout, attempt, "the webhook did not answer in time"),
+            Err(_) => tracing::warn!(what, attempt, "the webhook did not answer in time"),
         }
         if attempt < TRIES {
             sleep(wait).await;
             wait *= 2;
         }
     }
-    tracing::error!(%rollout, "the webhook was given up on");
+    tracing::error!(what, "the webhook was given up on");
 }
 
 fn message(scope: &str, record: &RolloutRecord) -> String {

@@ -145,6 +145,7 @@ async fn what_no_environment_knows_is_swept() {
         volumes: [].into(),
         log_folder: world.folder.path().join("logs"),
         is_job: false,
+        secret_files: Default::default(),
         sandbox: landfast_target::Sandbox::default(),
     };
     let fence = landfast_types::Fence {

@@ -191,6 +191,7 @@ async fn an_environment_whose_driver_panicked_is_read_back_and_driven_on() {
         panics: AtomicU32::new(0),
     });
     let platform = Platform::start(PlatformSettings {
+        executable: std::path::PathBuf::from("/proc/self/exe"),
         journal: Arc::clone(&journal) as _,
         target: Arc::new(FakeTarget::new()),
         plane: Arc::new(Proxy::default()),

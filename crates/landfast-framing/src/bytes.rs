@@ -136,13 +136,18 @@ fn first_control(word: u64) -> u32 {
 
 /// Without spaces and tabs around (RFC 9110, 5.6.3).
 pub(crate) fn trim(value: &[u8]) -> &[u8] {
+    trim_at(value).1
+}
+
+/// The same, with how many there were in front.
+pub(crate) fn trim_at(value: &[u8]) -> (usize, &[u8]) {
     let is_space = |byte: &u8| matches!(*byte, b' ' | b'\t');
-    let begin = value.iter().position(|byte| !is_space(byte));
+    let Some(begin) = value.iter().position(|byte| !is_space(byte)) else {
+        return (0, &[]);
+    };
     let end = value.iter().rposition(|byte| !is_space(byte));
-    match (begin, end) {
-        (Some(begin), Some(end)) => value.get(begin..=end).unwrap_or_default(),
-        _ => &[],
-    }
+    let inner = end.and_then(|end| value.get(begin..=end));
+    (begin, inner.unwrap_or_default())
 }
 
 #[cfg(test)]

@@ -29,6 +29,17 @@ enum Step {
     DataLineFeed,
 }
 
+/// What follows framing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// So many bytes of data.
+    Data(usize),
+    /// The line of the last chunk has ended.
+    Last,
+    /// All was framing.
+    Nothing,
+}
+
 /// The chunks of one body, as far as they came.
 #[derive(Debug, Clone)]
 pub(crate) struct Chunks {
@@ -48,26 +59,25 @@ impl Chunks {
         }
     }
 
-    /// Reads on from bytes it has not seen. Gives how many were chunks, and whether the last chunk's line ended.
-    pub(crate) fn read(&mut self, bytes: &[u8]) -> Result<(usize, bool), Refusal> {
+    /// Reads on from bytes it has not seen. Gives how many at the beginning were framing, and what came then.
+    pub(crate) fn read(&mut self, bytes: &[u8]) -> Result<(usize, Found), Refusal> {
         let mut at = 0;
         while let Some(&byte) = bytes.get(at) {
             if matches!(self.step, Step::Data) {
-                let here = u64::try_from(bytes.len() - at).unwrap_or(u64::MAX);
-                let taken = self.size.min(here);
-                self.size -= taken;
-                at += usize::try_from(taken).unwrap_or(usize::MAX);
+                let here = bytes.len() - at;
+                let taken = usize::try_from(self.size).map_or(here, |size| size.min(here));
+                self.size -= u64::try_from(taken).unwrap_or(self.size);
                 if self.size == 0 {
                     self.step = Step::DataReturn;
                 }
-                continue;
+                return Ok((at, Found::Data(taken)));
             }
             at += 1;
             if self.take(byte)? {
-                return Ok((at, true));
+                return Ok((at, Found::Last));
             }
         }
-        Ok((at, false))
+        Ok((at, Found::Nothing))
     }
 
     /// Takes one byte of framing; tells whether it ended the last chunk's line.

@@ -16,6 +16,13 @@ pub(crate) enum Section {
     Trailer,
 }
 
+/// Where a field lies in its section: name, and value without the spaces around it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Field {
+    pub name: Range<usize>,
+    pub value: Range<usize>,
+}
+
 /// What the fields of a head say about framing.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Facts {
@@ -66,11 +73,13 @@ impl Fields {
         &self.facts
     }
 
-    /// Reads on. Gives the length of the section, with its empty line, once that came.
+    /// Reads on, and adds what it finds to `found`. Gives the length of the section, with its empty line, once that
+    /// came.
     pub(crate) fn read(
         &mut self,
         bytes: &[u8],
         count_max: usize,
+        found: &mut Vec<Field>,
     ) -> Result<Option<usize>, Refusal> {
         while let Some(rest) = bytes.get(self.at..)
             && let Some(&byte) = rest.first()
@@ -106,7 +115,9 @@ impl Fields {
                     expect_line_feed(byte)?;
                     self.at += 1;
                     self.step = Step::Line;
-                    self.end_line(bytes)?;
+                    let value = self.end_line(bytes)?;
+                    let name = self.name.clone();
+                    found.push(Field { name, value });
                 }
                 Step::LastLineFeed => {
                     expect_line_feed(byte)?;
@@ -140,43 +151,38 @@ impl Fields {
         Ok(())
     }
 
-    fn end_line(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
+    /// Looks at a whole line. Gives where its value lies.
+    fn end_line(&mut self, bytes: &[u8]) -> Result<Range<usize>, Refusal> {
         let name = bytes.get(self.name.clone()).unwrap_or_default();
-        if self.section == Section::Trailer {
-            return check_trailer(name);
-        }
         let begin = self.name.end + 1;
+        let raw = bytes.get(begin..self.value_end).unwrap_or_default();
+        let (skipped, value) = bytes::trim_at(raw);
+        let place = begin + skipped..begin + skipped + value.len();
+        if self.section == Section::Trailer {
+            check_trailer(name)?;
+            return Ok(place);
+        }
         let is = |wanted: &[u8]| name.eq_ignore_ascii_case(wanted);
         // Few names have one of these lengths, so most lines cost one comparison of numbers.
         match name.len() {
-            4 if is(b"host") => self.host(bytes, begin),
-            6 if is(b"expect") => self.expect(self.value(bytes, begin)),
-            7 if is(b"upgrade") => {
-                self.facts.is_upgrade = true;
-                Ok(())
-            }
-            14 if is(b"content-length") => self.length(self.value(bytes, begin)),
-            17 if is(b"transfer-encoding") => self.encoding(self.value(bytes, begin)),
-            _ => Ok(()),
+            4 if is(b"host") => self.host(value, place.clone())?,
+            6 if is(b"expect") => self.expect(value)?,
+            7 if is(b"upgrade") => self.facts.is_upgrade = true,
+            14 if is(b"content-length") => self.length(value)?,
+            17 if is(b"transfer-encoding") => self.encoding(value)?,
+            _ => {}
         }
+        Ok(place)
     }
 
-    fn value<'a>(&self, bytes: &'a [u8], begin: usize) -> &'a [u8] {
-        bytes::trim(bytes.get(begin..self.value_end).unwrap_or_default())
-    }
-
-    fn host(&mut self, bytes: &[u8], begin: usize) -> Result<(), Refusal> {
+    fn host(&mut self, value: &[u8], place: Range<usize>) -> Result<(), Refusal> {
         if self.facts.host.is_some() {
             return Err(Refusal::HostTwice);
         }
-        let value = self.value(bytes, begin);
         if !host::is_valid(value) {
             return Err(Refusal::HostInvalid);
         }
-        let raw = bytes.get(begin..self.value_end).unwrap_or_default();
-        let skipped = raw.iter().position(|byte| !matches!(byte, b' ' | b'\t'));
-        let begin = begin + skipped.unwrap_or(0);
-        self.facts.host = Some(begin..begin + value.len());
+        self.facts.host = Some(place);
         Ok(())
     }
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::{
     Refusal,
     bytes::{self, METHOD},
-    fields::{Fields, Section, expect_line_feed},
+    fields::{Field, Fields, Section, expect_line_feed},
     scanner::Limits,
     target::{self, TARGET_BYTES_MAX},
 };
@@ -15,19 +15,27 @@ const VERSION: &[u8; 8] = b"HTTP/1.1";
 
 /// How a request goes on after its head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Body {
+pub enum Body {
     None,
+    /// So many bytes, at least one.
     Length(u64),
     Chunked,
 }
 
-/// A complete head.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Framing {
-    pub(crate) length: usize,
-    pub(crate) body: Body,
+/// A complete head. Places count from its first byte.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Head {
+    /// With the empty line at its end.
+    pub length: usize,
+    pub method: Range<usize>,
+    pub target: Range<usize>,
+    /// HTTP/1.0 otherwise.
+    pub is_http_11: bool,
+    pub body: Body,
+    /// The client waits for `100 Continue` before it sends the body.
+    pub expects: bool,
     /// What follows the body is HTTP only if the answer is not 101 (RFC 9110, 7.8).
-    pub(crate) is_upgrade: bool,
+    pub is_upgrade: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -43,24 +51,26 @@ enum Step {
 
 /// A head, as far as it came. The bytes are handed in from its first one each time.
 #[derive(Debug, Clone)]
-pub(crate) struct Head {
+pub(crate) struct HeadScan {
     step: Step,
     /// The first byte that was not looked at.
     at: usize,
     /// Where the part under way begins.
     mark: usize,
     method: Range<usize>,
+    target: Range<usize>,
     authority: Option<Range<usize>>,
     is_http_11: bool,
 }
 
-impl Head {
+impl HeadScan {
     pub(crate) fn new() -> Self {
         Self {
             step: Step::Start,
             at: 0,
             mark: 0,
             method: 0..0,
+            target: 0..0,
             authority: None,
             is_http_11: false,
         }
@@ -76,7 +86,8 @@ impl Head {
         &mut self,
         bytes: &[u8],
         limits: Limits,
-    ) -> Result<Option<Framing>, Refusal> {
+        found: &mut Vec<Field>,
+    ) -> Result<Option<Head>, Refusal> {
         let max = limits.head_bytes_max;
         let visible = bytes.get(..max).unwrap_or(bytes);
         while let Some(rest) = visible.get(self.at..)
@@ -99,7 +110,7 @@ impl Head {
                     self.step = Step::Fields(Fields::new(Section::Head, self.at));
                 }
                 Step::Fields(fields) => {
-                    let length = fields.read(visible, limits.fields_max)?;
+                    let length = fields.read(visible, limits.fields_max, found)?;
                     if let Some(length) = length {
                         return self.finish(visible, length).map(Some);
                     }
@@ -170,6 +181,7 @@ impl Head {
         let authority = target::check(method, target)?;
         let shifted = |range: Range<usize>| self.mark + range.start..self.mark + range.end;
         self.authority = authority.map(shifted);
+        self.target = self.mark..self.at;
         self.at += 1;
         self.mark = self.at;
         self.step = Step::Version;
@@ -191,7 +203,7 @@ impl Head {
         Ok(())
     }
 
-    fn finish(&self, bytes: &[u8], length: usize) -> Result<Framing, Refusal> {
+    fn finish(&self, bytes: &[u8], length: usize) -> Result<Head, Refusal> {
         let Step::Fields(fields) = &self.step else {
             return Err(Refusal::Version);
         };
@@ -215,9 +227,14 @@ impl Head {
             (false, None | Some(0)) => Body::None,
             (false, Some(length)) => Body::Length(length),
         };
-        Ok(Framing {
+        Ok(Head {
             length,
+            method: self.method.clone(),
+            target: self.target.clone(),
+            is_http_11: self.is_http_11,
             body,
+            // RFC 9110, 10.1.1: HTTP/1.0 cannot be told to go on.
+            expects: facts.expects && self.is_http_11,
             // HTTP/1.0 has no upgrade, and a server must not see one there (RFC 9110, 7.8).
             is_upgrade: facts.is_upgrade && self.is_http_11,
         })

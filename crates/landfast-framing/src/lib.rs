@@ -3,7 +3,7 @@
 //!
 //! It refuses whatever two readers could read in two ways: the strictest of nginx, HAProxy and the RFCs is the
 //! rule (`docs/decisions/0007-strict-scanner.md`). It is incremental: however the bytes are cut into pieces, the
-//! verdict is the same. It allocates nothing, copies nothing and panics on no input.
+//! verdict is the same. It allocates nothing but its list of fields, copies nothing and panics on no input.
 //!
 //! It never changes a byte, knows no route and reads no body but its framing. It knows HTTP/1.0 and HTTP/1.1
 //! only; for HTTP/2, whose frames leave no room for two readings of a length, there is [`check_request`].
@@ -27,7 +27,9 @@ mod scanner;
 mod target;
 
 pub use crate::{
+    fields::Field,
+    head::{Body, Head},
     refusal::Refusal,
-    scanner::{Limits, Scan, Scanner, Stop},
+    scanner::{Limits, Scanner, Step},
     target::check_request,
 };

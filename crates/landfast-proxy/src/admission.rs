@@ -65,7 +65,10 @@ pub(crate) async fn admit(
     } else {
         let refusal = keep_out(live, entry, parts, exchange, &mut admitted.report);
         match refusal.or_else(|| preflight(entry, parts, exchange)) {
-            None => ask_who(client, live, entry, parts, exchange).await,
+            None => match entry.gate.auth(exchange.path()) {
+                None => None,
+                Some(auth) => Box::pin(ask_who(client, live, entry, auth, parts, exchange)).await,
+            },
             refusal => refusal,
         }
     };
@@ -82,7 +85,7 @@ fn keep_out(
     report: &mut RateReport,
 ) -> Option<Response<AnswerBody>> {
     let path = exchange.path();
-    if live.table.is_ambiguous(&exchange.host, path, entry) {
+    if live.table.is_ambiguous(exchange.host(), path, entry) {
         exchange.cause = Some("the path leads to two routes".into());
         let text = "the path can be read in two ways that lead to different places";
         return Some(plain(StatusCode::BAD_REQUEST, text));
@@ -143,10 +146,10 @@ async fn ask_who(
     client: &Client,
     live: &Live,
     entry: &TableRoute,
+    auth: &BasicAuth,
     parts: &Parts,
     exchange: &mut Exchange,
 ) -> Option<Response<AnswerBody>> {
-    let auth = entry.gate.auth(exchange.path())?;
     let field = parts.headers.get(AUTHORIZATION);
     let asker = client_bits(exchange.client);
     let verifier = &client.thread.shared.verifier;

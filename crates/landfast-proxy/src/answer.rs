@@ -17,8 +17,8 @@ use http_body_util::BodyExt;
 use landfast_routing::{grpc, headers, sse::EventBoundary};
 
 use crate::{
+    activity::Busy,
     backend::{Backend, InFlight, OpenStream, StreamEnd, requests_cut},
-    connection::Busy,
     drain,
     exchange::Exchange,
     pool,

@@ -153,6 +153,16 @@ impl Backend {
         self.phase.subscribe()
     }
 
+    /// When what is in flight to it is cut.
+    pub(crate) fn requests_end(&self) -> Option<Instant> {
+        match *self.phase.borrow() {
+            Phase::Serving | Phase::Absent => None,
+            Phase::Draining {
+                since, requests, ..
+            } => Some(since + requests),
+        }
+    }
+
     /// Whether it is on its way out or gone from the table: nothing new may come.
     pub(crate) fn is_leaving(&self) -> bool {
         *self.phase.borrow() != Phase::Serving

@@ -1,6 +1,7 @@
 //! The proxy's clocks, in one place.
 
 use std::{
+    cell::RefCell,
     sync::OnceLock,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -28,6 +29,24 @@ pub(crate) fn monotonic() -> Timestamp {
     let start = *START.get_or_init(coarse);
     // One second ahead of zero, so that "never" (zero) lies in the past.
     Timestamp::EPOCH + Duration::from_secs(1) + coarse().saturating_sub(start)
+}
+
+thread_local! {
+    /// The second whose date was written last, and that date.
+    static DATE: RefCell<(i64, String)> = const { RefCell::new((i64::MIN, String::new())) };
+}
+
+/// Gives the date as HTTP writes it (RFC 9110, 5.6.7). It is written once a second.
+pub(crate) fn with_date<T>(given: impl FnOnce(&[u8]) -> T) -> T {
+    let second = clock_gettime(ClockId::RealtimeCoarse).tv_sec;
+    DATE.with_borrow_mut(|(written, date)| {
+        if *written != second {
+            let since_epoch = Duration::from_secs(u64::try_from(second).unwrap_or(0));
+            *date = httpdate::fmt_http_date(UNIX_EPOCH + since_epoch);
+            *written = second;
+        }
+        given(date.as_bytes())
+    })
 }
 
 /// The time of day, for people.

@@ -1,8 +1,9 @@
 //! One request from its head to the last byte of its answer, for the access log and the counters.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{net::IpAddr, rc::Rc, sync::Arc, time::Duration};
 
 use http::{HeaderValue, Method, uri::PathAndQuery};
+use landfast_routing::headers::Forwarding;
 use tokio::time::Instant;
 
 use crate::{
@@ -33,7 +34,8 @@ pub(crate) struct Exchange {
     pub(crate) admitted: Option<Admitted>,
     pub(crate) protocol: &'static str,
     pub(crate) method: Method,
-    pub(crate) host: String,
+    /// There once it is known which host the request is for.
+    pub(crate) forwarding: Option<Rc<Forwarding>>,
     /// Path and query, which is never logged. `None`: the request had none, or was none.
     pub(crate) target: Option<PathAndQuery>,
     pub(crate) route: Option<Arc<RouteCounters>>,
@@ -59,6 +61,12 @@ impl Exchange {
     /// Without its query; empty where there is none.
     pub(crate) fn path(&self) -> &str {
         self.target.as_ref().map_or("", PathAndQuery::path)
+    }
+
+    /// With its port, as the client wrote it; empty where none was read.
+    pub(crate) fn host(&self) -> &str {
+        let forwarding = self.forwarding.as_deref();
+        forwarding.map_or("", Forwarding::authority)
     }
 
     /// Something went wrong that is not the client's leaving.
@@ -98,7 +106,7 @@ impl Drop for Exchange {
             release: self.backend.as_ref().map(|backend| backend.release.0),
             backend: self.backend.as_ref().map(|backend| backend.id.clone()),
             method: self.method.to_string(),
-            host: std::mem::take(&mut self.host),
+            host: self.host().to_owned(),
             path: self.path().to_owned(),
             status,
             bytes_in: self.bytes_in,

@@ -4,12 +4,13 @@
 //! broke before the first byte of an answer may go out again as `landfast_routing::retry` says. Which requests
 //! use pooled connections, and why, is in [`crate::pool`].
 
-use std::{future::Future, rc::Rc, sync::Arc, sync::atomic::Ordering, time::Duration};
+use std::{
+    future::Future, pin::pin, rc::Rc, sync::Arc, sync::atomic::Ordering, task::Poll, time::Duration,
+};
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Limited};
-use hyper::body::Incoming;
 use landfast_routing::{
     grpc,
     headers::Forwarding,
@@ -20,16 +21,17 @@ use tokio::time::Instant;
 
 use crate::{
     answer::Leg,
-    backend::{Backend, InFlight, requests_cut},
+    backend::{Backend, InFlight},
     clock,
     exchange::Exchange,
     http2_pool,
     patience::Patience,
     pool,
-    request_body::{BodyError, Progress, RequestBody},
+    request_body::{BodyError, ClientBody, Progress, RequestBody},
     shared::Live,
     thread::Thread,
     upstream::{BackendBody, Upstream},
+    waits::Wait,
     wire::{Wire, WireBody},
 };
 
@@ -42,16 +44,12 @@ pub(crate) enum Source {
     Empty,
     Kept(Bytes),
     /// Taken by the attempt that sends it.
-    Stream(Option<Incoming>),
+    Stream(Option<ClientBody>),
 }
 
 impl Source {
-    /// Reads a small body whole; leaves a large one, or one of unknown size, a stream.
-    pub(crate) async fn prepare(
-        body: Incoming,
-        length: Option<u64>,
-        idle: Duration,
-    ) -> Result<Self, BodyError> {
+    /// The source of a body of which nothing has to be read first, or the body again.
+    pub(crate) fn at_hand(body: ClientBody, length: Option<u64>) -> Result<Self, ClientBody> {
         use http_body::Body;
         if body.is_end_stream() {
             return Ok(Self::Empty);
@@ -59,6 +57,11 @@ impl Source {
         if length.is_none_or(|length| length > KEPT_MAX) {
             return Ok(Self::Stream(Some(body)));
         }
+        Err(body)
+    }
+
+    /// Reads a small body whole.
+    pub(crate) async fn keep(body: ClientBody, idle: Duration) -> Result<Self, BodyError> {
         let limit = usize::try_from(KEPT_MAX).expect("64 KiB fit");
         let mut limited = Limited::new(body, limit);
         let mut kept: Vec<Bytes> = Vec::new();
@@ -211,7 +214,7 @@ pub(crate) async fn forward(
                 let began = exchange.attempt_began;
                 attempt(thread, entry, address, outgoing, may_reuse, began).await
             }
-            Protocol::H2c => attempt_http2(thread, entry, address, outgoing).await,
+            Protocol::H2c => Box::pin(attempt_http2(thread, entry, address, outgoing)).await,
         };
         let failure = match attempted {
             Ok((response, leg)) => {
@@ -257,7 +260,7 @@ async fn attempt_http2(
     for is_last in [false, true] {
         let stream = http2_pool::take(thread, entry.backend(), address, timeout).await;
         let stream = stream.map_err(|error| unconnected(address, &error))?;
-        match send(Upstream::Http2(stream), &entry, outgoing).await {
+        match send(thread, Upstream::Http2(stream), &entry, outgoing).await {
             Ok((response, sender, progress)) => {
                 let leg = Leg {
                     thread: Rc::clone(thread),
@@ -291,9 +294,10 @@ async fn attempt(
         Source::Empty if !outgoing.is_upgrade => Bytes::new(),
         Source::Kept(bytes) => bytes.clone(),
         Source::Empty | Source::Stream(_) => {
-            let sender = pool::connect(thread, address, timeout).await;
+            let sender = Box::pin(pool::connect(thread, address, timeout)).await;
             let sender = Upstream::Http1(sender.map_err(|error| unconnected(address, &error))?);
-            let (response, sender, progress) = send(sender, &entry, outgoing).await?;
+            let (response, sender, progress) =
+                Box::pin(send(thread, sender, &entry, outgoing)).await?;
             let leg = Leg {
                 thread: Rc::clone(thread),
                 sender: Some(sender),
@@ -316,7 +320,7 @@ async fn attempt(
         .then(|| thread.pool.take(entry.backend()))
         .flatten();
     if let Some(wire) = pooled {
-        match send_whole(wire, &entry, outgoing, &body, began).await {
+        match send_whole(thread, wire, &entry, outgoing, &body, began).await {
             Ok(response) => return Ok(whole(response, entry)),
             // The connection had gone stale. Such a request may be sent twice: once more, on a fresh one.
             Err(failure)
@@ -329,11 +333,14 @@ async fn attempt(
             Err(failure) => return Err(failure),
         }
     }
-    let place = pool::descriptor(thread).await;
-    let place = place.map_err(|error| unconnected(address, &error))?;
-    let wire = Wire::connect(address, timeout, place).await;
+    // Apart: most requests find a connection, and have no room for the timers of those that do not.
+    let connecting = Box::pin(async {
+        let place = pool::descriptor(thread).await?;
+        Wire::connect(address, timeout, place).await
+    });
+    let wire = connecting.await;
     let wire = wire.map_err(|error| unconnected(address, &error))?;
-    let response = send_whole(wire, &entry, outgoing, &body, clock::instant()).await?;
+    let response = send_whole(thread, wire, &entry, outgoing, &body, clock::instant()).await?;
     Ok(whole(response, entry))
 }
 
@@ -361,6 +368,7 @@ type Answered = (Response<BackendBody>, Upstream, Option<Rc<Progress>>);
 
 /// Sends a request whose body is at hand.
 async fn send_whole(
+    thread: &Rc<Thread>,
     wire: Wire,
     entry: &InFlight,
     outgoing: &Outgoing,
@@ -368,7 +376,7 @@ async fn send_whole(
     began: Instant,
 ) -> Result<Response<WireBody>, Failure> {
     let answered = wire.send(outgoing, body);
-    let answered = in_time(answered, entry, &outgoing.timeouts, None, began).await?;
+    let answered = in_time(thread, answered, entry, &outgoing.timeouts, None, began).await?;
     answered.map_err(|(sent, error)| Failure {
         sent,
         status: StatusCode::BAD_GATEWAY,
@@ -378,6 +386,7 @@ async fn send_whole(
 }
 
 async fn send(
+    thread: &Rc<Thread>,
     mut sender: Upstream,
     entry: &InFlight,
     outgoing: &mut Outgoing,
@@ -401,6 +410,7 @@ async fn send(
     let request = sender.request(outgoing, body);
     let answered = sender.send(request);
     let answered = in_time(
+        thread,
         answered,
         entry,
         &outgoing.timeouts,
@@ -452,6 +462,7 @@ async fn send(
 
 /// What a backend answers, unless it takes too long from `began` on or the end of its drain comes first.
 async fn in_time<T>(
+    thread: &Rc<Thread>,
     answered: impl Future<Output = T>,
     entry: &InFlight,
     timeouts: &RouteTimeouts,
@@ -459,31 +470,35 @@ async fn in_time<T>(
     began: Instant,
 ) -> Result<T, Failure> {
     let first_byte = Duration::from_millis(timeouts.first_byte_ms);
-    let late = async {
-        // The wait for the answer counts from the last piece of the request.
-        let mut since = began;
-        loop {
-            tokio::time::sleep_until(since + first_byte).await;
-            match progress.map(|progress| progress.at.get()) {
-                Some(moved) if moved > since => since = moved,
-                Some(_) | None => return,
-            }
-        }
-    };
-    let cut = async {
-        let mut phase = entry.backend().phase();
-        requests_cut(&mut phase).await;
-    };
     let failure = |sent, cause: &str, counts| Failure {
         sent,
         status: StatusCode::GATEWAY_TIMEOUT,
         cause: cause.to_owned(),
         counts,
     };
-    tokio::select! {
-        biased;
-        answered = answered => Ok(answered),
-        () = late => Err(failure(Sent::Silence, "no answer in time", true)),
-        () = cut => Err(failure(Sent::Something, "cut at the end of the drain", false)),
-    }
+    let mut answered = pin!(answered);
+    let mut wait = Wait::new(thread);
+    std::future::poll_fn(|cx| {
+        if let Poll::Ready(answered) = answered.as_mut().poll(cx) {
+            return Poll::Ready(Ok(answered));
+        }
+        if wait.is_due(cx) {
+            // The wait for the answer counts from the last piece of the request.
+            let moved = progress.map(|progress| progress.at.get());
+            let late = moved.map_or(began, |moved| moved.max(began)) + first_byte;
+            let cut = entry.backend().requests_end();
+            // The clock is read only by those who have waited.
+            let now = wait.has_begun().then(clock::instant);
+            if now.is_some_and(|now| late <= now) {
+                return Poll::Ready(Err(failure(Sent::Silence, "no answer in time", true)));
+            }
+            if now.is_some_and(|now| cut.is_some_and(|cut| cut <= now)) {
+                let cause = "cut at the end of the drain";
+                return Poll::Ready(Err(failure(Sent::Something, cause, false)));
+            }
+            wait.until(cut.map_or(late, |cut| cut.min(late)), cx);
+        }
+        Poll::Pending
+    })
+    .await
 }

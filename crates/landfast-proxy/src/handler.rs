@@ -1,6 +1,12 @@
 //! What happens to one request: checks, route, mode of the service, then [`crate::forward`].
 
-use std::{cell::RefCell, net::IpAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    net::IpAddr,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{
@@ -12,8 +18,7 @@ use http::{
     uri::PathAndQuery,
 };
 use http_body::Body;
-use hyper::{body::Incoming, upgrade::OnUpgrade};
-use landfast_framing::check_request;
+use landfast_framing::{Refusal, check_request};
 use landfast_routing::{
     grpc,
     headers::{self, Arrival, Forwarding, X_REQUEST_ID},
@@ -23,21 +28,20 @@ use landfast_routing::{
 use tokio::sync::watch;
 
 use crate::{
+    activity::Activity,
     admission,
     answer::{self, AnswerBody, Leg},
     clock,
-    connection::Activity,
     exchange::Exchange,
     finish::{Finish, Stopped},
     forward::{self, Destination, Outcome, Outgoing, Source},
-    gate::Refused,
     pause::{Bounds, Held},
-    request_body::BodyError,
+    request_body::{BodyError, ClientBody},
     shared::Live,
     static_files::{self, Asked},
     sticky::{self, Sticky},
     thread::{self, Thread},
-    tunnel,
+    tunnel::Handoff,
     upstream::BackendBody,
 };
 
@@ -52,7 +56,9 @@ pub(crate) struct Client {
     pub(crate) is_preview: bool,
     /// Of its newest request.
     pub(crate) forwarding: RefCell<Option<Rc<Forwarding>>>,
-    pub(crate) activity: Arc<Activity>,
+    /// What becomes of the connection once 101 was answered on it.
+    pub(crate) handoff: Cell<Option<Handoff>>,
+    pub(crate) activity: Rc<Activity>,
 }
 
 enum Reply {
@@ -66,14 +72,15 @@ enum Reply {
         response: Response<BackendBody>,
         leg: Leg,
         idle: Duration,
-        upgrade: Option<OnUpgrade>,
+        is_upgrade: bool,
     },
 }
 
-/// Answers one request.
+/// Answers one request, or in its place why its head is `refused`.
 pub(crate) async fn handle(
     client: Rc<Client>,
-    mut request: Request<Incoming>,
+    mut request: Request<ClientBody>,
+    refused: Option<Refusal>,
 ) -> Response<AnswerBody> {
     let busy = client.activity.begin();
     let version = request.version();
@@ -84,14 +91,17 @@ pub(crate) async fn handle(
     let finish = Finish::of(&request);
     let mut exchange = Box::new(open_exchange(&client, &request, request_id.clone()));
     let asks_for_upgrade = version == Version::HTTP_11 && request.headers().contains_key(UPGRADE);
-    let reply = match client.activity.refused() {
-        Some(refused) if refused.is(&request) => refuse_framing(&client, refused, &mut exchange),
-        _ => {
-            let reply = Box::pin(decide(&client, request, &mut exchange)).await;
+    let reply = match refused {
+        Some(refusal) => {
+            client.activity.linger();
+            // Nothing of the request itself was read, and what stands in for it says nothing.
+            exchange.target = None;
+            refuse_framing(&client, refusal, &mut exchange)
+        }
+        None => {
+            let reply = decide(&client, request, &mut exchange).await;
             match client.activity.refused() {
-                Some(refused) if refused.is_begun() && reply.is_own() => {
-                    refuse_framing(&client, refused, &mut exchange)
-                }
+                Some(refusal) if reply.is_own() => refuse_framing(&client, refusal, &mut exchange),
                 _ => reply,
             }
         }
@@ -124,7 +134,7 @@ pub(crate) async fn handle(
             response,
             leg,
             idle,
-            upgrade,
+            is_upgrade,
         } => {
             let status = response.status();
             let now = clock::instant();
@@ -139,7 +149,7 @@ pub(crate) async fn handle(
                 .sticky
                 .clone()
                 .map(|it| (it, Arc::clone(leg.entry.backend())));
-            let mut response = pass_on(&client, response, leg, exchange, idle, upgrade);
+            let mut response = pass_on(&client, response, leg, exchange, idle, is_upgrade);
             if let Some((sticky, backend)) = sticky {
                 sticky.keep(&backend, response.headers_mut());
             }
@@ -164,8 +174,12 @@ pub(crate) async fn handle(
     response.map(|body| body.hold(busy))
 }
 
-async fn decide(client: &Rc<Client>, request: Request<Incoming>, exchange: &mut Exchange) -> Reply {
-    let (mut parts, body) = request.into_parts();
+async fn decide(
+    client: &Rc<Client>,
+    request: Request<ClientBody>,
+    exchange: &mut Exchange,
+) -> Reply {
+    let (parts, body) = request.into_parts();
     if parts.method == Method::CONNECT {
         return own(
             StatusCode::METHOD_NOT_ALLOWED,
@@ -182,13 +196,13 @@ async fn decide(client: &Rc<Client>, request: Request<Incoming>, exchange: &mut 
         let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
         return own(status, "the request head is too large").closing();
     }
-    let checked = headers::check_framing(&parts.headers).and_then(|()| {
-        headers::authority(parts.version, &parts.uri, &parts.headers).map(str::to_owned)
-    });
-    let authority = match checked {
-        Ok(authority) => authority,
+    let checked = headers::check_framing(&parts.headers)
+        .and_then(|()| headers::authority(parts.version, &parts.uri, &parts.headers));
+    let forwarding = match checked {
+        Ok(authority) => forwarding(client, exchange, authority),
         Err(error) => return own(StatusCode::BAD_REQUEST, &error.to_string()).closing(),
     };
+    let authority = forwarding.authority();
     // What came by HTTP/1.1 was scanned before it was read.
     if parts.version == Version::HTTP_2 {
         let target = parts.uri.path_and_query().map_or("/", PathAndQuery::as_str);
@@ -200,14 +214,13 @@ async fn decide(client: &Rc<Client>, request: Request<Incoming>, exchange: &mut 
             return own(StatusCode::BAD_REQUEST, &refusal.to_string());
         }
     }
-    exchange.host.clone_from(&authority);
+    exchange.forwarding = Some(Rc::clone(&forwarding));
     let challenges = &shared.certificates.challenges;
-    if let Some(response) = challenges.answer(&parts.method, &authority, exchange.path()) {
+    if let Some(response) = challenges.answer(&parts.method, authority, exchange.path()) {
         let close = false;
         return Reply::Own { response, close };
     }
     let length = content_length(&parts.headers).or(body.is_end_stream().then_some(0));
-    let upgrade = parts.extensions.remove::<OnUpgrade>();
     // HTTP/1.0 has no upgrade (RFC 9110, 7.8).
     let is_websocket =
         parts.version == Version::HTTP_11 && headers::is_websocket_upgrade(&parts.headers);
@@ -219,16 +232,16 @@ async fn decide(client: &Rc<Client>, request: Request<Incoming>, exchange: &mut 
     let thread = &client.thread;
     let mut changes: Option<watch::Receiver<u64>> = None;
     let mut held: Option<Held> = None;
-    let mut waiting = Some((parts, body, upgrade));
+    let mut waiting = Some((parts, body));
     // A request that has to be decided anew is still one request.
     let mut is_counted = false;
-    let mut prepared: Option<(Outgoing, Option<OnUpgrade>)> = None;
+    let mut prepared: Option<Outgoing> = None;
     loop {
         if let Some(changes) = &mut changes {
             changes.mark_unchanged();
         }
         let live = thread.shared.live();
-        let Some(entry) = live.table.find(&authority, exchange.path()) else {
+        let Some(entry) = live.table.find(authority, exchange.path()) else {
             exchange.route = None;
             exchange.answers = None;
             return own(StatusCode::NOT_FOUND, "no route has this host and path");
@@ -242,7 +255,7 @@ async fn decide(client: &Rc<Client>, request: Request<Incoming>, exchange: &mut 
             protocol,
             length,
             is_websocket,
-            &authority,
+            authority,
             exchange,
         );
         let refusal = match (refusal, &waiting) {
@@ -290,7 +303,7 @@ async fn decide(client: &Rc<Client>, request: Request<Incoming>, exchange: &mut 
                     .take()
                     .or_else(|| Held::enter(&service, bounds, length));
                 let in_time = match &place {
-                    Some(place) => place.wait(wait_max, changes).await,
+                    Some(place) => Box::pin(place.wait(wait_max, changes)).await,
                     None => false,
                 };
                 if !in_time {
@@ -304,7 +317,7 @@ async fn decide(client: &Rc<Client>, request: Request<Incoming>, exchange: &mut 
         }
         // Released: the place in the queue is given up before the request is sent.
         held = None;
-        if let Some((parts, _, _)) = &waiting
+        if let Some((parts, _)) = &waiting
             && !is_websocket
         {
             if !client.is_preview {
@@ -321,12 +334,14 @@ async fn decide(client: &Rc<Client>, request: Request<Incoming>, exchange: &mut 
         let limits = &entry.route.limits;
         let timeouts = &entry.route.timeouts;
         let idle = Duration::from_millis(timeouts.body_idle_ms);
-        if let Some((parts, body, upgrade)) = waiting.take() {
-            let upgrade = upgrade.filter(|_| is_websocket);
+        if let Some((parts, body)) = waiting.take() {
             let source = if is_websocket {
                 Ok(Source::Empty)
             } else {
-                Source::prepare(body, length, idle).await
+                match Source::at_hand(body, length) {
+                    Ok(source) => Ok(source),
+                    Err(body) => Box::pin(Source::keep(body, idle)).await,
+                }
             };
             let source = match source {
                 Ok(source) => source,
@@ -335,26 +350,23 @@ async fn decide(client: &Rc<Client>, request: Request<Incoming>, exchange: &mut 
             exchange.bytes_in = source.len();
             exchange.has_unread = !source.is_read();
             let is_upgrade = is_websocket;
-            prepared = Some((
-                Outgoing {
-                    method: parts.method,
-                    target: origin_form(&parts.uri),
-                    headers: outgoing_headers(parts.headers, entry, protocol, is_upgrade),
-                    forwarding: forwarding(client, exchange, &authority),
-                    source,
-                    body_bytes_max: limits.body_bytes_max,
-                    timeouts: timeouts.clone(),
-                    progress: None,
-                    is_upgrade,
-                },
-                upgrade,
-            ));
+            prepared = Some(Outgoing {
+                method: parts.method,
+                target: origin_form(&parts.uri),
+                headers: outgoing_headers(parts.headers, entry, protocol, is_upgrade),
+                forwarding: Rc::clone(&forwarding),
+                source,
+                body_bytes_max: limits.body_bytes_max,
+                timeouts: timeouts.clone(),
+                progress: None,
+                is_upgrade,
+            });
             // Reading the body took time: look at the newest table again.
-            if thread.shared.live().generation != live.generation {
+            if !thread.shared.is_newest(&live) {
                 continue;
             }
         }
-        let (outgoing, upgrade) = prepared
+        let outgoing = prepared
             .as_mut()
             .expect("prepared above, in this turn or before");
         let destination = Destination {
@@ -364,14 +376,7 @@ async fn decide(client: &Rc<Client>, request: Request<Incoming>, exchange: &mut 
         if !std::mem::replace(&mut is_counted, true) {
             service.budget.deposit(clock::monotonic());
         }
-        let outcome = Box::pin(forward::forward(
-            thread,
-            &live,
-            destination,
-            outgoing,
-            exchange,
-        ));
-        let outcome = outcome.await;
+        let outcome = forward::forward(thread, &live, destination, outgoing, exchange).await;
         if let Some(progress) = &outgoing.progress {
             exchange.has_unread = !progress.ended.get();
         }
@@ -381,7 +386,7 @@ async fn decide(client: &Rc<Client>, request: Request<Incoming>, exchange: &mut 
                 response,
                 leg,
                 idle,
-                upgrade: upgrade.take(),
+                is_upgrade: is_websocket,
             },
             Outcome::Unavailable => {
                 service.counters.unavailable.add(1);
@@ -415,7 +420,7 @@ fn pass_on(
     leg: Leg,
     exchange: Box<Exchange>,
     idle: Duration,
-    upgrade: Option<OnUpgrade>,
+    is_upgrade: bool,
 ) -> Response<AnswerBody> {
     let (mut parts, body) = response.into_parts();
     parts.version = Version::default();
@@ -425,7 +430,7 @@ fn pass_on(
             Response::from_parts(parts, body),
             leg,
             exchange,
-            upgrade,
+            is_upgrade,
         );
     }
     headers::strip_hop_by_hop(&mut parts.headers);
@@ -445,14 +450,13 @@ fn switch(
     mut response: Response<BackendBody>,
     leg: Leg,
     mut exchange: Box<Exchange>,
-    upgrade: Option<OnUpgrade>,
+    is_upgrade: bool,
 ) -> Response<AnswerBody> {
-    let Some(upgrade) = upgrade else {
+    if !is_upgrade {
         exchange.fail("the backend switched protocols without being asked");
         exchange.status = Some(StatusCode::BAD_GATEWAY.as_u16());
         return plain(StatusCode::BAD_GATEWAY, "bad gateway");
-    };
-    client.activity.begin_tunnel();
+    }
     let upstream = hyper::upgrade::on(&mut response);
     let (mut parts, _) = response.into_parts();
     headers::strip_hop_by_hop(&mut parts.headers);
@@ -470,25 +474,20 @@ fn switch(
     } = leg;
     let due = crate::drain::Due::new(entry.backend(), &client.thread.shared);
     let stream = entry.into_stream();
-    client.thread.spawn(async move {
-        // Dropping the sender would end the upstream connection before it is handed over.
-        let (client, upstream) = futures_util::future::join(upgrade, upstream).await;
-        drop(sender);
-        tunnel::run(client, upstream, stream, due, exchange).await;
-    });
+    client.handoff.set(Some(Handoff {
+        upstream,
+        sender,
+        stream,
+        due,
+        exchange,
+    }));
     Response::from_parts(parts, AnswerBody::empty())
 }
 
 /// The one answer to a request that the scanner refused.
-fn refuse_framing(client: &Client, refused: Refused, exchange: &mut Exchange) -> Reply {
-    let refusal = refused.refusal;
+fn refuse_framing(client: &Client, refusal: Refusal, exchange: &mut Exchange) -> Reply {
     client.thread.shared.framing_refused.add(1);
     exchange.cause = Some(format!("refused: {refusal}"));
-    if !refused.is_begun() {
-        // Nothing of the request itself was read, and what stands in for it says nothing.
-        exchange.method = Method::from_bytes(b"-").unwrap_or_default();
-        exchange.target = None;
-    }
     let status = StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::BAD_REQUEST);
     own(status, &refusal.to_string()).closing()
 }
@@ -625,7 +624,7 @@ fn note_route(exchange: &mut Exchange, live: &Live, entry: &TableRoute) {
 
 fn open_exchange(
     client: &Client,
-    request: &Request<Incoming>,
+    request: &Request<ClientBody>,
     request_id: HeaderValue,
 ) -> Exchange {
     let trust = &client.thread.shared.settings.trust;
@@ -645,7 +644,7 @@ fn open_exchange(
             _ => "http/1.1",
         },
         method: request.method().clone(),
-        host: String::new(),
+        forwarding: None,
         target: request.uri().path_and_query().cloned(),
         route: None,
         service: None,

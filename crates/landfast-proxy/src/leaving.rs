@@ -4,8 +4,8 @@
 //!
 //! - *Serving*.
 //! - *Leaving*: nothing is accepted any more, and whatever is answered over HTTP/1 says `Connection: close`; HTTP/2
-//!   clients get GOAWAY twice: first with the largest stream number there is, which refuses none, and a round trip later
-//!   with the last one that came. Everything else goes on. An idle connection is not closed sooner than it would have been anyway: closing
+//!   clients get GOAWAY twice: first with the largest stream number there is, which refuses none, and a while later
+//!   with the last one that came (see [`crate::farewell`]). Everything else goes on. An idle connection is not closed sooner than it would have been anyway: closing
 //!   one always risks the request that is on its way, and a successor already serves, so nothing is gained by
 //!   taking that risk once more. So the old worker is idle at the latest after the keep-alive time.
 //! - *Ending*: streams get their Close 1012 spread over a time, idle connections go after a second, and at the

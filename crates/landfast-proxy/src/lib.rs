@@ -7,10 +7,12 @@
 //! socket. It never talks to the server on its own, and serves its last good routes without it.
 
 mod access_log;
+mod activity;
 mod admission;
 mod answer;
 mod backend;
 mod challenge;
+mod client_io;
 mod clock;
 mod compress;
 mod connection;
@@ -22,13 +24,14 @@ mod descriptors;
 mod drain;
 mod elders;
 mod exchange;
+mod farewell;
 mod finish;
 mod forward;
-mod gate;
 mod handler;
 mod health;
 mod holder;
 mod holder_link;
+mod http1;
 mod http2_pool;
 mod leaving;
 mod link;
@@ -40,6 +43,7 @@ mod peers;
 mod persist;
 mod pieces;
 mod pool;
+mod priority;
 mod request_body;
 mod route_answers;
 mod settings;
@@ -50,6 +54,7 @@ mod thread;
 mod tls;
 mod tunnel;
 mod upstream;
+mod waits;
 mod wire;
 mod worker;
 

@@ -15,7 +15,7 @@ use hyper::body::Incoming;
 use landfast_routing::headers;
 use tokio::time::{Instant, Sleep};
 
-use crate::{clock, patience::Patience};
+use crate::{clock, http1, patience::Patience};
 
 /// Why a body did not arrive whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -39,6 +39,54 @@ pub(crate) struct Progress {
     pub(crate) answered: Cell<bool>,
 }
 
+/// The body of a request as it comes from the client.
+pub(crate) enum ClientBody {
+    Empty,
+    Http1(http1::RequestBody),
+    Hyper(Incoming),
+}
+
+/// The client, or what it sent, broke off.
+#[derive(Debug, thiserror::Error)]
+#[error("the request body broke off")]
+pub(crate) struct BrokenOff;
+
+impl Body for ClientBody {
+    type Data = Bytes;
+    type Error = BrokenOff;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
+        match &mut *self {
+            Self::Empty => Poll::Ready(None),
+            Self::Http1(body) => body.poll_frame(cx),
+            Self::Hyper(body) => Pin::new(body)
+                .poll_frame(cx)
+                .map(|frame| frame.map(|frame| frame.map_err(|_| BrokenOff))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Http1(body) => body.is_over(),
+            Self::Hyper(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Http1(body) => body
+                .left()
+                .map_or_else(SizeHint::default, SizeHint::with_exact),
+            Self::Hyper(body) => body.size_hint(),
+        }
+    }
+}
+
 /// A body as hyper's client takes it.
 pub(crate) enum RequestBody {
     Empty,
@@ -48,7 +96,7 @@ pub(crate) enum RequestBody {
 
 /// The client's own stream.
 pub(crate) struct Streamed {
-    incoming: Incoming,
+    incoming: ClientBody,
     progress: Rc<Progress>,
     bytes_max: u64,
     /// The longest silence, and all the waiting that bytes do not make good.
@@ -67,7 +115,7 @@ struct Waiting {
 
 impl RequestBody {
     pub(crate) fn streamed(
-        incoming: Incoming,
+        incoming: ClientBody,
         bytes_max: u64,
         idle: Duration,
         is_paced: bool,
@@ -95,7 +143,7 @@ impl RequestBody {
 
 impl Streamed {
     /// The stream of a body that was never sent.
-    pub(crate) fn into_incoming(self) -> Incoming {
+    pub(crate) fn into_incoming(self) -> ClientBody {
         self.incoming
     }
 

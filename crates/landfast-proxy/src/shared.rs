@@ -192,6 +192,16 @@ impl Shared {
         self.changed.subscribe()
     }
 
+    /// Counts the tables whose backends have heard of them.
+    pub(crate) fn published(&self) -> u64 {
+        *self.changed.borrow()
+    }
+
+    /// Whether no newer table has come.
+    pub(crate) fn is_newest(&self, live: &Live) -> bool {
+        self.newest.load(Ordering::SeqCst) == live.generation
+    }
+
     pub(crate) fn set_holder(&self, pid: u32) {
         self.holder_pid.store(u64::from(pid), Ordering::Relaxed);
     }
@@ -199,7 +209,7 @@ impl Shared {
     /// Enters a backend a pick found in `live`; nothing when a newer table came in between.
     pub(crate) fn enter(&self, live: &Live, backend: usize) -> Option<InFlight> {
         let entry = InFlight::enter(&live.backends[backend]);
-        (self.newest.load(Ordering::SeqCst) == live.generation).then_some(entry)
+        self.is_newest(live).then_some(entry)
     }
 
     /// Takes the routes on disk, before anything is served.

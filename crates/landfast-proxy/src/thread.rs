@@ -9,7 +9,9 @@ use std::{cell::Cell, future::Future, rc::Rc, sync::Arc, time::Duration};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
-use crate::{clock, http2_pool::Http2Pool, patience::Patience, pool::Pool, shared::Shared};
+use crate::{
+    clock, http2_pool::Http2Pool, patience::Patience, pool::Pool, shared::Shared, waits::Waits,
+};
 
 tokio::task_local! {
     /// How the stream of this task waits for its client.
@@ -50,6 +52,7 @@ pub(crate) struct Thread {
     pub(crate) shared: Arc<Shared>,
     pub(crate) pool: Pool,
     pub(crate) http2_pool: Http2Pool,
+    pub(crate) waits: Waits,
     pub(crate) tasks: TaskTracker,
 }
 
@@ -59,6 +62,7 @@ impl Thread {
             shared,
             pool: Pool::default(),
             http2_pool: Http2Pool::default(),
+            waits: Waits::default(),
             tasks: TaskTracker::new(),
         })
     }

@@ -106,6 +106,8 @@ impl Certificates {
             Ok(ticketer) => config.ticketer = ticketer,
             Err(error) => tracing::warn!(%error, "no session tickets"),
         }
+        // One is enough to come back with, and each costs every new client the making of it.
+        config.send_tls13_tickets = 1;
         // Ours is the order of suites, not the client's.
         config.ignore_client_order = true;
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec(), ACME_TLS.to_vec()];

@@ -11,7 +11,7 @@
 use std::{cell::Cell, io, pin::pin, time::Duration};
 
 use bytes::Bytes;
-use hyper::upgrade::Upgraded;
+use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use landfast_routing::websocket::{CLOSE_SERVICE_RESTART, Frames, close_frame};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
@@ -21,6 +21,7 @@ use crate::{
     backend::{OpenStream, StreamEnd},
     drain::Due,
     exchange::Exchange,
+    upstream::Upstream,
 };
 
 /// How long the other side's Close is waited for.
@@ -33,19 +34,42 @@ thread_local! {
     static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-/// Runs a tunnel to its end.
-pub(crate) async fn run(
-    client: Result<Upgraded, hyper::Error>,
+/// A stream that has begun on the backend's side, and waits for the client's.
+pub(crate) struct Handoff {
+    pub(crate) upstream: OnUpgrade,
+    /// Dropping it would end the connection to the backend before it is handed over.
+    pub(crate) sender: Option<Upstream>,
+    pub(crate) stream: OpenStream,
+    pub(crate) due: Due,
+    pub(crate) exchange: Box<Exchange>,
+}
+
+impl Handoff {
+    /// Runs the tunnel to its end. The client has had its 101.
+    pub(crate) async fn run(self, client: impl AsyncRead + AsyncWrite + Unpin) {
+        let Self {
+            upstream,
+            sender,
+            stream,
+            due,
+            exchange,
+        } = self;
+        let upstream = upstream.await;
+        drop(sender);
+        run(client, upstream, stream, due, exchange).await;
+    }
+}
+
+async fn run(
+    client: impl AsyncRead + AsyncWrite + Unpin,
     upstream: Result<Upgraded, hyper::Error>,
     mut stream: OpenStream,
     mut due: Due,
     mut exchange: Box<Exchange>,
 ) {
-    let (client, upstream) = match (client, upstream) {
-        (Ok(client), Ok(upstream)) => (client, upstream),
-        // The client left during the handshake, as it may: the exchange is written down as such.
-        (Err(_), Ok(_)) => return,
-        (Ok(_) | Err(_), Err(error)) => {
+    let upstream = match upstream {
+        Ok(upstream) => upstream,
+        Err(error) => {
             stream.end = StreamEnd::Cut;
             exchange.fail(format!("the connection was not handed over: {error}"));
             return;
@@ -53,7 +77,7 @@ pub(crate) async fn run(
     };
     let tunnel = Tunnel::default();
     let ended = {
-        let pumps = pin!(tunnel.pump(TokioIo::new(client), TokioIo::new(upstream)));
+        let pumps = pin!(tunnel.pump(client, TokioIo::new(upstream)));
         let cut = pin!(async {
             due.wait(false).await;
             tunnel.due.cancel();

@@ -27,7 +27,7 @@ use crate::{
     holder_link::HolderLink,
     leaving,
     link::{self, Handover, LinkError, Listeners, Word},
-    persist, pool,
+    persist, pool, priority,
     shared::{Addresses, Shared},
     thread::Thread,
 };
@@ -72,6 +72,7 @@ pub fn worker_main() -> Result<(), WorkerError> {
         .ok();
     let elders = Arc::new(Elders::find(&settings.control));
     let descriptors = raise_descriptor_limit();
+    priority::raise();
     let addresses = Addresses {
         http: addresses(&listeners.http)?,
         https: addresses(&listeners.https)?,

@@ -82,6 +82,22 @@ async fn a_killed_worker_refuses_no_connection_and_the_next_serves_the_same_rout
     assert_eq!(refused.load(Ordering::Relaxed), 0);
 }
 
+/// A worker has a session of its own, and goes before other processes where it may.
+#[track_caller]
+fn assert_priority(worker: u32) {
+    let stat = std::fs::read_to_string(format!("/proc/{worker}/stat")).expect("it runs");
+    // `proc(5)`: the fields after the name begin with the third; the sixth is the session, the nineteenth the niceness.
+    let fields: Vec<&str> = stat
+        .rsplit(')')
+        .next()
+        .expect("a line")
+        .split_whitespace()
+        .collect();
+    let is_root = rustix::process::geteuid().is_root();
+    let niceness = if is_root { "-5" } else { "0" };
+    assert_eq!((fields[3], fields[16]), (&*worker.to_string(), niceness));
+}
+
 #[tokio::test]
 async fn a_killed_holder_is_replaced_by_the_worker_and_the_new_one_does_its_work() {
     let mut proxy = Proxy::start().await;
@@ -94,6 +110,7 @@ async fn a_killed_holder_is_replaced_by_the_worker_and_the_new_one_does_its_work
         .await;
     let first = proxy.status().await;
     assert_eq!(first.holder_pid, Some(proxy.holder_pid()));
+    assert_priority(first.pid);
     let mut open = Wire::connect(first.http[0]).await.expect("connected");
     proxy.kill_holder();
     eventually("another holder is there", || async {
@@ -122,6 +139,8 @@ async fn a_killed_holder_is_replaced_by_the_worker_and_the_new_one_does_its_work
     .await;
     let third = proxy.status().await;
     assert_eq!(third.holder_pid, second.holder_pid);
+    // Of a holder that a worker started, whose niceness it took.
+    assert_priority(third.pid);
     assert_eq!(
         get(first.http[0], "/").await.expect("an answer").status,
         200

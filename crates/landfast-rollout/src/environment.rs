@@ -10,17 +10,19 @@ use std::{
     time::Duration,
 };
 
-use landfast_types::{InstanceId, ReleaseId, RolloutId, Scope, ServiceName, Timestamp};
+use landfast_types::{InstanceId, ReleaseId, RolloutId, Scope, ServiceName, StoreName, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     backoff::Backoff,
+    by_hand::HandRun,
     event::{Action, Change, Event, Input, Rejected},
     instance::{Instance, InstanceState},
     ledger::{Ledger, Reading},
     plan::{Gate, RolloutPlan, Topology},
     rollout::{Kind, Outcome, Phase, Rollout, Weights},
     rules,
+    schema::Schemas,
     traffic::Traffic,
 };
 
@@ -53,6 +55,15 @@ pub struct Environment {
     pub stopped: bool,
     /// Started again, and no instance serves yet.
     pub resuming: bool,
+    /// What the migrations of each database have come to.
+    #[serde(default)]
+    pub schemas: Schemas,
+    /// The migrations somebody runs outside a rollout.
+    #[serde(default)]
+    pub by_hand: Option<HandRun>,
+    /// Databases that were changed and could not say how far: they are asked again.
+    #[serde(default)]
+    pub unread: BTreeSet<StoreName>,
     pub history: Vec<RolloutRecord>,
     pub(crate) backoff: BTreeMap<ServiceName, BTreeMap<ReleaseId, Backoff>>,
     pub(crate) notify: BTreeSet<RolloutId>,
@@ -82,6 +93,8 @@ pub enum PlantedBug {
     SealWhileReverting,
     /// `min_ready` goes on counting over a failed probe.
     MinReadySurvives,
+    /// Contract migrations do not wait for the last old instance.
+    ContractBesideOld,
 }
 
 /// A release as the engine remembers it. Its whole content is kept by the driver.
@@ -112,6 +125,9 @@ pub struct RolloutRecord {
     /// Why it was taken back before anything had moved.
     #[serde(default)]
     pub unmoved: Option<Unmoved>,
+    /// Why contract migrations of the release were left to the next seal.
+    #[serde(default)]
+    pub contract_waits: Option<String>,
     pub ledger: Ledger,
 }
 
@@ -172,6 +188,9 @@ impl Environment {
             traffic_confirmed: 0,
             stopped: false,
             resuming: false,
+            schemas: Schemas::new(),
+            by_hand: None,
+            unread: BTreeSet::new(),
             history: Vec::new(),
             backoff: BTreeMap::new(),
             notify: BTreeSet::new(),
@@ -295,7 +314,23 @@ impl Environment {
                     rollout.apply(at, &event.change);
                 }
             }
+            Change::ContractsBegun { migrations } => self.begin_contracts(migrations),
+            Change::SchemasRead { schemas } => self.read_schemas(schemas),
+            Change::MigratingByHand {
+                run,
+                store,
+                work,
+                by,
+            } => self.begin_by_hand(at, *run, store, work, by),
+            Change::MigratedByHand { run, schemas, .. } => self.end_by_hand(*run, schemas),
+            Change::Migrated { schemas, .. } => {
+                self.read_schemas(schemas);
+                if let Some(rollout) = &mut self.rollout {
+                    rollout.apply(at, &event.change);
+                }
+            }
             Change::GateOpened { .. }
+            | Change::ContractsWait { .. }
             | Change::Promoted { .. }
             | Change::Progressed { .. }
             | Change::Failed { .. }
@@ -352,7 +387,8 @@ impl Environment {
             }
         }
         if let Some(rollout) = &self.rollout {
-            let judged = |gate: &Gate| matches!(gate, Gate::Preflight | Gate::Smoke);
+            let judged =
+                |gate: &Gate| matches!(gate, Gate::Preflight | Gate::Rehearsal | Gate::Smoke);
             let closed = |gate: &Gate| judged(gate) && !rollout.is_open(*gate);
             let gate = rollout.phase.gate().filter(closed);
             let judge = |gate| Action::JudgeGate {
@@ -360,8 +396,27 @@ impl Environment {
                 gate,
                 release: rollout.to,
             };
+            if let Some(stage) = rollout.stage_due() {
+                actions.push(Action::Migrate {
+                    rollout: rollout.id,
+                    release: rollout.to,
+                    stage,
+                });
+            }
             let failed = rollout.failure.is_some();
             actions.extend(gate.filter(|_| !failed).map(judge));
+        }
+        // A runner at work tells by itself what it has come to.
+        let is_migrating = self.by_hand.is_some()
+            || self
+                .rollout
+                .as_ref()
+                .is_some_and(|rollout| rollout.stage_due().is_some());
+        if !is_migrating {
+            let read = |store: &StoreName| Action::ReadSchema {
+                store: store.clone(),
+            };
+            actions.extend(self.unread.iter().map(read));
         }
         actions.extend(
             self.notify
@@ -524,6 +579,8 @@ impl Environment {
             weights,
             cleared: false,
             exposed: false,
+            migrated: false,
+            contract_waits: None,
             gates: BTreeMap::new(),
             high_water: BTreeMap::new(),
             progressed_at: at,
@@ -581,6 +638,7 @@ impl Environment {
             ended_at: at,
             outcome: outcome.clone(),
             unmoved,
+            contract_waits: rollout.contract_waits,
             ledger: rollout.ledger,
         });
         let excess = self.history.len().saturating_sub(HISTORY_MAX);

@@ -7,14 +7,16 @@ use std::{
     time::Duration,
 };
 
-use landfast_types::{InstanceId, ReleaseId, RolloutId, ServiceName, Timestamp};
+use landfast_types::{InstanceId, ReleaseId, RolloutId, ServiceName, StoreName, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     analysis::Observation,
+    by_hand::HandWork,
     ledger::Reading,
     plan::{Gate, RolloutPlan, Topology},
     rollout::{Kind, Outcome, ParkReason, Phase},
+    schema::{MigrationShape, MigrationStage, Obstacle, Schemas},
     traffic::Traffic,
 };
 
@@ -95,6 +97,27 @@ pub enum Input {
     Notified { rollout: RolloutId },
     /// Old releases that are not needed any more were dropped from the store.
     Collected { releases: BTreeSet<ReleaseId> },
+    /// The runner has ended: what each database has seen, where it could be read, and why not all has run.
+    Migrated {
+        rollout: RolloutId,
+        stage: MigrationStage,
+        schemas: Schemas,
+        failure: Option<String>,
+    },
+    /// A person migrates a database outside a rollout.
+    MigrateByHand {
+        store: StoreName,
+        work: HandWork,
+        by: String,
+    },
+    /// That has ended: what the database has seen, where it could be read, and why not all was done.
+    HandEnded {
+        run: u64,
+        schemas: Schemas,
+        failure: Option<String>,
+    },
+    /// What databases say of themselves, whoever changed them.
+    SchemasRead { schemas: Schemas },
     /// Time has passed.
     Tick,
 }
@@ -111,7 +134,8 @@ impl Input {
             | Self::Start
             | Self::Promote { .. }
             | Self::Abort { .. }
-            | Self::Seal { .. } => true,
+            | Self::Seal { .. }
+            | Self::MigrateByHand { .. } => true,
             Self::Started { .. }
             | Self::StartFailed { .. }
             | Self::Probed { .. }
@@ -126,6 +150,9 @@ impl Input {
             | Self::Adopted { .. }
             | Self::Notified { .. }
             | Self::Collected { .. }
+            | Self::Migrated { .. }
+            | Self::HandEnded { .. }
+            | Self::SchemasRead { .. }
             | Self::Tick => false,
         }
     }
@@ -256,6 +283,38 @@ pub enum Change {
     /// unbroken passes, drain times and deadlines start again.
     TakenOver,
 
+    /// The runner begins the contract migrations of the new release.
+    ContractsBegun {
+        migrations: BTreeMap<StoreName, Vec<MigrationShape>>,
+    },
+    /// They are not run now.
+    ContractsWait {
+        reason: String,
+    },
+    /// The runner has ended. Of a database that could not be read nothing is said.
+    Migrated {
+        stage: MigrationStage,
+        schemas: Schemas,
+        failure: Option<String>,
+    },
+    /// A database was asked, and said something else than before.
+    SchemasRead {
+        schemas: Schemas,
+    },
+    /// Somebody migrates outside a rollout.
+    MigratingByHand {
+        run: u64,
+        store: StoreName,
+        work: HandWork,
+        by: String,
+    },
+    /// That has ended. A database that could not be read is asked again.
+    MigratedByHand {
+        run: u64,
+        schemas: Schemas,
+        failure: Option<String>,
+    },
+
     Scaled {
         service: ServiceName,
         replicas: Option<u32>,
@@ -289,6 +348,16 @@ pub enum Action {
         rollout: RolloutId,
         gate: Gate,
         release: ReleaseId,
+    },
+    /// Run the migrations of a stage. The runner finds out from each database what is left to do.
+    Migrate {
+        rollout: RolloutId,
+        release: ReleaseId,
+        stage: MigrationStage,
+    },
+    /// Ask a database what it has seen: whoever changed it last could not say.
+    ReadSchema {
+        store: StoreName,
     },
     Notify {
         rollout: RolloutId,
@@ -339,6 +408,33 @@ pub enum Rejected {
     EnvironmentStopped,
     #[error("the environment is not stopped")]
     NotStopped,
+    #[error("{}", .0.sentence())]
+    SchemaMovedOn(Box<Obstacle>),
+    #[error(
+        "rollout {rollout} is sealed and its contract migrations run: nothing of the old release is left to go back to; wait for their end"
+    )]
+    Contracting { rollout: RolloutId },
+    #[error("{words} by hand on store `{store}` since {since}, begun by {by}")]
+    MigratingByHand {
+        store: StoreName,
+        words: &'static str,
+        since: Timestamp,
+        by: String,
+    },
+    #[error("`{migration}` was not run on store `{store}`: {reason}")]
+    OlderReleaseLeft {
+        migration: String,
+        store: StoreName,
+        reason: String,
+    },
+    #[error(
+        "`{migration}` was not taken back on store `{store}`: release {release} is in use and was made for it; deploy a release without it first"
+    )]
+    MigrationNeeded {
+        migration: String,
+        store: StoreName,
+        release: ReleaseId,
+    },
     /// The engine found that it would break one of its own promises.
     #[error("not done, because an invariant of the engine would not hold: {0}")]
     WouldBreak(String),

@@ -33,6 +33,10 @@ pub enum Violation {
     StoppedWhileOffered { instance: InstanceId },
     /// The old release was let go before the seal.
     LetGoEarly { service: ServiceName },
+    /// Contract migrations would run while something is there that they break.
+    ContractBesideOld { hindrance: String },
+    /// A rollout would move releases while somebody migrates by hand.
+    RolloutBesideHand,
     /// A rollout to one release was replaced by another without an end.
     TwoRollouts,
     /// The rules contradict each other and never come to rest.
@@ -69,6 +73,12 @@ impl fmt::Display for Violation {
                     "the old instances of `{service}` would be let go before the seal"
                 )
             }
+            Self::ContractBesideOld { hindrance } => {
+                write!(f, "contract migrations would run although {hindrance}")
+            }
+            Self::RolloutBesideHand => {
+                f.write_str("a rollout would begin while somebody migrates by hand")
+            }
             Self::TwoRollouts => f.write_str("a second rollout would move the environment"),
             Self::Restless => f.write_str("the rules would never come to rest"),
         }
@@ -92,6 +102,10 @@ pub(crate) fn violations(before: &Environment, after: &Environment) -> Vec<Viola
     }
     found.extend(stopped_while_offered(before, after));
     found.extend(let_go_early(after));
+    found.extend(contract_beside_old(after));
+    if after.rollout.is_some() && after.by_hand.is_some() {
+        found.push(Violation::RolloutBesideHand);
+    }
     let ids = (
         before.rollout.as_ref().map(|r| r.id),
         after.rollout.as_ref().map(|r| r.id),
@@ -172,6 +186,12 @@ fn stopped_while_offered(before: &Environment, after: &Environment) -> Vec<Viola
             instance: instance.id.clone(),
         })
         .collect()
+}
+
+fn contract_beside_old(after: &Environment) -> Option<Violation> {
+    let rollout = after.rollout.as_ref()?;
+    let hindrance = after.contract_hindrance(rollout.to)?;
+    (rollout.phase == Phase::Contracting).then_some(Violation::ContractBesideOld { hindrance })
 }
 
 /// In standby of blue-green and canary the old group is wanted whole.

@@ -10,6 +10,7 @@
 
 pub mod analysis;
 mod backoff;
+mod by_hand;
 mod environment;
 mod event;
 mod instance;
@@ -19,11 +20,13 @@ mod plan;
 mod reconcile;
 mod rollout;
 mod rules;
+mod schema;
 mod traffic;
 
 #[cfg(feature = "planted")]
 pub use crate::environment::PlantedBug;
 pub use crate::{
+    by_hand::{HandRun, HandWork},
     environment::{
         Environment, Queued, ReleaseRecord, RolloutRecord, ScaleOverride, Sides, Unmoved,
     },
@@ -33,5 +36,6 @@ pub use crate::{
     ledger::{Counts, Ledger, Reading, p99},
     plan::{Amount, Gate, RolloutPlan, ServiceShape, Strategy, Topology},
     rollout::{GateState, Kind, Outcome, ParkReason, Phase, Reverting, Rollout, Weights},
+    schema::{AppliedMigration, MigrationPhase, MigrationShape, MigrationStage, Obstacle, Schemas},
     traffic::{GroupTraffic, MemberState, ServiceTraffic, Traffic, TrafficMode},
 };

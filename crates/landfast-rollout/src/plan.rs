@@ -7,13 +7,19 @@ use std::{
     time::Duration,
 };
 
-use landfast_types::{Percent, ServiceName};
+use landfast_types::{Percent, ServiceName, StoreName};
 use serde::{Deserialize, Serialize};
+
+use crate::schema::MigrationShape;
 
 /// What the engine must know of a release: its services, their sizes and their order.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Topology {
     pub services: BTreeMap<ServiceName, ServiceShape>,
+    /// Each database that a service of the release uses, with the migrations the release knows, in order. A database without
+    /// migrations is there with none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub schemas: BTreeMap<StoreName, Vec<MigrationShape>>,
 }
 
 /// One service of a release as the engine sees it.
@@ -148,6 +154,8 @@ impl Strategy {
 pub enum Gate {
     /// The host can carry it. Before anything starts.
     Preflight,
+    /// Its migrations keep within their budgets on a copy of each database. Before they run.
+    Rehearsal,
     /// The app's own smoke job passes against the preview. Before traffic.
     Smoke,
     /// A fixed time passes with the new release ready. Before traffic.
@@ -163,6 +171,7 @@ impl Gate {
     pub fn name(self) -> &'static str {
         match self {
             Self::Preflight => "preflight",
+            Self::Rehearsal => "rehearsal",
             Self::Smoke => "smoke",
             Self::Hold => "hold",
             Self::Approval => "approval",
@@ -287,6 +296,7 @@ mod tests {
         let services = services.map(|(name, shape)| (ServiceName::new(name).unwrap(), shape));
         let levels = Topology {
             services: services.into(),
+            ..Topology::default()
         }
         .levels();
         let words: Vec<Vec<&str>> = levels

@@ -92,7 +92,7 @@ impl Environment {
             new: full.new,
         };
         match phase {
-            Phase::Preflight | Phase::Pausing => old_only,
+            Phase::Preflight | Phase::Rehearsing | Phase::Migrating | Phase::Pausing => old_only,
             Phase::Gating { .. } if rollout.is_untouched() => old_only,
             Phase::Clearing => Sides::default(),
             Phase::Warming { level } => Sides {
@@ -121,7 +121,7 @@ impl Environment {
             }
             Phase::Promoting { .. } => full,
             Phase::Standby if self.keeps_old(rollout, service) => full,
-            Phase::Standby | Phase::Sealing => new_only,
+            Phase::Standby | Phase::Sealing | Phase::Contracting => new_only,
             Phase::Reverting { stage, .. } => self.reverting(service, *stage, full),
             Phase::Parked { resume, .. } => self.parked(rollout, resume, service, full),
         }

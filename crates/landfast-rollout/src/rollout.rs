@@ -1,8 +1,8 @@
 //! One move of an environment from a release to another.
 //!
 //! ```text
-//! rolling      Preflight ▸ Warming ▸ Gating ▸ Moving ▸ Standby ▸ Sealing ▸ sealed
-//! blue-green   Preflight ▸ Warming ▸ Gating ▸ Shifting ▸ Promoting ▸ Standby ▸ Sealing ▸ sealed
+//! rolling      Preflight ▸ (Rehearsing) ▸ (Migrating) ▸ Warming ▸ Gating ▸ Moving ▸ Standby ▸ Sealing ▸ (Contracting) ▸ sealed
+//! blue-green   Preflight ▸ … Warming ▸ Gating ▸ Shifting ▸ Promoting ▸ Standby ▸ Sealing ▸ sealed
 //! canary       Preflight ▸ Warming ▸ Gating ▸ (Stepping ▸ Shifting ▸ Holding)* ▸ Promoting ▸ Standby ▸ …
 //! recreate     Preflight ▸ Gating ▸ Pausing ▸ Clearing ▸ Warming ▸ Gating ▸ Shifting ▸ Standby ▸ Sealing ▸ sealed
 //! any phase    ▸ Reverting(…) ▸ rolled back,  or ▸ Parked ▸ (a person) promote | abort
@@ -10,6 +10,9 @@
 //!
 //! In recreate whoever has to be waited for is waited for while the old release still serves; only the smoke job, which
 //! needs the new one, runs while requests are held.
+//!
+//! Migrations that the old release lives with run in `Migrating`, while it serves alone. Those that it does not live with run in
+//! `Contracting`, when nothing of it is left; from then on nothing leads back to it (see [`crate::schema`]).
 //!
 //! Nothing is sent to the new release before `Moving` or `Shifting`. The old release is not let go before
 //! `Sealing`. Taking back restores the old capacity first, then switches, then ends the new release.
@@ -25,6 +28,7 @@ use crate::{
     event::Change,
     ledger::Ledger,
     plan::{Gate, RolloutPlan, Strategy},
+    schema::MigrationStage,
 };
 
 /// Why the environment moves.
@@ -57,6 +61,12 @@ pub struct Rollout {
     /// Some request may have gone to the new release.
     #[serde(default)]
     pub exposed: bool,
+    /// The migrations of its stage before traffic have run.
+    #[serde(default)]
+    pub migrated: bool,
+    /// Why its contract migrations wait, where they do.
+    #[serde(default)]
+    pub contract_waits: Option<String>,
     pub gates: BTreeMap<Gate, GateState>,
     /// The most instances of each service that ever were ready together, and when that last grew.
     pub high_water: BTreeMap<ServiceName, u32>,
@@ -89,6 +99,10 @@ pub struct GateState {
 pub enum Phase {
     /// The host is checked.
     Preflight,
+    /// Its migrations are tried on a copy of each database.
+    Rehearsing,
+    /// The databases get what the new release needs and the old one lives with.
+    Migrating,
     /// Requests are held while one release makes room for the other.
     Pausing,
     /// The old release ends, because two cannot run side by side.
@@ -111,6 +125,8 @@ pub enum Phase {
     Standby,
     /// The old release is let go.
     Sealing,
+    /// The old release is gone; the databases lose what only it needed.
+    Contracting,
     /// The old release gets its place back.
     Reverting { reason: String, stage: Reverting },
     /// It waits for a person, weights frozen.
@@ -148,6 +164,8 @@ pub enum ParkReason {
     CannotRestore(String),
     /// The engine found one of its own invariants broken and stopped itself.
     Invariant(String),
+    /// The release it would lead back to cannot run on today's schema.
+    SchemaMovedOn(String),
 }
 
 impl ParkReason {
@@ -160,6 +178,7 @@ impl ParkReason {
                 format!("the old release did not come back: {detail}")
             }
             Self::Invariant(detail) => format!("an invariant of the engine is broken: {detail}"),
+            Self::SchemaMovedOn(detail) => detail.clone(),
         }
     }
 }
@@ -225,11 +244,15 @@ impl Rollout {
     pub fn is_waiting(&self) -> bool {
         match &self.phase {
             Phase::Gating { gate } => *gate == Gate::Approval,
-            Phase::Parked { reason, .. } => matches!(
-                reason,
-                ParkReason::Inconclusive(_) | ParkReason::RollbackOff(_)
-            ),
+            Phase::Parked { reason, .. } => match reason {
+                ParkReason::Inconclusive(_) | ParkReason::RollbackOff(_) => true,
+                // What never left its old release can be ended without going back to anything.
+                ParkReason::SchemaMovedOn(_) => !self.exposed && !self.cleared,
+                ParkReason::CannotRestore(_) | ParkReason::Invariant(_) => false,
+            },
             Phase::Preflight
+            | Phase::Rehearsing
+            | Phase::Migrating
             | Phase::Pausing
             | Phase::Clearing
             | Phase::Warming { .. }
@@ -240,7 +263,24 @@ impl Rollout {
             | Phase::Promoting { .. }
             | Phase::Standby
             | Phase::Sealing
+            | Phase::Contracting
             | Phase::Reverting { .. } => false,
+        }
+    }
+
+    /// The migrations that are owed in this phase.
+    pub(crate) fn stage_due(&self) -> Option<MigrationStage> {
+        // Nothing of this environment has run before: there is no release to be broken.
+        let before_traffic = if self.from.is_none() {
+            MigrationStage::All
+        } else {
+            MigrationStage::Expand
+        };
+        let waits = !self.migrated && self.failure.is_none();
+        if self.phase == Phase::Migrating && waits {
+            Some(before_traffic)
+        } else {
+            (self.phase == Phase::Contracting).then_some(MigrationStage::Contract)
         }
     }
 
@@ -260,6 +300,14 @@ impl Rollout {
         timed.then_some(self.progressed_at)
     }
 
+    /// Whether the new release serves everything, for good or until it is taken back.
+    pub fn is_promoted(&self) -> bool {
+        matches!(
+            self.phase,
+            Phase::Standby | Phase::Sealing | Phase::Contracting
+        )
+    }
+
     /// Whether both sides may not run at once.
     pub(crate) fn is_recreate(&self) -> bool {
         self.plan.strategy == Strategy::Recreate
@@ -268,8 +316,10 @@ impl Rollout {
     /// Whether sizes still move, forth or back, also while it waits for a person.
     pub fn is_on_the_way(&self) -> bool {
         match self.phase.underlying() {
-            Phase::Standby | Phase::Sealing => false,
+            Phase::Standby | Phase::Sealing | Phase::Contracting => false,
             Phase::Preflight
+            | Phase::Rehearsing
+            | Phase::Migrating
             | Phase::Pausing
             | Phase::Clearing
             | Phase::Warming { .. }
@@ -330,6 +380,11 @@ impl Rollout {
                 self.high_water.insert(service.clone(), *ready);
                 self.progressed_at = at;
             }
+            Change::Migrated { stage, failure, .. } => match stage {
+                MigrationStage::Contract => self.contract_waits.clone_from(failure),
+                MigrationStage::All | MigrationStage::Expand => self.migrated |= failure.is_none(),
+            },
+            Change::ContractsWait { reason } => self.contract_waits = Some(reason.clone()),
             Change::Failed { reason } => {
                 self.failure.get_or_insert_with(|| reason.clone());
             }
@@ -360,6 +415,9 @@ impl Phase {
         if let Self::Gating { gate } = self {
             return Some(*gate);
         }
+        if *self == Self::Rehearsing {
+            return Some(Gate::Rehearsal);
+        }
         (*self == Self::Preflight).then_some(Gate::Preflight)
     }
 
@@ -375,6 +433,8 @@ impl Phase {
     fn words(&self, rollout: &Rollout) -> String {
         match self {
             Self::Preflight => "checking the host".into(),
+            Self::Rehearsing => "rehearsing the migrations on a copy".into(),
+            Self::Migrating => "migrating databases".into(),
             Self::Pausing => "holding requests".into(),
             Self::Clearing => "ending the old release".into(),
             Self::Warming { .. } => "starting the new release".into(),
@@ -392,6 +452,7 @@ impl Phase {
             Self::Promoting { .. } => "moving services without a route".into(),
             Self::Standby => "serving; the old release stands by".into(),
             Self::Sealing => "letting the old release go".into(),
+            Self::Contracting => "migrating databases after the seal".into(),
             Self::Reverting { stage, .. } => match stage {
                 Reverting::Pausing => "taking back: holding requests".into(),
                 Reverting::Clearing => "taking back: ending the new release".into(),
@@ -415,7 +476,11 @@ impl Phase {
             | Self::Shifting { .. }
             | Self::Promoting { .. }
             | Self::Reverting { .. } => true,
-            Self::Gating { .. }
+            // A migration may take hours; the runner has times of its own.
+            Self::Rehearsing
+            | Self::Migrating
+            | Self::Contracting
+            | Self::Gating { .. }
             | Self::Holding { .. }
             | Self::Standby
             | Self::Sealing
@@ -427,6 +492,8 @@ impl Phase {
     pub(crate) fn is_forward(&self) -> bool {
         match self {
             Self::Preflight
+            | Self::Rehearsing
+            | Self::Migrating
             | Self::Pausing
             | Self::Clearing
             | Self::Warming { .. }
@@ -437,7 +504,9 @@ impl Phase {
             | Self::Holding { .. }
             | Self::Promoting { .. }
             | Self::Standby => true,
-            Self::Sealing | Self::Reverting { .. } | Self::Parked { .. } => false,
+            Self::Sealing | Self::Contracting | Self::Reverting { .. } | Self::Parked { .. } => {
+                false
+            }
         }
     }
 }

@@ -203,6 +203,9 @@ fn holds_requests(rollout: &Rollout) -> bool {
         },
         Phase::Parked { .. }
         | Phase::Preflight
+        | Phase::Rehearsing
+        | Phase::Migrating
+        | Phase::Contracting
         | Phase::Moving { .. }
         | Phase::Stepping { .. }
         | Phase::Shifting { .. }

@@ -205,6 +205,11 @@ impl Forwarding {
             && self.is_https == arrival.is_https
     }
 
+    /// The host with its port, as the client wrote it.
+    pub fn authority(&self) -> &str {
+        &self.authority
+    }
+
     /// The authority as a field's value.
     pub fn host(&self) -> Option<&HeaderValue> {
         self.host.as_ref()

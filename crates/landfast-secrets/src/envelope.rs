@@ -1,6 +1,6 @@
 //! Sealing and opening one value.
 
-use std::{fmt, path::Path};
+use std::{fmt, path::Path, sync::Arc};
 
 use aws_lc_rs::{
     aead::{
@@ -16,6 +16,7 @@ use zeroize::{Zeroize as _, Zeroizing};
 use crate::{
     hex,
     key::{Key, KeyError, KeyId},
+    source::KeySource,
 };
 
 /// The format of envelopes this code writes and reads.
@@ -83,7 +84,9 @@ impl fmt::Debug for Sealed {
 /// Why an envelope did not open.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UnsealError {
-    #[error("secret `{name}` is sealed under key {needed}, but the key file holds {held}")]
+    #[error(
+        "wrong key: secret `{name}` is sealed under key {needed}, but the key file holds {held}"
+    )]
     OtherKey {
         name: String,
         needed: KeyId,
@@ -99,8 +102,10 @@ pub enum UnsealError {
 
 /// Seals and opens values with one key file. Prints as the key's id.
 pub struct Vault {
-    id: KeyId,
-    key: LessSafeKey,
+    key: Key,
+    wrapping: LessSafeKey,
+    /// Opens what is not re-wrapped yet; seals nothing.
+    older: Option<Arc<Self>>,
 }
 
 impl Vault {
@@ -109,7 +114,15 @@ impl Vault {
     /// # Errors
     /// [`KeyError::Missing`], [`KeyError::Exposed`] when others can read it, [`KeyError::Damaged`].
     pub fn open_key(path: &Path) -> Result<Self, KeyError> {
-        Key::read(path).map(|key| Self::with(&key))
+        Self::open(&KeySource::File(path.to_owned()))
+    }
+
+    /// Opens the key where it comes from.
+    ///
+    /// # Errors
+    /// As [`Vault::open_key`].
+    pub fn open(source: &KeySource) -> Result<Self, KeyError> {
+        Key::read(source).map(Self::with)
     }
 
     /// Makes a new key file, mode 0600, from the operating system's randomness.
@@ -119,7 +132,7 @@ impl Vault {
     pub fn create_key(path: &Path) -> Result<Self, KeyError> {
         let key = Key::generate()?;
         key.write(path)?;
-        Ok(Self::with(&key))
+        Ok(Self::with(key))
     }
 
     /// Opens the key file, or makes it where there is none. For a state folder that holds sealed values
@@ -139,9 +152,41 @@ impl Vault {
         }
     }
 
+    /// Opens what `older` sealed, too. Whatever is sealed from now on is sealed under this key.
+    #[must_use]
+    pub fn with_older(mut self, older: Arc<Self>) -> Self {
+        self.older = Some(older);
+        self
+    }
+
+    /// The key that is being replaced, while it is.
+    pub fn older(&self) -> Option<&Arc<Self>> {
+        self.older.as_ref()
+    }
+
     /// The key's name.
     pub fn key_id(&self) -> KeyId {
-        self.id
+        self.key.id
+    }
+
+    /// The text of the key file, for a copy in a safe place. Whoever has it and the journal has every secret.
+    pub fn export(&self) -> Secret<String> {
+        Secret::new(std::mem::take(&mut *self.key.text()))
+    }
+
+    /// Whether a text is a copy of this key.
+    ///
+    /// # Errors
+    /// [`KeyError::CopyDamaged`], or [`KeyError::CopyOfOther`] where it is one of another key.
+    pub fn check_copy(&self, text: &Secret<String>) -> Result<(), KeyError> {
+        let copy = Key::parse(text.reveal().trim()).ok_or(KeyError::CopyDamaged)?;
+        if copy.id == self.key.id {
+            return Ok(());
+        }
+        Err(KeyError::CopyOfOther {
+            copy: copy.id,
+            held: self.key.id,
+        })
     }
 
     /// Seals a value.
@@ -156,7 +201,7 @@ impl Vault {
         let value = encrypt(&cipher, &bound, value.reveal().as_bytes())?;
         Ok(Sealed {
             format: FORMAT,
-            key: self.id,
+            key: self.key.id,
             data_key: self.wrap(context, &data_key)?,
             value,
         })
@@ -202,16 +247,17 @@ impl Vault {
         let data_key = self.wrap(context, &data_key)?;
         Ok(Sealed {
             format: FORMAT,
-            key: self.id,
+            key: self.key.id,
             data_key,
             value: sealed.value.clone(),
         })
     }
 
-    fn with(key: &Key) -> Self {
+    fn with(key: Key) -> Self {
         Self {
-            id: key.id,
-            key: cipher(&AES_256_GCM_SIV, &key.bytes),
+            wrapping: cipher(&AES_256_GCM_SIV, &key.bytes),
+            key,
+            older: None,
         }
     }
 
@@ -221,8 +267,8 @@ impl Vault {
         data_key: &[u8; DATA_KEY_LEN],
     ) -> Result<Vec<u8>, KeyError> {
         encrypt(
-            &self.key,
-            &context.bound("data key", self.id.as_bytes()),
+            &self.wrapping,
+            &context.bound("data key", self.key.id.as_bytes()),
             data_key,
         )
     }
@@ -239,15 +285,22 @@ impl Vault {
                 found: sealed.format,
             });
         }
-        if sealed.key != self.id {
+        if let Some(older) = self
+            .older
+            .as_ref()
+            .filter(|older| older.key.id == sealed.key)
+        {
+            return older.unwrap(context, sealed);
+        }
+        if sealed.key != self.key.id {
             return Err(UnsealError::OtherKey {
                 name,
                 needed: sealed.key,
-                held: self.id,
+                held: self.key.id,
             });
         }
-        let bound = context.bound("data key", self.id.as_bytes());
-        let opened = decrypt(&self.key, &bound, &sealed.data_key);
+        let bound = context.bound("data key", self.key.id.as_bytes());
+        let opened = decrypt(&self.wrapping, &bound, &sealed.data_key);
         let key = opened.and_then(|bytes| bytes.as_slice().try_into().map_err(|_| Unspecified));
         key.map(Zeroizing::new)
             .map_err(|_| UnsealError::Refused { name, version })
@@ -256,7 +309,7 @@ impl Vault {
 
 impl fmt::Debug for Vault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Vault(key {})", self.id)
+        write!(f, "Vault(key {})", self.key.id)
     }
 }
 

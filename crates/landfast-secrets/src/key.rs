@@ -23,7 +23,7 @@ use landfast_types::Hasher;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
 
-use crate::hex;
+use crate::{hex, source::KeySource};
 
 const HEAD: &str = "landfast secrets key 1";
 /// Far more than a key file holds, so that a wrong path does not fill the memory.
@@ -98,6 +98,19 @@ pub enum KeyError {
     Exposed { path: PathBuf, mode: u32 },
     #[error("`{}` is not a Landfast key file, or it is damaged", path.display())]
     Damaged { path: PathBuf },
+    #[error(
+        "wrong key: `{}` holds key {held}, but the secrets are sealed under key {needed}",
+        path.display()
+    )]
+    Wrong {
+        path: PathBuf,
+        held: KeyId,
+        needed: KeyId,
+    },
+    #[error("that is no copy of a Landfast key file, or it is damaged")]
+    CopyDamaged,
+    #[error("wrong key: the copy is of key {copy}, and this host's is {held}")]
+    CopyOfOther { copy: KeyId, held: KeyId },
     #[error("the operating system gives no randomness")]
     NoRandomness,
     #[error("failed to read or write the key file `{}`", path.display())]
@@ -113,6 +126,16 @@ impl KeyError {
                     "put the copy of `{}` back; a new key cannot open what is sealed",
                     path.display()
                 )
+            }
+            Self::Wrong { path, needed, .. } => format!(
+                "put the file with `id {needed}` in the place of `{}`; nothing was changed",
+                path.display()
+            ),
+            Self::CopyDamaged => {
+                "it is three lines, as `landfast secret key export` printed them".to_owned()
+            }
+            Self::CopyOfOther { .. } => {
+                "copy the key of this host: `landfast secret key export`".to_owned()
             }
             Self::Exists { path } => format!("move `{}` away if it is not needed", path.display()),
             Self::Exposed { path, .. } => format!(
@@ -148,7 +171,8 @@ impl Key {
     }
 
     /// Reads a key file.
-    pub(crate) fn read(path: &Path) -> Result<Self, KeyError> {
+    pub(crate) fn read(source: &KeySource) -> Result<Self, KeyError> {
+        let path = source.path();
         let path_buf = || path.to_path_buf();
         let fail = |source: io::Error| {
             if source.kind() == io::ErrorKind::NotFound {
@@ -162,7 +186,7 @@ impl Key {
         let file = fs::File::open(path).map_err(fail)?;
         // The open file is asked, not the path: nothing can be put in its place in between.
         let mode = file.metadata().map_err(fail)?.permissions().mode() & 0o7777;
-        if mode & 0o077 != 0 {
+        if mode & source.forbidden_mode() != 0 {
             return Err(KeyError::Exposed {
                 path: path_buf(),
                 mode,
@@ -220,20 +244,30 @@ impl Key {
     }
 
     fn write_to(&self, unfinished: &Path) -> io::Result<()> {
-        let digits = Zeroizing::new(hex::encode(self.bytes.as_ref()));
+        let text = self.text();
         let mut private = fs::OpenOptions::new();
         let mut file = private
             .write(true)
             .create_new(true)
             .mode(0o600)
             .open(unfinished)?;
-        for piece in [HEAD, "\nid ", &self.id.to_string(), "\nkey ", &digits, "\n"] {
-            file.write_all(piece.as_bytes())?;
-        }
+        file.write_all(text.as_bytes())?;
         file.sync_all()
     }
 
-    fn parse(text: &str) -> Option<Self> {
+    /// The text of its file.
+    pub(crate) fn text(&self) -> Zeroizing<String> {
+        let digits = Zeroizing::new(hex::encode(self.bytes.as_ref()));
+        // The room is taken at once: growing would leave copies behind.
+        let mut text = Zeroizing::new(String::with_capacity(FILE_BYTES_MAX as usize));
+        for piece in [HEAD, "\nid ", &self.id.to_string(), "\nkey ", &digits, "\n"] {
+            text.push_str(piece);
+        }
+        text
+    }
+
+    /// Reads the text of a file.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         let mut lines = text.lines();
         let (head, id, key) = (lines.next()?, lines.next()?, lines.next()?);
         if head != HEAD || lines.next().is_some() {

@@ -5,8 +5,8 @@
 use std::{collections::BTreeSet, fs, os::unix::fs::PermissionsExt as _, path::PathBuf};
 
 use landfast_secrets::{
-    Context, KeyError, RewrapError, Sealed, UnsealError, VERSIONS_KEPT, Vault, VersionedSecret,
-    VersionsError,
+    Context, KeyError, KeySource, Origin, RewrapError, Sealed, UnsealError, VERSIONS_KEPT, Vault,
+    VersionedSecret, VersionsError,
 };
 use landfast_types::{AppName, EnvironmentName, Scope, Secret, Timestamp};
 use tempfile::TempDir;
@@ -255,7 +255,13 @@ fn prints_neither_value_nor_key() {
         .unwrap_err();
     let mut versions = VersionedSecret::default();
     versions
-        .add(Timestamp::EPOCH, 1, sealed.clone(), &BTreeSet::new())
+        .add(
+            Timestamp::EPOCH,
+            1,
+            sealed.clone(),
+            Origin::Set,
+            &BTreeSet::new(),
+        )
         .unwrap();
     let printed = format!(
         "{vault:?} {sealed:?} {opened:?} {opened} {error} {error:?} {versions:?} {}",
@@ -393,7 +399,9 @@ fn versions(vault: &Vault, count: u64, pinned: &BTreeSet<u64>) -> VersionedSecre
             .seal(&context, &Secret::new(format!("value {version}")))
             .unwrap();
         let now = Timestamp::from_millis(i64::try_from(version).unwrap());
-        secret.add(now, version, sealed, pinned).unwrap();
+        secret
+            .add(now, version, sealed, Origin::Set, pinned)
+            .unwrap();
     }
     secret
 }
@@ -435,8 +443,9 @@ fn gives_the_newest_for_a_revoked_version_and_says_so() {
     secret.revoke(now, 3).unwrap();
     assert_eq!(secret.current().unwrap().0, 1);
     assert_eq!(secret.resolve(3).unwrap().version, 1);
-    secret.revoke(now, 1).unwrap();
-    assert_eq!((secret.current(), secret.resolve(2)), (None, None));
+    // The last one stays: nothing could serve in its place.
+    assert_eq!(secret.revoke(now, 1), Err(VersionsError::LastLive(1)));
+    assert_eq!(secret.resolve(2).unwrap().version, 1);
     assert_eq!(secret.revoke(now, 9), Err(VersionsError::Unknown(9)));
     assert_eq!(secret.next(), 4, "a number came back");
 }
@@ -446,7 +455,7 @@ fn refuses_a_version_that_someone_else_set_first() {
     let (_folder, _, vault) = vault();
     let mut secret = versions(&vault, 2, &BTreeSet::new());
     let sealed = secret.current().unwrap().1.clone();
-    let refused = secret.add(Timestamp::EPOCH, 2, sealed, &BTreeSet::new());
+    let refused = secret.add(Timestamp::EPOCH, 2, sealed, Origin::Set, &BTreeSet::new());
     assert_eq!(refused, Err(VersionsError::NotNext { given: 2, next: 3 }));
 }
 
@@ -478,4 +487,83 @@ fn stores_and_reads_back_a_versioned_secret() {
         version,
     };
     assert_eq!(new.unseal(&context, sealed).unwrap().reveal(), "value 3");
+}
+
+#[test]
+fn rolls_back_to_the_newest_before_the_current_one_that_was_not_revoked() {
+    let (_folder, _, vault) = vault();
+    let mut secret = versions(&vault, 4, &BTreeSet::new());
+    let target = |secret: &VersionedSecret, to| {
+        let target = secret.rollback_target(to);
+        target.map(|(version, _)| version)
+    };
+    assert_eq!(target(&secret, None), Ok(3));
+    assert_eq!(target(&secret, Some(1)), Ok(1));
+    assert_eq!(target(&secret, Some(9)), Err(VersionsError::Unknown(9)));
+    secret.revoke(Timestamp::from_millis(99), 3).unwrap();
+    assert_eq!(target(&secret, None), Ok(2));
+    assert_eq!(target(&secret, Some(3)), Err(VersionsError::Revoked(3)));
+    let one = versions(&vault, 1, &BTreeSet::new());
+    assert_eq!(target(&one, None), Err(VersionsError::NoEarlier(1)));
+}
+
+#[test]
+fn reads_versions_of_before_there_were_origins() {
+    let (_folder, _, vault) = vault();
+    let secret = versions(&vault, 2, &BTreeSet::new());
+    let text = serde_json::to_string(&secret).unwrap();
+    assert!(
+        !text.contains("origin"),
+        "the usual one is left out: {text}"
+    );
+    let read: VersionedSecret = serde_json::from_str(&text).unwrap();
+    assert_eq!(read.versions()[&1].origin(), &Origin::Set);
+    let newer = text.replacen("\"at\"", "\"origin\":{\"kind\":\"moon\"},\"at\"", 1);
+    let read: VersionedSecret = serde_json::from_str(&newer).unwrap();
+    assert_eq!(read.versions()[&1].origin(), &Origin::Unknown);
+}
+
+#[test]
+fn tells_a_wrong_key_from_a_damaged_one() {
+    let (_a, path, vault) = vault();
+    let (_b, other_path, other) = self::vault();
+    let scope = scope("shop", "production");
+    let context = Context {
+        scope: &scope,
+        name: "TOKEN",
+        version: 1,
+    };
+    let sealed = vault.seal(&context, &secret()).unwrap();
+    let wrong = other.unseal(&context, &sealed).unwrap_err();
+    assert!(wrong.to_string().starts_with("wrong key: "), "{wrong}");
+    let copy = vault.export();
+    assert_eq!(copy.reveal(), &fs::read_to_string(&path).unwrap());
+    vault.check_copy(&copy).unwrap();
+    let padded = Secret::new(format!("\r\n{}\n\n", copy.reveal()));
+    vault.check_copy(&padded).unwrap();
+    let of_other = Secret::new(fs::read_to_string(other_path).unwrap());
+    let refused = vault.check_copy(&of_other).unwrap_err();
+    assert!(refused.to_string().starts_with("wrong key: "), "{refused}");
+    for broken in [
+        "",
+        &copy.reveal()[..40],
+        &copy.reveal().replace("key 1", "key 2"),
+    ] {
+        let refused = vault.check_copy(&Secret::new(broken.to_owned()));
+        assert!(matches!(refused, Err(KeyError::CopyDamaged)), "{broken}");
+    }
+}
+
+#[test]
+fn a_credential_may_be_readable_by_its_group_and_a_key_file_may_not() {
+    let (folder, path, vault) = vault();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o440)).unwrap();
+    let refused = Vault::open(&KeySource::File(path.clone()));
+    assert!(matches!(refused, Err(KeyError::Exposed { .. })));
+    let credential = KeySource::Credential(path.clone());
+    assert_eq!(Vault::open(&credential).unwrap().key_id(), vault.key_id());
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o444)).unwrap();
+    let refused = Vault::open(&credential);
+    assert!(matches!(refused, Err(KeyError::Exposed { .. })));
+    drop(folder);
 }

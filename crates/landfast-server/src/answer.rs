@@ -8,9 +8,13 @@ use http::{HeaderValue, StatusCode, header};
 use landfast_api::{
     At, Diagnostic, DiagnosticSeverity, Moving, PROBLEM_JSON, Problem, ProblemCode,
 };
-use landfast_engine::{CommandError, DeployError, SecretError};
+use landfast_engine::{
+    CommandError, DeployError, RotateError, SecretError, backups, by_hand::HandError, stores,
+};
 use landfast_journal::{AppendError, StorageError};
+use landfast_migrator::MigratorError;
 use landfast_rollout::Rejected;
+use landfast_secrets::{UnsealError, VersionsError};
 use landfast_store::StoreError;
 use serde::de::DeserializeOwned;
 
@@ -120,6 +124,7 @@ impl From<Rejected> for Failure {
             | Rejected::NotSealable { .. }
             | Rejected::AlreadyReverting { .. }
             | Rejected::AlreadyServing(_)
+            | Rejected::Contracting { .. }
             | Rejected::NotStopped => Code::NotNow,
             Rejected::NothingDeployed => Code::EnvironmentUnknown,
             Rejected::NoEarlierRelease { .. } => Code::NothingToRollBackTo,
@@ -128,6 +133,11 @@ impl From<Rejected> for Failure {
             Rejected::NoSuchService(_) => Code::ServiceUnknown,
             Rejected::EnvironmentStopped => Code::EnvironmentStopped,
             Rejected::OneWriter { .. } => Code::OneWriter,
+            Rejected::MigratingByHand { .. } => Code::MigrationRunning,
+            Rejected::OlderReleaseLeft { .. } | Rejected::MigrationNeeded { .. } => {
+                Code::MigrationRefused
+            }
+            Rejected::SchemaMovedOn(_) => Code::SchemaMovedOn,
             Rejected::SmokeNeedsSurge => Code::GateRefused,
             Rejected::WouldBreak(_) => Code::Internal,
         };
@@ -193,13 +203,68 @@ impl From<DeployError> for Failure {
             DeployError::ArtifactUnnamed { .. } => {
                 Self::new(ProblemCode::RequestInvalid, error.to_string())
             }
-            DeployError::EnvAndSecret { .. } => {
+            DeployError::EnvAndSecret { .. } | DeployError::SecretPathTaken { .. } => {
                 Self::new(ProblemCode::SecretShadowsEnv, error.to_string())
             }
             DeployError::EnvMissing { .. } => Self::new(ProblemCode::EnvMissing, error.to_string()),
+            DeployError::StoreSecretMissing { ref name } => {
+                let problem = Problem::new(ProblemCode::SecretUnknown, error.to_string());
+                problem
+                    .with_hint(format!("`landfast secret set {name}`"))
+                    .into()
+            }
+            DeployError::StandsBy { .. } => {
+                let problem = Problem::new(ProblemCode::NotNow, error.to_string());
+                let hint =
+                    "wait for its seal, or end its standby with `landfast seal`; then ask again";
+                problem.with_hint(hint).into()
+            }
             DeployError::Unreadable(trouble) => Self::internal(trouble),
             DeployError::Secrets(error) => error.into(),
         }
+    }
+}
+
+impl From<HandError> for Failure {
+    fn from(error: HandError) -> Self {
+        let detail = chain(&error);
+        match error {
+            HandError::Refused(refusals) => DeployError::Refused(refusals).into(),
+            HandError::Unreachable { .. } => Self::new(ProblemCode::DatabaseUnreachable, detail),
+            HandError::Migrator { source, .. } => Self::new(migrator_code(&source), detail),
+            HandError::Command(error) => error.into(),
+            HandError::Ended => Self::new(ProblemCode::MigrationFailed, detail),
+            HandError::Failed(_) => Self::internal(detail),
+        }
+    }
+}
+
+fn migrator_code(error: &MigratorError) -> ProblemCode {
+    match error {
+        MigratorError::Address(_) | MigratorError::Pooled | MigratorError::Unreachable(_) => {
+            ProblemCode::DatabaseUnreachable
+        }
+        MigratorError::RunnerBusy { .. } => ProblemCode::MigrationRunning,
+        MigratorError::Contradictions(_)
+        | MigratorError::Blocked(_)
+        | MigratorError::OlderReleaseConnected { .. }
+        | MigratorError::StillWritten { .. }
+        | MigratorError::NotNewest { .. }
+        | MigratorError::NotWhole(_)
+        | MigratorError::Reverting(_)
+        | MigratorError::NotBegun(_)
+        | MigratorError::AppliedAsItIs(_)
+        | MigratorError::NothingApplied
+        | MigratorError::NoWayDown(_)
+        | MigratorError::ContractStays(_)
+        | MigratorError::Unknown(_) => ProblemCode::MigrationRefused,
+        MigratorError::Postgres { .. }
+        | MigratorError::Mariadb { .. }
+        | MigratorError::NoLock { .. }
+        | MigratorError::Statement { .. }
+        | MigratorError::Undecided { .. }
+        | MigratorError::Backfill { .. }
+        | MigratorError::History { .. } => ProblemCode::MigrationFailed,
     }
 }
 
@@ -207,30 +272,102 @@ impl From<DeployError> for Failure {
 pub(crate) fn refusal_code(word: &str) -> ProblemCode {
     match word {
         "route-taken" => ProblemCode::RouteTaken,
-        "memory-short" | "cpu-short" => ProblemCode::DoesNotFit,
+        "memory-short" | "cpu-short" | "store-connections-short" => ProblemCode::DoesNotFit,
+        "migrations-invalid" => ProblemCode::MigrationsInvalid,
+        "migrations-unsafe" => ProblemCode::MigrationsUnsafe,
         "command-missing" => ProblemCode::CommandMissing,
         "disk-short" => ProblemCode::DiskFull,
+        "store-refused" => ProblemCode::StoreRefused,
+        "store-busy" => ProblemCode::NotNow,
+        "store-copy-failed" => ProblemCode::MigrationFailed,
+        "store-program-missing" => ProblemCode::StoreProgramMissing,
         _ => ProblemCode::GateRefused,
+    }
+}
+
+impl From<backups::OrderError> for Failure {
+    fn from(error: backups::OrderError) -> Self {
+        let code = match &error {
+            backups::OrderError::Unknown => ProblemCode::BackupsUnknown,
+            backups::OrderError::Busy(_) | backups::OrderError::NotRunning(_) => {
+                ProblemCode::BackupsNotNow
+            }
+            backups::OrderError::Refused(_) => ProblemCode::BackupFailed,
+            backups::OrderError::Journal(_) => ProblemCode::Internal,
+            backups::OrderError::Stopping => ProblemCode::NotReady,
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+impl From<stores::CommandError> for Failure {
+    fn from(error: stores::CommandError) -> Self {
+        let code = match &error {
+            stores::CommandError::Unknown => ProblemCode::StoreUnknown,
+            stores::CommandError::Rejected(_) | stores::CommandError::Rotation(_) => {
+                ProblemCode::StoreNotNow
+            }
+            stores::CommandError::Journal(_) => ProblemCode::Internal,
+            stores::CommandError::Stopping => ProblemCode::NotReady,
+        };
+        Self::new(code, chain(&error))
+    }
+}
+
+impl From<RotateError> for Failure {
+    fn from(error: RotateError) -> Self {
+        match error {
+            RotateError::NotNow(reason) => Self::new(ProblemCode::StoreNotNow, reason),
+            RotateError::Store(error) => error.into(),
+            RotateError::Environment(error) => error.into(),
+        }
     }
 }
 
 impl From<SecretError> for Failure {
     fn from(error: SecretError) -> Self {
         let code = match &error {
-            SecretError::Name(_) | SecretError::Nul => ProblemCode::RequestInvalid,
-            SecretError::TooLong(_) => ProblemCode::TooLarge,
-            SecretError::Unknown(_) => ProblemCode::SecretUnknown,
+            SecretError::Name(_) | SecretError::Nul(_) => ProblemCode::RequestInvalid,
+            SecretError::TooLong { .. } => ProblemCode::TooLarge,
+            SecretError::Unknown(_)
+            | SecretError::Versions(
+                VersionsError::Unknown(_) | VersionsError::Revoked(_) | VersionsError::NoEarlier(_),
+            ) => ProblemCode::SecretUnknown,
+            SecretError::Versions(VersionsError::LastLive(_)) => ProblemCode::NotNow,
+            SecretError::Append(AppendError::Storage(StorageError::Full { .. })) => {
+                ProblemCode::DiskFull
+            }
             SecretError::AllRevoked
             | SecretError::Busy
             | SecretError::Unreadable(_)
             | SecretError::Key(_)
             | SecretError::Unseal(_)
-            | SecretError::Versions(_)
+            | SecretError::Versions(VersionsError::NotNext { .. })
             | SecretError::Read(_)
-            | SecretError::Put(_) => ProblemCode::Internal,
+            | SecretError::Put(_)
+            | SecretError::Append(_) => ProblemCode::Internal,
         };
-        Self::new(code, chain(&error))
+        let problem = Problem::new(code, chain(&error));
+        match secret_hint(&error) {
+            Some(hint) => problem.with_hint(hint).into(),
+            None => problem.into(),
+        }
     }
+}
+
+fn secret_hint(error: &SecretError) -> Option<&'static str> {
+    if let SecretError::Versions(VersionsError::LastLive(_)) = error {
+        return Some(
+            "set another value first, or leave the secret out of new releases with `landfast secret rm`",
+        );
+    }
+    if let SecretError::Versions(_) = error {
+        return Some("`landfast secret history NAME` lists the versions");
+    }
+    if let SecretError::Unseal(UnsealError::OtherKey { .. }) = error {
+        return Some("start the server with the key this was sealed under (`--secrets-key`)");
+    }
+    None
 }
 
 impl From<StoreError> for Failure {

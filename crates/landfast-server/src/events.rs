@@ -6,10 +6,13 @@ use axum::{body::Body, response::Response};
 use bytes::Bytes;
 use http::{HeaderMap, header};
 use landfast_api::{EVENT_HEARTBEAT_S, EVENT_STREAM, Event as WireEvent, ProblemCode};
-use landfast_engine::EVENT_KIND;
+use landfast_engine::{EVENT_KIND, read_secret_record, stores::read_rotation_record};
 use landfast_rollout::Event;
 use landfast_types::Scope;
-use tokio::sync::mpsc;
+use tokio::{
+    sync::{mpsc, watch},
+    time::Interval,
+};
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 
 use crate::{
@@ -20,6 +23,7 @@ use crate::{
 };
 
 const PAGE: usize = 500;
+const HEARTBEAT: Duration = Duration::from_secs(EVENT_HEARTBEAT_S);
 /// Pieces waiting for a slow reader; the reader of the journal waits beyond that.
 const WAITING_MAX: usize = 16;
 
@@ -79,6 +83,8 @@ async fn follow(
     {
         return;
     }
+    let mut beat = tokio::time::interval(HEARTBEAT);
+    beat.reset();
     loop {
         news.borrow_and_update();
         let journal = shared.journal.clone();
@@ -99,6 +105,17 @@ async fn follow(
             if record.kind == certificates::RECORD_KIND && scope.is_none() {
                 text.extend(certificates::event(&record).map(|wire| as_text(&wire)));
             }
+            if let Some((of, done)) = read_secret_record(&record)
+                && scope.as_ref().is_none_or(|scope| *scope == of)
+            {
+                text.push_str(&as_text(&wire::secret_event(&record, &of, &done)));
+            }
+            if let Some(step) = read_rotation_record(&record)
+                && scope.as_ref().is_none_or(|scope| *scope == step.0)
+            {
+                let told = wire::rotation_event(&record, &step);
+                text.extend(told.map(|wire| as_text(&wire)));
+            }
             if record.kind != EVENT_KIND {
                 continue;
             }
@@ -116,22 +133,47 @@ async fn follow(
                 text.push_str(&as_text(&wire));
             }
         }
-        if !text.is_empty() && sender.send(Bytes::from(text)).await.is_err() {
-            return;
+        if !text.is_empty() {
+            if sender.send(Bytes::from(text)).await.is_err() {
+                return;
+            }
+            beat.reset();
         }
         if full {
             continue;
         }
-        tokio::select! {
-            changed = news.changed() => if changed.is_err() { return },
-            () = until_leaving(&mut leaving) => return,
-            () = sender.closed() => return,
-            () = tokio::time::sleep(Duration::from_secs(EVENT_HEARTBEAT_S)) => {
-                if sender.send(Bytes::from_static(b": still here\n\n")).await.is_err() {
+        let turn = tokio::select! {
+            turn = turn(&mut news, &mut beat) => turn,
+            () = until_leaving(&mut leaving) => Turn::Over,
+            () = sender.closed() => Turn::Over,
+        };
+        match turn {
+            Turn::News => {}
+            Turn::Beat => {
+                let sent = sender.send(Bytes::from_static(b": still here\n\n")).await;
+                if sent.is_err() {
                     return;
                 }
             }
+            Turn::Over => return,
         }
+    }
+}
+
+enum Turn {
+    /// The journal has grown, perhaps by something this reader is told.
+    News,
+    /// Nothing was sent for a while.
+    Beat,
+    Over,
+}
+
+/// What is next. The beat goes its own way: news that this reader is not told of would put it off for ever.
+async fn turn(news: &mut watch::Receiver<u64>, beat: &mut Interval) -> Turn {
+    tokio::select! {
+        biased;
+        _ = beat.tick() => Turn::Beat,
+        changed = news.changed() => if changed.is_ok() { Turn::News } else { Turn::Over },
     }
 }
 
@@ -147,4 +189,31 @@ fn parse_scope(text: &str) -> Option<Scope> {
         app: app.parse().ok()?,
         environment: environment.parse().ok()?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn news_of_others_do_not_put_the_heartbeat_off() {
+        let (sender, mut news) = watch::channel(0);
+        let mut beat = tokio::time::interval(Duration::from_millis(20));
+        beat.reset();
+        let mut beats = 0;
+        // News come more often than the heart beats.
+        for position in 1..=2_000 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            sender.send_replace(position);
+            match turn(&mut news, &mut beat).await {
+                Turn::Beat => beats += 1,
+                Turn::News => drop(news.borrow_and_update()),
+                Turn::Over => panic!("the sender is there"),
+            }
+            if beats == 3 {
+                return;
+            }
+        }
+        panic!("{beats} beats");
+    }
 }

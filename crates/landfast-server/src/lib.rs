@@ -14,6 +14,7 @@ mod inherited;
 mod lock;
 mod proxy;
 mod run;
+mod secrets_key;
 mod state;
 mod wire;
 

@@ -15,7 +15,7 @@ use landfast_engine::{
 };
 use landfast_journal::{Journal, SqliteJournal};
 use landfast_proxy::{Trust, TrustedField, control::ControlClient};
-use landfast_secrets::Vault;
+use landfast_secrets::KeySource;
 use landfast_store::Store;
 use landfast_target_process::{ProcessSettings, ProcessTarget};
 use landfast_types::{Generation, Timestamp};
@@ -32,7 +32,8 @@ use crate::{
     inherited::Inherited,
     lock::{LockError, StateLock},
     proxy::{ProxyError, ProxyOrder},
-    state::AppState,
+    secrets_key,
+    state::{AppState, Transport},
 };
 
 /// Open answers may take this long once the server was told to end.
@@ -43,6 +44,8 @@ const LEAVE_MAX: Duration = Duration::from_secs(5);
 pub struct ServerSettings {
     pub state: PathBuf,
     pub run: PathBuf,
+    /// The file of the secrets' key; `None`: a credential of the service manager, else `secrets.key` in the state.
+    pub secrets_key: Option<PathBuf>,
     pub http: Vec<SocketAddr>,
     pub https: Vec<SocketAddr>,
     pub preview: SocketAddr,
@@ -59,6 +62,13 @@ pub struct ServerSettings {
     pub connections_per_client: u32,
     pub controls: Controls,
     pub acme: AcmeSettings,
+}
+
+impl ServerSettings {
+    /// Where the key of the secrets is.
+    pub(crate) fn key_source(&self) -> KeySource {
+        secrets_key::source(self.secrets_key.as_deref(), &self.state)
+    }
 }
 
 /// How a server ended in order.
@@ -184,7 +194,7 @@ pub async fn run(settings: ServerSettings) -> Result<Ended, ServerError> {
         SqliteJournal::open(settings.state.join("journal.sqlite")).map_err(ServerError::Journal)?,
     );
     let clock = Arc::new(SystemClock::start(last_recorded(journal.as_ref())?));
-    let vault = open_vault(journal.as_ref(), &settings.state.join("secrets.key"))?;
+    let vault = secrets_key::open(journal.as_ref(), &settings.key_source())?;
     let store = Arc::new(Store::open(settings.state.join("store")).map_err(ServerError::Store)?);
     let target = ProcessTarget::new(ProcessSettings {
         temporary: settings.state.join("tmp"),
@@ -213,6 +223,7 @@ pub async fn run(settings: ServerSettings) -> Result<Ended, ServerError> {
         plane: Arc::new(ControlClient::new(proxy.control.clone())),
         store,
         clock: Arc::clone(&clock) as _,
+        executable: settings.executable.clone(),
         vault,
         generation,
         folders,
@@ -230,12 +241,13 @@ pub async fn run(settings: ServerSettings) -> Result<Ended, ServerError> {
         clock.now(),
         left,
     );
-    let router = handlers::router(state);
+    let router = handlers::router(state.clone(), Transport::Socket);
     let mut tasks = JoinSet::new();
     tasks.spawn(proxy.guard(inherited));
     tasks.spawn(certificates.run());
     if let Some(tcp) = tcp {
-        let (router, left) = (router.clone(), leaving.subscribe());
+        let router = handlers::router(state, Transport::Loopback);
+        let left = leaving.subscribe();
         tasks.spawn(async move {
             let served = axum::serve(tcp, router)
                 .with_graceful_shutdown(wait_for(left))
@@ -287,19 +299,6 @@ fn last_recorded(journal: &SqliteJournal) -> Result<Timestamp, ServerError> {
         .read_all(last.saturating_sub(1), 1)
         .map_err(ServerError::Read)?;
     Ok(records.first().map_or(Timestamp::EPOCH, |record| record.at))
-}
-
-/// A key is made only where nothing was sealed yet: a new one would open none of the old secrets.
-fn open_vault(journal: &SqliteJournal, path: &Path) -> Result<Vault, ServerError> {
-    let sealed = journal
-        .list(landfast_engine::SECRETS, None, 1)
-        .map_err(ServerError::Read)?;
-    let vault = if sealed.is_empty() {
-        Vault::open_or_create_key(path)
-    } else {
-        Vault::open_key(path)
-    };
-    vault.map_err(ServerError::Key)
 }
 
 async fn wait_for(mut leaving: watch::Receiver<bool>) {

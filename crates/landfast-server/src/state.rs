@@ -5,11 +5,53 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use http::Method;
+use landfast_api::{Problem, ProblemCode};
 use landfast_engine::Platform;
 use landfast_types::Timestamp;
 use tokio::{sync::watch, task::JoinSet};
 
-use crate::{certificates::Certificates, run::ServerSettings};
+use crate::{answer::Answer, certificates::Certificates, run::ServerSettings};
+
+/// The way a request came in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Transport {
+    /// The Unix socket: the server's user and root, by the file's mode.
+    Socket,
+    /// TCP on loopback: whoever is on this host.
+    Loopback,
+}
+
+impl Transport {
+    /// Whether a request may be answered at all. Over TCP nobody says who he is, and whoever may deploy or `exec` has every
+    /// secret of an app: so nothing is changed or run from there, and what apps wrote is not shown.
+    pub(crate) fn may_ask(self, method: &Method, path: &str) -> Answer<()> {
+        let is_read = matches!(*method, Method::GET | Method::HEAD);
+        match self {
+            Self::Socket => Ok(()),
+            Self::Loopback if is_read && !path.ends_with("/logs") => Ok(()),
+            Self::Loopback => {
+                let detail = "over TCP the API only tells how things stand";
+                let problem = Problem::new(ProblemCode::Forbidden, detail);
+                let hint = "ask on the host, or with `--host ssh://…`; over TCP anybody on the host could ask";
+                Err(problem.with_hint(hint).into())
+            }
+        }
+    }
+
+    /// Values of secrets and their key are given to those only whom the kernel has let in.
+    pub(crate) fn may_see_secrets(self) -> Answer<()> {
+        match self {
+            Self::Socket => Ok(()),
+            Self::Loopback => {
+                let detail = "values of secrets are given over the Unix socket only";
+                let problem = Problem::new(ProblemCode::Forbidden, detail);
+                let hint = "ask on the host, or with `--host ssh://…`; over TCP anybody on the host could ask";
+                Err(problem.with_hint(hint).into())
+            }
+        }
+    }
+}
 
 /// A handle to the server, cheap to clone.
 #[derive(Clone)]

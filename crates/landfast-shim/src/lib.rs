@@ -25,6 +25,7 @@ pub mod process;
 mod program;
 mod state;
 mod supervisor;
+mod tie;
 pub mod wire;
 
 use std::{
@@ -47,6 +48,7 @@ pub use crate::{
         Ended, Exit, LOCK_FILE, Leftovers, ProcessKey, SOCKET_FILE, STATE_FILE, ShimState,
         folder_key, shim_is_alive,
     },
+    tie::die_with_starter,
 };
 
 /// The name of the environment variable that marks everything an instance starts.
@@ -54,6 +56,17 @@ pub const MARK_VARIABLE: &str = "LANDFAST_MARK";
 
 /// An order larger than this is no order: Linux itself takes at most 2 MiB of arguments and environment by default.
 const ORDER_BYTES_MAX: usize = 16 << 20;
+
+/// Has the kernel dump no core of this process or of what it starts: a dump would hold secrets.
+pub fn forbid_core_dumps() {
+    let _before = os::no_core_dumps();
+}
+
+/// Has the kernel kill the program of a command when the thread that starts it ends, also where that is with its whole process. Its
+/// user is changed before that.
+pub fn end_with_parent(command: &mut std::process::Command) {
+    os::end_with_parent(command);
+}
 
 /// Whether something keeps the clock of this host right; `None` where that cannot be asked.
 pub fn clock_is_synchronized() -> Option<bool> {

@@ -147,11 +147,15 @@ pub(crate) fn read_signals(signals: &OwnedFd) -> bool {
     terminate
 }
 
+/// The soft limit at which nothing is dumped: too little for any file, and the value at which the kernel starts no program
+/// that core dumps are piped to either (do_coredump in fs/coredump.c; 0 is ignored for pipes, core(5)).
+pub(crate) const NO_CORE: u64 = 1;
+
 /// A core dump of the shim would hold the environment of the instance. Returns the limit the instance gets back.
 pub(crate) fn no_core_dumps() -> Rlimit {
     let before = rustix::process::getrlimit(Resource::Core);
     let none = Rlimit {
-        current: Some(0),
+        current: Some(before.maximum.map_or(NO_CORE, |hard| hard.min(NO_CORE))),
         maximum: before.maximum,
     };
     // Lowering one's own soft limit cannot fail; were it to, the dump would go to a place of the operator's choosing.
@@ -306,6 +310,25 @@ impl Drop for Image {
 )]
 fn command(file: &OsStr) -> Command {
     Command::new(file)
+}
+
+/// Has the kernel kill a child when the thread that starts it ends.
+#[expect(
+    unsafe_code,
+    reason = "what a child does before exec is unsafe to ask for"
+)]
+pub(crate) fn end_with_parent(command: &mut Command) {
+    let parent = rustix::process::getpid();
+    let tie = move || {
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        // It may have died before the line above.
+        if rustix::process::getppid() != Some(parent) {
+            return Err(io::Error::from_raw_os_error(libc::ESRCH));
+        }
+        Ok(())
+    };
+    // SAFETY: the closure makes two async-signal-safe system calls and allocates nothing.
+    unsafe { command.pre_exec(tie) };
 }
 
 /// What the child does before it becomes the program.

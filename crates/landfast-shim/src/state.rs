@@ -96,6 +96,9 @@ pub struct ShimState {
 pub struct Leftovers {
     pub temporary: Option<PathBuf>,
     pub cgroups: Vec<PathBuf>,
+    /// The folder of its secrets.
+    #[serde(default)]
+    pub secrets: Option<PathBuf>,
 }
 
 impl Leftovers {
@@ -106,8 +109,8 @@ impl Leftovers {
             drop(fs::remove_dir(cgroup));
             drop(cgroup.parent().map(fs::remove_dir));
         }
-        if let Some(temporary) = &self.temporary {
-            drop(fs::remove_dir_all(temporary));
+        for folder in self.temporary.iter().chain(&self.secrets) {
+            drop(fs::remove_dir_all(folder));
         }
     }
 }

@@ -492,8 +492,9 @@ impl Supervisor {
                 if let Some(main) = self.main
                     && !grace.is_zero()
                 {
-                    os::signal_group(main, Signal::TERM);
-                    // A stopped process takes SIGTERM only once it goes on.
+                    let asked = self.order.stop_signal.and_then(Signal::from_named_raw);
+                    os::signal_group(main, asked.unwrap_or(Signal::TERM));
+                    // A stopped process takes it only once it goes on.
                     os::signal_group(main, Signal::CONT);
                 }
             }

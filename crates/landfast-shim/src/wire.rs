@@ -28,9 +28,24 @@ pub struct ShimOrder {
     pub logs: LogSettings,
     /// The grace when the shim itself gets SIGTERM, as at the shutdown of the host.
     pub grace_ms: u64,
+    /// The signal that asks it to end; SIGTERM without it.
+    #[serde(default)]
+    pub stop_signal: Option<i32>,
     /// What the instance is held to. `None`: an order of a server that knew of no jail.
     #[serde(default)]
     pub jail: Option<JailOrder>,
+    /// Secrets it finds as files.
+    #[serde(default)]
+    pub secrets: Option<SecretsOrder>,
+}
+
+/// Secrets given as files: a folder only the instance's user can enter, a file only that user can read for each.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretsOrder {
+    /// The folder to make, and to remove at the end of the instance.
+    pub folder: PathBuf,
+    /// By the name of the file.
+    pub files: BTreeMap<String, Secret<String>>,
 }
 
 /// What an instance is held to. What this host cannot enforce is reported, not refused; what fails although the host
@@ -109,7 +124,7 @@ pub enum Report {
 pub enum Request {
     /// Answered by [`Reply::State`].
     Status,
-    /// SIGTERM to the group, SIGKILL to everything after the grace. Answered by [`Reply::Ended`] when nothing is left.
+    /// SIGTERM (or what the order says) to the group, SIGKILL to everything after the grace. Answered by [`Reply::Ended`] when nothing is left.
     /// A second one may only shorten the grace.
     Stop { fence: Fence, grace_ms: u64 },
     /// Sends a signal to the group of the instance. Answered by [`Reply::Done`].

@@ -55,7 +55,9 @@ impl World {
             mark: mark.reveal().clone(),
             logs: LogSettings::new(self.folder.path().join("logs")),
             grace_ms: 1_000,
+            stop_signal: None,
             jail: None,
+            secrets: None,
         }
     }
 

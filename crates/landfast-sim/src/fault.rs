@@ -27,11 +27,13 @@ pub enum Fault {
     ClockSetBack,
     HostLost,
     GateRefused,
+    MigrationFailed,
+    MigrationCut,
 }
 
 impl Fault {
     /// Every kind.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 24] = [
         Self::CrashAtStart,
         Self::CrashLater,
         Self::StartLate,
@@ -54,6 +56,8 @@ impl Fault {
         Self::ClockSetBack,
         Self::HostLost,
         Self::GateRefused,
+        Self::MigrationFailed,
+        Self::MigrationCut,
     ];
 }
 

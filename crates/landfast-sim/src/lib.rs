@@ -5,6 +5,7 @@
 //! Nothing here reads a clock, touches a socket or starts a process.
 
 pub mod canary;
+pub mod database;
 pub mod dice;
 pub mod fault;
 pub mod operator;

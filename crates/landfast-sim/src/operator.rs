@@ -5,11 +5,13 @@ use std::{
     time::Duration,
 };
 
-use landfast_rollout::{Amount, Gate, Input, Phase, RolloutPlan, ServiceShape, Strategy, Topology};
+use landfast_rollout::{
+    Amount, Gate, Input, MigrationShape, Phase, RolloutPlan, ServiceShape, Strategy, Topology,
+};
 use landfast_types::{Percent, ReleaseId, ServiceName};
 
 use crate::{
-    Millis,
+    Millis, database,
     dice::Dice,
     fault::{Fault, Fired},
     target::Habit,
@@ -26,7 +28,7 @@ fn seconds(dice: &mut Dice, low: u64, high: u64) -> Duration {
 }
 
 /// One to three services; the first has a route.
-pub fn topology(dice: &mut Dice) -> Topology {
+pub fn topology(dice: &mut Dice, migrations: &mut Vec<MigrationShape>) -> Topology {
     let count = dice.between(1, 3) as usize;
     let names = ["api", "web", "work"];
     let mut services = BTreeMap::new();
@@ -52,7 +54,15 @@ pub fn topology(dice: &mut Dice) -> Topology {
         };
         services.insert(service(name), shape);
     }
-    Topology { services }
+    let mut topology = Topology {
+        services,
+        ..Topology::default()
+    };
+    if dice.permille(700) {
+        let own = database::migrations(dice, migrations);
+        topology.schemas.insert(database::store(), own);
+    }
+    topology
 }
 
 /// Any plan a manifest may hold.
@@ -193,11 +203,11 @@ pub fn turn(world: &mut World) -> Millis {
     let roll = dice.between(0, 99);
     let input = match roll {
         _ if stopped && roll < 70 => Input::Start,
-        _ if next == 1 => deploy(dice),
+        _ if next == 1 => deploy(dice, &mut world.migrations),
         // A script that seals when its own clock says so does not ask what happens meanwhile.
         _ if reverts && roll < 40 => Input::Seal { by },
         _ if waits && roll < 30 => Input::Promote { by },
-        0..34 => deploy(dice),
+        0..34 => deploy(dice, &mut world.migrations),
         34..46 => Input::Abort {
             by,
             reason: "it looks wrong".into(),
@@ -227,9 +237,9 @@ pub fn turn(world: &mut World) -> Millis {
     dice.between(500, 40_000)
 }
 
-fn deploy(dice: &mut Dice) -> Input {
+fn deploy(dice: &mut Dice, migrations: &mut Vec<MigrationShape>) -> Input {
     Input::Deploy {
-        topology: topology(dice),
+        topology: topology(dice, migrations),
         plan: plan(dice),
         supersede: dice.permille(250),
         by: "somebody".into(),

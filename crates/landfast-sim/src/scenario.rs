@@ -10,12 +10,12 @@ use std::{
 };
 
 use landfast_rollout::{
-    Amount, Environment, Gate, Input, Kind, MemberState, Outcome, Phase, RolloutPlan, ServiceShape,
-    Strategy, Topology, TrafficMode,
+    Amount, Environment, Gate, Input, Kind, MemberState, MigrationPhase, MigrationShape, Outcome,
+    Phase, RolloutPlan, ServiceShape, Strategy, Topology, TrafficMode,
 };
 use landfast_types::{Percent, ReleaseId};
 
-use crate::{Millis, operator::service, target::Habit, world::World};
+use crate::{Millis, database, operator::service, target::Habit, world::World};
 
 /// The grace of an artifact that exits at start.
 const EXITS: Duration = Duration::from_secs(3);
@@ -29,6 +29,7 @@ pub struct Scenario {
 
 /// One step of a story.
 #[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "a story has a dozen steps")]
 pub enum Step {
     Ask(Input),
     Until(Moment),
@@ -100,7 +101,25 @@ fn shop(drain: u64) -> Topology {
     api.drain = Duration::from_secs(drain);
     Topology {
         services: [(service("api"), api), (service("work"), worker)].into(),
+        ..Topology::default()
     }
+}
+
+/// The shop with so many migrations: the second is a contract.
+fn migrating(drain: u64, count: u32) -> Topology {
+    let migration = |number| MigrationShape {
+        number,
+        name: format!("{number:04}_step"),
+        phase: if number == 2 {
+            MigrationPhase::Contract
+        } else {
+            MigrationPhase::Expand
+        },
+    };
+    let mut topology = shop(drain);
+    let migrations = (1..=count).map(migration).collect();
+    topology.schemas.insert(database::store(), migrations);
+    topology
 }
 
 fn broken() -> Topology {
@@ -117,6 +136,7 @@ fn single(grace: Duration) -> Topology {
     only.grace = grace;
     Topology {
         services: [(service("api"), only)].into(),
+        ..Topology::default()
     }
 }
 
@@ -291,6 +311,27 @@ pub fn all() -> Vec<Scenario> {
                 deploy(shop(4), quick(Strategy::Recreate)),
                 until(Moment::Standby),
                 abort(),
+                ended(),
+            ],
+        ),
+        story(
+            "expand and contract",
+            [
+                deploy(migrating(4, 1), quick(rolling())),
+                ended(),
+                deploy(migrating(4, 3), quick(Strategy::BlueGreen)),
+                ended(),
+            ],
+        ),
+        story(
+            "rollback across a contract, then forward",
+            [
+                deploy(migrating(4, 1), quick(rolling())),
+                ended(),
+                deploy(migrating(4, 2), quick(rolling())),
+                ended(),
+                rollback(),
+                deploy(migrating(3, 3), quick(canary())),
                 ended(),
             ],
         ),

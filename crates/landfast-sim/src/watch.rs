@@ -14,6 +14,7 @@ use landfast_types::{InstanceId, ReleaseId, RolloutId, ServiceName};
 
 use crate::{
     Millis,
+    database::Database,
     proxy::{DrainTimes, Proxy, in_rotation},
     target::Target,
 };
@@ -186,8 +187,37 @@ impl Watch {
         }
     }
 
+    /// A migration took effect. Whatever runs must live with it.
+    pub fn migrated(&mut self, now: Millis, name: &str, database: &Database, target: &Target) {
+        let broken = target.bodies.iter().find(|(_, body)| {
+            let topology = self.topology(body.release);
+            body.alive && topology.is_some_and(|own| database.breaks(own) == Some(name))
+        });
+        if let Some((id, _)) = broken {
+            let detail = format!("{name} was applied while {id} runs, which does not live with it");
+            self.fail(now, "no contract beside a release it breaks", detail);
+        }
+    }
+
     /// An instance begins to run. Of a service with one writer nobody else does.
-    pub fn started(&mut self, now: Millis, id: &InstanceId, target: &Target) {
+    pub fn started(&mut self, now: Millis, id: &InstanceId, target: &Target, database: &Database) {
+        let Some(body) = target.bodies.get(id) else {
+            return;
+        };
+        if let Some(topology) = self.topology(body.release) {
+            let (breaks, lacks) = (database.breaks(topology), database.lacks(topology));
+            if let Some(migration) = breaks {
+                let detail = format!("{id} starts although {migration} was applied");
+                self.fail(
+                    now,
+                    "no release starts on a schema it cannot live with",
+                    detail,
+                );
+            } else if let Some(migration) = lacks {
+                let detail = format!("{id} starts before {migration} was applied");
+                self.fail(now, "no release starts before the schema it needs", detail);
+            }
+        }
         let Some(body) = target.bodies.get(id) else {
             return;
         };
@@ -319,6 +349,12 @@ impl Watch {
             | Change::InstanceNotReady { .. }
             | Change::InstanceStopping { .. }
             | Change::TrafficConfirmed { .. }
+            | Change::ContractsBegun { .. }
+            | Change::ContractsWait { .. }
+            | Change::Migrated { .. }
+            | Change::SchemasRead { .. }
+            | Change::MigratingByHand { .. }
+            | Change::MigratedByHand { .. }
             | Change::TakenOver => {}
         }
     }
@@ -382,6 +418,9 @@ impl Watch {
             | Phase::Shifting { .. }
             | Phase::Promoting { .. } => moving.disturbed = true,
             Phase::Preflight
+            | Phase::Rehearsing
+            | Phase::Migrating
+            | Phase::Contracting
             | Phase::Pausing
             | Phase::Warming { .. }
             | Phase::Gating { .. }

@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, sync::LazyLock};
 
 use crate::{
     defaults::{self, Setting},
-    spec::{Gate, MissingFile, Protocol, Strategy},
+    delivery::SecretDelivery,
+    spec::{Engine, Gate, MissingFile, Protocol, Strategy},
 };
 
 /// One key of the manifest.
@@ -65,6 +66,14 @@ pub enum Kind {
     ServiceName,
     /// Names of services.
     ServiceNames,
+    /// Names of stores.
+    StoreNames,
+    /// The name of a secret.
+    SecretName,
+    /// Numbers with dots between them.
+    Version,
+    /// Settings of a server: names to values.
+    Settings,
     /// A path from the manifest's folder.
     ArtifactPath,
     /// An absolute path on the server's host.
@@ -96,6 +105,12 @@ pub enum Kind {
     /// Words, each at most once; the second list is known but does not exist yet.
     Gates,
     When,
+    /// A cron line with a time zone.
+    Schedule,
+    /// A cron line; without a time zone in UTC.
+    ScheduleUtc,
+    /// A folder or a bucket for backups.
+    BackupPlace,
     Probe,
     Host,
     /// A path prefix of a route.
@@ -132,6 +147,8 @@ pub enum Kind {
     Table,
     /// Tables with names a person chooses.
     Tables,
+    /// Tables with names of secrets.
+    Secrets,
     /// Variables of an environment.
     Variables,
     /// Names to paths.
@@ -147,9 +164,11 @@ impl Kind {
             self,
             Self::Table
                 | Self::Tables
+                | Self::Secrets
                 | Self::Variables
                 | Self::Volumes
                 | Self::Fields
+                | Self::Settings
                 | Self::Overlays
         )
     }
@@ -158,7 +177,6 @@ impl Kind {
 /// Gates that are named in the design but do not exist yet.
 pub const GATES_LATER: &[&str] = &[
     "approval-by",
-    "backup",
     "backup-fresh",
     "window",
     "freeze",
@@ -197,10 +215,7 @@ const fn duration(min_ms: u64, max_ms: u64) -> Kind {
     Kind::Duration { min_ms, max_ms }
 }
 
-const STORES_LATER: &str =
-    "until then keep the connection in a secret: `landfast secret set DATABASE_URL`";
 const IMAGE_LATER: &str = "until then build before the deploy and name the result in `artifact`";
-const BACKUP_LATER: &str = "until then run your backup as a job with a cron line in `when`";
 
 /// Every key, in the order of the reference page.
 pub static CATALOGUE: &[Key] = &[
@@ -239,6 +254,8 @@ pub static CATALOGUE: &[Key] = &[
     key("services.*.env.*.default", Kind::Scalar, "The value where no overlay gives another.", "\"1h\""),
     key("services.*.env.*.value", Kind::Scalar, "The value; it wins over `default`.", "\"2h\""),
     key("services.*.env.*.required", Kind::Flag, "A rollout is refused while nothing gives it a value, be it an overlay or a secret.", "true"),
+    key("services.*.secrets", Kind::Word(SecretDelivery::WORDS), "How it is given the environment's secrets. `files`: each in a file that only its user can read, with the path in `NAME_FILE`; a secret that `env` names without a value is a variable all the same. `environment`: all of them as variables.", "\"environment\"")
+        .default(&defaults::SECRETS).aliases(&["secret", "credentials"]),
     key("services.*.health", Kind::Table, "How an instance is asked whether it is well.", "{ ready = \"http:/ready\", live = \"http:/health\" }")
         .aliases(&["healthcheck", "health_check", "checks", "probes"]),
     key("services.*.health.ready", Kind::Probe, "Whether it may get traffic: `\"http:/path\"`, `\"tcp\"` or `\"none\"`.", "\"http:/ready\"")
@@ -265,7 +282,8 @@ pub static CATALOGUE: &[Key] = &[
         .default(&defaults::PROTOCOL).aliases(&["grpc", "http2", "scheme"]),
     key("services.*.sticky", Kind::Flag, "Keep each client on its release and its instance by a cookie, as long as they take requests. Clients without the cookie are spread by weight.", "true")
         .default(&defaults::STICKY).aliases(&["session_affinity", "sticky_sessions", "affinity"]),
-    later("services.*.uses", "Stores the service may reach.", STORES_LATER),
+    key("services.*.uses", Kind::StoreNames, "Stores it may reach. Each store `NAME` gives it `NAME_URL`; the first PostgreSQL, MariaDB or MySQL also `DATABASE_URL`, the first Redis `REDIS_URL`, the first bucket `S3_ENDPOINT` and its companions.", "[\"main\", \"cache\"]")
+        .aliases(&["stores", "databases", "links"]),
     later("services.*.image", "A container image.", IMAGE_LATER),
     later("services.*.build", "A folder to build a container image from.", IMAGE_LATER),
 
@@ -292,11 +310,72 @@ pub static CATALOGUE: &[Key] = &[
     key("jobs.*.env.*.default", Kind::Scalar, "As for services.", "\"1h\""),
     key("jobs.*.env.*.value", Kind::Scalar, "As for services.", "\"2h\""),
     key("jobs.*.env.*.required", Kind::Flag, "As for services.", "true"),
-    later("jobs.*.uses", "Stores the job may reach.", STORES_LATER),
+    key("jobs.*.uses", Kind::StoreNames, "As for services.", "[\"main\"]").aliases(&["stores", "databases", "links"]),
+    key("jobs.*.secrets", Kind::Word(SecretDelivery::WORDS), "As for services.", "\"environment\"").default(&defaults::JOB_SECRETS),
     later("jobs.*.image", "A container image.", IMAGE_LATER),
     later("jobs.*.build", "A folder to build a container image from.", IMAGE_LATER),
 
-    later("stores", "Databases, caches and buckets.", STORES_LATER),
+    key("stores", Kind::Tables, "Databases, caches and buckets of the environment: kept when releases come and go, and when the table is removed. Managed ones run on the server's host; `external` ones and buckets are only connected to.", "")
+        .aliases(&["databases", "database", "store", "data"]),
+    key("stores.*.engine", Kind::Word(Engine::WORDS), "What it is. `postgres`, `mariadb` and `redis` are managed unless `external` names them; `mysql` is external only; `s3` is a bucket somewhere.", "\"postgres\"")
+        .required().aliases(&["type", "kind"]),
+    key("stores.*.version", Kind::Version, "The major version of a managed server: PostgreSQL 15, MariaDB 10.11 and Redis 7.0 are what Landfast is tested with, and the default. It never changes in place: restore a backup into a new store.", "\"15\"")
+        .aliases(&["major"]),
+    key("stores.*.memory", Kind::Size { min: 64 << 20 }, "Memory of a managed server with all its processes. It is tuned from this, and limited to it.", "\"1GiB\"")
+        .default(&defaults::STORE_MEMORY).aliases(&["mem", "ram", "size"]),
+    key("stores.*.settings", Kind::Settings, "Settings of a managed server, as its own configuration calls them. They win over what is tuned; what Landfast needs for itself (ports, paths, authentication) is refused. One that needs a restart asks for it: `landfast store restart NAME`.", "{ work_mem = \"16MB\" }")
+        .aliases(&["config", "options", "parameters"]),
+    key("stores.*.migrations", Kind::ArtifactPath, "The folder of its migrations, from the folder of this file. Copied by its content at the deploy: a release holds its migration set.", "\"migrations\"")
+        .aliases(&["migration", "migrate"]),
+    key("stores.*.rehearsal", Kind::Table, "What each migration of a managed database may cost. With it every rollout tries its migrations on a copy first, and the `rehearsal` gate refuses what costs more, before anything moved. What is left out is not limited; an empty table only asks that they run.", "{ lock = \"1s\", rewrites = 0 }")
+        .aliases(&["budget", "rehearse"]),
+    key("stores.*.rehearsal.duration", duration(1, 604_800_000), "How long a migration may take.", "\"30s\"").aliases(&["time"]),
+    key("stores.*.rehearsal.lock", duration(1, 604_800_000), "How long a table may be closed to writers or readers. PostgreSQL.", "\"1s\"").aliases(&["locks"]),
+    key("stores.*.rehearsal.wal", Kind::Size { min: 1 << 10 }, "How much a migration may write to the server's log. What else the server does meanwhile counts too. PostgreSQL.", "\"1GiB\""),
+    key("stores.*.rehearsal.rewrites", Kind::Count { min: 0, max: 1_000 }, "How many tables a migration may write anew.", "0").aliases(&["rewritten"]),
+    key("stores.*.pool", Kind::Table, "What processes that use the database are told of keeping connections, in `NAME_POOL_MAX`, `NAME_POOL_MIN`, `NAME_POOL_TIMEOUT_MS` and `NAME_POOL_IDLE_MS` (the first database also with `DATABASE_`): the process has the pool, Landfast the sums. An empty table shares out what the server gives.", "{ max = 10, min = 2 }")
+        .aliases(&["pooling", "connections"]),
+    key("stores.*.pool.max", Kind::Count { min: 1, max: 10_000 }, "Connections of one process at the most. Without it each release is given half of what a managed server takes, shared among its replicas and jobs, up to 20 each. `plan` and `deploy` refuse what could ask for more than that half.", "10")
+        .aliases(&["size", "max_connections", "pool_size"]),
+    key("stores.*.pool.min", Kind::Count { min: 0, max: 10_000 }, "Connections of one process while it has nothing to do.", "2").default(&defaults::POOL_MIN).aliases(&["min_idle"]),
+    key("stores.*.pool.timeout", duration(SECOND / 10, HOUR), "How long a process waits for a connection of its own.", "\"5s\"").default(&defaults::POOL_TIMEOUT).aliases(&["wait", "acquire_timeout", "connection_timeout"]),
+    key("stores.*.pool.idle", duration(SECOND, DAY), "How long a process keeps a connection that it does not use.", "\"10m\"").default(&defaults::POOL_IDLE).aliases(&["idle_timeout"]),
+    key("stores.*.external", Kind::Table, "The server is somebody else's: only connect to it. `landfast doctor` says what the login may do.", "{ url_secret = \"MAIN_DATABASE_URL\" }")
+        .aliases(&["url"]),
+    key("stores.*.external.url_secret", Kind::SecretName, "The secret that holds the address with login and password: `postgres://…`, `mysql://…`, `redis://…`.", "\"MAIN_DATABASE_URL\"")
+        .required().aliases(&["url", "secret"]),
+    key("stores.*.endpoint", Kind::Url, "Where a bucket's service answers; without it Amazon's own of the `region`.", "\"https://s3.example.com\""),
+    key("stores.*.bucket", Kind::Line, "The bucket.", "\"flextime-uploads\""),
+    key("stores.*.region", Kind::Line, "The region of a bucket.", "\"eu-central-1\"").default(&defaults::STORE_REGION),
+    key("stores.*.path_style", Kind::Flag, "The bucket is the first part of the path instead of the host's name: what most services but Amazon's want. Without the key it is so where there is an `endpoint`.", "true"),
+    key("stores.*.access_key_secret", Kind::SecretName, "The secret that holds the id of a bucket's access key.", "\"UPLOADS_ACCESS_KEY\"").aliases(&["access_key"]),
+    key("stores.*.secret_key_secret", Kind::SecretName, "The secret that holds the access key's other half.", "\"UPLOADS_SECRET_KEY\"").aliases(&["secret_key"]),
+    key("stores.*.rotate", Kind::Schedule, "When the password that instances reach a managed store with is changed, by a rolling restart. A time that was missed is made up for once, and one that comes while a rollout is under way waits for its end.", "\"0 3 1 * * Europe/Berlin\"")
+        .aliases(&["rotation", "rotate_password"]),
+    key("stores.*.backup", Kind::Table, "Backups of a managed PostgreSQL: everything that is written, shipped within seconds, and base backups to begin a restore with. They are sealed with the key of `landfast backup key export`, and proven by drills.", "{ to = \"/backup/flextime\" }")
+        .aliases(&["backups", "archive"]),
+    key("stores.*.backup.to", Kind::BackupPlace, "Where they lie: an absolute path (of another disk, or mounted from another machine), or `s3://BUCKET/PREFIX`.", "\"s3://bucket/flextime\"")
+        .required().aliases(&["repository", "repo", "target", "destination"]),
+    key("stores.*.backup.full", Kind::ScheduleUtc, "When a backup is made that needs no older object.", "\"0 3 * * *\"").default(&defaults::BACKUP_FULL).aliases(&["schedule", "when", "cron"]),
+    key("stores.*.backup.incremental", Kind::ScheduleUtc, "When one is made that stores changed pages alone, which shortens a restore: less is replayed. The server is read whole for it.", "\"0 * * * *\""),
+    key("stores.*.backup.keep", duration(HOUR, 10 * 366 * DAY), "How long backups are kept: one for each day. The newest good one, and what it needs, never goes.", "\"30d\"").default(&defaults::BACKUP_KEEP).aliases(&["retention"]),
+    key("stores.*.backup.keep_wal", duration(HOUR, 10 * 366 * DAY), "How far back every moment can be gone back to.", "\"7d\"").default(&defaults::BACKUP_KEEP_WAL).aliases(&["wal"]),
+    key("stores.*.backup.ship", duration(SECOND, MINUTE), "Time between two shipments of what was written, and between two heartbeats. What was committed since the last one is lost with the host.", "\"5s\"").default(&defaults::BACKUP_SHIP).aliases(&["every", "interval"]),
+    key("stores.*.backup.wal_limit", Kind::Size { min: 64 << 20 }, "What the server keeps of its log for the archive while the repository is away. Beyond it the log is given up, so that the disk does not fill: the chain breaks, which is told at once, and a new full backup begins.", "\"4GiB\"").default(&defaults::BACKUP_WAL_LIMIT),
+    key("stores.*.backup.endpoint", Kind::Url, "Where a bucket's service answers; without it Amazon's own of the `region`.", "\"https://s3.example.com\""),
+    key("stores.*.backup.region", Kind::Line, "The region of a bucket.", "\"eu-central-1\"").default(&defaults::BACKUP_REGION),
+    key("stores.*.backup.path_style", Kind::Flag, "The bucket is the first part of the path instead of the host's name. Without the key it is so where there is an `endpoint`.", "true"),
+    key("stores.*.backup.ca", Kind::HostPath, "A file with the certificates, in PEM, of the authority that the endpoint's certificate is from.", "\"/etc/ssl/minio.pem\""),
+    key("stores.*.backup.access_key_secret", Kind::SecretName, "The secret that holds the id of the bucket's access key.", "\"BACKUP_ACCESS_KEY\"").default(&defaults::BACKUP_ACCESS_KEY).aliases(&["access_key"]),
+    key("stores.*.backup.secret_key_secret", Kind::SecretName, "The secret that holds the access key's other half.", "\"BACKUP_SECRET_KEY\"").default(&defaults::BACKUP_SECRET_KEY).aliases(&["secret_key"]),
+    key("stores.*.backup.drill", Kind::Table, "When the newest backup is restored into a server of its own, checked and removed.", "{ light = \"0 5 * * *\", max_age = \"36h\" }")
+        .aliases(&["drills", "test", "verify"]),
+    key("stores.*.backup.drill.light", Kind::ScheduleUtc, "When it is restored, replayed to the newest moment, and asked the `checks`.", "\"0 5 * * *\"").default(&defaults::DRILL_LIGHT),
+    key("stores.*.backup.drill.full", Kind::ScheduleUtc, "When every page and every index is read in it too.", "\"0 6 * * 0\"").default(&defaults::DRILL_FULL),
+    key("stores.*.backup.drill.max_age", duration(HOUR, 366 * DAY), "A last success longer ago than this is stale: it is told, and the gate `backup` refuses.", "\"36h\"").default(&defaults::DRILL_MAX_AGE),
+    key("stores.*.backup.drill.checks", Kind::Tables, "Questions to the restored database, by name.", ""),
+    key("stores.*.backup.drill.checks.*.sql", Kind::Line, "A statement; the first column of its first row is its answer. It may write: the copy is removed.", "\"SELECT count(*) > 1000 FROM bookings\"").required().aliases(&["query"]),
+    key("stores.*.backup.drill.checks.*.expect", Kind::Line, "The answer, as text: `t` and `f` for boolean ones.", "\"t\"").required().aliases(&["expected", "equals"]),
 
     key("routes", Kind::Tables, "Hosts and paths that lead to services.", "").aliases(&["route", "ingress", "domains", "http"]),
     key("routes.*.host", Kind::Host, "The host: `api.example.com`, `*.example.com` (exactly one more label) or `*` for any.", "\"api.flextime.example\"")
@@ -379,9 +458,15 @@ pub static CATALOGUE: &[Key] = &[
     key("deploy.probe.rate", Kind::Rate, "How often, for each release.", "\"5/s\"").default(&defaults::PROBE_RATE),
     key("deploy.webhook", Kind::Url, "Gets one POST with the ledger for each rollout that ended.", "\"https://chat.example.com/hooks/deploys\"").aliases(&["notify", "webhooks", "hook"]),
     later("deploy.window", "Maintenance windows and freezes.", "until then use the gate `approval`"),
-    later("deploy.backup", "A fresh backup before each rollout.", BACKUP_LATER),
+    later("deploy.backup", "A fresh backup before each rollout.", "write gates = [\"backup\"]: a deploy is refused while backups are not fresh and proven"),
 
-    later("backup", "Backups of stores and volumes.", BACKUP_LATER),
+    key("secrets", Kind::Secrets, "What is done with secrets by themselves, by their names. Their values are never in this file: `landfast secret set NAME`.", ""),
+    key("secrets.*.rotate", Kind::Schedule, "When it gets another generated value, which a rolling rollout brings to the instances. Only for secrets that nobody else must be told of. Times are kept as for `stores.*.rotate`.", "\"0 3 1 * * Europe/Berlin\"").required()
+        .aliases(&["rotation", "schedule", "cron"]),
+    key("secrets.*.length", Kind::Count { min: 16, max: 4_096 }, "Characters of a generated value.", "64").default(&defaults::SECRET_LENGTH),
+    key("secrets.*.alphabet", Kind::Word(crate::spec::ALPHABETS), "What a generated value is made of.", "\"hex\"").default(&defaults::SECRET_ALPHABET),
+
+    later("backup", "Backups of volumes.", "stores have theirs: [stores.NAME.backup]; back volumes up by a job with a cron line in `when`"),
 
     key("environments", Kind::Overlays, "Places the app runs. Each holds keys that replace those above for that place, most easily as dotted keys: `services.api.replicas = 6`. A file without any has one, `production`.", "")
         .aliases(&["environment", "env", "envs"]),

@@ -40,9 +40,40 @@ pub(crate) fn check(root: &Cursor<'_>) {
     claims(&routes);
     certificates(&routes);
     deploy(root, &services);
+    uses(root);
 }
 
 type Services<'a> = BTreeMap<&'a str, Cursor<'a>>;
+
+/// What `uses` names must be a store of this file.
+fn uses(root: &Cursor<'_>) {
+    let stores = root.tables("stores");
+    let names = || stores.iter().map(|(name, _)| *name);
+    for (_, at) in root.tables("services").iter().chain(&root.tables("jobs")) {
+        let mut seen = BTreeSet::new();
+        for (name, span) in listed(at, "uses") {
+            if landfast_types::Name::new(name).is_err() {
+                continue;
+            }
+            if !seen.insert(name) {
+                let message = format!("the store `{name}` is there twice");
+                let problem = Problem::new(Code::BadValue, span, message);
+                at.report(problem.help("name each store once"));
+            } else if names().all(|known| known != name) {
+                let message = format!("there is no store `{name}`");
+                let problem = Problem::new(Code::DanglingReference, span, message);
+                at.report(problem.help(match closest(name, names()) {
+                    Some(best) => format!("did you mean \"{best}\"?"),
+                    None if stores.is_empty() => format!("add [stores.{name}] with an `engine`"),
+                    None => {
+                        let known = names().collect::<Vec<_>>().join(", ");
+                        format!("stores of this file: {known}")
+                    }
+                }));
+            }
+        }
+    }
+}
 
 fn missing_service(name: &str, span: Range<usize>, services: &Services<'_>) -> Problem {
     let problem = Problem::new(
@@ -61,9 +92,9 @@ fn missing_service(name: &str, span: Range<usize>, services: &Services<'_>) -> P
     })
 }
 
-/// Names in `after` with their places.
-fn waits<'a>(service: &Cursor<'a>) -> Vec<(&'a str, Range<usize>)> {
-    let Some(Value::List(items)) = service.entry("after").map(|entry| &entry.node.value) else {
+/// Names in a list with their places.
+fn listed<'a>(at: &Cursor<'a>, key: &str) -> Vec<(&'a str, Range<usize>)> {
+    let Some(Value::List(items)) = at.entry(key).map(|entry| &entry.node.value) else {
         return Vec::new();
     };
     let each = items
@@ -75,7 +106,7 @@ fn waits<'a>(service: &Cursor<'a>) -> Vec<(&'a str, Range<usize>)> {
 fn after(services: &Services<'_>) {
     let waits = services
         .iter()
-        .map(|(name, at)| (*name, waits(at)))
+        .map(|(name, at)| (*name, listed(at, "after")))
         .collect::<BTreeMap<_, _>>();
     for (name, at) in services {
         for (other, span) in &waits[name] {
@@ -254,6 +285,7 @@ fn deploy(root: &Cursor<'_>, services: &Services<'_>) {
     };
     if let Some(gates) = gates {
         smoke(root, &at, &gates);
+        backup(root, &at, &gates);
         if is_known && strategy != Strategy::Canary && gates.contains(&Gate::Analysis) {
             let message =
                 format!("the gate `analysis` has no effect with the strategy `{strategy}`");
@@ -326,6 +358,17 @@ fn smoke(root: &Cursor<'_>, deploy: &Cursor<'_>, gates: &[Gate]) {
             let problem = Problem::new(Code::NoEffect, job.span("when"), message);
             job.report(problem.help("add \"smoke\" to gates in [deploy]"));
         }
+    }
+}
+
+/// A gate that nothing could ever fail is not taken for one.
+fn backup(root: &Cursor<'_>, deploy: &Cursor<'_>, gates: &[Gate]) {
+    let stores = root.tables("stores");
+    if gates.contains(&Gate::Backup) && !stores.iter().any(|(_, store)| store.has("backup")) {
+        let span = gate_span(deploy, Gate::Backup);
+        let message = "the gate `backup` has no store that is backed up";
+        let problem = Problem::new(Code::DanglingReference, span, message);
+        deploy.report(problem.help("write backup = { to = \"…\" } in the table of a store"));
     }
 }
 

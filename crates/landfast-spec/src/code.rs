@@ -77,7 +77,7 @@ codes! {
     UnknownWord = "LF011", Error, "the word is not one of those allowed",
         "The key takes one of a few words; the message lists them.";
     DanglingReference = "LF012", Error, "a name leads nowhere",
-        "A route, an `after` or a gate names a service or a job that the file (with the overlay of this environment) does not have.";
+        "A route, an `after`, a `uses` or a gate names a service, a job or a store that the file (with the overlay of this environment) does not have.";
     Cycle = "LF013", Error, "services wait for each other",
         "`after` orders services within a rollout. Here it leads in a circle, so none of them could be first.";
     DuplicateRoute = "LF014", Error, "two routes claim the same host and path",
@@ -124,6 +124,14 @@ codes! {
         "`exclusive = true` keeps two releases of the service from running at once, so it moves by `recreate` whatever `deploy.strategy` says: requests are held (1,000 requests, 64 MiB, 30 s at most) while it is replaced.";
     AcmeImpossible = "LF035", Error, "the certificate cannot be obtained as it is written",
         "ACME proves a host over HTTP or TLS, which works for exact names only: a wildcard, `*` and an IP address take a certificate from files, in `tls`. A host has one certificate, so all of its routes say the same: `tls`, `acme = true`, or `acme = false`.";
+    StoreExternalOnly = "LF036", Error, "the store cannot be managed",
+        "Landfast runs PostgreSQL, MariaDB and Redis itself. MySQL is only connected to: distributions do not package its server with backup tools that work with it, so Landfast could not keep its promises about it. Name where it is, `external = { url_secret = \"NAME\" }`, or take `engine = \"mariadb\"`.";
+    StoreUntested = "LF037", Notice, "the version of the store is not tested",
+        "PostgreSQL 15, MariaDB 10.11 and Redis 7.0 are what every build of Landfast is tested with. Another version is run in the same way, as far as its programs are installed, but nobody has shown that restart, tuning and recovery hold with it.";
+    StoreVariable = "LF038", Error, "a variable is given by a store",
+        "A service or job that `uses` a store gets its connection in variables such as `DATABASE_URL`. The file, or a secret, gives one of these names another value, and which of the two is meant cannot be told. Remove the value, rename the variable, or take the store out of `uses`.";
+    StoreSetting = "LF039", Error, "the setting is not the manifest's",
+        "Ports, paths, users, authentication and durability of a managed store are set by Landfast: with other values it could not be reached, watched or recovered. All other settings of the server may be given.";
 }
 
 #[cfg(test)]

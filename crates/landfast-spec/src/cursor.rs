@@ -149,6 +149,14 @@ impl<'a> Cursor<'a> {
         }
     }
 
+    pub(crate) fn optional_duration(&self, name: &str) -> Option<Duration> {
+        if let Leaf::Duration(duration) = self.leaf(name)? {
+            Some(duration)
+        } else {
+            None
+        }
+    }
+
     pub(crate) fn bytes(&self, name: &str) -> Option<Bytes> {
         if let Leaf::Bytes(bytes) = self.leaf(name)? {
             Some(bytes)

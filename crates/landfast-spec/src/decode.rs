@@ -3,11 +3,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use landfast_types::{AppName, EnvironmentName, JobName, Percent, RouteName, ServiceName};
+use landfast_types::{
+    AppName, EnvironmentName, JobName, Percent, RouteName, ServiceName, StoreName,
+};
 
 use crate::{
     code::Code,
     cursor::Cursor,
+    delivery::SecretDelivery,
     diagnostic::Problem,
     guard,
     leaf::{Leaf, Scalar},
@@ -15,9 +18,10 @@ use crate::{
     sandbox,
     spec::{
         AppSpec, DeploySpec, EnvType, EnvVar, FilesSpec, Gate, HealthSpec, JobSpec, MissingFile,
-        Probe, Protocol, ResourcesSpec, RouteSpec, RouteTimeoutsSpec, ServiceSpec, Strategy,
-        SyntheticProbe, TlsSpec, Volume, When,
+        Probe, Protocol, ResourcesSpec, RouteSpec, RouteTimeoutsSpec, SecretSpec, ServiceSpec,
+        Strategy, SyntheticProbe, TlsSpec, Volume, When,
     },
+    store::{self, Given},
     tree::Entry,
 };
 
@@ -31,15 +35,16 @@ pub(crate) fn app(
     secrets: Secrets<'_>,
 ) -> Option<AppSpec> {
     let app = root.text("app").and_then(|name| AppName::new(&name).ok());
+    let given = Given::new(root, secrets);
     let services = root.tables("services");
     let jobs = root.tables("jobs");
     let routes = root.tables("routes");
     // Each is read to its end before the first missing one ends this function, so that all are reported.
     let services = collect(&services, |name, at| {
-        Some((ServiceName::new(name).ok()?, service(name, at, secrets)?))
+        Some((ServiceName::new(name).ok()?, service(name, at, &given)?))
     });
     let jobs = collect(&jobs, |name, at| {
-        Some((JobName::new(name).ok()?, job(at, secrets)?))
+        Some((JobName::new(name).ok()?, job(at, &given)?))
     });
     let mut read = collect(&routes, |name, at| {
         Some((RouteName::new(name).ok()?, route(at)?))
@@ -49,6 +54,20 @@ pub(crate) fn app(
     }
     let routes = read;
     let deploy = deploy(&root.table("deploy"));
+    let stores = collect(&root.tables("stores"), |name, at| {
+        Some((StoreName::new(name).ok()?, store::read(name, at, secrets)?))
+    });
+    let rotated = collect(&root.tables("secrets"), |name, at| {
+        let length = at.count("length");
+        let alphabet = at.text("alphabet");
+        let alphabet = alphabet.unwrap_or_else(|| at.default_text("alphabet").to_owned());
+        let spec = SecretSpec {
+            rotate: store::schedule(at)?,
+            length,
+            alphabet,
+        };
+        Some((name.to_owned(), spec))
+    });
     Some(AppSpec {
         app: app?,
         environment: environment.clone(),
@@ -56,6 +75,8 @@ pub(crate) fn app(
         jobs: jobs?,
         routes: routes?,
         deploy: deploy?,
+        stores: stores?,
+        secrets: rotated?,
     })
 }
 
@@ -70,7 +91,7 @@ fn collect<'a, K: Ord, V>(
     read.into_iter().collect()
 }
 
-fn service(name: &str, at: &Cursor<'_>, secrets: Secrets<'_>) -> Option<ServiceSpec> {
+fn service(name: &str, at: &Cursor<'_>, given: &Given<'_>) -> Option<ServiceSpec> {
     let artifact = at.text("artifact");
     let command = at.texts("command");
     let port = at
@@ -90,7 +111,8 @@ fn service(name: &str, at: &Cursor<'_>, secrets: Secrets<'_>) -> Option<ServiceS
         .collect();
     let (resources, volumes) = (resources(at), volumes(at));
     let sandbox = sandbox::read(at);
-    let env = variables(at, secrets);
+    let uses = store::uses(at);
+    let env = variables(at, given, &uses);
     let health = health(name, at, at.has("port"));
     Some(ServiceSpec {
         artifact: artifact?,
@@ -109,6 +131,8 @@ fn service(name: &str, at: &Cursor<'_>, secrets: Secrets<'_>) -> Option<ServiceS
         exclusive,
         protocol: word(at, "protocol", Protocol::from_word),
         sticky: at.flag("sticky"),
+        uses,
+        secrets: word(at, "secrets", SecretDelivery::from_word),
     })
 }
 
@@ -119,7 +143,7 @@ fn word<T>(at: &Cursor<'_>, key: &str, read: impl Fn(&str) -> Option<T>) -> T {
     written.unwrap_or_else(default)
 }
 
-fn job(at: &Cursor<'_>, secrets: Secrets<'_>) -> Option<JobSpec> {
+fn job(at: &Cursor<'_>, given: &Given<'_>) -> Option<JobSpec> {
     let artifact = at.text("artifact");
     let command = at.texts("command");
     let when = match at.leaf("when") {
@@ -128,7 +152,8 @@ fn job(at: &Cursor<'_>, secrets: Secrets<'_>) -> Option<JobSpec> {
     };
     let timeout = at.duration("timeout");
     let (resources, volumes) = (resources(at), volumes(at));
-    let env = variables(at, secrets);
+    let uses = store::uses(at);
+    let env = variables(at, given, &uses);
     Some(JobSpec {
         artifact: artifact?,
         command: command?,
@@ -138,6 +163,8 @@ fn job(at: &Cursor<'_>, secrets: Secrets<'_>) -> Option<JobSpec> {
         sandbox: sandbox::read(at),
         volumes,
         env,
+        uses,
+        secrets: word(at, "secrets", SecretDelivery::from_word),
     })
 }
 
@@ -165,8 +192,18 @@ fn volumes(at: &Cursor<'_>) -> BTreeMap<String, Volume> {
     each.collect()
 }
 
-fn variables(at: &Cursor<'_>, secrets: Secrets<'_>) -> BTreeMap<String, EnvVar> {
-    let at = at.table("env");
+fn variables(
+    service: &Cursor<'_>,
+    given: &Given<'_>,
+    uses: &[StoreName],
+) -> BTreeMap<String, EnvVar> {
+    let at = service.table("env");
+    let (secrets, of_stores) = (given.secrets, given.variables(uses));
+    if let Some((name, store)) = given.clash(uses) {
+        let message = format!("`{name}` is given by the store `{store}` and is a secret too");
+        let problem = Problem::new(Code::StoreVariable, service.span("uses"), message);
+        service.report(problem.help(format!("`landfast secret rm {name}`")));
+    }
     let each = at.entries().map(|(name, entry)| {
         let inner = at.variable(entry);
         let (variable, span) = if entry.node.value.as_table().is_some() {
@@ -180,12 +217,19 @@ fn variables(at: &Cursor<'_>, secrets: Secrets<'_>) -> BTreeMap<String, EnvVar> 
             (bare_variable(name, &inner, entry), entry.key_span.clone())
         };
         let in_secrets = secrets.is_some_and(|names| names.contains(name));
+        let of_store = of_stores.get(name).map(|(store, _)| store);
+        if let Some(store) = of_store.filter(|_| variable.value.is_some()) {
+            let message = format!("`{name}` has a value here and is given by the store `{store}`");
+            let problem = Problem::new(Code::StoreVariable, span.clone(), message);
+            at.report(problem.help("remove the value, or choose another name"));
+        }
         if variable.value.is_some() && in_secrets {
             let message = format!("`{name}` has a value here and is a secret too");
             let problem = Problem::new(Code::EnvAndSecret, span.clone(), message);
             at.report(problem.help(format!("remove the value, or `landfast secret rm {name}`")));
         }
-        if variable.required && variable.value.is_none() && secrets.is_some() && !in_secrets {
+        let is_given = variable.value.is_some() || in_secrets || of_store.is_some();
+        if variable.required && secrets.is_some() && !is_given {
             let message = format!("`{name}` is required and has no value");
             let problem = Problem::new(Code::EnvMissing, entry.key_span.clone(), message);
             at.report(problem.help(format!(

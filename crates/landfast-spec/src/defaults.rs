@@ -118,6 +118,8 @@ macro_rules! settings {
 
 const SECOND: u64 = 1_000;
 const MINUTE: u64 = 60 * SECOND;
+const HOUR: u64 = 60 * MINUTE;
+const DAY: u64 = 24 * HOUR;
 const MIB: u64 = 1 << 20;
 
 settings! {
@@ -138,6 +140,8 @@ settings! {
     SANDBOX_FILES = "services.*.sandbox.files", Value::Text("restricted"), "The files of the host an instance reaches, where the kernel has Landlock.", "decision 0012";
     JOB_SANDBOX_USER = "jobs.*.sandbox.user", Value::Text("own"), "The same for a run of a job.", "decision 0012";
     JOB_SANDBOX_FILES = "jobs.*.sandbox.files", Value::Text("restricted"), "The same for a run of a job.", "decision 0012";
+    SECRETS = "services.*.secrets", Value::Text("files"), "How an instance is given secrets that `env` does not name.", "decision 0016";
+    JOB_SECRETS = "jobs.*.secrets", Value::Text("files"), "The same for a run of a job.", "decision 0016";
     JOB_WHEN = "jobs.*.when", Value::Text("hand"), "What starts a job: a person.", "contract";
     JOB_TIMEOUT = "jobs.*.timeout", Value::Millis(10 * MINUTE), "How long a job may take before it is stopped and counts as failed.", "decoder";
     ROUTE_PATH = "routes.*.path", Value::Text("/"), "The path prefix of a route.", "contract";
@@ -159,6 +163,24 @@ settings! {
     COMPRESS = "routes.*.compress", Value::Flag(false), "Whether the proxy compresses answers.", "decision 0010";
     FILES_MISSING = "routes.*.files.missing", Value::Text("service"), "What follows where no static file has the path.", "decision 0010";
     FILES_CACHE_CONTROL = "routes.*.files.cache_control", Value::Text("no-cache"), "The header `Cache-Control` of static files: kept, and asked for again each time.", "decision 0010";
+    STORE_MEMORY = "stores.*.memory", Value::Bytes(256 * MIB), "Memory of a managed store's server.", "decision 0018";
+    STORE_REGION = "stores.*.region", Value::Text("us-east-1"), "The region of a bucket.", "decision 0018";
+    BACKUP_FULL = "stores.*.backup.full", Value::Text("0 3 * * * UTC"), "When a backup is made that needs no older object.", "contract, example";
+    BACKUP_KEEP = "stores.*.backup.keep", Value::Millis(30 * DAY), "How long backups are kept.", "requirement E2";
+    BACKUP_KEEP_WAL = "stores.*.backup.keep_wal", Value::Millis(7 * DAY), "How far back every moment can be gone back to.", "requirement E2";
+    BACKUP_SHIP = "stores.*.backup.ship", Value::Millis(5 * SECOND), "Time between two shipments of what was written.", "decision 0028";
+    BACKUP_WAL_LIMIT = "stores.*.backup.wal_limit", Value::Bytes(4 << 30), "What the server keeps of its log while the repository is away.", "decision 0028";
+    BACKUP_REGION = "stores.*.backup.region", Value::Text("us-east-1"), "The region of a bucket for backups.", "decision 0028";
+    BACKUP_ACCESS_KEY = "stores.*.backup.access_key_secret", Value::Text("BACKUP_ACCESS_KEY"), "The secret with the id of the access key.", "decision 0028";
+    BACKUP_SECRET_KEY = "stores.*.backup.secret_key_secret", Value::Text("BACKUP_SECRET_KEY"), "The secret with the access key's other half.", "decision 0028";
+    DRILL_LIGHT = "stores.*.backup.drill.light", Value::Text("0 5 * * * UTC"), "When the newest backup is restored and checked.", "requirement E5";
+    DRILL_FULL = "stores.*.backup.drill.full", Value::Text("0 6 * * 7 UTC"), "When every page and index of the restored copy is read.", "decision 0028";
+    DRILL_MAX_AGE = "stores.*.backup.drill.max_age", Value::Millis(36 * HOUR), "How old the last proof of a backup may be.", "decision 0028";
+    POOL_MIN = "stores.*.pool.min", Value::Count(0), "Connections that a process keeps while it has nothing to do.", "decision 0024";
+    POOL_TIMEOUT = "stores.*.pool.timeout", Value::Millis(5 * SECOND), "How long a process waits for a connection of its own.", "decision 0024";
+    POOL_IDLE = "stores.*.pool.idle", Value::Millis(10 * MINUTE), "How long a process keeps a connection that it does not use.", "decision 0024";
+    SECRET_LENGTH = "secrets.*.length", Value::Count(32), "Characters of a generated value: of letters and digits that is 190 bits.", "decision 0022";
+    SECRET_ALPHABET = "secrets.*.alphabet", Value::Text("alphanumeric"), "What a generated value is made of.", "decision 0022";
     STRATEGY = "deploy.strategy", Value::Text("rolling"), "How a release takes over.", "decoder";
     STEPS = "deploy.steps", Value::Steps(&[5, 25, 100]), "Shares of the requests a canary gets, in percent.", "contract, example";
     HOLD = "deploy.hold", Value::Millis(5 * MINUTE), "How long each step of a canary is watched.", "contract";

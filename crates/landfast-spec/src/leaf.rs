@@ -63,7 +63,10 @@ pub(crate) fn read(key: &Key, name: &str, node: &Node, sink: &Sink) -> Option<Le
     match key.kind {
         Kind::Name => reader.name(),
         Kind::ServiceName => reader.name(),
-        Kind::ServiceNames => reader.service_names(),
+        Kind::ServiceNames => reader.names("service"),
+        Kind::StoreNames => reader.names("store"),
+        Kind::SecretName => reader.secret_name(),
+        Kind::Version => reader.version(),
         Kind::ArtifactPath => reader.artifact_path(),
         Kind::HostPath => reader.host_path(),
         Kind::HostPaths => reader.host_paths(),
@@ -79,6 +82,9 @@ pub(crate) fn read(key: &Key, name: &str, node: &Node, sink: &Sink) -> Option<Le
         Kind::Word(words) => reader.word(words),
         Kind::Gates => reader.gates(),
         Kind::When => reader.when(),
+        Kind::ScheduleUtc => reader.schedule_utc(),
+        Kind::BackupPlace => reader.backup_place(),
+        Kind::Schedule => reader.schedule("five fields and a time zone such as \"0 3 1 * * UTC\""),
         Kind::Probe => reader.probe(),
         Kind::Host => reader.host(),
         Kind::RoutePath => reader.route_path(),
@@ -98,11 +104,28 @@ pub(crate) fn read(key: &Key, name: &str, node: &Node, sink: &Sink) -> Option<Le
         Kind::Scalar => reader.scalar(),
         Kind::Table
         | Kind::Tables
+        | Kind::Secrets
         | Kind::Variables
         | Kind::Volumes
         | Kind::Fields
+        | Kind::Settings
         | Kind::Overlays => None,
     }
+}
+
+/// Reads a value where a person chooses the key.
+pub(crate) fn read_scalar(name: &str, node: &Node, sink: &Sink) -> Option<Scalar> {
+    let reader = Reader {
+        kind: Kind::Scalar,
+        example: "",
+        name,
+        node,
+        sink,
+    };
+    let Leaf::Scalar(scalar) = reader.scalar()? else {
+        return None;
+    };
+    Some(scalar)
 }
 
 /// Says that a value is of the wrong type.
@@ -278,16 +301,69 @@ impl Reader<'_> {
         (texts.len() == items.len()).then_some(texts)
     }
 
-    fn service_names(&self) -> Option<Leaf> {
-        let texts = self.texts("a list of names of services")?;
+    fn names(&self, what: &str) -> Option<Leaf> {
+        let texts = self.texts(&format!("a list of names of {what}s"))?;
         let mut fine = true;
         for (text, span) in &texts {
-            if let Some(problem) = bad_name("a service", text, span.clone()) {
+            if let Some(problem) = bad_name(&format!("a {what}"), text, span.clone()) {
                 self.sink.report(problem);
                 fine = false;
             }
         }
         fine.then(|| Leaf::Texts(texts.into_iter().map(|(text, _)| text).collect()))
+    }
+
+    fn secret_name(&self) -> Option<Leaf> {
+        let text = self.text()?;
+        let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        if text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+            && text.chars().all(is_word)
+        {
+            return Some(Leaf::Text(text.to_owned()));
+        }
+        let problem = if is_url(text) {
+            // An address holds a password: it is not repeated.
+            let message = format!("`{}` is the name of a secret, not an address", self.name);
+            let help = "`landfast secret set MAIN_DATABASE_URL`, and name it here";
+            self.problem(Code::BadName, message).help(help)
+        } else {
+            let message = format!("`{}` cannot name a secret", self.name);
+            let help = "use A to Z, 0 to 9 and `_`, not starting with a digit";
+            self.problem(Code::BadName, message).help(help)
+        };
+        self.refuse(problem)
+    }
+
+    fn version(&self) -> Option<Leaf> {
+        let written = match &self.node.value {
+            Value::Integer(Some(number)) => Some(number.to_string()),
+            Value::Float(number) => Some(number.clone()),
+            Value::Text(_)
+            | Value::Integer(None)
+            | Value::Flag(_)
+            | Value::Datetime
+            | Value::List(_)
+            | Value::Table(_) => None,
+        };
+        if let Some(number) = written {
+            let help = Some(format!("write {} = \"{number}\"", self.name));
+            return self.refuse(wrong_type(
+                self.name,
+                self.node,
+                "a version, text in quotes",
+                help,
+            ));
+        }
+        let text = self.text()?;
+        let is_number = |part: &str| {
+            (1..=4).contains(&part.len()) && part.bytes().all(|byte| byte.is_ascii_digit())
+        };
+        if text.split('.').count() <= 3 && text.split('.').all(is_number) {
+            return Some(Leaf::Text(text.to_owned()));
+        }
+        let message = format!("`{text}` is not a version");
+        let help = format!("numbers with dots, for example {}", self.example);
+        self.refuse(self.problem(Code::BadValue, message).help(help))
     }
 
     fn path_problem(&self, text: &str) -> Option<Problem> {
@@ -594,6 +670,13 @@ impl Reader<'_> {
             }
             return Some(Leaf::When(When::Gate { gate }));
         }
+        self.schedule(
+            "\"gate:smoke\", \"hand\", or five fields and a time zone such as \"0 3 * * * UTC\"",
+        )
+    }
+
+    fn schedule(&self, forms: &str) -> Option<Leaf> {
+        let text = self.text()?;
         let help = match CronLine::new(text) {
             Ok(line) => return Some(Leaf::When(When::Cron { line })),
             Err(CronError::NoZone) => {
@@ -602,12 +685,27 @@ impl Reader<'_> {
                 return self.refuse(self.problem(Code::BadCron, message).help(help));
             }
             Err(CronError::Never) => "no day has this date",
-            Err(CronError::Shape(_)) => {
-                "\"gate:smoke\", \"hand\", or five fields and a time zone such as \"0 3 * * * UTC\""
-            }
+            Err(CronError::Shape(_)) => forms,
         };
         let message = format!("`{}` cannot be `{text}`", self.name);
         self.refuse(self.problem(Code::BadCron, message).help(help))
+    }
+
+    fn schedule_utc(&self) -> Option<Leaf> {
+        let text = self.text()?;
+        match CronLine::new(&format!("{text} UTC")) {
+            Ok(line) => Some(Leaf::When(When::Cron { line })),
+            Err(_) => self.schedule("five fields, and a time zone where it is not UTC"),
+        }
+    }
+
+    fn backup_place(&self) -> Option<Leaf> {
+        let text = self.text()?;
+        let Some(help) = crate::backup::place_problem(text) else {
+            return Some(Leaf::Text(text.to_owned()));
+        };
+        let message = format!("`{text}` cannot be where backups lie");
+        self.refuse(self.problem(Code::BadValue, message).help(help))
     }
 
     fn probe(&self) -> Option<Leaf> {

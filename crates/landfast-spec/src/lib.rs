@@ -9,12 +9,14 @@
 //! This crate knows no file, clock or socket: text comes in, values go out. It never panics on any text. It
 //! never looks whether an artifact, a certificate or a host exists; that is the business of preflight.
 
+mod backup;
 mod catalogue;
 mod check;
 mod code;
 mod cursor;
 mod decode;
 pub mod defaults;
+mod delivery;
 mod diagnostic;
 mod guard;
 mod leaf;
@@ -28,6 +30,7 @@ mod schedule;
 mod schema;
 mod shape;
 mod spec;
+mod store;
 mod tree;
 
 use std::collections::BTreeSet;
@@ -35,8 +38,10 @@ use std::collections::BTreeSet;
 use landfast_types::EnvironmentName;
 
 pub use crate::{
+    backup::{BackupSpec, CheckSpec, DrillSpec, RepositorySpec},
     catalogue::{CATALOGUE, ENV_TYPES, GATES_LATER, Key, Kind},
     code::Code,
+    delivery::SecretDelivery,
     diagnostic::{Diagnostic, Severity},
     public::is_public_host,
     reference::{defaults_markdown, reference_markdown},
@@ -47,11 +52,13 @@ pub use crate::{
     schema::json_schema,
     shape::is_reserved_variable,
     spec::{
-        AppSpec, AuthSpec, CorsSpec, CountBySpec, DeploySpec, EnvType, EnvVar, FieldRulesSpec,
-        FilesSpec, Gate, HealthSpec, JobSpec, MissingFile, Probe, Protocol, QuotaSpec, RateSpec,
-        ResourcesSpec, RouteLimitsSpec, RouteSpec, RouteTimeoutsSpec, SecuritySpec, ServiceSpec,
-        Share, Strategy, SyntheticProbe, TlsSpec, Volume, When,
+        ALPHABETS, AppSpec, AuthSpec, CorsSpec, CountBySpec, DeploySpec, Engine, EnvType, EnvVar,
+        FieldRulesSpec, FilesSpec, Gate, HealthSpec, JobSpec, MissingFile, Part, Place, Probe,
+        Protocol, QuotaSpec, RateSpec, ResourcesSpec, RouteLimitsSpec, RouteSpec,
+        RouteTimeoutsSpec, SecretSpec, SecuritySpec, ServiceSpec, Share, StoreSpec, Strategy,
+        SyntheticProbe, TlsSpec, Volume, When,
     },
+    store::{PoolSpec, Rehearsal, StoreKind, injected_variables},
 };
 use crate::{
     cursor::Cursor,

@@ -33,7 +33,7 @@ fn lay_over(base: &mut Table, name: &str, over: &Entry, kind: Option<Kind>, patt
         (Value::Table(base), Value::Table(over)) => {
             for (name, entry) in over {
                 match kind {
-                    Some(Kind::Tables) => {
+                    Some(Kind::Tables | Kind::Secrets) => {
                         lay_over(
                             base,
                             name,

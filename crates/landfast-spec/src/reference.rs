@@ -25,7 +25,7 @@ pub fn reference_markdown() -> String {
             write_key(&mut page, section);
             continue;
         }
-        let head = if matches!(section.kind, Kind::Tables | Kind::Overlays) {
+        let head = if matches!(section.kind, Kind::Tables | Kind::Secrets | Kind::Overlays) {
             format!("[{}.NAME]", section.path)
         } else {
             format!("[{}]", section.path)
@@ -132,6 +132,10 @@ fn describe(kind: Kind) -> String {
         Kind::Name => "a name".into(),
         Kind::ServiceName => "the name of a service".into(),
         Kind::ServiceNames => "a list of names of services".into(),
+        Kind::StoreNames => "a list of names of stores".into(),
+        Kind::SecretName => "the name of a secret".into(),
+        Kind::Version => "a version: numbers with dots".into(),
+        Kind::Settings => "a table of names and values of settings".into(),
         Kind::ArtifactPath => "a path, without `..`".into(),
         Kind::HostPath => "an absolute path on the server's host".into(),
         Kind::HostPaths => "a list of absolute paths on the server's host".into(),
@@ -150,6 +154,9 @@ fn describe(kind: Kind) -> String {
         Kind::Word(list) => format!("one of {}", words(list)),
         Kind::Gates => format!("a list of {}", words(Gate::WORDS)),
         Kind::When => "`\"gate:smoke\"`, `\"hand\"`, or a cron line with a time zone".into(),
+        Kind::Schedule => "a cron line with a time zone".into(),
+        Kind::ScheduleUtc => "a cron line, in UTC without a time zone".into(),
+        Kind::BackupPlace => "an absolute path or `s3://BUCKET/PREFIX`".into(),
         Kind::Probe => "`\"http:/path\"`, `\"tcp\"` or `\"none\"`".into(),
         Kind::Host => "a host name".into(),
         Kind::RoutePath => "a path that starts with `/`".into(),
@@ -170,6 +177,7 @@ fn describe(kind: Kind) -> String {
         Kind::Scalar => "text, a number, `true` or `false`".into(),
         Kind::Table => "a table".into(),
         Kind::Tables => "named tables".into(),
+        Kind::Secrets => "tables named as secrets are".into(),
         Kind::Variables => "a table of variables".into(),
         Kind::Volumes => "a table of names and paths".into(),
         Kind::Overlays => "named tables with keys of this file".into(),

@@ -8,6 +8,7 @@ use crate::catalogue::{Key, Kind, child, children};
 const NAME: &str = "^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$";
 const DURATION: &str = r"^\s*(0|([0-9]+(\.[0-9]+)?(us|ms|s|m|h|d)\s*)+)$";
 const VARIABLE: &str = "^[A-Za-z_][A-Za-z0-9_]*$";
+const SETTING: &str = "^[a-z][a-z0-9_.-]*$";
 
 /// The schema, draft 2020-12.
 pub fn json_schema() -> Value {
@@ -95,7 +96,10 @@ fn form(key: &Key) -> Value {
     let text = |pattern: &str| json!({ "type": "string", "pattern": pattern });
     match key.kind {
         Kind::Name | Kind::ServiceName => text(NAME),
-        Kind::ServiceNames => json!({ "type": "array", "items": text(NAME) }),
+        Kind::SecretName => text(VARIABLE),
+        Kind::Version => text(r"^[0-9]{1,4}(\.[0-9]{1,4}){0,2}$"),
+        Kind::Settings => named(SETTING, json!({ "type": ["string", "number", "boolean"] })),
+        Kind::ServiceNames | Kind::StoreNames => json!({ "type": "array", "items": text(NAME) }),
         Kind::ArtifactPath => json!({ "type": "string", "minLength": 1 }),
         Kind::HostPath => text("^/.+$"),
         Kind::HostPaths => json!({ "type": "array", "items": text("^/.+$") }),
@@ -128,6 +132,9 @@ fn form(key: &Key) -> Value {
             "items": { "enum": crate::spec::Gate::WORDS },
         }),
         Kind::When => text(r"^(hand|gate:smoke|\S+(\s+\S+){5})$"),
+        Kind::ScheduleUtc => text(r"^\S+(\s+\S+){4,5}$"),
+        Kind::BackupPlace => text("^(/|s3://)"),
+        Kind::Schedule => text(r"^\S+(\s+\S+){5}$"),
         Kind::Probe => text("^(http:/.*|tcp|none)$"),
         Kind::Host => text(r"^(\*|(\*\.)?[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*)$"),
         Kind::RoutePath | Kind::RequestPath => text("^/"),
@@ -160,6 +167,7 @@ fn form(key: &Key) -> Value {
         Kind::Scalar => json!({ "type": ["string", "number", "boolean"] }),
         Kind::Table => table(key.path, |_| true),
         Kind::Tables => named(NAME, table(&format!("{}.*", key.path), |_| true)),
+        Kind::Secrets => named(VARIABLE, table(&format!("{}.*", key.path), |_| true)),
         Kind::Variables => {
             let pattern = format!("{}.*", key.path);
             let scalar = child(&pattern, "value").map_or(Value::Null, form);

@@ -81,7 +81,7 @@ impl Walk<'_> {
         let Value::Table(table) = &entry.node.value else {
             return self.sink.report(not_a_table(key, name, &entry.node));
         };
-        if key.kind == Kind::Tables {
+        if matches!(key.kind, Kind::Tables | Kind::Secrets) {
             self.tables(key, place, table);
         } else if key.kind == Kind::Variables {
             self.variables(key, place, table);
@@ -89,6 +89,8 @@ impl Walk<'_> {
             self.volumes(key, table);
         } else if key.kind == Kind::Fields {
             self.fields(table);
+        } else if key.kind == Kind::Settings {
+            self.settings(table);
         } else if key.kind == Kind::Overlays {
             self.overlays(table);
         } else {
@@ -115,7 +117,12 @@ impl Walk<'_> {
             );
         }
         for (name, entry) in table {
-            if let Some(problem) = bad_name(&what, name, entry.key_span.clone()) {
+            let problem = if matches!(key.kind, Kind::Secrets) {
+                variable_name_problem(name, &entry.key_span)
+            } else {
+                bad_name(&what, name, entry.key_span.clone())
+            };
+            if let Some(problem) = problem {
                 self.sink.report(problem);
             }
             if let Some(inner) = entry.node.value.as_table() {
@@ -182,6 +189,24 @@ impl Walk<'_> {
         }
     }
 
+    fn settings(&self, table: &Table) {
+        let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "_.-".contains(c);
+        for (name, entry) in table {
+            if !name.starts_with(|c: char| c.is_ascii_lowercase()) || !name.chars().all(fits) {
+                let message = format!("`{name}` cannot name a setting");
+                let problem = Problem::new(Code::BadName, entry.key_span.clone(), message);
+                let help = "use `a` to `z`, `0` to `9`, `_`, `.` and `-`, starting with a letter";
+                self.sink.report(problem.help(help));
+            }
+            let read = leaf::read_scalar(name, &entry.node, self.sink);
+            if read.is_some_and(|scalar| scalar.text.contains(char::is_control)) {
+                let message = format!("`{name}` must be on one line");
+                let problem = Problem::new(Code::BadValue, entry.node.span.clone(), message);
+                self.sink.report(problem);
+            }
+        }
+    }
+
     fn overlays(&self, table: &Table) {
         for (name, entry) in table {
             if let Some(problem) = bad_name("an environment", name, entry.key_span.clone()) {
@@ -219,7 +244,7 @@ fn is_for_all(key: &Key) -> bool {
 
 fn not_a_table(key: &Key, name: &str, node: &Node) -> Problem {
     let help = match (&node.value, key.kind) {
-        (Value::List(_), Kind::Tables) => Some(format!(
+        (Value::List(_), Kind::Tables | Kind::Secrets) => Some(format!(
             "each has a name of its own: write [{name}.NAME] instead of [[{name}]]"
         )),
         (Value::Text(text), _) if key.path == "services.*.health" => {

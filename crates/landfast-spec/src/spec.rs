@@ -11,11 +11,12 @@ use std::{
 
 use landfast_types::{
     AppName, Bytes, Cpu, Digest, EnvironmentName, JobName, Percent, RouteName, Scope, ServiceName,
-    parse_bytes, parse_duration,
+    StoreName, parse_bytes, parse_duration,
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{sandbox::SandboxSpec, schedule::CronLine};
+pub use crate::store::{Part, Place, StoreSpec};
+use crate::{defaults, delivery::SecretDelivery, sandbox::SandboxSpec, schedule::CronLine};
 
 /// One app, resolved for one environment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,7 +29,26 @@ pub struct AppSpec {
     #[serde(default)]
     pub routes: BTreeMap<RouteName, RouteSpec>,
     pub deploy: DeploySpec,
+    /// Databases, caches and buckets of the environment.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub stores: BTreeMap<StoreName, StoreSpec>,
+    /// What is done with secrets by themselves, by their names.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub secrets: BTreeMap<String, SecretSpec>,
 }
+
+/// When a secret gets another generated value, and of what kind.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretSpec {
+    pub rotate: CronLine,
+    /// In characters.
+    pub length: u32,
+    /// One of [`ALPHABETS`].
+    pub alphabet: String,
+}
+
+/// What generated values are made of.
+pub const ALPHABETS: &[&str] = &["alphanumeric", "hex", "base64url", "printable"];
 
 impl AppSpec {
     /// The environment this spec is for.
@@ -88,8 +108,24 @@ impl AppSpec {
             let files = route.files.as_ref().map(|files| &files.folder);
             files.into_iter().chain(&route.error_pages)
         });
-        let names = services.chain(jobs).chain(routes);
+        let stores = self.stores.values();
+        let migrations = stores.filter_map(|store| store.migrations.as_ref());
+        let names = services.chain(jobs).chain(routes).chain(migrations);
         names.map(String::as_str).collect()
+    }
+
+    /// Whether a secret is what backups are reached with, and nothing else.
+    pub fn is_for_backups(&self, name: &str) -> bool {
+        // What they are called where nothing else is said is never given out by itself, whether this release is backed up or not.
+        let defaults = [defaults::BACKUP_ACCESS_KEY, defaults::BACKUP_SECRET_KEY];
+        if defaults.iter().any(|default| default.text() == name) {
+            return true;
+        }
+        let mut stores = self.stores.values();
+        stores.any(|store| {
+            let mut backup = store.backup.iter().flat_map(|backup| backup.secrets());
+            backup.any(|secret| secret == name)
+        })
     }
 
     /// The jobs a gate runs.
@@ -141,6 +177,12 @@ pub struct ServiceSpec {
     /// A cookie keeps clients on their release and instance.
     #[serde(default, skip_serializing_if = "is_default")]
     pub sticky: bool,
+    /// The stores it may reach, in the order of the manifest.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub uses: Vec<StoreName>,
+    /// How it is given secrets.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub secrets: SecretDelivery,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -159,11 +201,14 @@ impl ServiceSpec {
             &self.volumes,
             &self.env,
         );
-        if self.sandbox.is_default() {
-            // As it was before there was one: an upgrade of Landfast alone replaces no instance.
-            return fingerprint(&known);
+        // As it was before there was any of these: an upgrade of Landfast alone replaces no instance.
+        let (sandboxed, uses) = (!self.sandbox.is_default(), !self.uses.is_empty());
+        match (sandboxed, uses, is_default(&self.secrets)) {
+            (false, false, true) => fingerprint(&known),
+            (true, false, true) => fingerprint(&(known, &self.sandbox)),
+            (_, true, true) => fingerprint(&(known, &self.sandbox, &self.uses)),
+            (_, _, false) => fingerprint(&(known, &self.sandbox, &self.uses, &self.secrets)),
         }
-        fingerprint(&(known, &self.sandbox))
     }
 }
 
@@ -183,6 +228,12 @@ pub struct JobSpec {
     pub volumes: BTreeMap<String, Volume>,
     #[serde(default)]
     pub env: BTreeMap<String, EnvVar>,
+    /// The stores it may reach, in the order of the manifest.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub uses: Vec<StoreName>,
+    /// How it is given secrets.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub secrets: SecretDelivery,
 }
 
 /// What starts a job.
@@ -591,6 +642,30 @@ words! {
 }
 
 words! {
+    /// What a data store is.
+    Engine {
+        Postgres = "postgres",
+        Mariadb = "mariadb",
+        Mysql = "mysql",
+        Redis = "redis",
+        S3 = "s3",
+    }
+}
+
+impl Engine {
+    /// As its makers write it.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Postgres => "PostgreSQL",
+            Self::Mariadb => "MariaDB",
+            Self::Mysql => "MySQL",
+            Self::Redis => "Redis",
+            Self::S3 => "S3",
+        }
+    }
+}
+
+words! {
     /// What follows where no static file has the path.
     MissingFile {
         /// The service is asked.
@@ -621,6 +696,8 @@ words! {
     Gate {
         /// The host has room for it, ports and files are there.
         Preflight = "preflight",
+        /// Backups of its stores are fresh, and a drill has proven them.
+        Backup = "backup",
         /// The jobs with `when = "gate:smoke"` pass against the new release.
         Smoke = "smoke",
         /// `hold` has passed.

@@ -4,8 +4,8 @@ use std::{collections::BTreeSet, fmt::Write as _};
 
 use insta::assert_snapshot;
 use landfast_spec::{
-    AppSpec, Code, Gate, MissingFile, Probe, Protocol, Severity, Share, Strategy, Style, Volume,
-    When, check_all, environments, parse, parse_with_secrets, render, render_json,
+    AppSpec, Code, Gate, MissingFile, Probe, Protocol, SecretDelivery, Severity, Share, Strategy,
+    Style, Volume, When, check_all, environments, parse, parse_with_secrets, render, render_json,
 };
 use landfast_types::EnvironmentName;
 
@@ -66,10 +66,9 @@ macro_rules! check {
 }
 
 #[test]
-fn the_contracts_example_is_refused_only_for_its_later_parts() {
+fn the_contracts_example_is_refused_only_for_a_store_it_leaves_out() {
     check!(CONTRACT, @r"
-    8:1 LF004 not yet: `uses` comes with a later version | until then keep the connection in a secret: `landfast secret set DATABASE_URL`
-    26:2 LF004 not yet: `stores` comes with a later version | until then keep the connection in a secret: `landfast secret set DATABASE_URL`
+    8:21 LF012 there is no store `cache` | stores of this file: main
     ");
 }
 
@@ -87,7 +86,7 @@ fn ten_errors_are_ten() {
     7:8 LF010 `port` is 0; ports go from 1 to 65535 | any port will do: the target chooses the real one and passes it as `PORT`
     8:1 LF003 unknown key `replcas` in `[services.api]` | did you mean `replicas`?
     9:9 LF007 `drain` has no unit | write "30s"
-    11:1 LF004 not yet: `uses` comes with a later version | until then keep the connection in a secret: `landfast secret set DATABASE_URL`
+    11:9 LF012 there is no store `main` | add [stores.main] with an `engine`
     16:10 LF012 there is no service `apu` | did you mean "api"?
     17:13 LF001 this is not TOML: string values must be quoted, expected literal string | text and values with units are in quotes: "yes"
     20:8 LF022 `https://api.flextime.example` is not a host | write the host alone: "api.flextime.example"
@@ -123,20 +122,18 @@ fn unknown_keys_are_refused_with_the_likely_one() {
 
 #[test]
 fn keys_and_gates_of_later_parts_are_not_yet() {
-    check!(with("image = \"x\"\nuses = [\"main\"]\nbuild = \".\"", "[stores.main]\nengine = 1\n[backup]\n[deploy.window]\n[routes.r]\nhost = \"a.example\"\nservice = \"api\"\nlimits = { rate = \"1/s\" }"), @r"
+    check!(with("image = \"x\"\nbuild = \".\"", "[stores.main]\nengine = \"redis\"\nbackup = {}\n[backup]\n[deploy.window]\n[routes.r]\nhost = \"a.example\"\nservice = \"api\"\nlimits = { rate = \"1/s\" }"), @r"
     7:1 LF004 not yet: `image` comes with a later version | until then build before the deploy and name the result in `artifact`
-    8:1 LF004 not yet: `uses` comes with a later version | until then keep the connection in a secret: `landfast secret set DATABASE_URL`
-    9:1 LF004 not yet: `build` comes with a later version | until then build before the deploy and name the result in `artifact`
-    10:2 LF004 not yet: `stores` comes with a later version | until then keep the connection in a secret: `landfast secret set DATABASE_URL`
-    12:2 LF004 not yet: `backup` comes with a later version | until then run your backup as a job with a cron line in `when`
+    8:1 LF004 not yet: `build` comes with a later version | until then build before the deploy and name the result in `artifact`
+    11:1 LF004 not yet: `main` is Redis; PostgreSQL that Landfast runs is backed up | until then run your backup as a job with a cron line in `when`
+    12:2 LF004 not yet: `backup` comes with a later version | stores have theirs: [stores.NAME.backup]; back volumes up by a job with a cron line in `when`
     13:9 LF004 not yet: `window` comes with a later version | until then use the gate `approval`
     ");
     check!(with("", "[deploy]\ngates = [\"backup\", \"window\", \"lint\", \"smok\", \"approval-by:ops\", \"preflight\", \"preflight\"]"), @r#"
-    9:10 LF004 not yet: the gate `backup` comes with a later version | gates of this version: "preflight", "smoke", "hold", "approval" or "analysis"
-    9:20 LF004 not yet: the gate `window` comes with a later version | gates of this version: "preflight", "smoke", "hold", "approval" or "analysis"
-    9:30 LF004 not yet: the gate `lint` comes with a later version | gates of this version: "preflight", "smoke", "hold", "approval" or "analysis"
+    9:20 LF004 not yet: the gate `window` comes with a later version | gates of this version: "preflight", "backup", "smoke", "hold", "approval" or "analysis"
+    9:30 LF004 not yet: the gate `lint` comes with a later version | gates of this version: "preflight", "backup", "smoke", "hold", "approval" or "analysis"
     9:38 LF011 there is no gate `smok` | did you mean "smoke"?
-    9:46 LF004 not yet: the gate `approval-by:ops` comes with a later version | gates of this version: "preflight", "smoke", "hold", "approval" or "analysis"
+    9:46 LF004 not yet: the gate `approval-by:ops` comes with a later version | gates of this version: "preflight", "backup", "smoke", "hold", "approval" or "analysis"
     9:78 LF008 the gate `preflight` is there twice | name each gate once
     "#);
 }
@@ -397,7 +394,7 @@ fn when_of_a_job_is_a_gate_a_cron_line_or_a_hand() {
     11:8 LF023 the cron line has no time zone | add one: "0 3 * * * UTC" or "0 3 * * * Europe/Berlin"
     15:8 LF023 `when` cannot be `61 3 * * * UTC` | "gate:smoke", "hand", or five fields and a time zone such as "0 3 * * * UTC"
     19:8 LF011 the gate `preflight` runs no job | write "gate:smoke"
-    23:8 LF004 not yet: the gate `backup` comes with a later version | gates of this version: "preflight", "smoke", "hold", "approval" or "analysis"
+    23:8 LF011 the gate `backup` runs no job | write "gate:smoke"
     27:8 LF023 `when` cannot be `0 0 31 2 * UTC` | no day has this date
     31:8 LF023 `when` cannot be `daily` | "gate:smoke", "hand", or five fields and a time zone such as "0 3 * * * UTC"
     "#);
@@ -732,13 +729,33 @@ fn what_is_asked_of_and_done_to_messages() {
 }
 
 #[test]
+fn secrets_are_files_unless_asked_for_and_were_variables_before() {
+    let delivery = |text: &str| spec(text).services.values().next().expect("one").secrets;
+    assert_eq!(delivery(&with("", "")), SecretDelivery::Files);
+    let asked = with("secrets = \"environment\"", "");
+    assert_eq!(delivery(&asked), SecretDelivery::Environment);
+    // A release that was made before there was a choice goes on as it was.
+    let mut old = serde_json::to_value(spec(&with("", ""))).expect("JSON");
+    let services = old["services"].as_object_mut().expect("services");
+    for service in services.values_mut() {
+        service.as_object_mut().expect("a table").remove("secrets");
+    }
+    let old: AppSpec = serde_json::from_value(old).expect("it reads");
+    let service = old.services.values().next().expect("one");
+    assert_eq!(service.secrets, SecretDelivery::Environment);
+    let asked = spec(&asked);
+    let asked = asked.services.values().next().expect("one");
+    assert_eq!(service.process_fingerprint(), asked.process_fingerprint());
+}
+
+#[test]
 fn what_is_done_with_answers_is_checked_and_has_defaults() {
     let route = "[routes.r]\nhost = \"a.example\"\nservice = \"api\"\n";
     let plain = spec(&with("", route));
     let text = serde_json::to_string(&plain).expect("JSON");
     for added in ["protocol", "sticky", "compress", "files", "error_pages"] {
         assert!(
-            !text.contains(added),
+            !text.contains(&format!("\"{added}\":")),
             "a release of before has another fingerprint: {added}"
         );
     }

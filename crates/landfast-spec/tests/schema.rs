@@ -151,6 +151,26 @@ fn manifest_with(path: &str, value: &str) -> String {
     if path.starts_with("routes.*.files.") {
         set(&mut table, "routes.n.files.folder", "\"public\"");
     }
+    if path.starts_with("stores.*") {
+        set(&mut table, "stores.n.engine", "\"postgres\"");
+    }
+    if path.starts_with("secrets.*.") {
+        set(&mut table, "secrets.n.rotate", "\"0 3 * * * UTC\"");
+    }
+    if path.starts_with("stores.*.external.") {
+        set(&mut table, "stores.n.external.url_secret", "\"N_URL\"");
+    }
+    if path.starts_with("stores.*.backup") {
+        set(&mut table, "stores.n.backup.to", "\"s3://kept/n\"");
+    }
+    if path.starts_with("stores.*.backup.drill.checks") {
+        set(
+            &mut table,
+            "stores.n.backup.drill.checks.n.sql",
+            "\"SELECT 1\"",
+        );
+        set(&mut table, "stores.n.backup.drill.checks.n.expect", "\"1\"");
+    }
     if path.starts_with("deploy.probe") {
         set(&mut table, "deploy.probe", "{ path = \"/\" }");
     }
@@ -191,7 +211,7 @@ fn every_key_of_the_catalogue_is_taken_by_both() {
         // `after = ["api"]` and the like name what the example's own manifest has.
         let example = if key.kind == Kind::ServiceName {
             "\"n\""
-        } else if key.kind == Kind::ServiceNames {
+        } else if matches!(key.kind, Kind::ServiceNames | Kind::StoreNames) {
             "[]"
         } else if key.path.contains(".env.*.") && key.name() == "type" {
             "\"string\""

@@ -86,7 +86,8 @@ fn own_user(
     }
     let artifact = settings.store.path(wanted.artifact);
     let needed = artifact.iter().chain(std::iter::once(&settings.temporary));
-    for path in needed {
+    let secrets = wanted.has_secret_files.then_some(&settings.run);
+    for path in needed.chain(secrets) {
         if let Some(closed) = ownership::closed_to_others(path) {
             return missing(format!(
                 "`{0}` lets no other user in; `chmod o+x {0}`, or another folder with --state",
@@ -156,6 +157,20 @@ fn give_volumes(
 fn is_ours(settings: &ProcessSettings, path: &Path) -> bool {
     let ours = settings.volumes.as_ref();
     ours.is_some_and(|volumes| path.starts_with(volumes)) && !path.is_symlink()
+}
+
+/// The user of an owner that is no environment. `None`: the server's own, for it may give no other.
+pub(crate) fn user_of(users: Option<&Users>, owner: &str) -> io::Result<Option<u32>> {
+    let Some(users) = users.filter(|_| may_change_user()) else {
+        return Ok(None);
+    };
+    let user = users.take_for(owner)?;
+    let map = fs::read_to_string("/proc/self/uid_map")?;
+    if is_mapped(user, &map) {
+        return Ok(Some(user));
+    }
+    let reason = format!("user {user} is not mapped in this user namespace");
+    Err(io::Error::new(io::ErrorKind::Unsupported, reason))
 }
 
 fn may_change_user() -> bool {

@@ -16,6 +16,7 @@ mod folder;
 mod jail;
 mod ownership;
 mod ports;
+mod program;
 mod start;
 mod users;
 
@@ -35,8 +36,8 @@ use landfast_shim::{
 };
 use landfast_store::Store;
 use landfast_target::{
-    Confinement, ExecOutput, Exit, InstanceRef, InstanceSpec, Observed, ObservedState, StartError,
-    Target, TargetError,
+    Confinement, ExecOutput, Exit, InstanceRef, InstanceSpec, Observed, ObservedState, ProgramEnd,
+    ProgramRun, ProgramSpec, StartError, Target, TargetError,
 };
 use landfast_types::{Bytes, Fence, Protection, StaleFence};
 use tokio::{
@@ -81,6 +82,11 @@ pub struct ProcessSettings {
 }
 
 impl ProcessSettings {
+    /// Where instances find the files of their secrets: in the run folder, which is memory on most hosts.
+    pub(crate) fn secrets(&self) -> PathBuf {
+        self.run.join("f")
+    }
+
     /// Settings with the documented defaults: ports 20000–29999, five log segments of 8 MiB, a grace of 10 s; temporary
     /// folders in the run folder, and no users of their own.
     pub fn new(executable: PathBuf, run: PathBuf, store: Arc<Store>) -> Self {
@@ -204,6 +210,22 @@ impl Target for ProcessTarget {
         self.start_process(order, spec).await
     }
 
+    async fn start_program(
+        &self,
+        order: Fence,
+        spec: &ProgramSpec,
+    ) -> Result<Observed, StartError> {
+        self.start_host_program(order, spec).await
+    }
+
+    async fn own_folder(&self, owner: &str, folder: &Path) -> Result<(), StartError> {
+        self.give_folder(owner, folder).await
+    }
+
+    async fn run_program(&self, run: &ProgramRun) -> Result<ProgramEnd, StartError> {
+        self.run_to_end(run).await
+    }
+
     async fn stop(
         &self,
         order: Fence,
@@ -265,11 +287,15 @@ impl Target for ProcessTarget {
             source,
         };
         let (run, temporary) = (self.settings.run.clone(), self.settings.temporary.clone());
+        let secrets = self.settings.secrets();
         let folders = blocking(move || {
-            // No shim of before would come to remove them. What stays costs space only.
+            // No shim of before would come to remove them.
             let is_known = |key: &str| run.join("i").join(key).is_dir();
-            if let Err(error) = jail::sweep_temporary(&temporary, is_known) {
-                tracing::warn!(%error, "temporary folders of ended instances stay");
+            for folder in [temporary, secrets] {
+                if let Err(error) = jail::sweep_temporary(&folder, is_known) {
+                    let folder = folder.display();
+                    tracing::warn!(%folder, %error, "what ended instances left there stays");
+                }
             }
             Folder::all(&run)
         });

@@ -7,7 +7,7 @@ use std::{
 
 use landfast_shim::{
     MARK_VARIABLE, find_program,
-    wire::{LogSettings, Report, ShimOrder},
+    wire::{LogSettings, Report, SecretsOrder, ShimOrder},
 };
 use landfast_target::{InstanceSpec, Observed, StartError};
 use landfast_types::{Fence, Secret};
@@ -98,6 +98,18 @@ impl ProcessTarget {
             .await
             .map_err(failed("make the folders of the instance"))?;
         env.insert(MARK_VARIABLE.to_owned(), Secret::new(mark.clone()));
+        let secrets = (!spec.secret_files.is_empty()).then(|| SecretsOrder {
+            folder: self.settings.secrets().join(&mark),
+            files: spec.secret_files.clone(),
+        });
+        for (name, path) in secrets.iter().flat_map(|secrets| {
+            let names = secrets.files.keys();
+            names.map(|name| (name, secrets.folder.join(name)))
+        }) {
+            // What the manifest says of the variable, it means.
+            let path = || Secret::new(path.to_string_lossy().into_owned());
+            env.entry(format!("{name}_FILE")).or_insert_with(path);
+        }
         let logs = LogSettings {
             folder: spec.log_folder.clone(),
             segment_bytes_max: self.settings.log_segment_bytes_max,
@@ -118,7 +130,9 @@ impl ProcessTarget {
             mark,
             logs,
             grace_ms: u64::try_from(grace).unwrap_or(u64::MAX),
+            stop_signal: None,
             jail: Some(jail),
+            secrets,
         })
     }
 
@@ -150,7 +164,7 @@ impl ProcessTarget {
     }
 
     /// Starts `landfast shim` and hands it the order, which is nowhere but in that pipe.
-    async fn order_shim(&self, order: &ShimOrder) -> io::Result<Report> {
+    pub(crate) async fn order_shim(&self, order: &ShimOrder) -> io::Result<Report> {
         let name = format!("{}/{}", order.scope, order.instance);
         let mut child = command(&self.settings.executable)
             // The name is for people who read the process table.
@@ -195,7 +209,7 @@ impl ProcessTarget {
 }
 
 /// Makes a folder that others may pass through but not look into.
-fn make_open(folder: &Path) -> io::Result<()> {
+pub(crate) fn make_open(folder: &Path) -> io::Result<()> {
     std::fs::create_dir_all(folder)?;
     std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o711))
 }
@@ -207,13 +221,16 @@ fn to_json(order: &ShimOrder) -> io::Result<Secret<Vec<u8>>> {
         .env
         .iter()
         .map(|(name, value)| (name.len() + value.reveal().len()) * 6 + 8);
+    let files = order.secrets.iter().flat_map(|secrets| &secrets.files);
+    let files = files.map(|(name, value)| (name.len() + value.reveal().len()) * 6 + 8);
     let argv = order.argv.iter().map(|word| word.len() * 6 + 8);
-    let mut text = Vec::with_capacity(env.chain(argv).sum::<usize>() + (64 << 10));
+    let len = env.chain(files).chain(argv).sum::<usize>();
+    let mut text = Vec::with_capacity(len + (64 << 10));
     serde_json::to_writer(&mut text, order).map_err(io::Error::other)?;
     Ok(Secret::new(text))
 }
 
-fn failed(doing: impl Into<String>) -> impl FnOnce(io::Error) -> StartError {
+pub(crate) fn failed(doing: impl Into<String>) -> impl FnOnce(io::Error) -> StartError {
     let doing = doing.into();
     move |source| StartError::Io { doing, source }
 }
@@ -222,6 +239,6 @@ fn failed(doing: impl Into<String>) -> impl FnOnce(io::Error) -> StartError {
     clippy::disallowed_methods,
     reason = "the process target is where shims are started"
 )]
-fn command(executable: &Path) -> Command {
+pub(crate) fn command(executable: &Path) -> Command {
     Command::new(executable)
 }

@@ -1,4 +1,4 @@
-//! A user of its own for each environment: a number that stays, and that no name belongs to.
+//! A user of its own for each environment and each data store: a number that stays, and that no name belongs to.
 //!
 //! The number comes from the environment's name, so that it is the same again when the record is lost; the record
 //! settles the rare case that two names want the same one. No entry in `/etc/passwd` is made: nobody logs in, the
@@ -28,7 +28,7 @@ pub(crate) struct Users {
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Record {
-    /// By `app/environment`.
+    /// By `app/environment`, or `app/environment/stores/name`.
     users: BTreeMap<String, u32>,
 }
 
@@ -43,15 +43,20 @@ impl Users {
     /// The user of an environment as it is or would be.
     pub(crate) fn look_up(&self, scope: &Scope) -> io::Result<u32> {
         let mut record = self.read()?;
-        Ok(give(&mut record, scope, COUNT))
+        Ok(give(&mut record, &scope.to_string(), COUNT))
     }
 
     /// The same, remembered.
     pub(crate) fn take(&self, scope: &Scope) -> io::Result<u32> {
+        self.take_for(&scope.to_string())
+    }
+
+    /// The user of an owner that is no environment, remembered. Their names have more parts than `app/environment`.
+    pub(crate) fn take_for(&self, owner: &str) -> io::Result<u32> {
         let _one_writer = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut record = self.read()?;
         let known = record.users.len();
-        let user = give(&mut record, scope, COUNT);
+        let user = give(&mut record, owner, COUNT);
         if record.users.len() != known {
             self.write(&record)?;
         }
@@ -85,9 +90,8 @@ impl Users {
 }
 
 /// The number of an environment: that of its name, or the next that is free.
-fn give(record: &mut Record, scope: &Scope, count: u32) -> u32 {
-    let name = scope.to_string();
-    if let Some(user) = record.users.get(&name) {
+fn give(record: &mut Record, name: &str, count: u32) -> u32 {
+    if let Some(user) = record.users.get(name) {
         return *user;
     }
     let digest = Digest::of(name.as_bytes());
@@ -99,7 +103,7 @@ fn give(record: &mut Record, scope: &Scope, count: u32) -> u32 {
     let user = wanted
         .find(|user| !taken(user))
         .expect("there are fewer environments than numbers");
-    record.users.insert(name, user);
+    record.users.insert(name.to_owned(), user);
     user
 }
 
@@ -136,7 +140,7 @@ mod tests {
     #[test]
     fn two_names_that_want_one_number_get_two() {
         let mut record = Record::default();
-        let names = ["a", "b", "c"].map(scope);
+        let names = ["a", "b", "c"];
         let mut users: Vec<_> = names
             .iter()
             .map(|name| give(&mut record, name, 3))

@@ -19,7 +19,7 @@ use landfast_target::{
     ExecOutput, Exit, InstanceSpec, Observed, ObservedState, Resources, Sandbox, Target as _,
 };
 use landfast_target_process::ProcessTarget;
-use landfast_types::{AppName, Bytes, Cpu, Protection, ProtectionPart, ProtectionState};
+use landfast_types::{AppName, Bytes, Cpu, Protection, ProtectionPart, ProtectionState, Secret};
 
 use crate::common::{World, exists, fence, kill, until};
 
@@ -417,6 +417,57 @@ async fn has_a_temporary_folder_of_its_own_that_goes_with_it() {
     assert!(!temporary.exists());
     let left = fs::read_dir(jailed.world.folder.path().join("tmp")).unwrap();
     assert_eq!(left.count(), 0);
+}
+
+#[tokio::test]
+async fn gives_secrets_as_files_that_nobody_else_reads() {
+    let jailed = Jailed::with_users().unwrap_or_else(Jailed::new);
+    let mut spec = jailed.spec(1, &["file=KEY_FILE", "env=KEY", "serve"]);
+    let value = Secret::new("f1le-s3cret \n\"é".to_owned());
+    spec.secret_files.insert("KEY".to_owned(), value.clone());
+    let observed = jailed.start(&spec).await;
+    let held = part(&observed.protections, ProtectionPart::Secrets).clone();
+    eprintln!("{held}");
+    until("its words", || jailed.world.log(1).len() == 3).await;
+    // Two lines of the value, and no variable of it.
+    let lines = jailed.world.log(1);
+    assert_eq!(lines, ["o f1le-s3cret ", "o \"é", "o (unset)"]);
+    let state = jailed.world.state(1);
+    let folder = state.leftovers.secrets.clone().unwrap();
+    let file = folder.join("KEY");
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+    assert_eq!(mode(&file), 0o400);
+    assert_eq!(mode(&folder) & 0o077, 0);
+    assert_eq!(fs::read_to_string(&file).unwrap(), *value.reveal());
+    assert!(!serde_json::to_string(&state).unwrap().contains("f1le"));
+    if part(&observed.protections, ProtectionPart::User).state == ProtectionState::Enforced {
+        assert!(fs::metadata(&file).unwrap().uid() >= 1_900_000_000);
+        // An instance of another environment, which is another user, even if nothing else held it back.
+        let mut other = jailed.spec(2, &[&format!("read={}", file.display()), "exit=0"]);
+        other.id.scope.environment = "staging".parse().unwrap();
+        other.sandbox.host_files = true;
+        jailed.start(&other).await;
+        jailed.target.wait(&other.id).await.unwrap();
+        let said = format!("o read={} PermissionDenied", file.display());
+        assert_eq!(jailed.world.log(2), [said]);
+    }
+    jailed.stop(1).await;
+    assert!(!folder.exists());
+    // A shim that is killed leaves them to whoever settles its instance.
+    let mut spec = jailed.spec(3, &["serve"]);
+    spec.secret_files.insert("KEY".to_owned(), value);
+    jailed.start(&spec).await;
+    let state = jailed.world.state(3);
+    let folder = state.leftovers.secrets.clone().unwrap();
+    assert!(folder.join("KEY").exists());
+    kill(state.shim.unwrap().pid);
+    jailed.target.wait(&spec.id).await.unwrap();
+    assert!(!folder.exists());
+    // And one that no state names, to the next look.
+    let stray = jailed.world.run().join("f/0000000000000000.stray");
+    fs::create_dir_all(&stray).unwrap();
+    jailed.target.list().await.unwrap();
+    assert!(!stray.exists());
 }
 
 #[tokio::test]

@@ -6,8 +6,10 @@ use std::{fs, net::TcpListener, path::Path, time::Duration};
 
 use landfast_shim::process::Stat;
 use landfast_target::{
-    ExecOutput, Exit, InstanceSpec, ObservedState, StartError, Target as _, conformance,
+    ExecOutput, Exit, InstanceSpec, ObservedState, ProgramRun, StartError, Target as _, conformance,
 };
+
+use landfast_types::Secret;
 
 use crate::common::{World, exists, fence, kill, read, until};
 
@@ -616,4 +618,38 @@ async fn an_idle_shim_is_small() {
         .stop(fence(2), &world.id(1), Duration::ZERO)
         .await
         .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_program_that_nobody_waits_for_any_more_is_ended() {
+    let world = World::new();
+    let target = world.target();
+    let folder = world.run();
+    let pid_file = folder.join("pid");
+    fs::create_dir_all(&folder).unwrap();
+    let run = ProgramRun {
+        owner: "shop/production/stores/main".to_owned(),
+        program: "/bin/sh".into(),
+        arguments: vec![
+            "-c".to_owned(),
+            format!("echo $$ > {}; exec sleep 300", pid_file.display()),
+        ],
+        env: [("PATH".to_owned(), Secret::new("/usr/bin:/bin".to_owned()))].into(),
+        folder,
+        stdin: Secret::new(Vec::new()),
+        named_users: Vec::new(),
+    };
+    let pid = || {
+        fs::read_to_string(&pid_file)
+            .ok()?
+            .trim()
+            .parse::<u32>()
+            .ok()
+    };
+    tokio::select! {
+        ended = target.run_program(&run) => panic!("{ended:?}"),
+        () = until("it runs", || pid().is_some()) => {}
+    }
+    let pid = pid().unwrap();
+    until("it is ended", || !exists(pid)).await;
 }

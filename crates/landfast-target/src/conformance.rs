@@ -134,6 +134,7 @@ impl<S: Subject> Bench<'_, S> {
             volumes: BTreeMap::new(),
             log_folder,
             is_job: false,
+            secret_files: Default::default(),
             sandbox: crate::Sandbox::default(),
         }
     }

@@ -654,6 +654,7 @@ mod tests {
             volumes: BTreeMap::new(),
             log_folder: PathBuf::new(),
             is_job: false,
+            secret_files: Default::default(),
             sandbox: crate::Sandbox::default(),
         };
         let order = Fence::default();

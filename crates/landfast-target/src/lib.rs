@@ -7,7 +7,12 @@
 pub mod conformance;
 pub mod fake;
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use landfast_types::{Bytes, Cpu, Digest, Fence, InstanceId, Protection, Scope, Secret, Timestamp};
@@ -30,6 +35,9 @@ pub struct InstanceSpec {
     pub command: Vec<String>,
     /// The whole environment but `PORT` and `HOST`, which the target adds.
     pub env: BTreeMap<String, Secret<String>>,
+    /// Secrets given as files: the instance finds the path of each in `<NAME>_FILE`.
+    #[serde(default)]
+    pub secret_files: BTreeMap<String, Secret<String>>,
     /// Whether it listens. The target chooses the real port and names it `PORT`.
     pub listens: bool,
     pub resources: Resources,
@@ -143,6 +151,8 @@ pub enum StartError {
     NoPort { from: u16, to: u16 },
     #[error("order refused: {0}")]
     Stale(#[from] landfast_types::StaleFence),
+    #[error("this kind of target runs no programs of its host")]
+    NoPrograms,
     #[error("failed to {doing}")]
     Io {
         doing: String,
@@ -155,7 +165,10 @@ impl StartError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::NoPort { .. } | Self::Io { .. } => true,
-            Self::ArtifactMissing(_) | Self::CommandMissing { .. } | Self::Stale(_) => false,
+            Self::ArtifactMissing(_)
+            | Self::CommandMissing { .. }
+            | Self::NoPrograms
+            | Self::Stale(_) => false,
         }
     }
 }
@@ -176,6 +189,57 @@ pub enum TargetError {
     },
 }
 
+/// A program of the host itself that runs for an environment, with folders and a user of its own: the server of a data
+/// store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProgramSpec {
+    pub id: InstanceRef,
+    /// Whose it is: equal text, equal user. No two owners share one, where the host gives users at all.
+    pub owner: String,
+    /// Absolute.
+    pub program: PathBuf,
+    /// What follows the program's name.
+    pub arguments: Vec<String>,
+    /// The whole environment.
+    pub env: BTreeMap<String, Secret<String>>,
+    /// The working folder. It exists.
+    pub folder: PathBuf,
+    /// Paths it may read, beyond the system's own.
+    pub read_only: Vec<PathBuf>,
+    /// Paths it may write too.
+    pub read_write: Vec<PathBuf>,
+    /// Where it listens; nobody gives it another place.
+    pub address: SocketAddr,
+    pub resources: Resources,
+    pub log_folder: PathBuf,
+    /// The signal that asks it to end, as `kill -l` numbers them.
+    pub stop_signal: i32,
+}
+
+/// A program that is run to its end, as the user of an owner.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProgramRun {
+    pub owner: String,
+    /// Absolute.
+    pub program: PathBuf,
+    pub arguments: Vec<String>,
+    pub env: BTreeMap<String, Secret<String>>,
+    pub folder: PathBuf,
+    /// Its standard input, which it may also open as `/dev/stdin`. Never on disk.
+    pub stdin: Secret<Vec<u8>>,
+    /// It looks up the name of its user, and users of owners have none: it is run as the first of these that the host
+    /// knows, and the folder, which must be the owner's and empty, is handed back afterwards.
+    pub named_users: Vec<String>,
+}
+
+/// How a program that was run ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProgramEnd {
+    pub exit: Exit,
+    /// The end of what it wrote to both outputs.
+    pub output: String,
+}
+
 /// What an instance is to be held to.
 #[derive(Debug, Clone, Copy)]
 pub struct Confinement<'a> {
@@ -184,6 +248,8 @@ pub struct Confinement<'a> {
     pub resources: &'a Resources,
     pub volumes: &'a BTreeMap<String, PathBuf>,
     pub sandbox: &'a Sandbox,
+    /// Whether it is given secrets as files.
+    pub has_secret_files: bool,
 }
 
 impl InstanceSpec {
@@ -195,6 +261,7 @@ impl InstanceSpec {
             resources: &self.resources,
             volumes: &self.volumes,
             sandbox: &self.sandbox,
+            has_secret_files: !self.secret_files.is_empty(),
         }
     }
 }
@@ -216,6 +283,39 @@ pub trait Target: Send + Sync + 'static {
     /// Starts an instance and returns once it runs (not once it is ready). An instance of this id that already
     /// runs, or already ended, is returned as it is: an id is started once, ever.
     async fn start(&self, order: Fence, spec: &InstanceSpec) -> Result<Observed, StartError>;
+
+    /// Starts a program of the host as an instance; from then on it is one like any other. An id is started once, ever.
+    ///
+    /// # Errors
+    /// [`StartError::NoPrograms`] where that is not possible.
+    async fn start_program(
+        &self,
+        order: Fence,
+        spec: &ProgramSpec,
+    ) -> Result<Observed, StartError> {
+        let _nothing_is_started = (order, spec);
+        Err(StartError::NoPrograms)
+    }
+
+    /// Makes a folder that belongs to an owner and lets nobody else in; one that is there is handed over with all it
+    /// holds.
+    ///
+    /// # Errors
+    /// When this host cannot give it away, with the reason.
+    async fn own_folder(&self, owner: &str, folder: &Path) -> Result<(), StartError> {
+        let _nothing_is_made = (owner, folder);
+        Err(StartError::NoPrograms)
+    }
+
+    /// Runs a program of the host to its end. Dropped in the middle it ends the program, and so does the end of the server; what
+    /// the program itself started may outlive both.
+    ///
+    /// # Errors
+    /// When it could not be run. One that failed is no error.
+    async fn run_program(&self, run: &ProgramRun) -> Result<ProgramEnd, StartError> {
+        let _nothing_is_run = run;
+        Err(StartError::NoPrograms)
+    }
 
     /// Ends an instance and everything it started: SIGTERM, at most `grace`, SIGKILL. Returns how it ended. One
     /// that is not known has ended unseen: that is no error.

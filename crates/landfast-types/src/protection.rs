@@ -67,6 +67,8 @@ pub enum ProtectionPart {
     Files,
     /// A temporary folder of its own.
     Temporary,
+    /// Secrets as files that only it reads.
+    Secrets,
     #[serde(other)]
     Unknown,
 }
@@ -82,6 +84,7 @@ impl fmt::Display for ProtectionPart {
             Self::Descriptors => "descriptors",
             Self::Files => "files",
             Self::Temporary => "temporary folder",
+            Self::Secrets => "secrets",
             Self::Unknown => "unknown",
         })
     }

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use landfast_types::{AppName, EnvironmentName, JobName, Network, ServiceName};
+use landfast_types::{AppName, EnvironmentName, JobName, Network, ServiceName, StoreName};
 
 use crate::tunnel::HostUrl;
 
@@ -180,13 +180,54 @@ pub(crate) enum Command {
         after_help = "Example:\n  landfast exec api -- ./flextime cache-flush\n  landfast exec api.r3.17 -- env"
     )]
     Exec(Exec),
-    /// Set, list and remove secrets; values are never shown
+    /// Set, list, roll back and revoke secrets; values are shown only when asked for
     #[command(
         after_help = "Example:\n  landfast secret set API_KEY < key.txt\n  landfast secret list"
     )]
     Secret {
         #[command(subcommand)]
         command: SecretCommand,
+    },
+    /// Show, reach and look after data stores: databases, caches and buckets
+    #[command(
+        after_help = "Example:\n  landfast store list\n  landfast store show main\n  landfast store psql main"
+    )]
+    Store {
+        #[command(subcommand)]
+        command: StoreCommand,
+    },
+    /// Show how far a restore reaches, make, verify and prune backups
+    #[command(
+        after_help = "What a manifest says in `[stores.NAME.backup]` is done by itself: the log shipped within seconds, backups and drills by the clock.\n\nExample:\n  landfast backup list\n  landfast backup now main\n  landfast backup verify main"
+    )]
+    Backup {
+        #[command(subcommand)]
+        command: BackupCommand,
+    },
+    /// Restore a store beside the one that runs, or into a folder
+    #[command(
+        after_help = "Nothing that runs is overwritten. A restore that would end before the archive does is refused, and names the place to accept.\n\nExample:\n  landfast restore run main --as main-restored\n  landfast restore run main --as main-before --point before-rollout-41\n  landfast restore export main --into /srv/restored"
+    )]
+    Restore {
+        #[command(subcommand)]
+        command: RestoreCommand,
+    },
+    /// Prove the newest backup of a store: restore it, check it, remove the copy
+    #[command(
+        after_help = "Ends with 1 where anything is wrong. The copy has no network and archives nothing.\n\nExample:\n  landfast drill main\n  landfast drill main --full"
+    )]
+    Drill {
+        /// The store's name
+        store: String,
+        /// Read every object of the repository, every page and every index too
+        #[arg(long)]
+        full: bool,
+    },
+    /// Write migrations, ask what they would do to a database and what it has seen, run them by hand
+    #[command(arg_required_else_help = true)]
+    Migrate {
+        #[command(subcommand)]
+        command: MigrateCommand,
     },
     /// Run the server of this host
     #[command(
@@ -423,24 +464,517 @@ pub(crate) struct Exec {
     pub(crate) command: Vec<String>,
 }
 
+/// Which migrations.
+#[derive(Debug, Args)]
+pub(crate) struct MigrateFolder {
+    /// The store they belong to [default: the only one that has any]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) store: Option<StoreName>,
+    /// Their folder, beside the manifest [default: the store's]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) folder: Option<PathBuf>,
+    /// What they are written for [default: the store's engine]
+    #[arg(long, value_name = "ENGINE", value_enum)]
+    pub(crate) engine: Option<EngineArgument>,
+}
+
+/// What migrations are written for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum EngineArgument {
+    Postgres,
+    Mariadb,
+}
+
+impl From<EngineArgument> for landfast_migration::Engine {
+    fn from(engine: EngineArgument) -> Self {
+        match engine {
+            EngineArgument::Postgres => Self::Postgres,
+            EngineArgument::Mariadb => Self::Mariadb,
+        }
+    }
+}
+
+/// When a migration runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PhaseArgument {
+    Expand,
+    Any,
+    Contract,
+}
+
+/// Which database.
+#[derive(Debug, Args)]
+pub(crate) struct MigrateStore {
+    /// The store [default: the only one that has migrations]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) store: Option<StoreName>,
+}
+
+impl MigrateCommand {
+    /// Whether it does without a server.
+    pub(crate) fn is_local(&self) -> bool {
+        match self {
+            Self::Lint { .. } | Self::New { .. } | Self::RenameColumn { .. } => true,
+            Self::Status { .. }
+            | Self::Plan { .. }
+            | Self::Rehearse { .. }
+            | Self::Up { .. }
+            | Self::Down { .. }
+            | Self::Accept { .. } => false,
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum MigrateCommand {
+    /// Show what a database says was done to it, beside the files of the folder
+    #[command(
+        after_help = "Example:\n  landfast migrate status\n  landfast migrate status --store main --json"
+    )]
+    Status {
+        #[command(flatten)]
+        store: MigrateStore,
+    },
+    /// Show what the folder would run on a database, when, and which releases live with it
+    #[command(
+        after_help = "Nothing is changed. Ends with 8 when files and history contradict each other, or a migration waits for another.\n\nExample:\n  landfast migrate plan"
+    )]
+    Plan {
+        #[command(flatten)]
+        store: MigrateStore,
+    },
+    /// Run pending migrations now, outside a rollout
+    #[command(
+        after_help = "Runs those of phases `expand` and `any`. Refused while a rollout moves; no release moves meanwhile. Ctrl-C ends it, and what was not committed is taken back.\n\nExample:\n  landfast migrate up\n  landfast migrate up --contract"
+    )]
+    Up {
+        #[command(flatten)]
+        store: MigrateStore,
+        /// Run those of phase `contract` instead; only where every release in use knows them
+        #[arg(long)]
+        contract: bool,
+    },
+    /// Run pending migrations on a copy of the database, and show what each costs
+    #[command(
+        after_help = "The copy is made beside it, on the same server, and removed at the end: managed databases only. Ends with 3 when a migration fails, or costs more than `[stores.NAME.rehearsal]` allows; rollouts then refuse it, too.\n\nExample:\n  landfast migrate rehearse"
+    )]
+    Rehearse {
+        #[command(flatten)]
+        store: MigrateStore,
+    },
+    /// Take the newest migration back by its way down
+    #[command(
+        after_help = "Never one that a release in use was made for, and no contract migration: what that dropped is gone.\n\nExample:\n  landfast migrate down"
+    )]
+    Down {
+        #[command(flatten)]
+        store: MigrateStore,
+    },
+    /// Take a migration for applied as its file is now
+    #[command(
+        after_help = "For a file that was changed after it ran, and for a step nobody can judge after a crash. Runs nothing. The history keeps the reason.\n\nExample:\n  landfast migrate accept 12 --reason \"only a comment was changed\""
+    )]
+    Accept {
+        #[command(flatten)]
+        store: MigrateStore,
+        /// The migration's number
+        number: u32,
+        /// Why, for whoever reads the history
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
+    },
+    /// Show what migrations lock, rewrite or break, and what to write instead
+    #[command(
+        after_help = "Ends with 3 when there is an error. `--from N` looks at the migrations from N on as one run: a table that one of them creates is empty.\n\nExample:\n  landfast migrate lint\n  landfast migrate lint --from 12 --sarif > lint.sarif\n  landfast migrate lint --folder migrations --engine mariadb"
+    )]
+    Lint {
+        #[command(flatten)]
+        folder: MigrateFolder,
+        /// Only migrations from this number on [default: 1]
+        #[arg(long, value_name = "N")]
+        from: Option<u32>,
+        /// Print SARIF 2.1.0, for code hosts
+        #[arg(long)]
+        sarif: bool,
+    },
+    /// Write the files of the next migration
+    #[command(
+        after_help = "Example:\n  landfast migrate new add_price\n  landfast migrate new drop_old_price --phase contract"
+    )]
+    New {
+        #[command(flatten)]
+        folder: MigrateFolder,
+        /// Lower-case words joined by `_`
+        name: String,
+        /// When it runs
+        #[arg(long, value_name = "PHASE", value_enum, default_value = "expand")]
+        phase: PhaseArgument,
+    },
+    /// Write the migrations that rename a column without breaking either release
+    #[command(
+        after_help = "Writes three: a new column kept in step by triggers, a backfill, and the contract that drops the old one after the seal. The next release reads and writes the new name.\n\nExample:\n  landfast migrate rename-column items mail email --type \"varchar(50)\""
+    )]
+    RenameColumn {
+        #[command(flatten)]
+        folder: MigrateFolder,
+        /// The table, with its schema if it needs one
+        table: String,
+        /// The column's name now
+        from: String,
+        /// Its name to be
+        to: String,
+        /// Its type as it is declared, without NOT NULL
+        #[arg(long = "type", value_name = "TYPE")]
+        data_type: String,
+        /// A unique, indexed column, for the backfill's ranges
+        #[arg(long, value_name = "COLUMN", default_value = "id")]
+        key: String,
+    },
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum SecretCommand {
-    /// Set a secret to what stdin says, or to what is typed unseen
+    /// Set a secret to what stdin or a file says, or to what is typed unseen
     #[command(
-        after_help = "One line end after the value is left out. The next deploy takes the new value.\n\nExample:\n  landfast secret set API_KEY\n  landfast secret set API_KEY < key.txt"
+        after_help = "One line end after the value is left out. The next deploy takes the new value.\n\nExample:\n  landfast secret set API_KEY\n  landfast secret set API_KEY < key.txt\n  landfast secret set TLS_KEY --from key.pem"
     )]
     Set {
-        /// The variable's name
+        /// The secret's name
         name: String,
+        /// Read the value from this file
+        #[arg(long, value_name = "FILE")]
+        from: Option<PathBuf>,
+    },
+    /// Show a secret's versions in a line, or its value
+    #[command(
+        disable_version_flag = true,
+        after_help = "`--reveal` prints the value, and records who asked.\n\nExample:\n  landfast secret get API_KEY\n  landfast secret get API_KEY --reveal"
+    )]
+    Get {
+        /// The secret's name
+        name: String,
+        /// Print the value itself
+        #[arg(long)]
+        reveal: bool,
+        /// The value of this version, not of the newest
+        #[arg(long, value_name = "N", requires = "reveal")]
+        version: Option<u64>,
     },
     /// List names and versions
     #[command(after_help = "Example:\n  landfast secret list --json")]
     List,
-    /// Remove a secret and its versions
+    /// Show the versions of a secret, and who did what with it
+    #[command(after_help = "Example:\n  landfast secret history API_KEY")]
+    History {
+        /// The secret's name
+        name: String,
+    },
+    /// Go back to the value of an earlier version, as a new version
+    #[command(
+        after_help = "The next deploy takes it.\n\nExample:\n  landfast secret rollback API_KEY\n  landfast secret rollback API_KEY --to 3"
+    )]
+    Rollback {
+        /// The secret's name
+        name: String,
+        /// The version; without it the one before the current one
+        #[arg(long, value_name = "N")]
+        to: Option<u64>,
+    },
+    /// Set a secret to a generated value and bring it to the instances one after another
+    #[command(
+        after_help = "A release is made that differs from the one that serves in this secret alone, and rolled out instance by instance; `landfast rollback` goes back to the earlier value. Other secrets stay at the versions the release has. Refused while a rollout moves.\n\nExample:\n  landfast secret rotate SESSION_KEY\n  landfast secret rotate SESSION_KEY --length 64 --alphabet hex --no-restart\n  new-key | landfast secret rotate API_KEY --from -"
+    )]
+    Rotate {
+        /// The secret's name
+        name: String,
+        /// Take the new value from this file, or from stdin (`-`), instead of generating one
+        #[arg(long, value_name = "FILE", conflicts_with_all = ["length", "alphabet"])]
+        from: Option<PathBuf>,
+        /// Characters of the generated value, 16 to 4096 [default: 32]
+        #[arg(long, value_name = "N")]
+        length: Option<u32>,
+        /// What it is made of: alphanumeric, hex, base64url or printable [default: alphanumeric]
+        #[arg(long, value_name = "WORD")]
+        alphabet: Option<String>,
+        /// Leave the instances as they are; the next deploy takes it
+        #[arg(long)]
+        no_restart: bool,
+        /// How long to stay
+        #[arg(long, value_name = "UNTIL", default_value = "promotion")]
+        wait: Wait,
+    },
+    /// Forget the value of a version for good
+    #[command(
+        after_help = "A release that was made with it is given the newest from then on. Instances that run keep what they were started with until they are replaced: `landfast restart`.\n\nExample:\n  landfast secret revoke API_KEY 3"
+    )]
+    Revoke {
+        /// The secret's name
+        name: String,
+        /// The version
+        #[arg(id = "number", value_name = "N")]
+        version: u64,
+    },
+    /// Set all secrets of a dotenv file, or none of them
+    #[command(
+        after_help = "Quotes, `export`, comments and values over several lines are understood; `$NAME` stays as it is. A name that has its value already gets no new version.\n\nExample:\n  landfast secret import .env.production\n  landfast secret import < secrets.env"
+    )]
+    Import {
+        /// The file; without it, stdin
+        #[arg(value_name = "FILE")]
+        path: Option<PathBuf>,
+    },
+    /// Leave a secret out of new releases
     #[command(after_help = "Example:\n  landfast secret rm API_KEY")]
     Rm {
-        /// The variable's name
+        /// The secret's name
         name: String,
+    },
+    /// The key all secrets of this host are sealed under
+    #[command(after_help = "Example:\n  landfast secret key")]
+    Key {
+        #[command(subcommand)]
+        command: Option<SecretKeyCommand>,
+    },
+}
+
+/// What is done with the key; without a word it is described.
+#[derive(Debug, Subcommand)]
+pub(crate) enum SecretKeyCommand {
+    /// Print the key file, for a copy in a safe place
+    #[command(
+        after_help = "Whoever has it and the journal has every secret of this host: put it where only few can read it. It is not printed to a terminal unless asked for with `--reveal`.\n\nExample:\n  landfast secret key export | gpg --encrypt --recipient operations@shop.example > landfast-key.gpg"
+    )]
+    Export {
+        /// Print it to a terminal, too
+        #[arg(long)]
+        reveal: bool,
+    },
+    /// Replace the key: everything is sealed under another one from then on
+    #[command(
+        after_help = "The old key is put aside, beside the new one, until a copy of the new one is confirmed. Keep your copy of the old one as long as you keep copies of the state from before. Instances are not touched. A change that is interrupted goes on when it is asked again, and when the server starts.\n\nExample:\n  landfast secret key rotate"
+    )]
+    Rotate,
+    /// Show that a copy is one of this host's key; `status` stops asking for one then
+    #[command(
+        after_help = "The copy is read from stdin where no file is named, so that it need not be written in the clear: `gpg --decrypt landfast-key.gpg | landfast secret key confirm`.\n\nExample:\n  landfast secret key confirm /media/safe/landfast.key"
+    )]
+    Confirm {
+        /// The copy; without it, stdin
+        #[arg(value_name = "FILE")]
+        path: Option<PathBuf>,
+    },
+}
+
+/// Where a restore goes to; the newest moment without it.
+#[derive(Debug, Args)]
+#[group(multiple = false)]
+pub(crate) struct RestoreTo {
+    /// The newest heartbeat at or before a time (RFC 3339)
+    #[arg(long, value_name = "TIME")]
+    pub(crate) time: Option<landfast_api::At>,
+    /// A place of the server's log
+    #[arg(long, value_name = "LSN")]
+    pub(crate) lsn: Option<String>,
+    /// A named place: `before-rollout-41`, `before-migrate-3`
+    #[arg(long, value_name = "NAME")]
+    pub(crate) point: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum RestoreCommand {
+    /// Restore into a new store, which runs beside the old one
+    #[command(
+        after_help = "The app goes on with the old store. Look into the new one with `landfast store psql NEW`; a store that no manifest names is deleted with `landfast store delete`.\n\nExample:\n  landfast restore run main --as main-noon --time 2026-11-20T12:00:00Z"
+    )]
+    Run {
+        /// The store's name
+        store: String,
+        /// The name of the new store
+        #[arg(long = "as", value_name = "NAME")]
+        name: String,
+        #[command(flatten)]
+        to: RestoreTo,
+        /// Take what ends at this place, and lose what lies behind: the place that a refused restore named
+        #[arg(long, value_name = "LSN")]
+        accept_loss: Option<String>,
+    },
+    /// Restore into a folder of the server's host, and leave the files there
+    #[command(
+        after_help = "PostgreSQL of the same major version starts on them.\n\nExample:\n  landfast restore export main --into /srv/restored"
+    )]
+    Export {
+        /// The store's name
+        store: String,
+        /// The folder; it must not be there
+        #[arg(long, value_name = "FOLDER")]
+        into: String,
+        #[command(flatten)]
+        to: RestoreTo,
+        /// Take what ends at this place, and lose what lies behind: the place that a refused restore named
+        #[arg(long, value_name = "LSN")]
+        accept_loss: Option<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BackupCommand {
+    /// List the stores that are backed up: how far a restore reaches, what is proven, what is wrong
+    #[command(
+        after_help = "Ends with 1 where anything is wrong.\n\nExample:\n  landfast backup list --json"
+    )]
+    List,
+    /// Show the backups of one store, and its last drill
+    #[command(after_help = "Example:\n  landfast backup show main")]
+    Show {
+        /// The store's name
+        store: String,
+    },
+    /// Make a backup now
+    #[command(
+        after_help = "It goes on when this command ends. Without `--full`, only pages that changed since the newest good backup are stored.\n\nExample:\n  landfast backup now main\n  landfast backup now main --full"
+    )]
+    Now {
+        /// The store's name
+        store: String,
+        /// Store every page again, so that no older object is needed
+        #[arg(long)]
+        full: bool,
+    },
+    /// Read every byte of a store's backups; ends with 1 and names what is wrong
+    #[command(after_help = "Example:\n  landfast backup verify main")]
+    Verify {
+        /// The store's name
+        store: String,
+    },
+    /// Remove what is older than the manifest keeps; done after each backup, too
+    #[command(
+        after_help = "The newest good backup, and what it needs, never goes.\n\nExample:\n  landfast backup prune main --dry-run"
+    )]
+    Prune {
+        /// The store's name
+        store: String,
+        /// Only say what would go
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Describe the key that backups of the host are sealed under, export it, show that a copy is one
+    #[command(
+        after_help = "Example:\n  landfast backup key\n  landfast backup key export > /media/safe/landfast-backup.key"
+    )]
+    Key {
+        #[command(subcommand)]
+        command: Option<BackupKeyCommand>,
+    },
+}
+
+/// What is done with the key; without a word it is described.
+#[derive(Debug, Subcommand)]
+pub(crate) enum BackupKeyCommand {
+    /// Print the key file, for a copy in a safe place
+    #[command(
+        after_help = "Without it no backup can be read, by nobody: keep a copy where the host is not. It is not printed to a terminal unless asked for with `--reveal`.\n\nExample:\n  landfast backup key export | gpg --encrypt --recipient operations@shop.example > landfast-backup-key.gpg"
+    )]
+    Export {
+        /// Print it to a terminal, too
+        #[arg(long)]
+        reveal: bool,
+    },
+    /// Show that a copy is one of this host's key; `status` stops asking for one then
+    #[command(
+        after_help = "Example:\n  landfast backup key confirm /media/safe/landfast-backup.key"
+    )]
+    Confirm {
+        /// The copy; without it, stdin
+        #[arg(value_name = "FILE")]
+        path: Option<PathBuf>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum StoreCommand {
+    /// List the stores of the environment
+    #[command(after_help = "Example:\n  landfast store list --json")]
+    List,
+    /// Show one: its state, connections, slow statements, locks waited for, size and growth
+    #[command(after_help = "Example:\n  landfast store show main")]
+    Show {
+        /// The store's name
+        store: String,
+    },
+    /// Say how to connect from this host, as a login that may what the app may
+    #[command(
+        after_help = "The password is shown with `--reveal` only.\n\nExample:\n  landfast store connect main\n  landfast store connect main --reveal --json"
+    )]
+    Connect {
+        /// The store's name
+        store: String,
+        /// Show the address with its password
+        #[arg(long)]
+        reveal: bool,
+    },
+    /// Open the store's own client: psql, mariadb or redis-cli
+    #[command(
+        visible_alias = "shell",
+        after_help = "The password goes by the environment of the client, never by its arguments. Run it on the server's host.\n\nExample:\n  landfast store psql main\n  landfast store psql main -- -c \"SELECT now()\""
+    )]
+    Psql {
+        /// The store's name
+        store: String,
+        /// Further arguments of the client, after `--`
+        #[arg(last = true, value_name = "ARGUMENT")]
+        arguments: Vec<String>,
+    },
+    /// Show what the store's server wrote
+    #[command(after_help = "Example:\n  landfast store logs main --follow")]
+    Logs {
+        /// The store's name
+        store: String,
+        /// Go on with new lines as they come
+        #[arg(short, long)]
+        follow: bool,
+        /// How many lines of before
+        #[arg(long, value_name = "N", default_value_t = 100)]
+        tail: u32,
+    },
+    /// Restart the store's server: settings that wait for it take effect; it is away for some seconds
+    #[command(after_help = "Example:\n  landfast store restart main")]
+    Restart {
+        /// The store's name
+        store: String,
+    },
+    /// Change the password that instances reach the store with, and end the old one
+    #[command(
+        after_help = "A second login gets the new password and is tried; instances are replaced one after another and given it; when none has the old one any more, its login is removed. Each step may be interrupted, and goes on by itself. Asked again after an instance did not come up with the new one, it tries another restart.\n\nExample:\n  landfast store rotate main\n  landfast store rotate main --no-wait"
+    )]
+    Rotate {
+        /// The store's name
+        store: String,
+        /// Give a rotation up that does not get as far as the instances
+        #[arg(long)]
+        abandon: bool,
+        /// Do not stay until the old password is dead
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Delete a store that the manifest does not name any more; it can be had back for a while
+    #[command(
+        after_help = "Its server is ended at once, its data removed after the delay.\n\nExample:\n  landfast store delete old --confirm shop/production/old\n  landfast store delete old --delay 30d"
+    )]
+    Delete {
+        /// The store's name
+        store: String,
+        /// The whole name, `app/environment/store`; asked for on a terminal
+        #[arg(long, value_name = "NAME")]
+        confirm: Option<String>,
+        /// How long it can be had back [default: 7d]
+        #[arg(long, value_name = "TIME", value_parser = landfast_types::parse_duration)]
+        delay: Option<std::time::Duration>,
+    },
+    /// Take a deleted store back, as long as its data is there
+    #[command(after_help = "Example:\n  landfast store undelete old")]
+    Undelete {
+        /// The store's name
+        store: String,
     },
 }
 
@@ -462,6 +996,14 @@ pub(crate) struct Server {
         hide_env_values = true
     )]
     pub(crate) run: Option<PathBuf>,
+    /// The file of the key the secrets are sealed under [default: the credential `landfast-secrets-key` of the service manager, else `secrets.key` in the state folder]
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "LANDFAST_SECRETS_KEY",
+        hide_env_values = true
+    )]
+    pub(crate) secrets_key: Option<PathBuf>,
     /// Where the proxy listens for HTTP [default: 0.0.0.0:80, or 8080 where 80 may not be bound]
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) http: Vec<SocketAddr>,
@@ -480,7 +1022,7 @@ pub(crate) struct Server {
     /// The field those proxies set; only this one is read
     #[arg(long, value_name = "FIELD", value_enum, default_value_t)]
     pub(crate) trusted_field: TrustedField,
-    /// Serve the API on this loopback address too
+    /// Tell how things stand on this loopback address too; nothing is changed, run or revealed from there
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) tcp: Option<SocketAddr>,
     /// Write the log as JSON, one object per line

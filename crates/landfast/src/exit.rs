@@ -35,7 +35,7 @@ exits! {
     Failed = 1;
     /// The command line is wrong.
     Usage = 2;
-    /// The manifest has errors. Nothing was changed.
+    /// The manifest, or a migration, has errors. Nothing was changed.
     ManifestInvalid = 3;
     /// Refused: another rollout of this environment is moving. Nothing was changed.
     RolloutMoving = 4;
@@ -47,13 +47,13 @@ exits! {
     Unreachable = 7;
     /// A gate or the preflight refused. Nothing was changed.
     GateRefused = 8;
-    /// There is no such environment, release, rollout, service, instance, job, run or secret.
+    /// There is no such environment, release, rollout, service, instance, job, run, secret or store.
     NotFound = 9;
     /// A newer rollout took the place of this one before it moved.
     Superseded = 10;
     /// Not possible in the state it is in.
     NotNow = 11;
-    /// Detached by Ctrl-C: the rollout goes on without this command.
+    /// Ended by Ctrl-C: a rollout goes on without this command, migrations by hand end.
     Detached = 130;
 }
 
@@ -201,8 +201,14 @@ pub(crate) fn exit_of(code: ProblemCode) -> Exit {
         | ProblemCode::DoesNotFit
         | ProblemCode::OneWriter
         | ProblemCode::GateRefused
+        | ProblemCode::SchemaMovedOn
+        | ProblemCode::MigrationsInvalid
+        | ProblemCode::MigrationRefused
+        | ProblemCode::MigrationsUnsafe
         | ProblemCode::SecretShadowsEnv
         | ProblemCode::EnvMissing
+        | ProblemCode::StoreRefused
+        | ProblemCode::StoreProgramMissing
         | ProblemCode::CommandMissing => Exit::GateRefused,
         ProblemCode::EnvironmentUnknown
         | ProblemCode::RolloutUnknown
@@ -212,13 +218,18 @@ pub(crate) fn exit_of(code: ProblemCode) -> Exit {
         | ProblemCode::JobUnknown
         | ProblemCode::RunUnknown
         | ProblemCode::CertificateUnknown
-        | ProblemCode::SecretUnknown => Exit::NotFound,
+        | ProblemCode::SecretUnknown
+        | ProblemCode::BackupsUnknown
+        | ProblemCode::StoreUnknown => Exit::NotFound,
         ProblemCode::NoRollout
         | ProblemCode::NotNow
         | ProblemCode::NothingToRollBackTo
         | ProblemCode::AcmeOff
-        | ProblemCode::EnvironmentStopped => Exit::NotNow,
-        ProblemCode::NotReady => Exit::Unreachable,
+        | ProblemCode::EnvironmentStopped
+        | ProblemCode::MigrationRunning
+        | ProblemCode::BackupsNotNow
+        | ProblemCode::StoreNotNow => Exit::NotNow,
+        ProblemCode::NotReady | ProblemCode::DatabaseUnreachable => Exit::Unreachable,
         ProblemCode::RequestInvalid
         | ProblemCode::PathUnknown
         | ProblemCode::MethodNotAllowed
@@ -229,6 +240,9 @@ pub(crate) fn exit_of(code: ProblemCode) -> Exit {
         | ProblemCode::UploadCorrupt
         | ProblemCode::KeyReused
         | ProblemCode::DiskFull
+        | ProblemCode::MigrationFailed
+        | ProblemCode::BackupFailed
+        | ProblemCode::RestoreWouldLose
         | ProblemCode::ProxyUnreachable
         | ProblemCode::Forbidden
         | ProblemCode::Internal

@@ -47,6 +47,10 @@ fn main() -> ExitCode {
     if words.first() == Some(&"shim") {
         return landfast_shim::run();
     }
+    // PostgreSQL's recovery asks for each segment of its log with this.
+    if words.first() == Some(&"wal-get") {
+        return roles::wal_get();
+    }
     // These are small and live long, so they never hold the whole command line in memory.
     if let Some(exit) = roles::proxy_part(&words) {
         return exit;

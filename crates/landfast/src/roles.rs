@@ -36,6 +36,7 @@ const RUNTIME_END_MAX: Duration = Duration::from_secs(2);
 pub(crate) struct ServerPlaces {
     pub(crate) state: PathBuf,
     pub(crate) run: PathBuf,
+    pub(crate) secrets_key: Option<PathBuf>,
     pub(crate) http: Vec<SocketAddr>,
     pub(crate) https: Vec<SocketAddr>,
     pub(crate) preview: SocketAddr,
@@ -55,6 +56,7 @@ pub(crate) fn server(printer: &Printer, arguments: &args::Server) -> Result<Exit
         printer.say(note);
     }
     log(arguments.log_json);
+    landfast_shim::forbid_core_dumps();
     install_crypto();
     let trust = trust(&arguments.trusted_proxies, arguments.trusted_field);
     let controls = Controls {
@@ -143,6 +145,7 @@ fn places(arguments: &args::Server) -> Result<ServerPlaces, Failure> {
             .with_context(|| format!("failed to find out where `{}` is", path.display()))
     };
     let (state, run) = (absolute(state)?, absolute(run)?);
+    let secrets_key = arguments.secrets_key.clone().map(absolute).transpose()?;
     let mut notes = Vec::new();
     let http = listen(&arguments.http, HTTP_PORTS, &mut notes);
     let https = listen(&arguments.https, HTTPS_PORTS, &mut notes);
@@ -153,6 +156,7 @@ fn places(arguments: &args::Server) -> Result<ServerPlaces, Failure> {
     Ok(ServerPlaces {
         state,
         run,
+        secrets_key,
         http,
         https,
         preview,
@@ -229,9 +233,13 @@ fn listen(asked: &[SocketAddr], ports: (u16, u16), notes: &mut Vec<String>) -> V
     }
 }
 
+/// What is logged unless `LANDFAST_LOG` says otherwise. rustls warns of what clients send in their hellos, so anybody could
+/// fill the log.
+const LOGGED: &str = "info,rustls=error";
+
 fn log(json: bool) {
     let filter = tracing_subscriber::EnvFilter::try_from_env("LANDFAST_LOG");
-    let filter = filter.unwrap_or_else(|_unset| tracing_subscriber::EnvFilter::new("info"));
+    let filter = filter.unwrap_or_else(|_unset| tracing_subscriber::EnvFilter::new(LOGGED));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr);
@@ -276,6 +284,7 @@ fn run_server(
     let settings = ServerSettings {
         state: places.state,
         run: places.run,
+        secrets_key: places.secrets_key,
         http: places.http,
         https: places.https,
         preview: places.preview,
@@ -303,4 +312,20 @@ fn run_server(
             Err(Failure { hint, ..failure })
         }
     }
+}
+
+/// `landfast wal-get SOCKET NAME PATH`: what a restore is done with, as PostgreSQL's `restore_command`. 255 stops the server,
+/// where less would let it promote.
+pub(crate) fn wal_get() -> ExitCode {
+    let mut words = std::env::args_os().skip(2);
+    let name = |word: &std::ffi::OsString| word.to_str().map(str::to_owned);
+    let (socket, name, path) = (
+        words.next(),
+        words.next().as_ref().and_then(name),
+        words.next(),
+    );
+    let (Some(socket), Some(name), Some(path)) = (socket, name, path) else {
+        return ExitCode::from(255);
+    };
+    landfast_backup_postgres::wal_get(Path::new(&socket), &name, Path::new(&path))
 }

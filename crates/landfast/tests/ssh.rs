@@ -13,7 +13,6 @@ mod support;
 use std::{
     fs,
     io::{BufRead as _, BufReader, Read as _},
-    net::TcpListener,
     os::unix::fs::PermissionsExt as _,
     path::Path,
     process::{Child, Command, Stdio},
@@ -21,6 +20,7 @@ use std::{
     time::Duration,
 };
 
+use landfast_testbed::free_port;
 use support::{landfast, server::Server};
 use tempfile::TempDir;
 
@@ -58,11 +58,7 @@ impl Sshd {
         fs::create_dir_all("/run/sshd").expect("sshd wants its folder, and tests run as root");
         let user = command("id").arg("-un").output().unwrap().stdout;
         let user = String::from_utf8(user).unwrap().trim().to_owned();
-        let port = TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
+        let port = free_port().unwrap();
         let at = path.display();
         let config = format!(
             "ListenAddress 127.0.0.1\nPort {port}\nHostKey {at}/host\nAuthorizedKeysFile {at}/authorized\n\
@@ -226,11 +222,7 @@ fn connects_again_when_the_way_is_cut() {
 #[test]
 fn says_what_ssh_said_when_it_fails() {
     let server = Server::start();
-    let closed = TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
+    let closed = free_port().unwrap();
     let mut command = landfast(server.folder());
     command.args([
         "status",

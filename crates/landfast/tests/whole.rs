@@ -40,7 +40,7 @@ service = "api"
 strategy = "rolling"
 min_ready = "200ms"
 standby = "1h"
-healthy_deadline = "5s"
+healthy_deadline = "10s"
 "#;
 
 const HOST: &str = "shop.example";
@@ -124,12 +124,14 @@ fn a_secret_belongs_to_the_releases_made_with_it() {
     assert!(set.status.success(), "{set:?}");
     let list = host.expect(&app, &["secret", "list"], 0);
     assert!(list.contains("TOKEN") && !list.contains("s3cr3t"), "{list}");
-    assert_eq!(host.get(HOST, "/env/TOKEN"), (200, "-".to_owned()));
+    assert_eq!(host.get(HOST, "/file/TOKEN"), (200, "-".to_owned()));
     host.expect(&app, &["deploy"], 0);
-    assert_eq!(host.get(HOST, "/env/TOKEN"), (200, "s3cr3t".to_owned()));
+    assert_eq!(host.get(HOST, "/file/TOKEN"), (200, "s3cr3t".to_owned()));
+    // A file, unless the manifest asks for a variable.
+    assert_eq!(host.get(HOST, "/env/TOKEN"), (200, "-".to_owned()));
     host.expect(&app, &["seal"], 0);
     host.expect(&app, &["rollback"], 0);
-    assert_eq!(host.get(HOST, "/env/TOKEN"), (200, "-".to_owned()));
+    assert_eq!(host.get(HOST, "/file/TOKEN"), (200, "-".to_owned()));
     host.expect(&app, &["secret", "rm", "TOKEN"], 0);
     // Nothing that anybody can read holds the value: not the journal, no log, no process list.
     for file in [
@@ -186,8 +188,15 @@ fn a_person_promotes_aborts_seals_and_rolls_back() {
     host.expect(&app, &["seal"], 0);
     host.expect(&app, &["deploy"], 5);
     assert_eq!(host.get(HOST, "/").1, "1");
+    // Until its seal a rollback takes the rollout itself back, and that is what was asked for.
+    host.build(&app, "6", "");
+    host.expect(&app, &["deploy"], 0);
+    assert_eq!(host.get(HOST, "/").1, "6");
+    host.expect(&app, &["rollback"], 0);
+    assert_eq!(host.get(HOST, "/").1, "1");
     let history = rollouts(&host.json(&app, &["history"]));
     let wanted = [
+        "6 rolled-back",
         "5 rolled-back",
         "1 sealed",
         "4 sealed",
@@ -273,5 +282,5 @@ fn a_terminal_gets_a_live_view_and_shows_no_secret() {
         "{shown}"
     );
     host.expect(&app, &["deploy"], 0);
-    assert_eq!(host.get(HOST, "/env/TOKEN"), (200, "s3cr3t".to_owned()));
+    assert_eq!(host.get(HOST, "/file/TOKEN"), (200, "s3cr3t".to_owned()));
 }

@@ -43,7 +43,7 @@ const CONNECTION_THREADS: usize = 2;
 
 /// Serves until asked to leave.
 pub(crate) fn run(settings: Settings, release: Release, fault: Fault) -> anyhow::Result<()> {
-    let store = Arc::new(Store::open(&settings.data).context("failed to open the store")?);
+    let store = Arc::new(Store::open(&settings).context("failed to open the store")?);
     let (history, rows) = sync_channel(HISTORY_QUEUE_MAX);
     let (historian, pruned) = (Arc::clone(&store), settings.clone());
     let historian = thread::Builder::new()

@@ -15,6 +15,8 @@ pub(crate) struct Settings {
     pub log_level: Level,
     /// When set, `/v2` asks for it as a bearer token.
     pub api_key: Option<ApiKey>,
+    /// When set, constraints and history are kept there instead of in the data folder.
+    pub database: Option<Database>,
     pub workers_max: usize,
     pub cache_ttl: Duration,
     pub cache_entries_max: usize,
@@ -36,6 +38,22 @@ impl ApiKey {
 }
 
 impl std::fmt::Debug for ApiKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("••••")
+    }
+}
+
+/// The address of a database. It does not print, for it holds a password.
+#[derive(Clone)]
+pub(crate) struct Database(String);
+
+impl Database {
+    pub(crate) fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Database {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("••••")
     }
@@ -77,6 +95,9 @@ impl Settings {
             api_key: (reader.get)("API_KEY")
                 .filter(|key| !key.is_empty())
                 .map(ApiKey),
+            database: (reader.get)("DATABASE_URL")
+                .filter(|url| !url.is_empty())
+                .map(Database),
             workers_max: reader.one("MAX_WORKERS", "a number from 1 to 256", cores, |text| {
                 text.parse().ok().filter(|count| (1..=256).contains(count))
             }),

@@ -3,7 +3,9 @@
 //! The proxy under test has core 0, load and backend have core 1. Processor time comes from the scheduler's account of
 //! the proxy's whole process tree. Peers alternate inside a round, and figures are medians of the ratios within each
 //! round, so that a machine that is slower for a while is slower for all. What they all do is in [`peers`].
+//! `cargo xtask bench backup` is apart: [`backup`].
 
+mod backup;
 mod compare;
 mod load;
 mod machine;
@@ -23,7 +25,7 @@ use self::{
 };
 use crate::live::{instant, is_short, scratch, target_folder, wait_until};
 
-pub(crate) const USAGE: &str = "bench [h1|h1-512|100k|tls|handshakes|h2|rate|memory]…   (SHORT=1 for a quick look; BENCH_LANDFAST=FILE for another build)";
+pub(crate) const USAGE: &str = "bench [h1|h1-512|100k|tls|handshakes|h2|rate|memory]…   (SHORT=1 for a quick look; BENCH_LANDFAST=FILE for another build); bench backup [full|change|restore|load]…";
 
 const PORT: u16 = 18_100;
 
@@ -50,7 +52,7 @@ impl Extent {
         let (rounds, seconds, idle) = if is_short() {
             (2, 1, 2_000)
         } else {
-            (5, 3, 9_000)
+            (15, 2, 9_000)
         };
         Self {
             rounds,
@@ -62,6 +64,11 @@ impl Extent {
 
 /// Runs the workloads that are asked for, or all, and fails when a figure is missed.
 pub(crate) fn run(arguments: &[String]) -> anyhow::Result<()> {
+    if let Some((first, parts)) = arguments.split_first()
+        && first == "backup"
+    {
+        return backup::run_parts(parts);
+    }
     let wants = |name: &str| arguments.is_empty() || arguments.iter().any(|asked| asked == name);
     let known = |name: &String| {
         name == "memory" || Workload::ALL.iter().any(|workload| workload.name() == name)

@@ -21,6 +21,10 @@ pub(crate) struct AppSettings {
     pub(crate) standby: String,
     pub(crate) min_ready: String,
     pub(crate) progress: String,
+    /// Stores the service uses, as the manifest lists them.
+    pub(crate) uses: String,
+    /// Further tables.
+    pub(crate) more: String,
 }
 
 impl Default for AppSettings {
@@ -38,6 +42,8 @@ impl Default for AppSettings {
             standby: "5s".into(),
             min_ready: "1s".into(),
             progress: "60s".into(),
+            uses: "[]".into(),
+            more: String::new(),
         }
     }
 }
@@ -84,6 +90,8 @@ impl App {
             standby,
             min_ready,
             progress,
+            uses,
+            more,
         } = &self.settings;
         let text = format!(
             r#"app = "{name}"
@@ -93,6 +101,7 @@ artifact = "bin/flextime"
 command = ["./flextime", "serve"]
 port = 3000
 replicas = {replicas}
+uses = {uses}
 resources = {{ memory = "256MiB" }}
 volumes = {{ data = "managed" }}
 env = {{ MAX_WORKERS = "1", LOG_LEVEL = "warn" }}
@@ -122,6 +131,7 @@ healthy_deadline = "30s"
 progress_deadline = "{progress}"
 probe = {{ path = "/v2/constraints", rate = "2/s" }}
 
+{more}
 [environments.{environment}]
 "#
         );

@@ -4,7 +4,7 @@ use std::{
     fs::{self, File},
     net::TcpListener,
     path::{Path, PathBuf},
-    process::{Child, Output, Stdio},
+    process::{Child, Command, Output, Stdio},
     time::Duration,
 };
 
@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::{
     Build, command,
-    process::{is_alive, kill, replace_file, signal, spawn, wait_until},
+    process::{is_alive, kill, replace_file, share, signal, spawn, wait_until},
     scratch,
 };
 
@@ -24,6 +24,9 @@ pub(crate) struct HostSettings {
     pub(crate) server_arguments: Vec<String>,
     /// Run a copy of the binary, which can be replaced as an operator does.
     pub(crate) own_binary: bool,
+    /// The server is in a session of its own, as a service is, and the command line gives way to it as one on another
+    /// machine would: with autogroups (`sched(7)`) the sessions of a host share its cores evenly.
+    pub(crate) apart: bool,
 }
 
 /// A host that is ended when this value is dropped.
@@ -64,6 +67,11 @@ impl Host {
         Ok(host)
     }
 
+    /// The binary it runs.
+    pub(crate) fn landfast(&self) -> &Path {
+        &self.landfast
+    }
+
     pub(crate) fn state(&self) -> PathBuf {
         self.folder.join("state")
     }
@@ -96,7 +104,7 @@ impl Host {
             .create(true)
             .append(true)
             .open(self.folder.join("server.log"))?;
-        let mut server = command(&self.landfast);
+        let mut server = self.program();
         server
             .args(["server", "--state"])
             .arg(self.state())
@@ -135,14 +143,30 @@ impl Host {
 
     /// Runs the command line in a folder and gives what it printed.
     pub(crate) fn cli(&self, folder: &Path, arguments: &[&str]) -> anyhow::Result<Output> {
-        let output = command(&self.landfast)
-            .args(arguments)
-            .arg("--socket")
+        // In front: behind a `--` it would be another program's.
+        let mut cli = self.program();
+        cli.arg("--socket")
             .arg(self.run().join("landfast.sock"))
+            .args(arguments)
             .current_dir(folder)
             .stdin(Stdio::null())
-            .output();
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let started = spawn(&mut cli)?;
+        if self.settings.apart {
+            share(started.id(), 19);
+        }
+        let output = started.wait_with_output();
         output.with_context(|| format!("failed to run landfast {arguments:?}"))
+    }
+
+    fn program(&self) -> Command {
+        if !self.settings.apart {
+            return command(&self.landfast);
+        }
+        let mut apart = command("setsid");
+        apart.arg(&self.landfast);
+        apart
     }
 
     /// Runs a command that must succeed, and reads its JSON.

@@ -19,8 +19,8 @@ pub(crate) use self::{
     host::{Host, HostSettings, free_port},
     judge::{Judge, JudgeSettings, Verdict},
     process::{
-        instant, is_alive, kill, now_micros, processor_nanos, proportional_kib, signal, spawn,
-        wait_until,
+        instant, is_alive, kill, now_micros, processor_nanos, proportional_kib, share, signal,
+        spawn, wait_until,
     },
 };
 

@@ -50,6 +50,29 @@ pub(crate) fn spawn(command: &mut Command) -> anyhow::Result<Child> {
         .with_context(|| format!("failed to start {shown}"))
 }
 
+/// The niceness of a session among the sessions of this host (`sched(7)`, "The autogroup feature"). Where the kernel has
+/// none the processes share by their own niceness, and this does nothing.
+pub(crate) fn share(leader: u32, niceness: i32) {
+    // Until `setsid` has done its work this would be the session of the proof itself.
+    let begun = instant();
+    while session(leader) != Some(leader) {
+        if begun.elapsed() > Duration::from_secs(1) {
+            return;
+        }
+        sleep(Duration::from_millis(1));
+    }
+    let path = format!("/proc/{leader}/autogroup");
+    // It may have ended.
+    let _gone = fs::write(path, niceness.to_string());
+}
+
+/// The session of a process, by the number of its leader (`proc(5)`, field 6 of `stat`).
+fn session(pid: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let after_name = stat.rsplit(')').next()?;
+    after_name.split_whitespace().nth(3)?.parse().ok()
+}
+
 /// Sends SIGKILL.
 pub(crate) fn kill(pid: u32) {
     signal(pid, "-KILL");
@@ -66,14 +89,21 @@ pub(crate) fn signal(pid: u32, name: &str) {
     }
 }
 
-/// Whether a process runs.
+/// Whether any thread of a process runs. The first one may be a zombie while another still holds the descriptors:
+/// whoever has thousands of connections takes a while to end.
 pub(crate) fn is_alive(pid: u32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let state = stat
-        .rsplit(')')
-        .next()
-        .and_then(|rest| rest.split_whitespace().next());
-    !matches!(state, None | Some("Z" | "X"))
+    let tasks = fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten();
+    let mut stats = tasks.flatten().map(|task| task.path().join("stat"));
+    stats.any(|stat| {
+        let stat = fs::read_to_string(stat).unwrap_or_default();
+        let state = stat
+            .rsplit(')')
+            .next()
+            .and_then(|rest| rest.split_whitespace().next());
+        !matches!(state, None | Some("Z" | "X"))
+    })
 }
 
 /// What a process weighs alone and as its part of what is shared (PSS), in KiB.

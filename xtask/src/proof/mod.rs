@@ -1,6 +1,7 @@
 //! `cargo xtask proof NAME`: one figure of docs/proof.md each. A proof starts what it needs, measures, prints its
 //! figure, ends what it started, and fails when the figure is missed.
 
+mod data;
 mod deploys;
 mod descriptors;
 mod figures;
@@ -9,6 +10,7 @@ mod jail;
 mod kills;
 mod latency;
 mod probes;
+mod rotation;
 mod simulated;
 mod slow;
 
@@ -37,12 +39,24 @@ const LIVE: &[(&str, Proof)] = &[
     ("handover", handover::handover),
     ("descriptors", descriptors::descriptors),
     ("slow", slow::slow),
+    ("rotation", rotation::rotation),
+    ("rename", data::rename),
+    ("long-transaction", data::long_transaction),
     ("controls", deploys::controls),
     ("deploys", deploys::deploys),
 ];
 
 /// Those that tests and the simulator show.
-const TESTED: &[&str] = &["crash", "planted", "false-aborts", "power", "acme", "tls"];
+const TESTED: &[&str] = &[
+    "crash",
+    "planted",
+    "false-aborts",
+    "power",
+    "acme",
+    "tls",
+    "secrets",
+    "lint-truth",
+];
 
 /// Runs the proof that is asked for.
 pub(crate) fn run(arguments: &[String]) -> anyhow::Result<()> {

@@ -33,6 +33,17 @@ pub(crate) fn run(name: &str) -> anyhow::Result<()> {
         "acme" if is_short() => landfast_test("acme", "--show-output"),
         "acme" => landfast_test("acme", "--include-ignored"),
         "tls" => landfast_test("scanners", "--ignored"),
+        "secrets" => landfast_test("planted", "--show-output"),
+        "lint-truth" => vec![
+            "test",
+            "--locked",
+            "-p",
+            "landfast-migrator",
+            "--test",
+            "lint_truth",
+            "--",
+            "--nocapture",
+        ],
         "canary" => proof_canary(&[seeds, "fails half, 20/s, probes"]),
         "false-aborts" => proof_canary(&[seeds, "equal, "]),
         "power" => proof_canary(&[seeds, "worse, "]),
@@ -41,6 +52,9 @@ pub(crate) fn run(name: &str) -> anyhow::Result<()> {
     let mut cargo = command("cargo");
     if name == "crash" && !is_short() {
         cargo.env("LANDFAST_CRASH_STRIDE", "1");
+    }
+    if name == "lint-truth" && !is_short() {
+        cargo.env("LANDFAST_LONG", "1");
     }
     let status = cargo.args(&arguments).status()?;
     ensure!(status.success(), "cargo {} failed", arguments.join(" "));

@@ -319,6 +319,8 @@ pub(crate) struct World {
     pub(crate) proxy: Proxy,
     /// By how many milliseconds the wall clock is ahead of the real one.
     pub(crate) wall_ahead: Arc<AtomicU64>,
+    /// Where every instance listens.
+    pub(crate) address: SocketAddr,
     _accepting: tokio::task::JoinSet<()>,
 }
 
@@ -341,6 +343,7 @@ impl World {
             target,
             proxy: Proxy::default(),
             wall_ahead: Arc::default(),
+            address,
             _accepting: accepting,
         }
     }
@@ -361,6 +364,7 @@ impl World {
         });
         let vault = Vault::open_or_create_key(&self.folder.path().join("key")).expect("a key");
         let platform = Platform::start(PlatformSettings {
+            executable: std::path::PathBuf::from("/proc/self/exe"),
             journal: Arc::clone(&journal) as _,
             target: Arc::new(Hands {
                 target: self.target.clone(),

@@ -6,18 +6,16 @@ use std::{
     convert::Infallible,
     io,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::{Arc, Mutex},
     task::{Context, Poll, Waker},
 };
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
 use hyper::{
-    Request, Response,
+    HeaderMap, Request, Response,
     body::Incoming,
+    header::{HeaderName, HeaderValue},
     rt::{Read, ReadBufCursor, Write},
     server::conn::http1,
     service::service_fn,
@@ -62,15 +60,42 @@ impl Write for Memory<'_> {
     }
 }
 
-/// How many bytes hyper takes for one whole request; nothing where it refuses.
-pub fn one_request(bytes: &[u8]) -> Option<usize> {
-    let whole = Arc::new(AtomicU32::new(0));
+/// One request as hyper reads it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct OneRequest {
+    /// How many bytes it takes.
+    pub length: usize,
+    /// Method and target, head fields, data, trailer fields.
+    pub parts: Vec<String>,
+}
+
+/// Lines of fields in the order of their names; those of one name in their own order.
+fn sorted(mut fields: Vec<String>) -> Vec<String> {
+    fields.sort_by(|one, other| one.split(':').next().cmp(&other.split(':').next()));
+    fields
+}
+
+fn lines(fields: &HeaderMap) -> Vec<String> {
+    let line = |(name, value): (&HeaderName, &HeaderValue)| {
+        format!("{name}: {}", String::from_utf8_lossy(value.as_bytes()))
+    };
+    sorted(fields.iter().map(line).collect())
+}
+
+/// One whole request, as hyper reads it; nothing where it refuses.
+pub fn one_request(bytes: &[u8]) -> Option<OneRequest> {
+    let whole = Arc::new(Mutex::new(Vec::new()));
     let seen = Arc::clone(&whole);
     let service = service_fn(move |request: Request<Incoming>| {
         let seen = Arc::clone(&seen);
         Box::pin(async move {
-            if request.into_body().collect().await.is_ok() {
-                seen.fetch_add(1, Ordering::Relaxed);
+            let mut parts = vec![format!("{} {}", request.method(), request.uri())];
+            parts.extend(lines(request.headers()));
+            if let Ok(body) = request.into_body().collect().await {
+                let trailers = body.trailers().map(lines).unwrap_or_default();
+                parts.push(String::from_utf8_lossy(&body.to_bytes()).into_owned());
+                parts.extend(trailers);
+                seen.lock().expect("no panic").push(parts);
             }
             Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new()))
         })
@@ -85,6 +110,8 @@ pub fn one_request(bytes: &[u8]) -> Option<usize> {
     });
     let parts = connection.into_parts();
     let left = parts.io.left.len() + parts.read_buf.len();
-    let is_whole = polled == Some(true) && whole.load(Ordering::Relaxed) == 1;
-    is_whole.then(|| bytes.len() - left)
+    let mut whole = whole.lock().expect("no panic");
+    let parts = whole.pop().filter(|_| polled == Some(true))?;
+    let length = bytes.len() - left;
+    whole.is_empty().then_some(OneRequest { length, parts })
 }

@@ -127,7 +127,7 @@ fn parse(buffer: &mut BytesMut, method: &Method) -> Result<Option<Head>, WireErr
     };
     let places: Vec<Place> = response.headers.iter().map(place).collect();
     let bytes = buffer.split_to(length).freeze();
-    let mut headers = HeaderMap::with_capacity(places.len());
+    let mut headers = HeaderMap::with_capacity(places.len() + ADDED);
     for place in &places {
         headers.append(place.name(&bytes)?, place.value(&bytes)?);
     }
@@ -141,6 +141,9 @@ fn parse(buffer: &mut BytesMut, method: &Method) -> Result<Option<Head>, WireErr
         is_kept,
     }))
 }
+
+/// Room for the fields that are added on the way.
+const ADDED: usize = 2;
 
 /// Where a field lies in its head.
 #[derive(Debug, Clone, Copy)]

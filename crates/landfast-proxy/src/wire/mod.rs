@@ -25,7 +25,10 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use http::{Method, Response};
 use http_body::{Body, Frame, SizeHint};
 use landfast_routing::retry::Sent;
-use tokio::{io::AsyncWrite as _, net::TcpStream};
+use tokio::{
+    io::{AsyncRead as _, AsyncWrite as _, ReadBuf},
+    net::TcpStream,
+};
 use tokio_util::io::poll_read_buf;
 
 use self::body::{Framing, Piece};
@@ -42,6 +45,8 @@ const REST_MAX: Duration = Duration::from_secs(5);
 thread_local! {
     /// Where requests are put together: most are taken by the kernel at once, and nothing is left of them.
     static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    /// Where what is short is read: a buffer has the size of what came, not of what might.
+    static INPUT: RefCell<Vec<u8>> = RefCell::new(vec![0; FIRST_READ]);
 }
 
 /// Why there is no answer, or no more of it.
@@ -233,6 +238,14 @@ impl Wire {
             return Poll::Pending;
         };
         ready?;
+        if self.buffer.is_empty() && room <= FIRST_READ {
+            return INPUT.with_borrow_mut(|input| {
+                let mut input = ReadBuf::new(input);
+                ready!(Pin::new(&mut self.stream).poll_read(cx, &mut input))?;
+                self.buffer = BytesMut::from(input.filled());
+                Poll::Ready(Ok(self.buffer.len()))
+            });
+        }
         self.buffer.reserve(room);
         let read = poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.buffer);
         if read.is_pending() && self.buffer.is_empty() {

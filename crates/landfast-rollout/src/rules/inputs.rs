@@ -10,8 +10,9 @@ use crate::{
     event::{Change, Input, Rejected},
     instance::{Instance, InstanceState},
     plan::{Gate, RolloutPlan, Strategy, Topology},
-    rollout::{Kind, ParkReason, Phase, Rollout},
+    rollout::{Kind, Outcome, ParkReason, Phase, Rollout},
     rules::Draft,
+    schema::{MigrationStage, Schemas},
 };
 
 impl Draft {
@@ -98,6 +99,7 @@ impl Draft {
                 Ok(())
             }
             Input::Adopted { running } => {
+                self.give_hand_up();
                 let gone = |i: &&Instance| {
                     !matches!(i.state, InstanceState::Planned) && !running.contains(&i.id)
                 };
@@ -135,6 +137,28 @@ impl Draft {
                 }
                 Ok(())
             }
+            Input::Migrated {
+                rollout,
+                stage,
+                schemas,
+                failure,
+            } => {
+                self.migrated(rollout, stage, schemas, failure);
+                Ok(())
+            }
+            Input::MigrateByHand { store, work, by } => self.migrate_by_hand(store, work, by),
+            Input::HandEnded {
+                run,
+                schemas,
+                failure,
+            } => {
+                self.hand_ended(run, schemas, failure);
+                Ok(())
+            }
+            Input::SchemasRead { schemas } => {
+                self.schemas_read(schemas);
+                Ok(())
+            }
             Input::Tick => Ok(()),
         }
     }
@@ -149,12 +173,16 @@ impl Draft {
         if self.state.stopped {
             return Err(Rejected::EnvironmentStopped);
         }
+        self.refuse_beside_hand()?;
         let exclusive = topology.is_exclusive();
         if plan.gates.contains(&Gate::Smoke) && !exclusive && lacks_surge(&plan, &topology) {
             return Err(Rejected::SmokeNeedsSurge);
         }
-        self.make_room(supersede)?;
         let release = self.state.next_release();
+        if let Some(obstacle) = self.state.obstacle_to(release, &topology) {
+            return Err(Rejected::SchemaMovedOn(Box::new(obstacle)));
+        }
+        self.make_room(supersede)?;
         self.emit(Change::ReleaseCreated {
             release,
             topology,
@@ -192,7 +220,7 @@ impl Draft {
                 self.enter(Phase::Sealing);
                 Ok(())
             }
-            Phase::Sealing => Ok(()),
+            Phase::Sealing | Phase::Contracting => Ok(()),
             // It is on its way out already, for one that waits: that one is superseded.
             Phase::Reverting { .. } if self.state.queued.is_some() => Ok(()),
             _ if supersede || rollout.is_waiting() => {
@@ -208,10 +236,11 @@ impl Draft {
     /// Whether the new release serves and the old one only stands by or leaves, with nobody in line behind it.
     fn is_settled(&self, rollout: &Rollout) -> bool {
         let stands_by = rollout.phase == Phase::Standby && self.state.is_new_ready();
-        (stands_by || rollout.phase == Phase::Sealing) && self.state.queued.is_none()
+        let is_sealed = matches!(rollout.phase, Phase::Sealing | Phase::Contracting);
+        (stands_by || is_sealed) && self.state.queued.is_none()
     }
 
-    pub(super) fn is_moving(&self, rollout: &Rollout) -> Rejected {
+    pub(crate) fn is_moving(&self, rollout: &Rollout) -> Rejected {
         Rejected::RolloutMoving {
             rollout: rollout.id,
             to: rollout.to,
@@ -273,6 +302,7 @@ impl Draft {
             return Err(self.is_moving(rollout));
         }
         let current = self.state.serving.ok_or(Rejected::NothingDeployed)?;
+        self.refuse_beside_hand()?;
         if self.state.stopped {
             return Err(Rejected::EnvironmentStopped);
         }
@@ -302,6 +332,7 @@ impl Draft {
         {
             return Err(self.is_moving(rollout));
         }
+        self.refuse_beside_hand()?;
         // What stands in standby serves already, and is sealed by this.
         let accepted = self.rollout().map(|rollout| rollout.to);
         let current = accepted.or(self.state.serving);
@@ -408,9 +439,19 @@ impl Draft {
                 self.emit(Change::Promoted { by });
                 self.enter(*resume);
             }
+            // A rollback leads nowhere but to the release that cannot run.
+            Phase::Parked {
+                reason: ParkReason::SchemaMovedOn(_),
+                ..
+            } if rollout.kind == Kind::Rollback => {
+                let obstacle = self.state.obstacle(rollout.to);
+                return Err(obstacle.map_or(refused, |obstacle| {
+                    Rejected::SchemaMovedOn(Box::new(obstacle))
+                }));
+            }
             // Parked ⇒ forward: the old release cannot come back, so a person takes the new one.
             Phase::Parked {
-                reason: ParkReason::CannotRestore(_),
+                reason: ParkReason::CannotRestore(_) | ParkReason::SchemaMovedOn(_),
                 ..
             } => {
                 self.emit(Change::Promoted { by });
@@ -433,13 +474,30 @@ impl Draft {
                 rollout: rollout.id,
             });
         }
+        if rollout.phase == Phase::Contracting {
+            return Err(Rejected::Contracting {
+                rollout: rollout.id,
+            });
+        }
+        if let Some(obstacle) = self.state.way_back_barred() {
+            let barred = matches!(
+                rollout.phase,
+                Phase::Parked {
+                    reason: ParkReason::SchemaMovedOn(_),
+                    ..
+                }
+            );
+            if barred {
+                return Err(Rejected::SchemaMovedOn(Box::new(obstacle)));
+            }
+        }
         self.revert(&format!("aborted by {by}: {reason}"));
         Ok(())
     }
 
     pub(super) fn seal(&mut self, by: String) -> Result<(), Rejected> {
         let rollout = self.moving_rollout()?;
-        if rollout.phase == Phase::Sealing {
+        if matches!(rollout.phase, Phase::Sealing | Phase::Contracting) {
             // It is being done.
             return Ok(());
         }
@@ -467,6 +525,35 @@ impl Draft {
     #[cfg(not(feature = "planted"))]
     fn is_planted_seal(&self) -> bool {
         false
+    }
+
+    fn migrated(
+        &mut self,
+        rollout: RolloutId,
+        stage: MigrationStage,
+        schemas: Schemas,
+        failure: Option<String>,
+    ) {
+        let waits = |r: &&Rollout| r.id == rollout && r.stage_due() == Some(stage);
+        if self.rollout().filter(waits).is_none() {
+            return;
+        }
+        self.emit(Change::Migrated {
+            stage,
+            schemas,
+            failure: failure.clone(),
+        });
+        match stage {
+            // Contracting ⇒ sealed: the release serves with or without them.
+            MigrationStage::Contract => self.emit(Change::RolloutEnded {
+                outcome: Outcome::Sealed,
+            }),
+            MigrationStage::All | MigrationStage::Expand => {
+                if let Some(reason) = failure {
+                    self.emit(Change::Failed { reason });
+                }
+            }
+        }
     }
 
     pub(super) fn gate_judged(

@@ -71,14 +71,14 @@ fn broken(before: &Environment, after: &Environment) -> Option<Violation> {
     invariant::violations(before, after).into_iter().next()
 }
 
-struct Draft {
-    state: Environment,
+pub(crate) struct Draft {
+    pub(crate) state: Environment,
     events: Vec<Event>,
     now: Timestamp,
 }
 
 impl Draft {
-    fn emit(&mut self, change: Change) {
+    pub(crate) fn emit(&mut self, change: Change) {
         let event = Event {
             at: self.now,
             change,
@@ -91,7 +91,7 @@ impl Draft {
         self.emit(Change::PhaseEntered { phase });
     }
 
-    fn rollout(&self) -> Option<&Rollout> {
+    pub(crate) fn rollout(&self) -> Option<&Rollout> {
         self.state.rollout.as_ref()
     }
 

@@ -129,9 +129,13 @@ impl Draft {
             });
             return;
         }
+        if let Some(obstacle) = self.state.way_back_barred() {
+            self.park(ParkReason::SchemaMovedOn(obstacle.sentence()));
+            return;
+        }
         let excluding = rollout.excludes();
         let untouched = match rollout.phase.underlying() {
-            Phase::Preflight | Phase::Pausing => true,
+            Phase::Preflight | Phase::Rehearsing | Phase::Migrating | Phase::Pausing => true,
             // Beside the new release the old one is whole, as whole as it was, until traffic moves.
             Phase::Warming { .. } | Phase::Gating { .. } | Phase::Stepping { .. } => {
                 let room_made = excluding && rollout.cleared;
@@ -144,6 +148,7 @@ impl Draft {
             | Phase::Promoting { .. }
             | Phase::Standby
             | Phase::Sealing
+            | Phase::Contracting
             | Phase::Reverting { .. }
             | Phase::Parked { .. } => false,
         };
@@ -183,7 +188,25 @@ impl Draft {
                     outcome: Outcome::RolledBack { reason },
                 });
             }
-            // Preflight ⇒ Gating | Pausing | Moving | Warming: the host can carry it.
+            // Preflight ⇒ Parked: what it leads back to cannot run any more.
+            Phase::Preflight
+                if rollout.kind == Kind::Rollback && self.state.obstacle(rollout.to).is_some() =>
+            {
+                if let Some(obstacle) = self.state.obstacle(rollout.to) {
+                    self.park(ParkReason::SchemaMovedOn(obstacle.sentence()));
+                }
+            }
+            // Preflight ⇒ Reverting: while it waited a contract migration ran that it does not know.
+            Phase::Preflight
+                if rollout.kind == Kind::Deploy && self.state.obstacle(rollout.to).is_some() =>
+            {
+                if let Some(obstacle) = self.state.obstacle(rollout.to) {
+                    self.emit(Change::Failed {
+                        reason: obstacle.sentence(),
+                    });
+                }
+            }
+            // Preflight ⇒ Rehearsing | Migrating | Gating | Pausing | Moving | Warming: the host can carry it.
             Phase::Preflight => {
                 let passed = rollout
                     .gates
@@ -192,16 +215,17 @@ impl Draft {
                 if plan.gates.contains(&Gate::Preflight) && !passed {
                     return;
                 }
-                if rollout.excludes() {
-                    self.gate_or_expose();
-                    return;
+                let rehearses = plan.gates.contains(&Gate::Rehearsal) && rollout.from.is_some();
+                if rehearses && rollout.kind == Kind::Deploy && self.migrates() {
+                    self.enter(Phase::Rehearsing);
+                } else {
+                    self.migrate_or_move();
                 }
-                let next = match rollout.kind {
-                    Kind::Restart => Phase::Moving { service: 0 },
-                    Kind::Deploy | Kind::Rollback => Phase::Warming { level: 0 },
-                };
-                self.enter(next);
             }
+            // Rehearsing ⇒ Migrating: they keep within their budgets on a copy.
+            Phase::Rehearsing if self.is_open(Gate::Rehearsal) => self.migrate_or_move(),
+            // Migrating ⇒ Gating | Pausing | Warming: the databases have what the new release needs.
+            Phase::Migrating if rollout.migrated => self.begin_moving(),
             // Pausing ⇒ Clearing: the proxy holds every new request.
             Phase::Pausing if self.state.is_traffic_settled() => self.enter(Phase::Clearing),
             // Clearing ⇒ Warming: nothing of the old release runs.
@@ -282,11 +306,9 @@ impl Draft {
             {
                 self.enter(Phase::Sealing);
             }
-            // Sealing ⇒ sealed: nothing of the old release runs, or what does cannot be ended.
-            Phase::Sealing if self.has_ended(Side::Old) => {
-                self.emit(Change::RolloutEnded {
-                    outcome: Outcome::Sealed,
-                });
+            // Sealing ⇒ Contracting | sealed: nothing of the old release runs, or what does cannot be ended.
+            Phase::Sealing if self.has_ended(Side::Old) || self.is_planted_contract() => {
+                self.contract_or_end();
             }
             Phase::Reverting { reason, stage } => self.revert_further(reason, stage),
             Phase::Pausing
@@ -298,8 +320,82 @@ impl Draft {
             | Phase::Promoting { .. }
             | Phase::Standby
             | Phase::Sealing
+            | Phase::Rehearsing
+            | Phase::Migrating
+            | Phase::Contracting
             | Phase::Parked { .. } => {}
         }
+    }
+
+    /// Whether the new release brings migrations that are not in its databases, as far as is known.
+    fn migrates(&self) -> bool {
+        let topology = self.state.new_topology();
+        topology.is_some_and(|new| !new.schemas.is_empty())
+    }
+
+    /// The databases first, where the release needs something of them.
+    fn migrate_or_move(&mut self) {
+        let Some(rollout) = self.rollout() else {
+            return;
+        };
+        let migrates = match rollout.kind {
+            Kind::Deploy => self.migrates(),
+            Kind::Rollback => self.state.lacks_schema(rollout.to),
+            Kind::Restart => false,
+        };
+        if migrates {
+            self.enter(Phase::Migrating);
+        } else {
+            self.begin_moving();
+        }
+    }
+
+    /// The first step of a rollout whose host and databases are ready for it.
+    fn begin_moving(&mut self) {
+        let Some(rollout) = self.rollout() else {
+            return;
+        };
+        if rollout.excludes() {
+            self.gate_or_expose();
+            return;
+        }
+        let next = match rollout.kind {
+            Kind::Restart => Phase::Moving { service: 0 },
+            Kind::Deploy | Kind::Rollback => Phase::Warming { level: 0 },
+        };
+        self.enter(next);
+    }
+
+    /// The old release is let go. Contract migrations run if nothing is left that they would break; otherwise the next
+    /// rollout to this release, or a later one that knows them, tries again.
+    fn contract_or_end(&mut self) {
+        let Some(rollout) = self.rollout() else {
+            return;
+        };
+        let migrations = self.state.waiting_contracts(rollout.to);
+        let hindrance = self.state.contract_hindrance(rollout.to);
+        match hindrance.filter(|_| !self.is_planted_contract()) {
+            None if !migrations.is_empty() => {
+                self.emit(Change::ContractsBegun { migrations });
+                self.enter(Phase::Contracting);
+                return;
+            }
+            Some(reason) if !migrations.is_empty() => self.emit(Change::ContractsWait { reason }),
+            Some(_) | None => {}
+        }
+        self.emit(Change::RolloutEnded {
+            outcome: Outcome::Sealed,
+        });
+    }
+
+    #[cfg(feature = "planted")]
+    fn is_planted_contract(&self) -> bool {
+        self.state.planted == Some(PlantedBug::ContractBesideOld)
+    }
+
+    #[cfg(not(feature = "planted"))]
+    fn is_planted_contract(&self) -> bool {
+        false
     }
 
     pub(super) fn is_open(&self, gate: Gate) -> bool {
@@ -486,6 +582,9 @@ impl Rollout {
             } => Weights::OldOnly,
             Phase::Pausing | Phase::Clearing => Weights::OldOnly,
             Phase::Preflight
+            | Phase::Rehearsing
+            | Phase::Migrating
+            | Phase::Contracting
             | Phase::Warming { .. }
             | Phase::Gating { .. }
             | Phase::Stepping { .. }

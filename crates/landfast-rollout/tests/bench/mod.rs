@@ -9,8 +9,9 @@ use std::{
 };
 
 use landfast_rollout::{
-    Action, Amount, Change, Environment, Event, Gate, Input, InstanceState, MemberState, Outcome,
-    Phase, Rejected, Reverting, RolloutPlan, ServiceShape, Sides, Strategy, Topology,
+    Action, Amount, AppliedMigration, Change, Environment, Event, Gate, Input, InstanceState,
+    MemberState, MigrationStage, Outcome, Phase, Rejected, Reverting, RolloutPlan, Schemas,
+    ServiceShape, Sides, Strategy, Topology,
 };
 use landfast_types::{
     AppName, EnvironmentName, InstanceId, Percent, ReleaseId, Scope, ServiceName, Timestamp,
@@ -43,6 +44,7 @@ pub(crate) fn topology(services: &[(&str, ServiceShape)]) -> Topology {
     let services = services.iter().cloned();
     Topology {
         services: services.map(|(text, shape)| (name(text), shape)).collect(),
+        ..Topology::default()
     }
 }
 
@@ -121,6 +123,14 @@ pub(crate) struct Bench {
     pub(crate) stuck: BTreeSet<InstanceId>,
     /// While false nothing in flight ever ends.
     pub(crate) drains: bool,
+    /// What the databases themselves say.
+    pub(crate) databases: Schemas,
+    /// The names of the migrations that ran, in order.
+    pub(crate) ran: Vec<String>,
+    /// Migrations that fail, by name.
+    pub(crate) failing: BTreeSet<String>,
+    /// While false no migration gets an end.
+    pub(crate) migrates: bool,
     pub(crate) most: BTreeMap<ServiceName, u32>,
     /// The services and releases in the order in which instances were first planned and first stopped.
     pub(crate) order: Vec<String>,
@@ -138,6 +148,10 @@ impl Bench {
             started: BTreeMap::new(),
             gates: BTreeMap::new(),
             judges: true,
+            databases: Schemas::new(),
+            ran: Vec::new(),
+            failing: BTreeSet::new(),
+            migrates: true,
             confirms: true,
             stuck: BTreeSet::new(),
             drains: true,
@@ -330,16 +344,60 @@ impl Bench {
                     passed: self.gates.get(&gate).copied().unwrap_or(true),
                     detail: "as told".into(),
                 },
+                Action::Migrate {
+                    rollout,
+                    release,
+                    stage,
+                } if self.migrates => {
+                    let failure = self.migrate(release, stage);
+                    Input::Migrated {
+                        rollout,
+                        stage,
+                        schemas: self.databases.clone(),
+                        failure,
+                    }
+                }
+                Action::ReadSchema { .. } if self.migrates => Input::SchemasRead {
+                    schemas: self.databases.clone(),
+                },
                 Action::Notify { rollout } => Input::Notified { rollout },
                 Action::StopInstance { .. }
                 | Action::Publish { .. }
                 | Action::AwaitDrain { .. }
+                | Action::Migrate { .. }
+                | Action::ReadSchema { .. }
                 | Action::JudgeGate { .. } => {
                     continue;
                 }
             };
             self.tell(input).unwrap();
         }
+    }
+
+    /// What a runner does, told from the databases' side; the first failure ends it.
+    fn migrate(&mut self, release: ReleaseId, stage: MigrationStage) -> Option<String> {
+        let schemas = self.environment.releases[&release].topology.schemas.clone();
+        for (store, migrations) in schemas {
+            let seen = self.databases.entry(store).or_default();
+            for migration in migrations {
+                let has_run = seen.iter().any(|known| known.number == migration.number);
+                if !stage.takes(migration.phase) || has_run {
+                    continue;
+                }
+                if self.failing.contains(&migration.name) {
+                    return Some(format!("{} failed", migration.name));
+                }
+                self.ran.push(migration.name.clone());
+                seen.push(AppliedMigration {
+                    number: migration.number,
+                    name: migration.name,
+                    phase: migration.phase,
+                    is_whole: true,
+                    breaks_older: false,
+                });
+            }
+        }
+        None
     }
 
     fn instances_act(&mut self) {
@@ -479,6 +537,9 @@ impl Bench {
 pub(crate) fn word(phase: &Phase) -> String {
     match phase {
         Phase::Preflight => "preflight".into(),
+        Phase::Rehearsing => "rehearsing".into(),
+        Phase::Migrating => "migrating".into(),
+        Phase::Contracting => "contracting".into(),
         Phase::Pausing => "pausing".into(),
         Phase::Clearing => "clearing".into(),
         Phase::Warming { level } => format!("warming {level}"),

@@ -4,6 +4,8 @@ use axum::{extract::State, response::Response};
 use http::StatusCode;
 use landfast_api::{DoctorRequest, Manifest, Problem, ProblemCode};
 use landfast_doctor::{Finding, Level, Needs, Places};
+use landfast_engine::stores;
+use landfast_spec::AppSpec;
 use landfast_types::EnvironmentName;
 
 use super::upload::blocking;
@@ -18,10 +20,11 @@ pub(crate) async fn doctor(
     State(state): State<AppState>,
     Json(request): Json<DoctorRequest>,
 ) -> Answer<Response> {
-    let mut needs = match &request.manifest {
-        Some(manifest) => needs(manifest, request.environment.as_deref())?,
-        None => Needs::default(),
+    let spec = match &request.manifest {
+        Some(manifest) => Some(read(manifest, request.environment.as_deref())?),
+        None => None,
     };
+    let mut needs = spec.as_ref().map_or_else(Needs::default, Needs::of);
     needs.users = request.users;
     needs.ports = Some(instance_ports());
     let proxy = state.platform.shared().hub.status().await.ok();
@@ -55,6 +58,9 @@ pub(crate) async fn doctor(
         })
         .await?,
     );
+    if let Some(spec) = &spec {
+        findings.extend(stores::diagnose(state.platform.shared(), spec).await);
+    }
     Ok(json_response(StatusCode::OK, &wire::diagnosis(findings)))
 }
 
@@ -82,7 +88,7 @@ fn finding(check: &'static str, level: Level, measured: String, advice: &str) ->
     }
 }
 
-fn needs(manifest: &Manifest, environment: Option<&str>) -> Answer<Needs> {
+fn read(manifest: &Manifest, environment: Option<&str>) -> Answer<AppSpec> {
     let environment = environment.unwrap_or(landfast_spec::ENVIRONMENT_DEFAULT);
     let environment: EnvironmentName =
         environment
@@ -97,5 +103,5 @@ fn needs(manifest: &Manifest, environment: Option<&str>) -> Answer<Needs> {
         problem.diagnostics = diagnostics(&parsed.diagnostics);
         return Err(problem.into());
     };
-    Ok(Needs::of(&spec))
+    Ok(spec)
 }

@@ -1,23 +1,21 @@
 //! One environment: what it is, what it was, and what is done to it as a whole.
 
-use std::collections::BTreeSet;
-
 use axum::{
     extract::{Path, State},
-    response::{IntoResponse, Response},
+    response::Response,
 };
-use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
-use landfast_api::{At, ProblemCode, ScaleAnswer, ScaleRequest, Secret as WireSecret, SecretList};
-use landfast_engine::{SecretFacts, View};
+use landfast_api::{ProblemCode, ScaleAnswer, ScaleRequest, Trouble};
+use landfast_engine::View;
 use landfast_rollout::Input;
-use landfast_types::{Scope, Secret, ServiceName};
+use landfast_types::{Scope, ServiceName};
 
-use super::{InEnvironment, scope, upload::blocking};
+use super::{InEnvironment, key, scope, upload::blocking};
 use crate::{
     answer::{Answer, Failure, Json},
     certificates, events,
     idempotency::json_response,
+    secrets_key,
     state::AppState,
     wire,
 };
@@ -45,6 +43,19 @@ async fn answer_status(state: &AppState, scope: &Scope) -> Answer<Response> {
         .collect();
     let troubles = certificates::troubles(&state.certificates, &hosts);
     status.problems.extend(troubles);
+    status.problems.extend(secret_troubles(state, scope).await?);
+    let current = known(state, scope)?;
+    status.stores = wire::stores(shared, &current);
+    status.problems.extend(wire::store_troubles(&status.stores));
+    let backups = shared.backups.of(scope);
+    status.problems.extend(wire::backup_troubles(&backups, now));
+    status.backups = backups
+        .iter()
+        .map(|view| wire::store_backups(view, now))
+        .collect();
+    status
+        .problems
+        .extend(backup_key_trouble(state, !backups.is_empty()).await?);
     fill_processes(state, scope, &mut status).await;
     let journal = shared.journal.clone();
     let position = blocking(move || journal.last_position()).await?;
@@ -53,6 +64,55 @@ async fn answer_status(state: &AppState, scope: &Scope) -> Answer<Response> {
         rollout.sequence = status.sequence;
     }
     Ok(json_response(StatusCode::OK, &status))
+}
+
+/// A key of backups that nobody has a copy of.
+async fn backup_key_trouble(state: &AppState, is_used: bool) -> Answer<Option<Trouble>> {
+    if !is_used {
+        return Ok(None);
+    }
+    let shared = std::sync::Arc::clone(state.platform.shared());
+    let key = blocking(move || landfast_engine::backups::key(&shared)).await?;
+    let key = key.map_err(Failure::internal)?;
+    let unsafe_one = key.filter(|key| key.confirmed_at.is_none());
+    Ok(unsafe_one.map(|key| Trouble {
+        text: format!(
+            "no copy of the backups' key {} is known: lost with this host, it takes every backup with it",
+            key.id
+        ),
+        hint: Some("`landfast backup key export` prints it; `landfast backup key confirm` reads the copy back".to_owned()),
+    }))
+}
+
+/// Versions that others serve for, and a key nobody has a copy of.
+async fn secret_troubles(state: &AppState, scope: &Scope) -> Answer<Vec<Trouble>> {
+    let view = state.platform.environment_or_empty(scope);
+    let serving = view.state.serving.and_then(|id| view.bodies.get(&id));
+    let Some(body) = serving.filter(|body| !body.secrets.is_empty()) else {
+        return Ok(Vec::new());
+    };
+    let (shared, own, pinned) = (
+        state.platform.shared().clone(),
+        scope.clone(),
+        body.secrets.clone(),
+    );
+    let replaced = blocking(move || shared.secrets.replaced(&shared.journal, &own, &pinned));
+    let trouble = |(name, version, used): (String, u64, Option<u64>)| {
+        let used = match used {
+            Some(used) => format!("an instance that starts is given version {used}"),
+            None => "no version is left, so no instance can start".to_owned(),
+        };
+        Trouble {
+            text: format!(
+                "release {} was made with version {version} of secret `{name}`, which was revoked: {used}",
+                body.release
+            ),
+            hint: Some("`landfast deploy` makes a release with the newest".to_owned()),
+        }
+    };
+    let mut troubles: Vec<_> = replaced.await??.into_iter().map(trouble).collect();
+    troubles.extend(secrets_key::trouble(&key::describe(state).await?));
+    Ok(troubles)
 }
 
 /// Process ids and memory, which only the target and the kernel know.
@@ -180,111 +240,6 @@ pub(crate) async fn scale(
         replicas_manifest: shape.map_or(0, |shape| shape.replicas),
     };
     Ok(json_response(StatusCode::OK, &answer))
-}
-
-pub(crate) async fn secrets(
-    State(state): State<AppState>,
-    Path((app, environment)): InEnvironment,
-) -> Answer<Response> {
-    let scope = scope(&app, &environment)?;
-    let pinned = pinned(&state, &scope);
-    let secrets = list(&state, &scope).await?;
-    let secrets = secrets
-        .into_iter()
-        .map(|facts| wire_secret(facts, &pinned))
-        .collect();
-    Ok(json_response(StatusCode::OK, &SecretList { secrets }))
-}
-
-pub(crate) async fn secret(
-    State(state): State<AppState>,
-    Path((app, environment, name)): Path<(String, String, String)>,
-) -> Answer<Response> {
-    let scope = scope(&app, &environment)?;
-    let pinned = pinned(&state, &scope);
-    let found = list(&state, &scope)
-        .await?
-        .into_iter()
-        .find(|facts| facts.name == name);
-    let facts = found.ok_or_else(|| {
-        Failure::new(
-            ProblemCode::SecretUnknown,
-            format!("there is no secret `{name}`"),
-        )
-    })?;
-    Ok(json_response(StatusCode::OK, &wire_secret(facts, &pinned)))
-}
-
-pub(crate) async fn set_secret(
-    State(state): State<AppState>,
-    Path((app, environment, name)): Path<(String, String, String)>,
-    body: Bytes,
-) -> Answer<Response> {
-    let scope = scope(&app, &environment)?;
-    if landfast_spec::is_reserved_variable(&name) {
-        return Err(Failure::new(
-            ProblemCode::RequestInvalid,
-            format!("`{name}` is set by Landfast for each instance; choose another name"),
-        ));
-    }
-    let value = String::from_utf8(body.to_vec()).map_err(|_| {
-        Failure::new(
-            ProblemCode::RequestInvalid,
-            "a secret's value must be UTF-8",
-        )
-    })?;
-    let value = Secret::new(value);
-    let bodies = state.platform.environment_or_empty(&scope);
-    let kept = bodies
-        .bodies
-        .values()
-        .filter_map(|body| body.secrets.get(&name).copied());
-    let in_use: BTreeSet<u64> = kept.collect();
-    let shared = state.platform.shared().clone();
-    let (own, secret_name) = (scope.clone(), name.clone());
-    blocking(move || {
-        let now = shared.clock.now();
-        shared
-            .secrets
-            .set(&shared.journal, now, &own, &secret_name, &value, &in_use)
-    })
-    .await??;
-    secret(State(state), Path((app, environment, name))).await
-}
-
-pub(crate) async fn remove_secret(
-    State(state): State<AppState>,
-    Path((app, environment, name)): Path<(String, String, String)>,
-) -> Answer<Response> {
-    let scope = scope(&app, &environment)?;
-    let shared = state.platform.shared().clone();
-    blocking(move || shared.secrets.remove(&shared.journal, &scope, &name)).await??;
-    Ok(StatusCode::NO_CONTENT.into_response())
-}
-
-async fn list(state: &AppState, scope: &Scope) -> Answer<Vec<SecretFacts>> {
-    let (shared, scope) = (state.platform.shared().clone(), scope.clone());
-    Ok(blocking(move || shared.secrets.list(&shared.journal, &scope)).await??)
-}
-
-/// The versions the serving release was made with.
-fn pinned(state: &AppState, scope: &Scope) -> std::collections::BTreeMap<String, u64> {
-    let view = state.platform.environment_or_empty(scope);
-    let body = view
-        .state
-        .serving
-        .and_then(|release| view.bodies.get(&release));
-    body.map(|body| body.secrets.clone()).unwrap_or_default()
-}
-
-fn wire_secret(facts: SecretFacts, pinned: &std::collections::BTreeMap<String, u64>) -> WireSecret {
-    WireSecret {
-        pinned: pinned.get(&facts.name).copied(),
-        name: facts.name,
-        version: facts.version,
-        set_at: At(facts.created_at),
-        versions: facts.versions as u32,
-    }
 }
 
 /// An environment something was deployed to.

@@ -184,6 +184,12 @@ pub(crate) async fn metrics(State(state): State<AppState>) -> Response {
             "landfast_instances_ready{{app=\"{app}\",environment=\"{environment}\"}} {ready}\n"
         ));
     }
+    let shared = state.platform.shared();
+    text.push_str(&wire::store_metrics(&shared.stores.all()));
+    text.push_str(&wire::backup_metrics(
+        &shared.backups.all(),
+        shared.clock.now(),
+    ));
     text.push_str(&certificates::metrics(&state.certificates));
     let generation = state.platform.shared().generation;
     text.push_str("# HELP landfast_server_generation Grows with each start of the server.\n");

@@ -159,12 +159,12 @@ async fn send_lines(
     Ok(())
 }
 
-fn push_line<T: Serialize>(text: &mut Vec<u8>, value: &T) {
+pub(super) fn push_line<T: Serialize>(text: &mut Vec<u8>, value: &T) {
     serde_json::to_writer(&mut *text, value).expect("wire types have text keys");
     text.push(b'\n');
 }
 
-fn ndjson(receiver: mpsc::Receiver<Bytes>) -> Answer<Response> {
+pub(super) fn ndjson(receiver: mpsc::Receiver<Bytes>) -> Answer<Response> {
     let body = Body::from_stream(ReceiverStream::new(receiver).map(Ok::<Bytes, Infallible>));
     let response = Response::builder()
         .header(header::CONTENT_TYPE, NDJSON)

@@ -1,19 +1,25 @@
 //! One handler for each endpoint of `landfast_api::endpoints`.
 
+mod backup;
 mod certificate;
 mod doctor;
 mod environment;
 mod host;
 mod instance;
+mod key;
+mod migrate;
 mod plan;
 mod rollout;
+mod secret;
+mod store;
 mod upload;
 
 pub use self::doctor::instance_ports;
 use axum::{
-    Router,
-    extract::{DefaultBodyLimit, Path},
-    response::IntoResponse,
+    Extension, Router,
+    extract::{DefaultBodyLimit, Path, Request},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
     routing::{get, patch, post},
 };
 use http::HeaderMap;
@@ -22,12 +28,13 @@ use landfast_types::{AppName, EnvironmentName, Scope};
 
 use crate::{
     answer::{Answer, Failure},
-    state::AppState,
+    state::{AppState, Transport},
 };
 
 /// Every path of the API.
-pub(crate) fn router(state: AppState) -> Router {
+pub(crate) fn router(state: AppState, transport: Transport) -> Router {
     let pieces = DefaultBodyLimit::max(BLOB_PIECE_BYTES_MAX + 1024);
+    let dotenv = DefaultBodyLimit::max(landfast_secrets::DOTENV_BYTES_MAX + 1024);
     Router::new()
         .route(paths::HEALTH, get(host::health))
         .route(paths::OPENAPI, get(host::openapi))
@@ -61,18 +68,61 @@ pub(crate) fn router(state: AppState) -> Router {
         .route(paths::EXEC, post(instance::exec))
         .route(paths::JOB_RUNS, post(instance::run_job))
         .route(paths::JOB_RUN, get(instance::job_run))
-        .route(paths::SECRETS, get(environment::secrets))
+        .route(
+            paths::SECRETS,
+            get(secret::list).post(secret::import).layer(dotenv),
+        )
         .route(
             paths::SECRET,
-            get(environment::secret)
-                .put(environment::set_secret)
-                .delete(environment::remove_secret),
+            get(secret::one).put(secret::set).delete(secret::remove),
         )
+        .route(paths::SECRET_REVEAL, post(secret::reveal))
+        .route(paths::SECRET_HISTORY, get(secret::history))
+        .route(paths::SECRET_ROLLBACK, post(secret::roll_back))
+        .route(paths::SECRET_ROTATE, post(secret::rotate))
+        .route(paths::SECRET_REVOKE, post(secret::revoke))
+        .route(paths::SECRETS_KEY, get(key::show))
+        .route(paths::SECRETS_KEY_EXPORT, post(key::export))
+        .route(paths::SECRETS_KEY_CONFIRM, post(key::confirm))
+        .route(paths::SECRETS_KEY_ROTATE, post(key::rotate))
+        .route(paths::STORES, get(store::list))
+        .route(paths::STORE, get(store::one))
+        .route(paths::STORE_CONNECTION, post(store::connection))
+        .route(paths::STORE_RESTART, post(store::restart))
+        .route(paths::STORE_ROTATE, post(store::rotate))
+        .route(paths::STORE_DELETE, post(store::delete))
+        .route(paths::STORE_UNDELETE, post(store::undelete))
+        .route(paths::BACKUPS, get(backup::list))
+        .route(paths::STORE_BACKUPS, get(backup::one).post(backup::back_up))
+        .route(paths::BACKUPS_VERIFY, post(backup::verify))
+        .route(paths::BACKUPS_PRUNE, post(backup::prune))
+        .route(paths::DRILLS, post(backup::drill))
+        .route(paths::RESTORES, post(backup::restore))
+        .route(paths::BACKUP_KEY, get(backup::key))
+        .route(paths::BACKUP_KEY_EXPORT, post(backup::export_key))
+        .route(paths::BACKUP_KEY_CONFIRM, post(backup::confirm_key))
+        .route(paths::MIGRATIONS, get(migrate::status))
+        .route(paths::MIGRATIONS_PLAN, post(migrate::plan))
+        .route(paths::MIGRATIONS_UP, post(migrate::up))
+        .route(paths::MIGRATIONS_DOWN, post(migrate::down))
+        .route(paths::MIGRATIONS_REHEARSE, post(migrate::rehearse))
+        .route(paths::MIGRATIONS_ACCEPT, post(migrate::accept))
         .fallback(async || Failure::new(ProblemCode::PathUnknown, "no such path").into_response())
         .method_not_allowed_fallback(async || {
             Failure::new(ProblemCode::MethodNotAllowed, "no such method here").into_response()
         })
+        .layer(Extension(transport))
+        .layer(middleware::from_fn(move |request, next| {
+            let_in(transport, request, next)
+        }))
         .with_state(state)
+}
+
+async fn let_in(transport: Transport, request: Request, next: Next) -> Response {
+    match transport.may_ask(request.method(), request.uri().path()) {
+        Ok(()) => next.run(request).await,
+        Err(failure) => failure.into_response(),
+    }
 }
 
 /// The environment a path names.

@@ -8,10 +8,12 @@ use axum::{
 };
 use http::StatusCode;
 use landfast_api::{
-    Change, DiffLine, DiffMark, Manifest, Peak, Plan, PlanRequest, Problem, ProblemCode, Refusal,
-    RollbackPlan, RouteClaim, ServicePlan, Strategy,
+    Change, DiffLine, DiffMark, Manifest, Migration, MigrationPhase, Peak, Plan, PlanRequest,
+    Problem, ProblemCode, Refusal, RollbackPlan, RouteClaim, ServicePlan, Strategy,
 };
-use landfast_engine::{View, fingerprint, plan as engine_plan, planning, settled_release};
+use landfast_engine::{
+    View, fingerprint, plan as engine_plan, planning, settled_release, topology,
+};
 use landfast_rollout::Strategy as Moves;
 use landfast_spec::AppSpec;
 use landfast_types::{Digest, Scope, ServiceName};
@@ -123,7 +125,7 @@ fn make(
     let ReadManifest {
         spec,
         artifacts,
-        warnings,
+        mut warnings,
     } = read;
     let plan = engine_plan(&spec, strategy);
     let old = view
@@ -156,6 +158,9 @@ fn make(
             diagnostics: Vec::new(),
         });
     }
+    let sets = landfast_engine::sets(&shared.store, &spec, &artifacts).unwrap_or_default();
+    let migrations = wire::planned(&view.state, &topology(&spec, &sets));
+    warnings.extend(landfast_engine::migration_warnings(&view.state, &sets));
     let peak = planning::peak(shared, &view, &spec, &plan);
     let (expected_ms, how) = planning::rollback_estimate(&view, &plan);
     Plan {
@@ -179,7 +184,10 @@ fn make(
                 wire::protections(&forecast)
             },
         ),
-        steps: steps(&view, &spec, &plan),
+        steps: landfast_engine::stores::changes(shared, scope, &spec)
+            .into_iter()
+            .chain(steps(&view, &spec, &plan, &migrations))
+            .collect(),
         gates: plan
             .gates
             .iter()
@@ -193,12 +201,40 @@ fn make(
             } else {
                 "this is the first release".into()
             },
+            obstacle: obstacle(&view, &migrations),
         },
+        migrations,
         routes: claims(state, scope, &spec),
         peak: wire_peak(peak),
         refusals,
         warnings,
     }
+}
+
+/// What stands in the way of a rollback to the release that serves now: today, or once the new one is sealed.
+fn obstacle(view: &View, migrations: &[Migration]) -> Option<String> {
+    let serving = view.state.serving?;
+    if let Some(obstacle) = view.state.obstacle(serving) {
+        return Some(obstacle.sentence());
+    }
+    let contract = migrations
+        .iter()
+        .find(|migration| migration.phase == MigrationPhase::Contract)?;
+    Some(format!(
+        "until the seal only: then the contract migration `{}` runs on store `{}`, which release {serving} does not live with",
+        contract.name, contract.store
+    ))
+}
+
+/// The migrations of a phase in a line.
+fn migration_step(migrations: &[Migration], contract: bool) -> Option<String> {
+    let due = migrations
+        .iter()
+        .filter(|migration| (migration.phase == MigrationPhase::Contract) == contract);
+    let names: Vec<_> = due
+        .map(|migration| format!("`{}` on `{}`", migration.name, migration.store))
+        .collect();
+    (!names.is_empty()).then(|| format!("migrate: {}", names.join(", ")))
 }
 
 fn wire_strategy(strategy: &Moves) -> Strategy {
@@ -328,7 +364,12 @@ fn diff(from: &str, to: &str) -> Vec<DiffLine> {
 }
 
 /// What will happen, a line each.
-fn steps(view: &View, spec: &AppSpec, plan: &landfast_rollout::RolloutPlan) -> Vec<String> {
+fn steps(
+    view: &View,
+    spec: &AppSpec,
+    plan: &landfast_rollout::RolloutPlan,
+    migrations: &[Migration],
+) -> Vec<String> {
     let mut steps = Vec::new();
     let duration = landfast_types::format_duration;
     let routed: Vec<_> = spec
@@ -348,12 +389,21 @@ fn steps(view: &View, spec: &AppSpec, plan: &landfast_rollout::RolloutPlan) -> V
             landfast_rollout::Gate::Hold => Some(format!("wait {}", duration(plan.hold))),
             landfast_rollout::Gate::Approval => Some("wait for `landfast promote`".to_owned()),
             landfast_rollout::Gate::Preflight
+            | landfast_rollout::Gate::Rehearsal
             | landfast_rollout::Gate::Smoke
             | landfast_rollout::Gate::Analysis => None,
         })
     };
     if plan.gates.contains(&landfast_rollout::Gate::Preflight) {
         steps.push("check that the host can carry it".into());
+    }
+    if plan.gates.contains(&landfast_rollout::Gate::Rehearsal) && !first {
+        steps.push("rehearse the migrations on a copy of each database".into());
+    }
+    steps.extend(migration_step(migrations, false));
+    if first {
+        // Nothing serves that it could break.
+        steps.extend(migration_step(migrations, true));
     }
     match &strategy {
         Moves::Rolling { .. } if first => steps.push("start the instances one by one".into()),
@@ -409,6 +459,7 @@ fn steps(view: &View, spec: &AppSpec, plan: &landfast_rollout::RolloutPlan) -> V
             "keep the old release returnable for {}, then seal",
             duration(plan.standby)
         ));
+        steps.extend(migration_step(migrations, true));
     }
     steps
 }
@@ -441,7 +492,7 @@ mod tests {
             journal_problem: None,
         };
         let places = |view: &View| {
-            let steps = steps(view, &spec, &engine_plan(&spec, None));
+            let steps = steps(view, &spec, &engine_plan(&spec, None), &[]);
             ["wait 5m", "promote", "hold requests", "smoke jobs"]
                 .map(|words| steps.iter().position(|step| step.contains(words)))
         };

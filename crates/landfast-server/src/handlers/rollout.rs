@@ -138,7 +138,7 @@ fn who_and_why(headers: &HeaderMap, reason: Option<String>) -> String {
 }
 
 /// What people write is printed on other people's terminals: one line, without control characters.
-fn plain(text: &str) -> String {
+pub(super) fn plain(text: &str) -> String {
     let printable = |c: char| if c.is_control() { ' ' } else { c };
     let text: String = text.chars().map(printable).take(WORDS_MAX).collect();
     text.trim().to_owned()
@@ -280,7 +280,10 @@ async fn begin(
 
 /// The rollout that was just asked for: the one that waits, the one under way, or else the one that ended last (a
 /// restart that moved nothing ends at once).
-async fn current(state: &AppState, view: &std::sync::Arc<View>) -> Answer<Option<Rollout>> {
+pub(super) async fn current(
+    state: &AppState,
+    view: &std::sync::Arc<View>,
+) -> Answer<Option<Rollout>> {
     let queued = view
         .state
         .queued

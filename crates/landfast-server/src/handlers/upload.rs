@@ -21,6 +21,8 @@ use crate::{
 };
 
 const DIGESTS_MAX: usize = 10_000;
+/// A fortieth of the weight of the proxy, a ninth of that of an instance.
+const BULK_NICE: i32 = 10;
 
 pub(crate) async fn missing(
     State(state): State<AppState>,
@@ -63,7 +65,7 @@ pub(crate) async fn piece(
 ) -> Answer<Response> {
     let digest = digest(&name)?;
     let store = state.platform.shared().store.clone();
-    let size = blocking(move || {
+    let size = bulk(move || {
         store.append(&digest, piece.offset, &body)?;
         if piece.last {
             store.finish(&digest)?;
@@ -88,7 +90,7 @@ pub(crate) async fn create(
     let listing = TreeListing::new(entries)
         .map_err(|error| Failure::new(ProblemCode::RequestInvalid, error.to_string()))?;
     let store = state.platform.shared().store.clone();
-    let digest = blocking(move || store.commit(&listing)).await??;
+    let digest = bulk(move || store.commit(&listing)).await??;
     Ok(json_response(
         StatusCode::OK,
         &ArtifactCreated {
@@ -123,6 +125,24 @@ fn digest(text: &str) -> Answer<Digest> {
     text.parse().map_err(|error: landfast_types::DigestError| {
         Failure::new(ProblemCode::RequestInvalid, error.to_string())
     })
+}
+
+/// As [`blocking`], for what computes for long: it gives way to everything that answers requests on this host.
+async fn bulk<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Answer<T> {
+    let (reply, done) = tokio::sync::oneshot::channel();
+    // A thread of its own: without `CAP_SYS_NICE` it cannot go back to where it was.
+    let thread = std::thread::Builder::new().name("bulk".into());
+    let started = thread.spawn(move || {
+        // On Linux this is of the calling thread alone.
+        if let Err(error) = rustix::process::nice(BULK_NICE) {
+            tracing::debug!(%error, "an upload is hashed at full priority");
+        }
+        // Whoever asked may have gone.
+        let _gone = reply.send(work());
+    });
+    started.map_err(|error| Failure::internal(format!("no worker could be started: {error}")))?;
+    done.await
+        .map_err(|_| Failure::internal("a worker failed".to_owned()))
 }
 
 /// Runs what blocks on the disk away from the event loop.

@@ -8,7 +8,7 @@ use landfast_api::{
 };
 use landfast_engine::{Folders, View, backend_id, claims};
 use landfast_rollout::{
-    Instance as Running, InstanceState as State, Phase, Reverting, TrafficMode, Weights,
+    Instance as Running, InstanceState as State, ParkReason, Phase, Reverting, TrafficMode, Weights,
 };
 use landfast_routing::snapshot::ProxyStatus;
 use landfast_types::{ReleaseId, ServiceName, Timestamp};
@@ -31,11 +31,15 @@ pub(crate) fn environment_status(
         release: serving(view).map(|release| release.0),
         releases: releases(view),
         services: services(view, proxy),
+        // Filled by whoever can ask for them.
+        stores: Vec::new(),
+        backups: Vec::new(),
         routes: routes(view),
         rollout: active_rollout(view, folders),
         scale_overrides: overrides
             .map(|(name, over)| (name.to_string(), over.replicas))
             .collect(),
+        schemas: super::migration::schemas(state),
         problems: problems(view, proxy),
         at: At(now),
         sequence: 0,
@@ -45,7 +49,7 @@ pub(crate) fn environment_status(
 /// The release that has all traffic; while it moves, the one it leaves.
 fn serving(view: &View) -> Option<ReleaseId> {
     let rollout = view.state.rollout.as_ref();
-    let promoted = rollout.filter(|r| matches!(r.phase, Phase::Standby | Phase::Sealing));
+    let promoted = rollout.filter(|r| r.is_promoted());
     promoted.map(|rollout| rollout.to).or(view.state.serving)
 }
 
@@ -123,7 +127,7 @@ fn environment_state(view: &View) -> EnvironmentState {
 
 fn releases(view: &View) -> Vec<Release> {
     let rollout = view.state.rollout.as_ref();
-    let promoted = rollout.is_some_and(|r| matches!(r.phase, Phase::Standby | Phase::Sealing));
+    let promoted = rollout.is_some_and(|r| r.is_promoted());
     let state = |release: ReleaseId| {
         let incoming = rollout.is_some_and(|rollout| rollout.to == release);
         let base = view.state.serving == Some(release);
@@ -157,6 +161,7 @@ fn releases(view: &View) -> Vec<Release> {
             note: body.and_then(|body| body.note.clone()),
             by: started_by(*id),
             sealed: record.sealed_at.is_some(),
+            obstacle: view.state.obstacle(*id).map(|obstacle| obstacle.sentence()),
         }
     };
     view.state.releases.iter().rev().map(one).collect()
@@ -248,9 +253,9 @@ fn role(view: &View, release: ReleaseId) -> GroupRole {
     };
     let new = rollout.to == release;
     match (&rollout.phase, new) {
-        (Phase::Standby, true) | (Phase::Sealing, true) => GroupRole::Serving,
+        (Phase::Standby | Phase::Sealing | Phase::Contracting, true) => GroupRole::Serving,
         (Phase::Standby, false) => GroupRole::Standby,
-        (Phase::Sealing, false)
+        (Phase::Sealing | Phase::Contracting, false)
         | (
             Phase::Reverting {
                 stage: Reverting::Retiring,
@@ -381,10 +386,33 @@ fn problems(view: &View, proxy: Option<&ProxyStatus>) -> Vec<Trouble> {
     if let Some(rollout) = &view.state.rollout
         && let Phase::Parked { reason, .. } = &rollout.phase
     {
-        let hint = "go on with `landfast promote`, or take it back with `landfast abort`";
+        let hint = match reason {
+            ParkReason::SchemaMovedOn(_) => {
+                "both ways out are named above; `landfast abort` ends a rollback that has not moved"
+            }
+            ParkReason::Inconclusive(_)
+            | ParkReason::RollbackOff(_)
+            | ParkReason::CannotRestore(_)
+            | ParkReason::Invariant(_) => {
+                "go on with `landfast promote`, or take it back with `landfast abort`"
+            }
+        };
         add(
             format!("rollout {} is parked: {}", rollout.id, reason.sentence()),
             Some(hint),
+        );
+    }
+    if let Some(record) = view.state.history.last()
+        && let Some(reason) = &record.contract_waits
+    {
+        add(
+            format!(
+                "contract migrations of release {} have not run: {reason}",
+                record.to
+            ),
+            Some(
+                "they are tried again at the seal of the next rollout; `landfast restart` makes one",
+            ),
         );
     }
     for running in view.state.instances.values() {

@@ -1,8 +1,10 @@
 //! Recorded changes as lines for people and stable words for machines.
 
+use std::collections::BTreeMap;
+
 use landfast_api::{At, Event as WireEvent, Level};
-use landfast_rollout::{Change, Event, Outcome, Phase};
-use landfast_types::Scope;
+use landfast_rollout::{Change, Event, MigrationShape, MigrationStage, Outcome, Phase};
+use landfast_types::{Scope, StoreName};
 
 /// An event on the wire; `None` for those that only the engine needs.
 pub(crate) fn event(position: u64, scope: &Scope, event: &Event) -> Option<WireEvent> {
@@ -59,6 +61,12 @@ pub(crate) fn event(position: u64, scope: &Scope, event: &Event) -> Option<WireE
         | Change::Measured { .. }
         | Change::TrafficChanged { .. }
         | Change::TrafficConfirmed { .. }
+        | Change::ContractsBegun { .. }
+        | Change::ContractsWait { .. }
+        | Change::Migrated { .. }
+        | Change::SchemasRead { .. }
+        | Change::MigratingByHand { .. }
+        | Change::MigratedByHand { .. }
         | Change::TakenOver
         | Change::Stopped
         | Change::Resumed => {}
@@ -215,6 +223,62 @@ pub fn event_text(change: &Change) -> Option<(&'static str, Level, String)> {
             Info,
             "a new life of the server took over".to_owned(),
         ),
+        Change::ContractsBegun { migrations } => (
+            "contracts-begun",
+            Info,
+            format!(
+                "contract migrations run: {}; from here on nothing leads back to releases that do not know them",
+                named(migrations)
+            ),
+        ),
+        Change::ContractsWait { reason } => (
+            "contracts-wait",
+            Warning,
+            format!("contract migrations wait for the next seal: {reason}"),
+        ),
+        Change::Migrated {
+            stage: MigrationStage::Contract,
+            failure: Some(reason),
+            ..
+        } => (
+            "contracts-wait",
+            Warning,
+            format!("contract migrations wait for the next seal: {reason}"),
+        ),
+        Change::Migrated {
+            failure: Some(reason),
+            ..
+        } => ("migration-failed", Error, reason.clone()),
+        Change::Migrated { failure: None, .. } => (
+            "migrated",
+            Info,
+            "the databases have the migrations of the new release".to_owned(),
+        ),
+        Change::SchemasRead { schemas } => {
+            let stores: Vec<_> = schemas.keys().map(|store| format!("`{store}`")).collect();
+            let text = format!("what {} has seen was read anew", stores.join(", "));
+            ("schemas-read", Info, text)
+        }
+        Change::MigratingByHand {
+            store, work, by, ..
+        } => (
+            "migrating-by-hand",
+            Info,
+            format!("{} by hand on store `{store}`, by {by}", work.words()),
+        ),
+        Change::MigratedByHand {
+            failure: Some(reason),
+            ..
+        } => (
+            "migration-failed",
+            Warning,
+            format!("migrating by hand ended early: {reason}"),
+        ),
+        Change::MigratedByHand { failure: None, .. } => (
+            "migrated-by-hand",
+            Info,
+            "migrating by hand has ended".to_owned(),
+        ),
         Change::TrafficConfirmed { .. }
         | Change::AnalysisObserved { .. }
         | Change::Notified { .. }
@@ -223,10 +287,26 @@ pub fn event_text(change: &Change) -> Option<(&'static str, Level, String)> {
     Some(line)
 }
 
+/// Migrations as a list for people.
+fn named(migrations: &BTreeMap<StoreName, Vec<MigrationShape>>) -> String {
+    let names = migrations.iter().flat_map(|(store, list)| {
+        list.iter()
+            .map(move |migration| format!("`{}` on `{store}`", migration.name))
+    });
+    names.collect::<Vec<_>>().join(", ")
+}
+
 fn phase_text(phase: &Phase) -> Option<(&'static str, Level, String)> {
     use Level::{Error, Info, Warning};
     let line = match phase {
         Phase::Preflight => return None,
+        Phase::Rehearsing => (
+            "phase",
+            Info,
+            "rehearsing the migrations on a copy of each database".to_owned(),
+        ),
+        Phase::Migrating => ("phase", Info, "migrating databases".to_owned()),
+        Phase::Contracting => return None,
         Phase::Pausing => ("phase", Info, "holding requests".to_owned()),
         Phase::Clearing => ("phase", Info, "ending the old release".to_owned()),
         Phase::Warming { level: 0 } => ("phase", Info, "starting the new release".to_owned()),

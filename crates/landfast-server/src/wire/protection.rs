@@ -22,6 +22,7 @@ fn part(part: Part) -> &'static str {
         Part::Descriptors => "descriptors",
         Part::Files => "files",
         Part::Temporary => "temporary",
+        Part::Secrets => "secrets",
         Part::Unknown => "unknown",
     }
 }

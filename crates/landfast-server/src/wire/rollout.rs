@@ -42,8 +42,10 @@ fn queued_rollout(view: &View) -> Option<Rollout> {
     let body = view.bodies.get(&queued.to);
     let begun = body.map_or(before.started_at, |body| body.created_at);
     let from = match before.phase {
-        Phase::Sealing => Some(before.to.0),
+        Phase::Sealing | Phase::Contracting => Some(before.to.0),
         Phase::Preflight
+        | Phase::Rehearsing
+        | Phase::Migrating
         | Phase::Pausing
         | Phase::Clearing
         | Phase::Warming { .. }
@@ -153,7 +155,11 @@ pub(crate) fn active_rollout(view: &View, folders: &Folders) -> Option<Rollout> 
 pub(crate) fn ended_rollout(view: &View, record: &RolloutRecord) -> Rollout {
     let body = view.bodies.get(&record.to);
     let (state, reason) = match &record.outcome {
-        Outcome::Sealed => (RolloutState::Sealed, None),
+        Outcome::Sealed => {
+            let waits = record.contract_waits.as_ref();
+            let waits = waits.map(|reason| format!("contract migrations wait: {reason}"));
+            (RolloutState::Sealed, waits)
+        }
         Outcome::RolledBack { reason } => {
             let state = match record.unmoved {
                 None => RolloutState::RolledBack,
@@ -174,11 +180,14 @@ pub(crate) fn ended_rollout(view: &View, record: &RolloutRecord) -> Rollout {
         to: record.to.0,
         state,
         phase,
-        cause: reason.as_ref().map(|what| Cause {
-            what: what.clone(),
-            instance: None,
-            line: None,
-        }),
+        cause: reason
+            .as_ref()
+            .filter(|_| state != RolloutState::Sealed)
+            .map(|what| Cause {
+                what: what.clone(),
+                instance: None,
+                line: None,
+            }),
         reason,
         step: None,
         weights: Vec::new(),
@@ -225,10 +234,12 @@ fn rollout_state(rollout: &Moving) -> RolloutState {
         Phase::Gating {
             gate: landfast_rollout::Gate::Approval,
         } => RolloutState::Waiting,
-        Phase::Standby | Phase::Sealing => RolloutState::Promoted,
+        Phase::Standby | Phase::Sealing | Phase::Contracting => RolloutState::Promoted,
         Phase::Reverting { .. } => RolloutState::RollingBack,
         Phase::Parked { .. } => RolloutState::Parked,
         Phase::Preflight
+        | Phase::Rehearsing
+        | Phase::Migrating
         | Phase::Pausing
         | Phase::Clearing
         | Phase::Warming { .. }
@@ -246,6 +257,8 @@ fn reason(rollout: &Moving) -> Option<String> {
         Phase::Reverting { reason, .. } => Some(reason.clone()),
         Phase::Parked { reason, .. } => Some(reason.sentence()),
         Phase::Preflight
+        | Phase::Rehearsing
+        | Phase::Migrating
         | Phase::Pausing
         | Phase::Clearing
         | Phase::Warming { .. }
@@ -256,6 +269,7 @@ fn reason(rollout: &Moving) -> Option<String> {
         | Phase::Holding { .. }
         | Phase::Promoting { .. }
         | Phase::Standby
+        | Phase::Contracting
         | Phase::Sealing => rollout.failure.clone(),
     }
 }
@@ -282,6 +296,8 @@ fn step(rollout: &Moving) -> Option<Step> {
     let index = match &rollout.phase {
         Phase::Stepping { step } | Phase::Shifting { step } | Phase::Holding { step } => *step,
         Phase::Preflight
+        | Phase::Rehearsing
+        | Phase::Migrating
         | Phase::Pausing
         | Phase::Clearing
         | Phase::Warming { .. }
@@ -290,6 +306,7 @@ fn step(rollout: &Moving) -> Option<Step> {
         | Phase::Promoting { .. }
         | Phase::Standby
         | Phase::Sealing
+        | Phase::Contracting
         | Phase::Reverting { .. }
         | Phase::Parked { .. } => return None,
     };
@@ -321,9 +338,12 @@ fn weights(state: &Environment) -> Vec<Weight> {
 fn gates(rollout: &Moving) -> Vec<Gate> {
     let waited = match &rollout.phase {
         Phase::Preflight => Some(landfast_rollout::Gate::Preflight),
+        Phase::Rehearsing => Some(landfast_rollout::Gate::Rehearsal),
         Phase::Gating { gate } => Some(*gate),
         Phase::Holding { .. } => Some(landfast_rollout::Gate::Analysis),
-        Phase::Pausing
+        Phase::Migrating
+        | Phase::Contracting
+        | Phase::Pausing
         | Phase::Clearing
         | Phase::Warming { .. }
         | Phase::Moving { .. }
@@ -386,7 +406,12 @@ fn deadlines(rollout: &Moving) -> Vec<Deadline> {
         } => {
             add("hold", since + plan.hold, "traffic moves");
         }
-        Phase::Gating { .. } | Phase::Parked { .. } | Phase::Sealing => {}
+        Phase::Gating { .. }
+        | Phase::Parked { .. }
+        | Phase::Sealing
+        | Phase::Rehearsing
+        | Phase::Migrating
+        | Phase::Contracting => {}
         Phase::Preflight
         | Phase::Pausing
         | Phase::Clearing

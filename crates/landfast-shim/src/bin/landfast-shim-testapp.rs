@@ -14,6 +14,7 @@
 //! | `flood=BYTES` | writes so much to standard output, in lines of 100 bytes |
 //! | `out=TEXT`, `err=TEXT` | writes a line |
 //! | `env=NAME` | writes the value of a variable |
+//! | `file=NAME` | writes what is in the file a variable names |
 //! | `cwd` | writes the working folder |
 //! | `cat` | copies standard input to standard output |
 //! | `hog=MIB` | takes so much memory and writes to all of it |
@@ -76,6 +77,10 @@ fn main() -> ExitCode {
             "out" => say(value),
             "err" => drop(writeln!(io::stderr(), "{value}")),
             "env" => say(&std::env::var(value).unwrap_or_else(|_| "(unset)".to_owned())),
+            "file" => {
+                let path = std::env::var(value).unwrap_or_default();
+                say(&fs::read_to_string(path).unwrap_or_else(|error| format!("{:?}", error.kind())));
+            }
             "cwd" => say(&std::env::current_dir().expect("a folder").to_string_lossy()),
             "cat" => drop(io::copy(&mut io::stdin(), &mut io::stdout())),
             "hog" => hog(number(value)),

@@ -8,6 +8,7 @@
 mod cgroup;
 mod entry;
 mod files;
+mod secrets;
 
 use std::{
     collections::BTreeMap,
@@ -32,7 +33,7 @@ use self::{
 use crate::{
     os,
     state::Leftovers,
-    wire::{JailOrder, ShimOrder},
+    wire::{JailOrder, SecretsOrder, ShimOrder},
 };
 
 /// Where programs look for a temporary folder when nobody names one.
@@ -80,6 +81,7 @@ pub(crate) struct Jail {
     pub(crate) protections: Vec<Protection>,
     cgroup: Cgroup,
     temporary: Option<PathBuf>,
+    secrets: Option<PathBuf>,
     memory_bytes_max: Option<u64>,
 }
 
@@ -89,22 +91,52 @@ impl Jail {
     /// # Errors
     /// What failed, in words. What was made by then is removed again.
     pub(crate) fn prepare(order: &mut ShimOrder) -> Result<Self, String> {
+        // Taken out of the order: once they are files, nothing here needs their values.
+        let secrets = order.secrets.take();
+        let folder = secrets.as_ref().map(|secrets| secrets.folder.clone());
         let Some(jail) = order.jail.clone() else {
-            return Ok(Self::default());
+            let made = Self {
+                secrets: folder,
+                ..Self::default()
+            };
+            return made.with_secrets(secrets, None);
         };
         let (cgroup, held) = Cgroup::make(&Hierarchies::find(), &order.mark, limits(&jail));
         let mut made = Self {
             entry: None,
             protections: Vec::new(),
             temporary: jail.temporary.clone(),
+            secrets: folder,
             memory_bytes_max: jail.memory_bytes_max,
             cgroup,
         };
+        made = made.with_secrets(secrets, jail.user)?;
         match made.fill(order, &jail, &held) {
             Ok(()) => Ok(made),
             Err(reason) => {
                 made.remove();
                 Err(reason)
+            }
+        }
+    }
+
+    /// Writes the secrets it was ordered to have.
+    fn with_secrets(
+        mut self,
+        order: Option<SecretsOrder>,
+        user: Option<u32>,
+    ) -> Result<Self, String> {
+        let Some(order) = order else {
+            return Ok(self);
+        };
+        match secrets::write(&order, user) {
+            Ok(protection) => {
+                self.protections.push(protection);
+                Ok(self)
+            }
+            Err(error) => {
+                self.remove();
+                Err(format!("failed to write the files of its secrets: {error}"))
             }
         }
     }
@@ -121,6 +153,7 @@ impl Jail {
             (Some(files), Ok(_)) => {
                 let mut read_only = vec![order.cwd.as_path(), order.program.as_path()];
                 read_only.extend(files.read_only.iter().map(PathBuf::as_path));
+                read_only.extend(self.secrets.as_deref());
                 let mut read_write = files.read_write.clone();
                 read_write.extend(jail.temporary.clone());
                 files::ruleset(&read_only, &read_write)
@@ -135,7 +168,9 @@ impl Jail {
             };
             name_temporary(&mut order.env, place);
         }
+        let of_secrets = std::mem::take(&mut self.protections);
         self.protections = protections(jail, held, landlock, mounts.is_some());
+        self.protections.extend(of_secrets);
         self.entry = Some(Arc::new(Entry {
             doors: self.cgroup.doors().map_err(failed("open its cgroup"))?,
             mounts,
@@ -149,7 +184,9 @@ impl Jail {
     /// A `/tmp` of its own, where this host lets us mount one and nothing the instance needs lies beneath the real one.
     fn mounts(&self, order: &ShimOrder, jail: &JailOrder) -> Option<Mounts> {
         let source = self.temporary.as_ref()?;
-        let mut needed = named(jail).chain([&order.cwd, &order.program]);
+        let mut needed = named(jail)
+            .chain([&order.cwd, &order.program])
+            .chain(&self.secrets);
         if needed.any(|path| hides(path)) || !can(CapabilitySet::SYS_ADMIN) {
             return None;
         }
@@ -167,6 +204,7 @@ impl Jail {
         Leftovers {
             temporary: self.temporary.clone(),
             cgroups: self.cgroup.folders().to_vec(),
+            secrets: self.secrets.clone(),
         }
     }
 
@@ -188,8 +226,8 @@ impl Jail {
     /// Removes what was made for it, once nothing of it is left.
     pub(crate) fn remove(&self) {
         self.cgroup.remove();
-        if let Some(temporary) = &self.temporary {
-            drop(fs::remove_dir_all(temporary));
+        for folder in self.temporary.iter().chain(&self.secrets) {
+            drop(fs::remove_dir_all(folder));
         }
     }
 }
@@ -232,7 +270,7 @@ fn name_temporary(env: &mut BTreeMap<String, Secret<String>>, place: &Path) {
 /// Limits of single processes: for descriptors and core dumps, and in place of groups the host does not have.
 fn resource_limits(jail: &JailOrder, held: &Held) -> Vec<(Resource, Rlimit)> {
     // A core dump would hold the environment, secrets included.
-    let mut limits = vec![(Resource::Core, 0)];
+    let mut limits = vec![(Resource::Core, os::NO_CORE)];
     let asked = |held: &Option<Result<_, _>>| matches!(held, Some(Err(_)));
     limits.extend(jail.descriptors_max.map(|max| (Resource::Nofile, max)));
     if asked(&held.memory) {

@@ -2,11 +2,12 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
-use landfast_rollout::{Action, Input};
+use landfast_rollout::{Action, Input, Schemas};
 use landfast_types::{InstanceId, ReleaseId, ServiceName};
 
 use crate::{
     Millis,
+    database::Runner,
     dice::Dice,
     fault::Fault,
     operator, scenario,
@@ -40,7 +41,11 @@ impl World {
                 }
             }
             Action::Publish { .. } => self.publishes(order),
-            Action::AwaitDrain { .. } | Action::JudgeGate { .. } | Action::Notify { .. } => {}
+            Action::AwaitDrain { .. }
+            | Action::JudgeGate { .. }
+            | Action::Migrate { .. }
+            | Action::ReadSchema { .. }
+            | Action::Notify { .. } => {}
         }
     }
 
@@ -81,7 +86,8 @@ impl World {
                 return;
             }
             body.alive = true;
-            self.watch.started(now, instance, &self.target);
+            self.watch
+                .started(now, instance, &self.target, &self.database);
             if let Some(after) = habit.ends_after {
                 let happening = Happening::Ends {
                     instance: instance.clone(),
@@ -158,6 +164,57 @@ impl World {
             exit: exit.to_owned(),
         };
         self.tell(delay, input);
+    }
+
+    /// A runner of the server in this process: it goes on while that lives and the action is owed.
+    pub(super) fn migrates(&mut self, runner: Runner) {
+        let owed = Action::Migrate {
+            rollout: runner.rollout,
+            release: runner.release,
+            stage: runner.stage,
+        };
+        let lives = self.server.as_ref().is_some_and(|server| {
+            server.generation == runner.generation && server.environment.pending().contains(&owed)
+        });
+        if !lives {
+            self.fired.note(Fault::MigrationCut);
+            self.database.runner.take_if(|other| *other == runner);
+            return;
+        }
+        let topology = self.watch.topology(runner.release);
+        let next = topology.and_then(|topology| self.database.next(topology, runner.stage));
+        let failure = next.as_ref().and_then(|next| {
+            let fails = self.fault(Fault::MigrationFailed, 120);
+            fails.then(|| format!("{} did not get its lock", next.name))
+        });
+        if let (Some(next), None) = (next, &failure) {
+            let name = next.name.clone();
+            self.say(|| format!("database: {name} is applied"));
+            self.database.apply(next);
+            self.watch
+                .migrated(self.now, &name, &self.database, &self.target);
+            let takes = self.dice.between(50, 3_000);
+            self.later(takes, Happening::Migrates(runner));
+            return;
+        }
+        self.database.runner = None;
+        // A database that cannot be reached says nothing of itself.
+        let is_read = failure.is_none() || self.dice.permille(700);
+        let schemas = if is_read {
+            self.database.schemas()
+        } else {
+            Schemas::new()
+        };
+        let delay = self.dice.between(1, 500);
+        self.tell(
+            delay,
+            Input::Migrated {
+                rollout: runner.rollout,
+                stage: runner.stage,
+                schemas,
+                failure,
+            },
+        );
     }
 
     pub(super) fn publishes(&mut self, order: &Order) {

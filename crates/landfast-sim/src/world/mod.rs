@@ -10,11 +10,14 @@ mod host;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use landfast_rollout::{Action, Environment, Event, Input, PlantedBug, Rejected, Traffic};
+use landfast_rollout::{
+    Action, Environment, Event, Input, MigrationShape, PlantedBug, Rejected, Traffic,
+};
 use landfast_types::{AppName, EnvironmentName, Fence, Generation, InstanceId, Scope, Timestamp};
 
 use crate::{
     Millis,
+    database::{Database, Runner},
     dice::Dice,
     fault::{Fault, Fired},
     proxy::Proxy,
@@ -39,7 +42,7 @@ pub enum Planted {
 
 impl Planted {
     /// Every one the simulator must find.
-    pub const ALL: [(&'static str, Self); 7] = [
+    pub const ALL: [(&'static str, Self); 8] = [
         (
             "weight moves before drain is confirmed",
             Self::Engine(PlantedBug::WeightBeforeDrain),
@@ -61,6 +64,10 @@ impl Planted {
         (
             "min_ready survives a failed probe",
             Self::Engine(PlantedBug::MinReadySurvives),
+        ),
+        (
+            "contract beside the old release",
+            Self::Engine(PlantedBug::ContractBesideOld),
         ),
     ];
 }
@@ -93,6 +100,8 @@ enum Happening {
         exit: &'static str,
     },
     ServerStarts,
+    /// The runner's next migration is through.
+    Migrates(Runner),
     Operator,
 }
 
@@ -132,6 +141,9 @@ pub struct World {
     pub fired: Fired,
     pub target: Target,
     pub proxy: Proxy,
+    pub database: Database,
+    /// Every migration that anybody wrote so far.
+    pub migrations: Vec<MigrationShape>,
     pub journal: Vec<Event>,
     /// Inputs the engine has decided, those it refused included.
     pub decided: u64,
@@ -173,6 +185,8 @@ impl World {
                 obeys_stale: stale,
                 ..Proxy::default()
             },
+            database: Database::default(),
+            migrations: Vec::new(),
             journal: Vec::new(),
             decided: 0,
             watch: Watch::default(),
@@ -259,6 +273,7 @@ impl World {
             }
             Happening::Ends { instance, exit } => self.ends(&instance, exit),
             Happening::ServerStarts => self.start_server(),
+            Happening::Migrates(runner) => self.migrates(runner),
             Happening::Operator => self.operator_due = true,
         }
         true
@@ -458,6 +473,30 @@ impl World {
                     let input = Input::Notified { rollout: *rollout };
                     let delay = self.dice.between(10, 1_000);
                     self.tell(delay, input);
+                }
+                Action::Migrate {
+                    rollout,
+                    release,
+                    stage,
+                } => {
+                    let runner = Runner {
+                        generation: generation.0,
+                        rollout: *rollout,
+                        release: *release,
+                        stage: *stage,
+                    };
+                    // A driver has one task for an action; another server waits for the lock.
+                    let held = self.database.runner;
+                    if held.is_none_or(|held| held.generation != runner.generation) {
+                        self.database.runner = Some(runner);
+                        let takes = self.dice.between(50, 3_000);
+                        self.later(takes, Happening::Migrates(runner));
+                    }
+                }
+                Action::ReadSchema { .. } => {
+                    let schemas = self.database.schemas();
+                    let delay = self.dice.between(10, 1_000);
+                    self.tell(delay, Input::SchemasRead { schemas });
                 }
                 // Looked for at each beat.
                 Action::AwaitDrain { .. } => {}

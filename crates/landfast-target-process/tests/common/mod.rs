@@ -92,6 +92,7 @@ impl World {
             volumes: BTreeMap::new(),
             log_folder: self.logs(number),
             is_job: false,
+            secret_files: Default::default(),
             sandbox: landfast_target::Sandbox::default(),
         }
     }

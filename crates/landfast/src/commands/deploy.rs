@@ -8,8 +8,8 @@ use std::{
 use anyhow::anyhow;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use landfast_api::{
-    ArtifactEntry, ArtifactEntryKind, ArtifactListing, DeployRequest, DiffMark, Manifest, Plan,
-    PlanRequest, ServicePlan, Strategy,
+    ArtifactEntry, ArtifactEntryKind, ArtifactListing, DeployRequest, DiffMark, Manifest,
+    MigrateRequest, Plan, PlanRequest, ServicePlan, Strategy,
 };
 use landfast_client::{Blob, Client, Error};
 use landfast_spec::AppSpec;
@@ -17,7 +17,7 @@ use landfast_store::{Entry, EntryKind, StoreError, TreeListing};
 use landfast_types::{Digest, Scope};
 
 use crate::{
-    args::{self, Command, Global, StrategyArg, Wait},
+    args::{self, Command, Global, MigrateCommand, StrategyArg, Wait},
     context::{blocking, environment, git_commit, idempotency_key, manifest_folder},
     exit::{Exit, Failure},
     follow::{self, Want},
@@ -40,9 +40,30 @@ struct Artifact {
     name: String,
     path: PathBuf,
     listing: TreeListing,
+    /// The migrations of a store.
+    is_migrations: bool,
 }
 
 impl Prepared {
+    /// Where it belongs.
+    pub(super) fn scope(&self) -> &Scope {
+        &self.scope
+    }
+
+    /// What migrating by hand asks with.
+    pub(super) fn request(&self) -> MigrateRequest {
+        MigrateRequest {
+            manifest: self.manifest.clone(),
+            artifacts: self.digests(),
+        }
+    }
+
+    /// Uploads all of it.
+    pub(super) async fn upload(&self, printer: &Printer, client: &Client) -> Result<(), Failure> {
+        let all: Vec<&Artifact> = self.artifacts.iter().collect();
+        upload(printer, client, &all).await
+    }
+
     fn digests(&self) -> BTreeMap<String, String> {
         let digest = |one: &Artifact| (one.name.clone(), one.listing.digest().to_string());
         self.artifacts.iter().map(digest).collect()
@@ -55,13 +76,23 @@ pub(super) async fn prepare(
     global: &Global,
     command: &Command,
 ) -> Result<Option<Prepared>, Failure> {
-    if !matches!(command, Command::Plan(_) | Command::Deploy(_)) {
+    let only_migrations = if let Command::Migrate { command } = command {
+        if command.is_local() || matches!(command, MigrateCommand::Status { .. }) {
+            return Ok(None);
+        }
+        true
+    } else if matches!(command, Command::Plan(_) | Command::Deploy(_)) {
+        false
+    } else {
         return Ok(None);
-    }
+    };
     let (text, spec) = manifest::load(printer, &global.file, &environment(global))?;
     let folder = manifest_folder(&global.file);
-    let artifacts =
-        blocking(move || scan(&folder, &spec).map(|artifacts| (spec, artifacts))).await?;
+    let artifacts = blocking(move || {
+        let artifacts = scan(&folder, &spec, only_migrations)?;
+        Ok::<_, Failure>((spec, artifacts))
+    })
+    .await?;
     let (spec, artifacts) = artifacts?;
     for artifact in &artifacts {
         printer.detail(&format!(
@@ -87,12 +118,23 @@ pub(super) async fn prepare(
     }))
 }
 
-fn scan(folder: &Path, spec: &AppSpec) -> Result<Vec<Artifact>, Failure> {
-    let scanned = spec.artifact_names().into_iter().map(|name| {
+/// What lies in the folder of what the manifest names: all of it, or the migrations alone.
+fn scan(folder: &Path, spec: &AppSpec, only_migrations: bool) -> Result<Vec<Artifact>, Failure> {
+    let is_migrations = |name: &str| {
+        let mut folders = spec
+            .stores
+            .values()
+            .filter_map(|store| store.migrations.as_deref());
+        folders.any(|folder| folder == name)
+    };
+    let names = spec.artifact_names().into_iter();
+    let names = names.filter(|name| !only_migrations || is_migrations(name));
+    let scanned = names.map(|name| {
         let path = folder.join(name);
         let name = name.to_owned();
         match landfast_store::scan(&path) {
             Ok(listing) => Ok(Artifact {
+                is_migrations: is_migrations(&name),
                 name,
                 path,
                 listing,
@@ -134,6 +176,12 @@ pub(super) async fn plan(
     source: Option<Prepared>,
 ) -> Result<Exit, Failure> {
     let source = prepared(source);
+    // They are small, and what they would do is the plan's to say.
+    let (migrations, _): (Vec<&Artifact>, Vec<_>) =
+        source.artifacts.iter().partition(|one| one.is_migrations);
+    if !migrations.is_empty() {
+        upload(printer, client, &migrations).await?;
+    }
     let request = PlanRequest {
         manifest: source.manifest.clone(),
         artifacts: source.digests(),
@@ -301,6 +349,9 @@ fn plan_lines(plan: &Plan, paint: Paint) -> Vec<String> {
         }));
     }
     lines.push(String::new());
+    if let Some(obstacle) = &plan.rollback.obstacle {
+        lines.push(paint.warn(&format!("way back: {obstacle}")));
+    }
     lines.push(match (plan.rollback.to, plan.rollback.expected_ms) {
         (Some(to), Some(ms)) => {
             let expected = duration(std::time::Duration::from_millis(ms));
@@ -353,7 +404,8 @@ pub(super) async fn deploy(
     source: Option<Prepared>,
 ) -> Result<Exit, Failure> {
     let source = prepared(source);
-    upload(printer, client, &source.artifacts).await?;
+    let all: Vec<&Artifact> = source.artifacts.iter().collect();
+    upload(printer, client, &all).await?;
     let commit = arguments
         .commit
         .or_else(|| git_commit(&manifest_folder(&global.file)));
@@ -404,7 +456,11 @@ pub(super) async fn deploy(
 }
 
 /// Uploads what the store lacks, and joins it to artifacts.
-async fn upload(printer: &Printer, client: &Client, artifacts: &[Artifact]) -> Result<(), Failure> {
+async fn upload(
+    printer: &Printer,
+    client: &Client,
+    artifacts: &[&Artifact],
+) -> Result<(), Failure> {
     let mut blobs = BTreeMap::<Digest, Blob>::new();
     for artifact in artifacts {
         for entry in &artifact.listing.entries {

@@ -1,5 +1,6 @@
 //! Every command but the roles: each asks the server, and prints what it says.
 
+mod backup;
 mod certificates;
 mod check;
 mod deploy;
@@ -7,9 +8,12 @@ mod doctor;
 mod explain;
 mod init;
 mod jobs;
+mod migrate;
+mod migrations;
 mod moves;
 mod secret;
 mod show;
+mod store;
 mod stream;
 mod upgrade;
 
@@ -69,6 +73,9 @@ fn without_server(
     match command {
         Command::Init(arguments) => Some(init::init(printer, global, arguments)),
         Command::Check => Some(check::check(printer, global)),
+        Command::Migrate { command } if command.is_local() => {
+            Some(migrate::migrate(printer, global, command))
+        }
         Command::Explain(arguments) => Some(explain::explain(printer, arguments)),
         Command::Schema => printed(printer.json(&landfast_spec::json_schema())),
         Command::Completions(arguments) => Some(explain::completions(printer, arguments)),
@@ -96,6 +103,11 @@ fn without_server(
         | Command::Run(_)
         | Command::Exec(_)
         | Command::Secret { .. }
+        | Command::Store { .. }
+        | Command::Backup { .. }
+        | Command::Restore { .. }
+        | Command::Drill { .. }
+        | Command::Migrate { .. }
         | Command::Server(_)
         | Command::Upgrade(_)
         | Command::Proxy(_)
@@ -131,6 +143,11 @@ async fn dispatch(
         Command::Doctor(arguments) => doctor::doctor(printer, global, client, &arguments).await,
         Command::History(arguments) => show::history(printer, global, client, &arguments).await,
         Command::Top(arguments) => top::top(printer, global, client, &arguments).await,
+        Command::Backup { command } => backup::backup(printer, global, client, command).await,
+        Command::Restore { command } => backup::restore(printer, global, client, command).await,
+        Command::Drill { store, full } => {
+            backup::drill(printer, global, client, &store, full).await
+        }
         Command::Routes => show::routes(printer, client).await,
         Command::Certificates { command } => {
             certificates::certificates(printer, client, command).await
@@ -149,6 +166,10 @@ async fn dispatch(
         Command::Exec(arguments) => jobs::exec(printer, global, client, arguments).await,
         Command::Upgrade(arguments) => upgrade::upgrade(printer, global, client, &arguments).await,
         Command::Secret { command } => secret::secret(printer, global, client, command).await,
+        Command::Store { command } => store::store(printer, global, client, command).await,
+        Command::Migrate { command } => {
+            migrations::migrate(printer, global, client, command, prepared).await
+        }
         Command::Init(_)
         | Command::Check
         | Command::Server(_)

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use anyhow::anyhow;
-use landfast_api::{EnvironmentState, EnvironmentStatus, RollbackRequest, Rollout, ScaleRequest};
+use landfast_api::{
+    EnvironmentState, EnvironmentStatus, RollbackRequest, Rollout, RolloutKind, ScaleRequest,
+};
 use landfast_client::Client;
 use landfast_types::Scope;
 
@@ -32,7 +34,7 @@ async fn rollout_id(client: &Client, scope: &Scope, named: Option<u64>) -> Resul
 }
 
 /// Follows what was just begun or decided.
-async fn stay(
+pub(super) async fn stay(
     printer: &Printer,
     client: &Client,
     scope: &Scope,
@@ -119,15 +121,13 @@ pub(super) async fn rollback(
     let rollout = client
         .rollback(&scope, &request, &idempotency_key())
         .await?;
-    stay(
-        printer,
-        client,
-        &scope,
-        rollout,
-        arguments.wait,
-        Want::Forward,
-    )
-    .await
+    // Until its seal it is the rollout itself that is taken back, as was asked; after it, another one leads back.
+    let want = if rollout.kind == RolloutKind::Rollback {
+        Want::Forward
+    } else {
+        Want::Back
+    };
+    stay(printer, client, &scope, rollout, arguments.wait, want).await
 }
 
 pub(super) async fn restart(

@@ -76,6 +76,26 @@ fn environment_state(state: EnvironmentState, paint: Paint) -> String {
     }
 }
 
+/// What a database has seen, in a line.
+fn schema_line(schema: &landfast_api::Schema, paint: Paint) -> String {
+    let newest = schema.newest.as_ref();
+    let newest = newest.map_or(String::new(), |name| format!(", the newest `{name}`"));
+    let waiting = schema.waiting.iter().map(|migration| {
+        let state = if migration.begun { "begun" } else { "waits" };
+        format!("{} ({}, {state})", migration.name, migration.phase.as_str())
+    });
+    let waiting: Vec<_> = waiting.collect();
+    let line = format!(
+        "schema {}  {} applied{newest}",
+        schema.store, schema.applied
+    );
+    if waiting.is_empty() {
+        line
+    } else {
+        format!("{line}; {}", paint.warn(&waiting.join(", ")))
+    }
+}
+
 fn status_lines(status: &EnvironmentStatus, now: Timestamp, paint: Paint) -> Vec<String> {
     let release = status
         .release
@@ -112,6 +132,12 @@ fn status_lines(status: &EnvironmentStatus, now: Timestamp, paint: Paint) -> Vec
                 .map(|hint| format!("{} {hint}", paint.good("hint:"))),
         );
     }
+    lines.extend(
+        status
+            .schemas
+            .iter()
+            .map(|schema| schema_line(schema, paint)),
+    );
     for service in &status.services {
         lines.push(String::new());
         let scaled = if status.scale_overrides.contains_key(&service.service) {
@@ -163,6 +189,10 @@ fn status_lines(status: &EnvironmentStatus, now: Timestamp, paint: Paint) -> Vec
             let replaced = view::replaced(&all);
             lines.extend(replaced.iter().map(|line| format!("  {line}")));
         }
+    }
+    for store in &status.stores {
+        lines.push(String::new());
+        lines.extend(super::store::show_lines(store, paint));
     }
     if !status.routes.is_empty() {
         lines.push(String::new());
@@ -358,6 +388,10 @@ fn history_lines(history: &History, now: Timestamp, paint: Paint) -> Vec<String>
             instant(one.created_at),
             artifacts.collect::<Vec<_>>().join(" "),
             commit.unwrap_or_default(),
+            match &one.obstacle {
+                None => "yes".to_owned(),
+                Some(_) => paint.bad("no"),
+            },
             one.note.clone().unwrap_or_default(),
         ]
     };
@@ -368,10 +402,19 @@ fn history_lines(history: &History, now: Timestamp, paint: Paint) -> Vec<String>
         "MADE (UTC)",
         "ARTIFACTS",
         "COMMIT",
+        "LIVES WITH SCHEMA",
         "NOTE",
     ];
     let releases = table(&head, &[0], history.releases.iter().map(release).collect());
-    vec![releases, String::new(), rollouts]
+    let mut lines = vec![releases];
+    let obstacles = history
+        .releases
+        .iter()
+        .filter_map(|one| one.obstacle.clone());
+    // The newest tells the most.
+    lines.extend(obstacles.take(1).map(|obstacle| paint.warn(&obstacle)));
+    lines.extend([String::new(), rollouts]);
+    lines
 }
 
 pub(super) async fn routes(printer: &Printer, client: &Client) -> Result<Exit, Failure> {

@@ -219,6 +219,8 @@ pub(super) mod tests {
             state: EnvironmentState::Serving,
             release: Some(3),
             releases: Vec::new(),
+            stores: Vec::new(),
+            backups: Vec::new(),
             services: vec![ServiceStatus {
                 protections: Vec::new(),
                 service: "api".into(),
@@ -236,6 +238,7 @@ pub(super) mod tests {
             routes: Vec::new(),
             rollout: None,
             scale_overrides: BTreeMap::new(),
+            schemas: Vec::new(),
             problems: Vec::new(),
             at: At(Timestamp::from_micros(0)),
             sequence: 0,

@@ -3,13 +3,14 @@
 use std::{
     fs,
     io::{Read as _, Write as _},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     time::Duration,
 };
 
+use landfast_testbed::free_port;
 use rustix::process::{Pid, Signal};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -34,6 +35,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         status, text = 200, VERSION
         if self.path.startswith("/env/"):
             text = os.environ.get(self.path[5:], "-")
+        elif self.path.startswith("/file/"):
+            path = os.environ.get(self.path[6:] + "_FILE")
+            text = open(path).read() if path else "-"
         elif self.path == "/ready" and FAULT == "never-ready":
             status, text = 503, "not yet"
         body = text.encode()
@@ -115,8 +119,8 @@ impl Host {
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o711)).unwrap();
         Self {
             folder,
-            http: free_port(),
-            https: free_port(),
+            http: free_port().unwrap(),
+            https: free_port().unwrap(),
             arguments: Vec::new(),
             binary: assert_cmd::cargo::cargo_bin("landfast"),
             is_relative: false,
@@ -142,18 +146,24 @@ impl Host {
             .append(true)
             .open(self.path("server.log"))
             .unwrap();
-        let server = self
+        let mut server = self
             .server_command()
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
             .expect("the binary is built with its tests");
-        self.server = Some(server);
-        let socket = self.socket();
+        // It listens before it is ready, and answers what came meanwhile; or ends, and then says why.
         self.until("the server answers", || {
-            std::os::unix::net::UnixStream::connect(&socket).is_ok()
+            let ended = server.try_wait().unwrap();
+            if let Some(status) = ended {
+                let log = fs::read_to_string(self.path("server.log")).unwrap_or_default();
+                panic!("the server ended with {status}\n{log}");
+            }
+            self.ask_for_metrics()
+                .is_ok_and(|answer| !answer.is_empty())
         });
+        self.server = Some(server);
     }
 
     /// `landfast server` as the test starts it.
@@ -166,7 +176,7 @@ impl Host {
             .args(["--http", &format!("127.0.0.1:{}", self.http)])
             .args(["--https", &format!("127.0.0.1:{}", self.https)])
             .args(&self.arguments)
-            .args(["--preview", &format!("127.0.0.1:{}", free_port())])
+            .args(["--preview", &format!("127.0.0.1:{}", free_port().unwrap())])
             .current_dir(self.folder.path());
         let base = if self.is_relative {
             Path::new("")
@@ -285,12 +295,16 @@ impl Host {
 
     /// The metrics of the server, over its socket.
     pub fn metrics(&self) -> String {
-        let mut stream = std::os::unix::net::UnixStream::connect(self.socket()).unwrap();
+        self.ask_for_metrics().unwrap()
+    }
+
+    fn ask_for_metrics(&self) -> std::io::Result<String> {
+        let mut stream = std::os::unix::net::UnixStream::connect(self.socket())?;
         let request = "GET /v1/metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
-        stream.write_all(request.as_bytes()).unwrap();
+        stream.write_all(request.as_bytes())?;
         let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
     }
 
     #[track_caller]
@@ -350,9 +364,4 @@ impl Drop for Host {
             std::thread::sleep(STEP);
         }
     }
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
 }

@@ -4,10 +4,12 @@ use std::{path::Path, process::Output};
 
 use assert_cmd::Command;
 
+pub mod disk;
 pub mod host;
 pub mod pebble;
 pub mod server;
 pub mod shape;
+pub mod shop;
 
 /// The binary with nothing of the tester's own environment that could change its words.
 pub fn landfast(folder: &Path) -> Command {

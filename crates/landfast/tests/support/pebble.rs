@@ -3,12 +3,12 @@
 use std::{
     fs,
     io::{Read as _, Write as _},
-    net::{TcpListener, TcpStream, UdpSocket},
+    net::TcpStream,
     path::PathBuf,
     process::{Child, Command, Output, Stdio},
-    time::Duration,
 };
 
+use landfast_testbed::free_port;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 
 use super::host::Host;
@@ -51,7 +51,7 @@ impl Authority {
     pub fn start(host: &Host, manners: Manners) -> Self {
         let folder = host.path("authority");
         fs::create_dir_all(&folder).unwrap();
-        let [acme, management, names, dns] = [(); 4].map(|()| free_port());
+        let [acme, management, names, dns] = [(); 4].map(|()| free_port().unwrap());
         let (cert, key) = own_certificate(&folder);
         let config = serde_json::json!({ "pebble": {
             "listenAddress": format!("127.0.0.1:{acme}"),
@@ -203,18 +203,6 @@ fn curl(arguments: &[&str]) -> Output {
         .args(arguments)
         .output()
         .expect("curl is installed")
-}
-
-/// Free for TCP and, most likely, for UDP: the name server uses both.
-fn free_port() -> u16 {
-    loop {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        if UdpSocket::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
 }
 
 /// Asks over TLS, trusting one root.

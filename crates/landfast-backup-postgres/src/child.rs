@@ -1,0 +1,242 @@
+//! PostgreSQL's own programs as children: argv only, no variable of ours but those they need, dead when we are.
+
+use std::{
+    collections::VecDeque,
+    ffi::OsString,
+    io,
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::{
+        Arc, LazyLock, Mutex, PoisonError,
+        mpsc::{Sender, channel},
+    },
+};
+
+use rustix::process::{Pid, Signal, kill_process, kill_process_group, setpriority_process};
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    process::{Child, ChildStdout},
+    sync::oneshot,
+    task::JoinHandle,
+};
+
+/// Of programs that give way to others (`nice(2)`): as much as the threads that compress what they write.
+const NICENESS: i32 = 5;
+/// Lines of a child's messages that are kept.
+const LINES_MAX: usize = 40;
+
+/// What is started.
+#[derive(Debug, Clone)]
+pub(crate) struct Program {
+    pub(crate) path: PathBuf,
+    pub(crate) args: Vec<OsString>,
+    pub(crate) env: Vec<(&'static str, OsString)>,
+    /// User and group to become, where we are root.
+    pub(crate) user: Option<(u32, u32)>,
+}
+
+impl Program {
+    pub(crate) fn new(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            args: Vec::new(),
+            env: Vec::new(),
+            user: None,
+        }
+    }
+
+    pub(crate) fn arg(mut self, arg: impl Into<OsString>) -> Self {
+        self.args.push(arg.into());
+        self
+    }
+
+    pub(crate) fn args<const N: usize>(mut self, args: [&str; N]) -> Self {
+        self.args.extend(args.map(OsString::from));
+        self
+    }
+
+    pub(crate) fn env(mut self, name: &'static str, value: impl Into<OsString>) -> Self {
+        self.env.push((name, value.into()));
+        self
+    }
+
+    pub(crate) fn name(&self) -> String {
+        let name = self.path.file_name().unwrap_or(self.path.as_os_str());
+        name.to_string_lossy().into_owned()
+    }
+}
+
+/// A child and what it says. Dropping it kills it and what it started.
+pub(crate) struct Running {
+    child: Child,
+    lines: Arc<Mutex<VecDeque<String>>>,
+    reading: Option<JoinHandle<()>>,
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// One thread starts all children and never ends: the kernel kills them when their starter is gone.
+static STARTER: LazyLock<Sender<Job>> = LazyLock::new(|| {
+    let (sender, jobs) = channel::<Job>();
+    let work = move || jobs.into_iter().for_each(|job| job());
+    let thread = std::thread::Builder::new().name("starter".into());
+    thread
+        .spawn(work)
+        .expect("a process that can start no thread can do nothing here");
+    sender
+});
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "PostgreSQL's own programs are what this crate drives, argv by argv"
+)]
+fn command(program: &Program) -> std::process::Command {
+    let mut command = std::process::Command::new(&program.path);
+    command
+        .args(&program.args)
+        .env_clear()
+        .env("LC_ALL", "C")
+        .env("PATH", "/usr/bin:/bin")
+        .envs(program.env.iter().map(|(name, value)| (name, value)))
+        .current_dir("/")
+        .process_group(0);
+    if let Some((uid, gid)) = program.user {
+        command.uid(uid).gid(gid);
+    }
+    landfast_shim::die_with_starter(&mut command);
+    command
+}
+
+impl Running {
+    /// Starts a program. Its standard output can be read; its messages are kept.
+    pub(crate) async fn start(program: &Program) -> io::Result<Self> {
+        let mut command = tokio::process::Command::from(command(program));
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        let runtime = tokio::runtime::Handle::current();
+        let (sender, started) = oneshot::channel();
+        let job: Job = Box::new(move || {
+            let _inside = runtime.enter();
+            // Whoever asked is gone: the child is killed as it is dropped.
+            drop(sender.send(command.spawn()));
+        });
+        let gone = |_| io::Error::other("the thread that starts programs is gone");
+        STARTER.send(job).map_err(|_| gone(()))?;
+        let mut child = started.await.map_err(|_| gone(()))??;
+        let lines = Arc::<Mutex<VecDeque<String>>>::default();
+        let reading = child.stderr.take().map(|stderr| {
+            let lines = Arc::clone(&lines);
+            let mut reader = BufReader::new(stderr).lines();
+            let read = async move {
+                while let Ok(Some(line)) = reader.next_line().await {
+                    let mut lines = lock(&lines);
+                    if lines.len() == LINES_MAX {
+                        lines.pop_front();
+                    }
+                    lines.push_back(line);
+                }
+            };
+            spawn(read)
+        });
+        Ok(Self {
+            child,
+            lines,
+            reading,
+        })
+    }
+
+    pub(crate) fn stdout(&mut self) -> Option<ChildStdout> {
+        self.child.stdout.take()
+    }
+
+    /// Lets whatever else wants a core have it first.
+    pub(crate) fn give_way(&self) {
+        let pid = self.pid().and_then(|pid| i32::try_from(pid).ok());
+        if let Some(pid) = pid.and_then(Pid::from_raw) {
+            // Where it is refused the work is done all the same.
+            setpriority_process(Some(pid), NICENESS).ok();
+        }
+    }
+
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.child.id()
+    }
+
+    /// Waits for its end; `true` where it ended well. Its messages are all there then.
+    pub(crate) async fn wait(&mut self) -> io::Result<bool> {
+        let status = self.child.wait().await?;
+        if let Some(reading) = &mut self.reading {
+            // A grandchild may hold the pipe open.
+            let patience = std::time::Duration::from_secs(2);
+            drop(tokio::time::timeout(patience, reading).await);
+            self.reading = None;
+        }
+        Ok(status.success())
+    }
+
+    /// The end of what it said, in one line.
+    pub(crate) fn said(&self) -> String {
+        let lines = lock(&self.lines);
+        let last: Vec<_> = lines.iter().rev().take(4).map(String::as_str).collect();
+        last.into_iter().rev().collect::<Vec<_>>().join(" / ")
+    }
+
+    /// Sends a signal to it; SIGKILL to its whole group.
+    pub(crate) fn signal(&self, signal: Signal) {
+        let pid = self.pid().and_then(|pid| i32::try_from(pid).ok());
+        // A pid that is still ours is not reaped, so it names nobody else.
+        if let Some(pid) = pid.and_then(Pid::from_raw) {
+            let sent = if signal == Signal::KILL {
+                kill_process_group(pid, signal)
+            } else {
+                kill_process(pid, signal)
+            };
+            if let Err(error) = sent {
+                tracing::debug!(%error, "a child had ended before it was signalled");
+            }
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.signal(Signal::KILL);
+    }
+}
+
+/// Runs a program to its end and gives what it printed.
+pub(crate) async fn run(program: &Program) -> Result<String, String> {
+    use tokio::io::AsyncReadExt as _;
+    let name = program.name();
+    let failed = |error: io::Error| format!("`{name}`: {error}");
+    let mut running = Running::start(program).await.map_err(failed)?;
+    let mut output = String::new();
+    if let Some(mut stdout) = running.stdout() {
+        stdout.read_to_string(&mut output).await.map_err(failed)?;
+    }
+    if running.wait().await.map_err(failed)? {
+        return Ok(output);
+    }
+    let said = running.said();
+    let last = output.lines().rev().take(3).collect::<Vec<_>>();
+    let printed = last.into_iter().rev().collect::<Vec<_>>().join(" / ");
+    Err(format!("`{name}` failed: {said} {printed}")
+        .trim_end()
+        .to_owned())
+}
+
+fn lock(lines: &Mutex<VecDeque<String>>) -> std::sync::MutexGuard<'_, VecDeque<String>> {
+    lines.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the handle is kept and waited for in `wait`"
+)]
+fn spawn(work: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
+    tokio::spawn(work)
+}

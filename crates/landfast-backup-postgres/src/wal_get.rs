@@ -1,0 +1,368 @@
+//! WAL for a server in recovery. The server asks through its `restore_command`; whoever runs the restore answers.
+//!
+//! `wal-get` holds no key and reads no repository: it asks over a socket, and moves a file that was verified into place. So the
+//! database's user never sees the key. Its answers are exit codes that PostgreSQL knows: 0, it is there; 1, there is none, the end of
+//! the archive; 255, stop: something before the end is missing or damaged, or nobody answers. On 1 recovery ends and the server
+//! promotes; on anything above 125 it stops ("Continuous Archiving" of its manual).
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    io::{BufRead as _, BufReader, Write as _},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use landfast_backup::{
+    Ledger, Lsn, RestorePlan, Scan, Segment, Timeline, scan_from_segment_start, scan_wal,
+};
+use landfast_repository::RepositoryError;
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncWriteExt as _},
+    net::UnixListener,
+    sync::Semaphore,
+    task::{JoinHandle, JoinSet},
+};
+
+use crate::{Archive, BackupError, receiver::chain};
+
+const ABSENT: u8 = 1;
+const STOP: u8 = 255;
+const PATIENCE: Duration = Duration::from_secs(300);
+/// Segments that are fetched before they are asked for.
+const AHEAD: usize = 6;
+/// Of them, so many at the same time: a segment is in memory twice while it is opened.
+const FETCHES_AT_ONCE: usize = 2;
+
+/// The whole of `wal-get SOCKET NAME PATH`, as the server runs it.
+pub fn wal_get(socket: &Path, name: &str, path: &Path) -> ExitCode {
+    match ask(socket, name) {
+        Ok(Answer::There(file)) => match fs::rename(&file, path) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::from(STOP),
+        },
+        Ok(Answer::Absent) => ExitCode::from(ABSENT),
+        Ok(Answer::Stop) | Err(_) => ExitCode::from(STOP),
+    }
+}
+
+enum Answer {
+    There(PathBuf),
+    Absent,
+    Stop,
+}
+
+fn ask(socket: &Path, name: &str) -> io::Result<Answer> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    writeln!(stream, "{name}")?;
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line)?;
+    Ok(match line.trim_end().split_once(' ') {
+        Some(("there", file)) => Answer::There(file.into()),
+        None if line == "absent\n" => Answer::Absent,
+        _ => Answer::Stop,
+    })
+}
+
+/// Answers `wal-get`. Dropping it ends it, and with it every later answer.
+pub(crate) struct WalServer {
+    shared: Arc<Shared>,
+    _tasks: JoinSet<()>,
+}
+
+struct Shared {
+    archive: Archive,
+    ledger: Ledger,
+    plan: RestorePlan,
+    folder: PathBuf,
+    user: Option<(u32, u32)>,
+    fetching: Semaphore,
+    /// Segments on their way, by their place in the plan.
+    coming: Mutex<BTreeMap<Segment, JoinHandle<Result<PathBuf, BackupError>>>>,
+    /// The first reason to stop.
+    stopped: Mutex<Option<String>>,
+    /// The object that was the reason.
+    bad: Mutex<Option<String>>,
+}
+
+impl WalServer {
+    /// Listens in a folder that the server's user can reach.
+    pub(crate) fn start(
+        archive: Archive,
+        ledger: Ledger,
+        plan: RestorePlan,
+        folder: &Path,
+        user: Option<(u32, u32)>,
+    ) -> Result<Self, BackupError> {
+        let socket = Self::socket(folder);
+        let listener =
+            UnixListener::bind(&socket).map_err(BackupError::io("listen on", &socket))?;
+        own(&socket, user).map_err(BackupError::io("give away", &socket))?;
+        let shared = Arc::new(Shared {
+            archive,
+            ledger,
+            plan,
+            folder: folder.to_owned(),
+            user,
+            fetching: Semaphore::new(FETCHES_AT_ONCE),
+            coming: Mutex::default(),
+            stopped: Mutex::default(),
+            bad: Mutex::default(),
+        });
+        let mut tasks = JoinSet::new();
+        tasks.spawn(serve(listener, Arc::clone(&shared)));
+        Ok(Self {
+            shared,
+            _tasks: tasks,
+        })
+    }
+
+    pub(crate) fn socket(folder: &Path) -> PathBuf {
+        folder.join("wal.sock")
+    }
+
+    /// Why the server was stopped, where it was.
+    pub(crate) fn stopped(&self) -> Option<String> {
+        lock(&self.shared.stopped).clone()
+    }
+
+    /// The object that is missing or damaged, where that was the reason.
+    pub(crate) fn bad_object(&self) -> Option<String> {
+        lock(&self.shared.bad).clone()
+    }
+}
+
+async fn serve(listener: UnixListener, shared: Arc<Shared>) {
+    let mut answering = JoinSet::new();
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            return;
+        };
+        while answering.try_join_next().is_some() {}
+        let shared = Arc::clone(&shared);
+        answering.spawn(async move {
+            let mut stream = tokio::io::BufReader::new(stream);
+            let mut name = String::new();
+            if stream.read_line(&mut name).await.is_err() {
+                return;
+            }
+            let answer = shared.answer(name.trim_end()).await;
+            // A `wal-get` that is gone is asked for again.
+            drop(stream.write_all(answer.as_bytes()).await);
+        });
+    }
+}
+
+impl Shared {
+    async fn answer(self: &Arc<Self>, name: &str) -> String {
+        match self.find(name).await {
+            Ok(Some(path)) => format!("there {}\n", path.display()),
+            Ok(None) => "absent\n".to_owned(),
+            Err(error) => {
+                let why = format!("`{name}`: {}", chain(&error));
+                tracing::warn!(%why, "recovery is stopped");
+                lock(&self.stopped).get_or_insert(why);
+                if let BackupError::Repository(error) = &error
+                    && let Some(object) = error.bad_object()
+                {
+                    lock(&self.bad).get_or_insert(object.to_owned());
+                }
+                "stop\n".to_owned()
+            }
+        }
+    }
+
+    async fn find(self: &Arc<Self>, name: &str) -> Result<Option<PathBuf>, BackupError> {
+        let size = self.ledger.segment_bytes();
+        if let Some(segment) = Segment::parse(name, size) {
+            if !self.plan.needs(segment, &self.ledger) {
+                return Ok(None);
+            }
+            self.fetch_ahead(segment);
+            let coming = lock(&self.coming).remove(&segment);
+            let coming = coming.expect("it was just asked for, and one server asks once at a time");
+            let fetched = coming.await;
+            return fetched
+                .map_err(|error| BackupError::Stopped(error.to_string()))?
+                .map(Some);
+        }
+        let timeline = name.strip_suffix(".history");
+        let timeline = timeline.and_then(|digits| u32::from_str_radix(digits, 16).ok());
+        match timeline.map(Timeline) {
+            Some(timeline) if timeline <= self.plan.timeline() => self.history(timeline).await,
+            _ => Ok(None),
+        }
+    }
+
+    async fn history(&self, timeline: Timeline) -> Result<Option<PathBuf>, BackupError> {
+        let Some(digest) = self.ledger.history_digest(timeline) else {
+            return Ok(None);
+        };
+        let name = self.archive.history_path(timeline);
+        let bytes = self.archive.repository().get(&name).await?;
+        if landfast_types::Digest::of(&bytes) != digest {
+            let what = "it is another one than the ledger speaks of";
+            return Err(RepositoryError::Damaged { name, what }.into());
+        }
+        self.write(&timeline.history_name(), &bytes).map(Some)
+    }
+
+    /// Has this segment and the next ones fetched.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the handles are kept; whoever is asked for is waited for"
+    )]
+    fn fetch_ahead(self: &Arc<Self>, segment: Segment) {
+        let mut coming = lock(&self.coming);
+        // What was fetched and never asked for.
+        coming.retain(|known, task| *known >= segment || !task.is_finished());
+        for segment in self.upcoming(segment) {
+            coming.entry(segment).or_insert_with(|| {
+                let shared = Arc::clone(self);
+                tokio::spawn(async move { shared.fetch(segment).await })
+            });
+        }
+    }
+
+    fn upcoming(&self, segment: Segment) -> Vec<Segment> {
+        let next = (0..AHEAD as u64).map(|more| Segment {
+            number: segment.number + more,
+            ..segment
+        });
+        next.filter(|segment| self.plan.needs(*segment, &self.ledger))
+            .collect()
+    }
+
+    async fn fetch(&self, segment: Segment) -> Result<PathBuf, BackupError> {
+        // In the order they were asked for.
+        let permit = self.fetching.acquire().await;
+        let _permit = permit.map_err(|error| BackupError::Stopped(error.to_string()))?;
+        let fetched = segment_bytes(&self.archive, &self.ledger, &self.plan, segment).await;
+        let bytes = match fetched {
+            // An archiver that runs meanwhile has put its pieces together.
+            Err(BackupError::Repository(RepositoryError::Missing { name })) => {
+                let newer = self.archive.load().await?;
+                let missing = || RepositoryError::Missing { name: name.clone() };
+                let newer = newer.ok_or_else(missing)?.ledger;
+                let again = segment_bytes(&self.archive, &newer, &self.plan, segment).await;
+                again.map_err(|error| {
+                    if matches!(error, BackupError::Stopped(_)) {
+                        return missing().into();
+                    }
+                    error
+                })?
+            }
+            fetched => fetched?,
+        };
+        self.write(&segment.file_name(self.ledger.segment_bytes()), &bytes)
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) -> Result<PathBuf, BackupError> {
+        let path = self.folder.join(name);
+        let written = fs::write(&path, bytes).and_then(|()| own(&path, self.user));
+        written.map_err(BackupError::io("write", &path))?;
+        Ok(path)
+    }
+}
+
+/// A segment as it is handed out: every piece verified, nothing behind the end of the plan.
+async fn segment_bytes(
+    archive: &Archive,
+    ledger: &Ledger,
+    plan: &RestorePlan,
+    segment: Segment,
+) -> Result<Vec<u8>, BackupError> {
+    let size = ledger.segment_bytes();
+    let start = segment.start(size);
+    let is_last = segment.timeline == plan.timeline() && segment.end(size) >= plan.reach();
+    let end = if is_last {
+        plan.reach()
+    } else {
+        segment.end(size)
+    };
+    // Where a timeline was left, its file may end early.
+    let end = ledger
+        .shipped_to(segment.timeline)
+        .unwrap_or_default()
+        .min(end);
+    if let Some(hole) = ledger.hole(segment.timeline, start, end)
+        && let Some(first) = plan
+            .legs
+            .iter()
+            .find(|leg| leg.timeline == segment.timeline)
+        && hole.to > first.from
+    {
+        return Err(BackupError::Stopped(format!("WAL is missing: {hole}")));
+    }
+    let mut bytes = Vec::new();
+    for piece in ledger.pieces_of(segment) {
+        let key = landfast_backup::PieceKey {
+            timeline: segment.timeline,
+            from: piece.from,
+            to: piece.to,
+        };
+        let part = archive.piece(key, Some(piece.digest)).await?;
+        // A segment that was closed is one piece.
+        if part.len() as u64 == size.get() {
+            bytes = part;
+            break;
+        }
+        bytes.resize(size.get() as usize, 0);
+        let at = piece.from.bytes_since(start) as usize;
+        bytes[at..at + part.len()].copy_from_slice(&part);
+    }
+    bytes.resize(size.get() as usize, 0);
+    if is_last {
+        bytes[plan.reach().bytes_since(start) as usize..].fill(0);
+    }
+    Ok(bytes)
+}
+
+/// Where the last whole record at or before the end of a plan ends: what a server that replays it must reach. Reads as many segments
+/// back as that record is long.
+pub(crate) async fn expected_end(
+    archive: &Archive,
+    ledger: &Ledger,
+    plan: &RestorePlan,
+) -> Result<Lsn, BackupError> {
+    let size = ledger.segment_bytes();
+    let last = plan.legs.last().expect("a plan has a leg");
+    let mut joined = Vec::new();
+    let mut segment = Segment::of(last.timeline, Lsn(last.to.0.saturating_sub(1)), size);
+    loop {
+        let mut bytes = segment_bytes(archive, ledger, plan, segment).await?;
+        bytes.extend_from_slice(&joined);
+        joined = bytes;
+        let start = segment.start(size);
+        let scan: Scan = scan_from_segment_start(&joined, start, size);
+        if scan.records > 0 {
+            return Ok(scan.end);
+        }
+        // The whole of it is one record, or the backup begins here.
+        if start <= last.from || segment.number == 0 {
+            return Ok(scan_wal(
+                &joined[last.from.page_start().bytes_since(start) as usize..],
+                last.from,
+                None,
+                size,
+            )
+            .end);
+        }
+        segment.number -= 1;
+    }
+}
+
+pub(crate) fn own(path: &Path, user: Option<(u32, u32)>) -> io::Result<()> {
+    match user {
+        Some((uid, gid)) => std::os::unix::fs::chown(path, Some(uid), Some(gid)),
+        None => Ok(()),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

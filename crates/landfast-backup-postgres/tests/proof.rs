@@ -1,0 +1,220 @@
+//! Drills, retention, and the way back without Landfast.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "helpers of tests, and servers and programs that are looked at from outside"
+)]
+
+mod common;
+
+use std::{fs, path::Path, process::Command};
+
+use common::{World, programs};
+use landfast_backup::{Retention, Target, Verdict};
+use landfast_backup_postgres::{DrillRequest, SqlCheck, drill, prune, verify};
+use landfast_testbed::Postgres;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drill_measures_and_a_wrong_answer_fails_it() {
+    let world = World::new().await;
+    let archiver = world.archiver().await;
+    world.sql("CREATE TABLE t AS SELECT generate_series(1, 5000) AS id");
+    world.back_up(&archiver, true).await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(1_200)).await;
+    world.settle(&archiver).await;
+    let objects = world.archive.repository().list("").await.unwrap().len();
+    archiver.stop().await.unwrap();
+    let mut request = DrillRequest {
+        restore: world.request("drill", Target::Latest),
+        checks: vec![SqlCheck {
+            name: "orders".into(),
+            database: "postgres".into(),
+            sql: "SELECT count(*) FROM t".into(),
+            expected: "5000".into(),
+        }],
+        schemas: vec![("postgres".into(), None)],
+        heartbeat_database: "postgres".into(),
+        reads_everything: true,
+    };
+    let report = drill(&request, |_| {}).await.unwrap();
+    assert!(
+        matches!(report.verdict, Verdict::Passed { rpo: Some(_) }),
+        "{:?}",
+        report.verdict
+    );
+    assert!(!request.restore.data.exists());
+    assert!(report.rates.restore > 0);
+    let (_, digest) = report.schemas[0].clone();
+    request.schemas[0].1 = Some(digest);
+    request.checks[0].expected = "4999".into();
+    let report = drill(&request, |_| {}).await.unwrap();
+    let Verdict::Failed { reasons } = report.verdict else {
+        panic!("it passed");
+    };
+    assert_eq!(reasons, ["orders: it gave `5000` instead of `4999`"]);
+    // A copy writes nothing into the archive.
+    assert!(world.archive.repository().list("").await.unwrap().len() <= objects + 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pruning_leaves_a_chain_that_restores() {
+    let world = World::new().await;
+    let archiver = world.archiver().await;
+    world.sql("CREATE TABLE t (id bigint, pad text)");
+    for round in 0..4 {
+        world.sql(&format!(
+            "INSERT INTO t SELECT {round}, repeat('x', 900) FROM generate_series(1, 9000)"
+        ));
+        world.back_up(&archiver, round % 2 == 0).await.unwrap();
+        world.settle(&archiver).await;
+    }
+    let retention = Retention {
+        daily: 1,
+        wal_heartbeats: 1,
+        bad: 0,
+    };
+    let dry = prune(&world.archive, &archiver, &retention, 0, true)
+        .await
+        .unwrap();
+    assert_eq!(dry.deleted, 0);
+    let pruned = prune(&world.archive, &archiver, &retention, 0, false)
+        .await
+        .unwrap();
+    assert!(pruned.buried.len() >= 2, "{pruned:?}");
+    assert!(pruned.deleted > 0);
+    assert_eq!(verify(&world.archive, |_| {}).await.unwrap().findings, []);
+    world.settle(&archiver).await;
+    archiver.stop().await.unwrap();
+    let restored = world.restore("copy", Target::Latest).await.unwrap();
+    assert_eq!(common::ask(&restored, "SELECT count(*) FROM t"), "36000");
+    restored.finish().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backup_comes_back_without_landfast() {
+    let mut postgres = Postgres::with_settings(common::SETTINGS).unwrap();
+    postgres.stop();
+    checksums(&postgres.data_folder(), "--enable");
+    postgres.boot().unwrap();
+    let world = World::with(postgres).await;
+    let archiver = world.archiver().await;
+    world.sql("CREATE TABLE t AS SELECT generate_series(1, 5000) AS id");
+    world.sql("CREATE INDEX ON t (id)");
+    world.back_up(&archiver, true).await.unwrap();
+    world.sql("INSERT INTO t VALUES (1)");
+    world.back_up(&archiver, false).await.unwrap();
+    world
+        .write_archived(&archiver, "INSERT INTO t VALUES (2)")
+        .await;
+    archiver.stop().await.unwrap();
+    let folder = world.folder.path();
+    let (data, wal) = (folder.join("data"), folder.join("wal"));
+    let by_hand = |args: &[&str]| {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/restore-by-hand.py");
+        let output = Command::new("/usr/bin/python3")
+            .arg(script)
+            .arg(folder.join("repository"))
+            .arg(&world.key)
+            .arg("main")
+            .args(args)
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    assert_eq!(by_hand(&["list"]).lines().count(), 2);
+    by_hand(&["files", "000002", data.to_str().unwrap()]);
+    by_hand(&["wal", wal.to_str().unwrap()]);
+    let verified = Command::new(programs().folder.join("pg_verifybackup"))
+        .arg("--no-parse-wal")
+        .arg(&data)
+        .output()
+        .unwrap();
+    assert!(verified.status.success(), "{verified:?}");
+    fs::write(data.join("recovery.signal"), "").unwrap();
+    fs::write(
+        data.join("postgresql.auto.conf"),
+        format!("restore_command = 'cp {}/%f %p'\nlisten_addresses = ''\nhot_standby = off\nunix_socket_directories = '{}'\n", wal.display(), data.display()),
+    )
+    .unwrap();
+    world.request("unused", Target::Latest);
+    own(&data);
+    own(&wal);
+    let mut start = Command::new(programs().folder.join("pg_ctl"));
+    start
+        .args(["--wait", "--silent", "--log"])
+        .arg(data.join("log"))
+        .arg("--pgdata")
+        .arg(&data);
+    run(&mut start, "start");
+    let count = || {
+        let mut psql = Command::new("/usr/bin/psql");
+        psql.args(["-XqAt", "-U", "postgres", "-h"]).arg(&data);
+        psql.args(["-d", "postgres", "-c", "SELECT count(*) FROM t"]);
+        psql.output().unwrap()
+    };
+    // It answers once it is out of recovery.
+    let mut counted = count();
+    for _ in 0..200 {
+        if counted.status.success() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        counted = count();
+    }
+    let mut amcheck = Command::new(programs().folder.join("pg_amcheck"));
+    amcheck
+        .args(["--all", "--install-missing", "--heapallindexed"])
+        .args(["--username=postgres", "--host"])
+        .arg(&data);
+    let amchecked = amcheck.output().unwrap();
+    let mut stop = Command::new(programs().folder.join("pg_ctl"));
+    stop.args(["--wait", "--silent", "--mode=fast", "--pgdata"])
+        .arg(&data);
+    run(&mut stop, "stop");
+    assert_eq!(
+        String::from_utf8_lossy(&counted.stdout).trim(),
+        "5002",
+        "{counted:?}"
+    );
+    // It says nothing where nothing is wrong.
+    assert!(
+        amchecked.status.success() && amchecked.stdout.is_empty(),
+        "{amchecked:?}"
+    );
+    checksums(&data, "--check");
+}
+
+/// On the data of a server that was shut down.
+fn checksums(data: &Path, what: &str) {
+    let mut checksums = Command::new(programs().folder.join("pg_checksums"));
+    checksums.arg("--pgdata").arg(data);
+    run(&mut checksums, what);
+}
+
+fn run(command: &mut Command, verb: &str) {
+    use std::os::unix::process::CommandExt as _;
+    if let Some((uid, gid)) = programs().user {
+        command.uid(uid).gid(gid);
+    }
+    let status = command.arg(verb).status().unwrap();
+    assert!(status.success(), "{verb}");
+}
+
+fn own(path: &Path) {
+    let Some((uid, gid)) = programs().user else {
+        return;
+    };
+    std::os::unix::fs::chown(path, Some(uid), Some(gid)).unwrap();
+    if path.is_dir() {
+        fs::read_dir(path)
+            .unwrap()
+            .flatten()
+            .for_each(|entry| own(&entry.path()));
+    }
+}

@@ -1,0 +1,825 @@
+//! The loop of the backups of one store: it keeps the archiver running, begins what is due or asked for, and writes down the end.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use landfast_backup::BackupState;
+use landfast_backup_postgres::{
+    Archive, BackupError, Loaded, Programs, Server, WalArchiveConfig, WalArchiver, WalEvent,
+    WalStatus, forget_slot,
+};
+use landfast_datastore::{Phase, Store};
+use landfast_types::{Scope, StoreName, Timestamp};
+use serde_json::json;
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
+};
+
+use super::{
+    BackupView, Done, Kind, Message, OrderError, Progress, Wanted, Work, WorkError, place,
+    record::{Book, COLLECTION},
+    work::{self, Context, Found},
+};
+use crate::{
+    actions::{RETRY_FIRST, chain},
+    client::now,
+    driver::until_replaced,
+    shared::{DISK_RETRY, Shared},
+    webhook,
+};
+
+const TICK: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_secs(60);
+/// Work that the clock began and that failed is tried again after this, then after twice as long, up to the most.
+const WORK_RETRY_FIRST: Duration = Duration::from_secs(60);
+const WORK_RETRY_MAX: Duration = Duration::from_secs(3_600);
+/// Trouble that lasts as long is told.
+const TOLD_AFTER: Duration = Duration::from_secs(45);
+/// The repository is looked through again after this.
+const LOOK_EVERY: Duration = Duration::from_secs(15 * 60);
+/// Closed segments that wait on this host while the repository is away, before the server keeps them.
+const SPOOL_BYTES_MAX: u64 = 1 << 30;
+/// How long a named place may take to reach the archive.
+const POINT_PATIENCE: Duration = Duration::from_secs(30);
+/// How long what waits may take to be shipped before an archiver ends.
+const STOP_MAX: Duration = Duration::from_secs(10);
+/// Who begins what nobody asked for.
+const CLOCK: &str = "schedule";
+
+/// What was opened.
+struct Open {
+    archive: Archive,
+    server: Server,
+    programs: Programs,
+}
+
+/// The answer of a try to open the archive, and then to archive.
+struct Tried {
+    open: Option<Open>,
+    result: Result<(WalArchiver, mpsc::UnboundedReceiver<WalEvent>), String>,
+}
+
+/// Work that was begun.
+struct Running {
+    work: Work,
+    progress: watch::Sender<Progress>,
+}
+
+pub(super) struct Keeper {
+    shared: Arc<Shared>,
+    scope: Scope,
+    store: StoreName,
+    inbox: mpsc::Receiver<Message>,
+    wanted: watch::Receiver<Option<Wanted>>,
+    views: watch::Sender<Arc<BackupView>>,
+    book: Book,
+    revision: u64,
+    open: Option<Open>,
+    archiver: Option<Arc<WalArchiver>>,
+    /// Places that are being made.
+    points: JoinSet<()>,
+    running: Option<Running>,
+    /// Work that failed, and when it is tried again.
+    owed: BTreeMap<Kind, (Instant, Duration)>,
+    wants_full: bool,
+    /// What was told to the webhook and has not ended.
+    told: bool,
+}
+
+impl Keeper {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        (scope, store): (Scope, StoreName),
+        inbox: mpsc::Receiver<Message>,
+        wanted: watch::Receiver<Option<Wanted>>,
+        views: watch::Sender<Arc<BackupView>>,
+    ) -> Self {
+        Self {
+            shared,
+            scope,
+            store,
+            inbox,
+            wanted,
+            views,
+            book: Book::default(),
+            revision: 0,
+            open: None,
+            archiver: None,
+            points: JoinSet::new(),
+            running: None,
+            owed: BTreeMap::new(),
+            wants_full: false,
+            told: false,
+        }
+    }
+
+    /// Runs until the manifest wants no backups of the store any more, or the server is replaced or stops.
+    pub(super) async fn run(mut self) {
+        let mut replaced = self.shared.replaced.subscribe();
+        tokio::select! {
+            () = until_replaced(&mut replaced) => {}
+            () = self.keep() => {}
+        }
+        let backups = &self.shared.backups;
+        let book = backups.book.lock();
+        let mut book = book.unwrap_or_else(std::sync::PoisonError::into_inner);
+        book.remove(&(self.scope.clone(), self.store.clone()));
+    }
+
+    async fn keep(&mut self) {
+        while let Err(reason) = self.read_back().await {
+            self.trouble(format!("its record cannot be read: {reason}"));
+            sleep(RETRY_MAX).await;
+        }
+        if let Some(begun) = &self.book.begun {
+            if begun.by == CLOCK {
+                self.owed.insert(begun.kind, (now(), WORK_RETRY_FIRST));
+            }
+            let at = self.shared.clock.now();
+            self.book
+                .end(at, Some("the server ended before it did".to_owned()));
+            self.save().await;
+        }
+        loop {
+            let wanted = self.wanted.borrow_and_update().clone();
+            let Some(wanted) = wanted else {
+                return self.leave().await;
+            };
+            self.book.fit(&wanted.spec, self.shared.clock.wall());
+            self.save().await;
+            let (ended, drill) = (self.book.ended.clone(), self.book.drill.clone());
+            self.show(|view| {
+                if view.spec.to != wanted.spec.to {
+                    // What there is in another repository is not known yet.
+                    (view.backups, view.points, view.findings) = Default::default();
+                    (view.rto, view.wal) = (None, None);
+                }
+                view.spec = wanted.spec.clone();
+                view.ended = ended;
+                view.drill = drill;
+            });
+            self.serve(&wanted).await;
+            // The archiver is one writer: the next begins when it has ended.
+            self.end_archiver().await;
+            self.open = None;
+        }
+    }
+
+    /// Until the manifest says something else, and nothing is under way.
+    async fn serve(&mut self, wanted: &Wanted) {
+        let mut tries: JoinSet<Tried> = JoinSet::new();
+        let mut works: JoinSet<(Result<Done, WorkError>, Found)> = JoinSet::new();
+        let mut looks: JoinSet<Result<Option<Loaded>, BackupError>> = JoinSet::new();
+        let mut events: Option<mpsc::UnboundedReceiver<WalEvent>> = None;
+        let mut status: Option<watch::Receiver<WalStatus>> = None;
+        let (mut try_at, mut wait) = (now(), RETRY_FIRST);
+        let mut look_at: Option<Instant> = None;
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            if self.running.is_none() && self.wanted.has_changed().unwrap_or(true) {
+                return;
+            }
+            tokio::select! {
+                message = self.inbox.recv() => {
+                    let Some(message) = message else { return };
+                    self.take(message, wanted, &mut works).await;
+                }
+                Some(ended) = works.join_next() => {
+                    let (done, found) = ended.unwrap_or_else(|panic| {
+                        let error = WorkError::new(format!("it panicked: {panic}"), "see the server's log");
+                        (Err(error), Found::default())
+                    });
+                    self.end_work(done, found).await;
+                    look_at = Some(now());
+                }
+                Some(tried) = tries.join_next() => {
+                    let tried = tried.unwrap_or_else(|panic| Tried {
+                        open: None,
+                        result: Err(format!("it panicked: {panic}")),
+                    });
+                    if let Some(open) = tried.open {
+                        look_at.get_or_insert_with(now);
+                        self.opened(&open).await;
+                        self.open = Some(open);
+                    }
+                    match tried.result {
+                        Ok((archiver, told)) => {
+                            status = Some(archiver.watch());
+                            events = Some(told);
+                            self.archiver = Some(Arc::new(archiver));
+                            wait = RETRY_FIRST;
+                            self.well();
+                            look_at = Some(now());
+                        }
+                        Err(reason) => {
+                            self.trouble(reason);
+                            try_at = now() + wait;
+                            wait = (wait * 2).min(RETRY_MAX);
+                        }
+                    }
+                }
+                Some(loaded) = looks.join_next() => {
+                    match loaded {
+                        Ok(Ok(Some(loaded))) => self.looked(&loaded),
+                        // One that cannot be reached is told of by the archiver.
+                        Ok(Err(error)) if error.is_damage() => self.found(vec![work::sentence(&error)]),
+                        Ok(Ok(None) | Err(_)) | Err(_) => {}
+                    }
+                }
+                Some(event) = next(&mut events) => self.note(&event),
+                seen = changed(&mut status) => match seen {
+                    Some(seen) => self.show(|view| view.wal = Some(seen)),
+                    None => {
+                        // It goes on for ever, or it panicked.
+                        (status, events) = (None, None);
+                        self.archiver = None;
+                        self.trouble("the archiver ended; see the server's log".to_owned());
+                        try_at = now() + wait;
+                        wait = (wait * 2).min(RETRY_MAX);
+                    }
+                },
+                _ = ticks.tick() => {
+                    if self.archiver.is_none() && tries.is_empty() && now() >= try_at {
+                        let of = (Arc::clone(&self.shared), self.scope.clone(), self.store.clone());
+                        let was_there = self.book.opened.contains(&wanted.spec.to.to_string());
+                        tries.spawn(begin(of, wanted.clone(), was_there));
+                    }
+                    if let Some(open) = &self.open
+                        && looks.is_empty()
+                        && look_at.is_some_and(|at| at <= now())
+                    {
+                        let archive = open.archive.clone();
+                        looks.spawn(async move { archive.load().await });
+                        look_at = Some(now() + LOOK_EVERY);
+                    }
+                    self.tell_trouble();
+                    self.begin_due(wanted, &mut works).await;
+                }
+            }
+        }
+    }
+
+    async fn take(
+        &mut self,
+        message: Message,
+        wanted: &Wanted,
+        works: &mut JoinSet<(Result<Done, WorkError>, Found)>,
+    ) {
+        match message {
+            Message::Order { work, by, reply } => {
+                let begun = self.begin_work(work, by, wanted, works).await;
+                drop(reply.send(begun));
+            }
+            Message::Point { name, reply } => {
+                // Asked again after a death, it stays where it was.
+                let known = self
+                    .views
+                    .borrow()
+                    .points
+                    .iter()
+                    .find(|point| point.0 == name)
+                    .map(|point| point.1);
+                if let Some(lsn) = known {
+                    drop(reply.send(Ok(lsn)));
+                    return;
+                }
+                let Some((archiver, open)) = self.archiver.as_ref().zip(self.open.as_ref()) else {
+                    let why = self.why_not();
+                    drop(reply.send(Err(why)));
+                    return;
+                };
+                let (archiver, server) = (Arc::clone(archiver), open.server.clone());
+                let (views, at) = (self.views.clone(), self.shared.clock.now());
+                // It waits for the archive; the loop does not.
+                while self.points.try_join_next().is_some() {}
+                self.points.spawn(async move {
+                    let made = archiver.restore_point(&server, &name, POINT_PATIENCE).await;
+                    if let Ok(lsn) = &made {
+                        let point = (name, *lsn, at);
+                        views.send_modify(|view| Arc::make_mut(view).points.push(point));
+                    }
+                    drop(reply.send(made.map_err(|error| chain(&error))));
+                });
+            }
+        }
+    }
+
+    fn why_not(&self) -> String {
+        let view = self.views.borrow();
+        let reason = view.trouble.as_ref().map(|(_, reason)| reason.clone());
+        reason.unwrap_or_else(|| "it begins just now".to_owned())
+    }
+
+    async fn begin_work(
+        &mut self,
+        work: Work,
+        by: String,
+        wanted: &Wanted,
+        works: &mut JoinSet<(Result<Done, WorkError>, Found)>,
+    ) -> Result<watch::Receiver<Progress>, OrderError> {
+        if let Some(running) = &self.running {
+            return Err(OrderError::Busy(running.work.kind()));
+        }
+        let known = self
+            .known()
+            .ok_or_else(|| OrderError::Refused("there is no such store".into()))?;
+        let Some(open) = &self.open else {
+            return Err(OrderError::NotRunning(self.why_not()));
+        };
+        let needs_archiver = !matches!(work, Work::Verify | Work::Restore(_));
+        if needs_archiver && self.archiver.is_none() {
+            return Err(OrderError::NotRunning(self.why_not()));
+        }
+        let context = Context {
+            shared: Arc::clone(&self.shared),
+            store: known,
+            spec: wanted.spec.clone(),
+            archive: open.archive.clone(),
+            archiver: self.archiver.clone(),
+            server: open.server.clone(),
+            programs: open.programs.clone(),
+            drill: self.book.drill.clone(),
+            ship_least: self.book.ship_least.unwrap_or(wanted.spec.ship),
+        };
+        let kind = work.kind();
+        let before = self.book.clone();
+        self.book.begin(kind, self.shared.clock.wall(), &by);
+        if let Err(error) = self.try_save().await {
+            self.book = before;
+            return Err(OrderError::Journal(error));
+        }
+        let (progress, follower) = watch::channel(Progress {
+            kind,
+            begun: self.shared.clock.now(),
+            by: by.clone(),
+            doing: "begins".to_owned(),
+            ended: None,
+        });
+        tracing::info!(scope = %self.scope, store = %self.store, by, "{kind} begins");
+        let (owned, sender, view) = (work.clone(), progress.clone(), self.views.clone());
+        works.spawn(async move {
+            let show = async {
+                let mut progress = sender.subscribe();
+                while progress.changed().await.is_ok() {
+                    let now = progress.borrow_and_update().clone();
+                    view.send_modify(|view| Arc::make_mut(view).running = Some(now));
+                    sleep(TICK).await;
+                }
+            };
+            tokio::select! {
+                ended = work::perform(&context, &owned, &sender) => ended,
+                () = show => unreachable!("the sender lives as long as the work"),
+            }
+        });
+        self.running = Some(Running { work, progress });
+        Ok(follower)
+    }
+
+    async fn end_work(&mut self, done: Result<Done, WorkError>, found: Found) {
+        let Some(Running { work, progress }) = self.running.take() else {
+            return;
+        };
+        let kind = work.kind();
+        let (at, by) = (self.shared.clock.wall(), progress.borrow().by.clone());
+        let failure = match &done {
+            // It is kept for a look, and nothing begins with it.
+            Ok(Done::BackedUp(line)) => match &line.state {
+                BackupState::Good => None,
+                BackupState::Bad { reason } => Some(format!("backup {} is bad: {reason}", line.id)),
+            },
+            Ok(_) => None,
+            Err(error) => Some(error.reason.clone()),
+        };
+        self.book.end(at, failure.clone());
+        if let Some(drill) = found.drill {
+            let repository = self.views.borrow().spec.to.to_string();
+            self.book.drilled(drill, repository);
+        }
+        self.save().await;
+        match &failure {
+            None => {
+                tracing::info!(scope = %self.scope, store = %self.store, "{kind} is done");
+                self.owed.remove(&kind);
+                if matches!(&done, Ok(Done::BackedUp(line)) if line.state == BackupState::Good) {
+                    self.wants_full = false;
+                    // It is proven by a restore, not by itself.
+                    if self.book.drill.is_none() {
+                        self.owed
+                            .insert(Kind::LightDrill, (now(), WORK_RETRY_FIRST));
+                    }
+                }
+            }
+            Some(reason) => {
+                tracing::error!(scope = %self.scope, store = %self.store, reason, "{kind} failed");
+                if by == CLOCK {
+                    let wait = self
+                        .owed
+                        .get(&kind)
+                        .map_or(WORK_RETRY_FIRST, |(_, wait)| *wait);
+                    let next = (wait * 2).min(WORK_RETRY_MAX);
+                    self.owed.insert(kind, (now() + wait, next));
+                }
+                self.alert("failed", &format!("{kind} failed: {reason}"));
+            }
+        }
+        let (ended, drill) = (self.book.ended.clone(), self.book.drill.clone());
+        let new = match &done {
+            Ok(Done::BackedUp(line)) => Some(line.clone()),
+            _ => None,
+        };
+        self.show(|view| {
+            view.running = None;
+            view.ended = ended;
+            view.drill = drill;
+            // What pruning took shows when the repository is looked at.
+            view.backups.extend(new);
+            if let Some(findings) = found.findings {
+                view.findings = findings;
+            }
+        });
+        progress.send_modify(|progress| progress.ended = Some(done));
+    }
+
+    /// Begins what is due, one after the other.
+    async fn begin_due(
+        &mut self,
+        wanted: &Wanted,
+        works: &mut JoinSet<(Result<Done, WorkError>, Found)>,
+    ) {
+        if self.running.is_some() || self.archiver.is_none() {
+            return;
+        }
+        let is_owed = |kind: &Kind| self.owed.get(kind).is_some_and(|(at, _)| *at <= now());
+        let waits = |kind: &Kind| self.owed.get(kind).is_some_and(|(at, _)| *at > now());
+        let full = (self.wants_full && !waits(&Kind::Full)).then_some(Kind::Full);
+        let owed = self.owed.keys().find(|kind| is_owed(kind)).copied();
+        let due = self.book.due(self.shared.clock.wall());
+        let Some(kind) = full.or(owed).or(due) else {
+            return;
+        };
+        let work = match kind {
+            Kind::Full => Work::BackUp { is_full: true },
+            Kind::Incremental => Work::BackUp { is_full: false },
+            Kind::LightDrill => Work::Drill { is_full: false },
+            Kind::FullDrill => Work::Drill { is_full: true },
+            Kind::Verify | Kind::Prune | Kind::Restore => return,
+        };
+        if let Err(error) = self.begin_work(work, CLOCK.to_owned(), wanted, works).await {
+            tracing::warn!(scope = %self.scope, store = %self.store, %error, "{kind} was not begun");
+        }
+    }
+
+    /// What the archiver tells.
+    fn note(&mut self, event: &WalEvent) {
+        let (scope, store) = (&self.scope, &self.store);
+        match event {
+            WalEvent::Receiver { state } => {
+                tracing::info!(%scope, %store, ?state, "the receiver of WAL");
+            }
+            WalEvent::ShippingFailed { why } => {
+                tracing::warn!(%scope, %store, why, "WAL is not shipped; it waits on this host");
+            }
+            WalEvent::Unreadable { why } => {
+                tracing::error!(%scope, %store, why, "what was shipped cannot be read back");
+            }
+            WalEvent::ShippingBack => tracing::info!(%scope, %store, "WAL is shipped again"),
+            WalEvent::Late { restorable } => {
+                let to = restorable.and_then(|point| point.at);
+                let to = to.map_or("nothing yet".to_owned(), |at| at.to_string());
+                let status = self.views.borrow().wal.clone().unwrap_or_default();
+                let why = status.failing.or(status.unreadable);
+                let why = why.map_or(String::new(), |why| format!(": {why}"));
+                self.alert(
+                    "late",
+                    &format!("the archive does not advance; a restore reaches {to}{why}"),
+                );
+            }
+            WalEvent::OnTime { .. } => self.alert("on-time", "the archive advances again"),
+            WalEvent::ChainBroken { hole } => {
+                self.wants_full = true;
+                let (from, to) = (hole.from, hole.to);
+                let text = format!(
+                    "the chain is broken: WAL from {from} to {to} is lost; a full backup begins"
+                );
+                self.alert("broken", &text);
+            }
+        }
+    }
+
+    fn looked(&mut self, loaded: &Loaded) {
+        let backups: Vec<_> = loaded.backups.iter().map(work::line).collect();
+        let is_good = |backup: &&super::BackupLine| backup.state == BackupState::Good;
+        let has_good = backups.iter().any(|backup| is_good(&backup));
+        if !has_good || loaded.restorable().is_none() {
+            self.wants_full = true;
+        }
+        if has_good && self.book.drill.is_none() {
+            let first = (now(), WORK_RETRY_FIRST);
+            self.owed.entry(Kind::LightDrill).or_insert(first);
+        }
+        let rto = work::rto(loaded, self.book.drill.as_ref());
+        let points = loaded.ledger.points().collect();
+        let findings = work::named(&loaded.findings);
+        self.show(|view| {
+            view.backups = backups;
+            view.rto = rto;
+            view.points = points;
+        });
+        self.found(findings);
+    }
+
+    /// What a verification has found stays until the next one; what shows without one is told at once.
+    fn found(&self, findings: Vec<String>) {
+        self.show(|view| {
+            for finding in findings {
+                if !view.findings.contains(&finding) {
+                    view.findings.push(finding);
+                }
+            }
+        });
+    }
+
+    /// Remembers a repository: should it be empty one day, it was lost.
+    async fn opened(&mut self, open: &Open) {
+        let label = self.views.borrow().spec.to.to_string();
+        tracing::info!(scope = %self.scope, store = %self.store, archive = open.archive.name(), at = label, "the archive is open");
+        if !self.book.opened.contains(&label) {
+            self.book.opened.push(label);
+            self.save().await;
+        }
+    }
+
+    fn trouble(&self, reason: String) {
+        let at = self.shared.clock.now();
+        let known = self.views.borrow().trouble.clone();
+        if known.as_ref().is_none_or(|(_, known)| *known != reason) {
+            tracing::warn!(scope = %self.scope, store = %self.store, reason, "nothing is archived");
+        }
+        let since = known.map_or(at, |(since, _)| since);
+        self.show(|view| {
+            view.trouble = Some((since, reason));
+        });
+    }
+
+    fn well(&mut self) {
+        self.show(|view| view.trouble = None);
+        if std::mem::take(&mut self.told) {
+            self.alert("on-time", "it is archived again");
+        }
+    }
+
+    fn tell_trouble(&mut self) {
+        if self.told {
+            return;
+        }
+        let trouble = self.views.borrow().trouble.clone();
+        let Some((since, reason)) = trouble else {
+            return;
+        };
+        if self.shared.clock.now().since(since) >= TOLD_AFTER {
+            self.told = true;
+            self.alert("late", &format!("nothing is archived: {reason}"));
+        }
+    }
+
+    /// Tells whoever the manifest names, and the log.
+    fn alert(&self, state: &str, text: &str) {
+        let (scope, store) = (&self.scope, &self.store);
+        tracing::error!(%scope, %store, state, "backups: {text}");
+        let view = self.views.borrow().clone();
+        let message = json!({
+            "alert": "backup",
+            "environment": scope.to_string(),
+            "store": store.to_string(),
+            "state": state,
+            "text": text,
+            "restorable_to": view.restorable_to().map(|at: Timestamp| at.to_string()),
+            "at": self.shared.clock.now().to_string(),
+        });
+        let url = self.shared.environment(scope).and_then(|view| {
+            let (_, body) = view.bodies.last_key_value()?;
+            body.spec.deploy.webhook.clone()
+        });
+        if let Some(url) = url {
+            self.shared.stores.spawn(async move {
+                webhook::deliver(&url, &message.to_string(), "an alert of backups").await;
+            });
+        }
+    }
+
+    fn known(&self) -> Option<Store> {
+        let stores = self.shared.stores.of(&self.scope);
+        let mut stores = stores.iter().map(|view| &view.store);
+        stores.find(|store| store.name == self.store).cloned()
+    }
+
+    fn show(&self, change: impl FnOnce(&mut BackupView)) {
+        self.views.send_modify(|view| change(Arc::make_mut(view)));
+    }
+
+    /// When it returns nothing of it writes any more.
+    async fn end_archiver(&mut self) {
+        self.points.shutdown().await;
+        let Some(archiver) = self.archiver.take().and_then(Arc::into_inner) else {
+            return;
+        };
+        // The spool keeps what a repository that hangs does not take.
+        match timeout(STOP_MAX, archiver.stop()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(scope = %self.scope, store = %self.store, error = chain(&error), "what waits is shipped at the next start");
+            }
+            Err(_) => {
+                tracing::warn!(scope = %self.scope, store = %self.store, "the repository does not answer; what waits is shipped at the next start");
+            }
+        }
+        self.show(|view| view.wal = None);
+    }
+
+    /// Nobody wants it any more: the server keeps no WAL for it. What is in the repository stays.
+    async fn leave(&mut self) {
+        tracing::info!(scope = %self.scope, store = %self.store, "it is not backed up any more; what there is stays");
+        let mut wait = RETRY_FIRST;
+        while let Some(store) = self.known() {
+            let forgotten = forget(&self.shared, &store).await;
+            match forgotten {
+                Ok(()) => break,
+                Err(reason) => {
+                    tracing::warn!(scope = %self.scope, store = %self.store, reason, "its replication slot is there still");
+                    sleep(wait).await;
+                    wait = (wait * 2).min(RETRY_MAX);
+                }
+            }
+            if self.wanted.borrow().is_some() {
+                return;
+            }
+        }
+        self.save().await;
+    }
+
+    async fn read_back(&mut self) -> Result<(), String> {
+        let (shared, key) = (Arc::clone(&self.shared), self.key());
+        let read = tokio::task::spawn_blocking(move || shared.journal.get(COLLECTION, &key)).await;
+        let found = read.map_err(|error| error.to_string())?;
+        let Some(document) = found.map_err(|error| chain(&error))? else {
+            return Ok(());
+        };
+        let book = serde_json::from_slice(&document.body);
+        self.book = book.map_err(|error| error.to_string())?;
+        self.revision = document.revision;
+        Ok(())
+    }
+
+    fn key(&self) -> String {
+        format!("{}/{}", self.scope, self.store)
+    }
+
+    /// However long the disk takes.
+    async fn save(&mut self) {
+        while let Err(error) = self.try_save().await {
+            tracing::error!(scope = %self.scope, store = %self.store, error, "the journal took no record of backups");
+            sleep(DISK_RETRY).await;
+        }
+    }
+
+    async fn try_save(&mut self) -> Result<(), String> {
+        let (shared, key, revision) = (Arc::clone(&self.shared), self.key(), self.revision);
+        let body = serde_json::to_vec(&self.book).expect("it has text keys");
+        let put = tokio::task::spawn_blocking(move || {
+            shared.journal.put(COLLECTION, &key, Some(revision), body)
+        });
+        let put = put.await.map_err(|error| error.to_string())?;
+        self.revision = put.map_err(|error| chain(&error))?;
+        self.shared.position.send_modify(|_| {});
+        Ok(())
+    }
+}
+
+/// Lets the servers keep no WAL any more for stores that were backed up once, and whose keeper died before it could do so.
+pub(super) async fn sweep(shared: Arc<Shared>) {
+    const PAGE: usize = 1_000;
+    let owner = Arc::clone(&shared);
+    let listed = tokio::task::spawn_blocking(move || owner.journal.list(COLLECTION, None, PAGE));
+    let Ok(Ok(documents)) = listed.await else {
+        return;
+    };
+    for view in shared.environments() {
+        let Some((_, body)) = view.bodies.last_key_value() else {
+            continue;
+        };
+        let scope = &view.state.scope;
+        for store in shared.stores.of(scope).iter().map(|view| &view.store) {
+            let wanted = body.spec.stores.get(&store.name);
+            let is_wanted = wanted.is_some_and(|store| store.backup.is_some());
+            let key = format!("{scope}/{}", store.name);
+            if is_wanted || !documents.iter().any(|document| document.key == key) {
+                continue;
+            }
+            let mut wait = RETRY_FIRST;
+            while let Err(reason) = forget(&shared, store).await {
+                tracing::warn!(%scope, store = %store.name, reason, "its replication slot is there still");
+                sleep(wait).await;
+                wait = (wait * 2).min(RETRY_MAX);
+            }
+        }
+    }
+}
+
+async fn forget(shared: &Shared, store: &Store) -> Result<(), String> {
+    let (server, _) = work::reach(shared, store).await?;
+    let forgotten = forget_slot(&server, SLOT).await;
+    forgotten.map_err(|error| chain(&error))
+}
+
+/// The slot of a server that Landfast runs is Landfast's alone.
+const SLOT: &str = "landfast";
+
+async fn begin(
+    (shared, scope, name): (Arc<Shared>, Scope, StoreName),
+    wanted: Wanted,
+    was_there: bool,
+) -> Tried {
+    let failed = |reason: String| Tried {
+        open: None,
+        result: Err(reason),
+    };
+    let stores = shared.stores.of(&scope);
+    let known = stores.iter().find(|view| view.store.name == name);
+    let Some(store) = known.map(|view| view.store.clone()) else {
+        return failed("the store is not there yet".to_owned());
+    };
+    // One that was lost is archived no more, and can be restored.
+    if matches!(store.phase, Phase::Making { .. } | Phase::Starting { .. }) {
+        return failed(format!("the store is {}", store.word()));
+    }
+    let to = &wanted.spec.to;
+    let archive = place::archive(&shared, &scope, &name, to, &wanted.secrets, was_there).await;
+    let archive = match archive {
+        Ok(archive) => archive,
+        Err(error) => return failed(explained(&error)),
+    };
+    let (server, programs) = match work::reach(&shared, &store).await {
+        Ok(reached) => reached,
+        Err(reason) => return failed(reason),
+    };
+    let open = Open {
+        archive: archive.clone(),
+        server: server.clone(),
+        programs: programs.clone(),
+    };
+    if !matches!(store.phase, Phase::Ready { .. }) {
+        return Tried {
+            open: Some(open),
+            result: Err(format!("the store is {}", store.word())),
+        };
+    }
+    let (sender, events) = mpsc::unbounded_channel();
+    let config = WalArchiveConfig {
+        server,
+        programs,
+        archive,
+        spool: work::scratch(&shared, &scope, &name).join("w"),
+        slot: SLOT.to_owned(),
+        is_synchronous: false,
+        interval: wanted.spec.ship,
+        spool_bytes_max: SPOOL_BYTES_MAX,
+    };
+    let started = match work::make_scratch(&work::scratch(&shared, &scope, &name)) {
+        Ok(()) => WalArchiver::start(config, move |event| drop(sender.send(event))).await,
+        Err(error) => return failed(explained(&error)),
+    };
+    Tried {
+        open: Some(open),
+        result: match started {
+            Ok(archiver) => Ok((archiver, events)),
+            Err(error) => Err(work::sentence(&error)),
+        },
+    }
+}
+
+fn explained(error: &WorkError) -> String {
+    match &error.hint {
+        Some(hint) => format!("{} ({hint})", error.reason),
+        None => error.reason.clone(),
+    }
+}
+
+async fn next(events: &mut Option<mpsc::UnboundedReceiver<WalEvent>>) -> Option<WalEvent> {
+    match events {
+        Some(events) => events.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The next status; `None` where there will be none.
+async fn changed(status: &mut Option<watch::Receiver<WalStatus>>) -> Option<WalStatus> {
+    let Some(status) = status else {
+        return std::future::pending().await;
+    };
+    match status.changed().await {
+        Ok(()) => Some(status.borrow_and_update().clone()),
+        Err(_) => None,
+    }
+}

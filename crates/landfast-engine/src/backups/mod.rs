@@ -1,0 +1,554 @@
+//! Backups of the managed databases of this host: one keeper for each that the manifest wants backed up.
+//!
+//! A keeper runs the WAL archiver of its server for as long as the manifest says so, begins what is due by the clock or asked
+//! for, one piece of work at a time, and writes into the journal what began, how it ended and what was proven. What is told of
+//! how far a restore reaches was read back from the repository, never asked of the server.
+//!
+//! It never writes into the data of a store, and removes from a repository only what pruning has buried.
+
+mod keeper;
+mod place;
+mod record;
+mod work;
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use landfast_backup::{AcceptedLoss, BackupId, BackupState, Hole, Lsn, RestorablePoint, Target};
+use landfast_backup_postgres::{Pruned, Verified, WalStatus};
+use landfast_spec::{BackupSpec, Gate};
+use landfast_types::{Scope, StoreName, Timestamp};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+
+use self::keeper::Keeper;
+pub use self::{
+    place::{KeyView, confirm_key, export_key, key},
+    record::{DrillRecord, Ended, Kind},
+};
+use crate::{actions::chain, planning::Refusal, shared::Shared};
+
+/// The attendant looks again after this, whether or not it was woken.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+const INBOX_MAX: usize = 16;
+/// How long an order waits to be taken.
+const ANSWER_MAX: Duration = Duration::from_secs(15);
+/// How long a migration waits for its place in the archive.
+const POINT_MAX: Duration = Duration::from_secs(40);
+
+/// What a person or the clock asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Work {
+    BackUp { is_full: bool },
+    Verify,
+    Prune { is_dry: bool },
+    Drill { is_full: bool },
+    Restore(RestoreOrder),
+}
+
+/// A restore beside the server that runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RestoreOrder {
+    pub target: Target,
+    /// Where it may end although the archive should reach further.
+    pub accepted: Option<AcceptedLoss>,
+    pub into: RestoreInto,
+}
+
+/// What becomes of the restored data.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RestoreInto {
+    /// A store of its own, which Landfast runs beside the old one.
+    Store(StoreName),
+    /// Files in a folder of the host that is not there yet.
+    Folder(std::path::PathBuf),
+}
+
+impl Work {
+    /// What kind of work it is.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::BackUp { is_full: true } => Kind::Full,
+            Self::BackUp { is_full: false } => Kind::Incremental,
+            Self::Verify => Kind::Verify,
+            Self::Prune { .. } => Kind::Prune,
+            Self::Drill { is_full: true } => Kind::FullDrill,
+            Self::Drill { is_full: false } => Kind::LightDrill,
+            Self::Restore(_) => Kind::Restore,
+        }
+    }
+}
+
+/// What work came to.
+#[derive(Debug, Clone)]
+pub enum Done {
+    BackedUp(BackupLine),
+    Verified(Verified),
+    Pruned(Pruned),
+    Drilled(DrillRecord),
+    Restored {
+        backup: BackupId,
+        reached: Lsn,
+        /// The clock of the newest heartbeat in it.
+        at: Option<Timestamp>,
+        into: RestoreInto,
+        /// What was accepted to be lost.
+        lost: Option<Hole>,
+        warnings: Vec<String>,
+        took: Duration,
+    },
+}
+
+/// How far work has come.
+#[derive(Debug, Clone)]
+pub struct Progress {
+    pub kind: Kind,
+    pub begun: Timestamp,
+    pub by: String,
+    /// What is done now, in words.
+    pub doing: String,
+    /// Its end, and how it ended.
+    pub ended: Option<Result<Done, WorkError>>,
+}
+
+/// Why work failed.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{reason}")]
+pub struct WorkError {
+    pub reason: String,
+    pub hint: Option<String>,
+    /// Where a restore would end, so that it can be accepted by name.
+    pub reach: Option<Lsn>,
+    /// Objects of the repository that are not as they should be.
+    pub findings: Vec<String>,
+}
+
+impl WorkError {
+    pub(crate) fn new(reason: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self {
+            reason: reason.into(),
+            hint: Some(hint.into()),
+            reach: None,
+            findings: Vec::new(),
+        }
+    }
+}
+
+impl From<landfast_backup_postgres::BackupError> for WorkError {
+    fn from(error: landfast_backup_postgres::BackupError) -> Self {
+        use landfast_backup::PlanError;
+        use landfast_backup_postgres::BackupError;
+        let reach = if let BackupError::Plan(PlanError::WouldEndEarly { reach, .. }) = &error {
+            Some(*reach)
+        } else {
+            None
+        };
+        let hint = error.hint();
+        Self {
+            reason: chain(&error),
+            hint: (!hint.is_empty()).then_some(hint),
+            reach,
+            findings: Vec::new(),
+        }
+    }
+}
+
+/// Why work was not begun.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum OrderError {
+    #[error("its backups are not wanted by the manifest")]
+    Unknown,
+    #[error("{0} is under way")]
+    Busy(Kind),
+    #[error("it is not backed up just now: {0}")]
+    NotRunning(String),
+    #[error("the journal did not take it: {0}")]
+    Journal(String),
+    #[error("{0}")]
+    Refused(String),
+    #[error("the server is stopping")]
+    Stopping,
+}
+
+/// A backup as readers see it.
+#[derive(Debug, Clone)]
+pub struct BackupLine {
+    pub id: BackupId,
+    pub at: Timestamp,
+    pub state: BackupState,
+    pub stop: Lsn,
+    /// Of the database's files.
+    pub bytes: u64,
+    /// What it added to the repository.
+    pub stored_bytes: u64,
+    pub took: Duration,
+    pub parent: Option<BackupId>,
+    pub server_version: i32,
+}
+
+/// How the backups of a store stand.
+#[derive(Debug, Clone)]
+pub struct BackupView {
+    pub scope: Scope,
+    pub store: StoreName,
+    pub spec: BackupSpec,
+    /// The archiver, where it runs.
+    pub wal: Option<WalStatus>,
+    /// Why nothing is archived now, and since when.
+    pub trouble: Option<(Timestamp, String)>,
+    /// Oldest first, as last read back.
+    pub backups: Vec<BackupLine>,
+    /// Named places to go back to, oldest first.
+    pub points: Vec<(String, Lsn, Timestamp)>,
+    /// What was wrong in the repository when it was last read.
+    pub findings: Vec<String>,
+    /// Work that is under way.
+    pub running: Option<Progress>,
+    /// How work of each kind ended last.
+    pub ended: BTreeMap<Kind, Ended>,
+    pub drill: Option<DrillRecord>,
+    /// How long a restore to the newest moment would take.
+    pub rto: Option<Duration>,
+    /// Since when the manifest wants it backed up.
+    pub since: Timestamp,
+}
+
+impl BackupView {
+    /// How far a restore reaches: the newest heartbeat that was read back from the repository. Nowhere without a good backup, nor
+    /// while WAL behind the newest one is lost.
+    pub fn restorable(&self) -> Option<RestorablePoint> {
+        let wal = self.wal.as_ref()?;
+        let behind = wal.broken.map_or(Lsn(0), |hole| hole.to);
+        self.good().find(|backup| backup.stop >= behind)?;
+        wal.restorable
+    }
+
+    /// The same as a time.
+    pub fn restorable_to(&self) -> Option<Timestamp> {
+        self.restorable()?.at
+    }
+
+    /// What is wrong now, worst first. Empty is green.
+    pub fn troubles(&self, now: Timestamp) -> Vec<String> {
+        let mut troubles = self.grave(now);
+        troubles.extend(self.findings.iter().cloned());
+        if let Some(newest) = self.backups.last()
+            && let BackupState::Bad { reason } = &newest.state
+        {
+            troubles.push(format!("backup {} is bad: {reason}", newest.id));
+        }
+        for (kind, ended) in &self.ended {
+            let is_told = matches!(kind, Kind::Full | Kind::Incremental | Kind::Verify);
+            if let Some(failure) = ended.failure.as_ref().filter(|_| is_told) {
+                troubles.push(format!("{kind} failed at {}: {failure}", ended.at));
+            }
+        }
+        troubles
+    }
+
+    /// What keeps one from going back to the newest moment.
+    fn grave(&self, now: Timestamp) -> Vec<String> {
+        let mut troubles = Vec::new();
+        if let Some((since, reason)) = &self.trouble {
+            troubles.push(format!("nothing is archived since {since}: {reason}"));
+        }
+        let wal = self.wal.as_ref();
+        if let Some(hole) = wal.and_then(|wal| wal.broken.as_ref()) {
+            let (from, to) = (hole.from, hole.to);
+            // A backup behind it needs nothing of what is lost.
+            if !self.good().any(|backup| backup.stop >= to) {
+                troubles.push(format!(
+                    "the chain is broken: WAL from {from} to {to} is lost; a full backup heals it"
+                ));
+            }
+        }
+        if let Some(wal) = wal.filter(|wal| wal.is_late) {
+            let to = self.restorable_to();
+            let to = to.map_or("nothing".to_owned(), |at| at.to_string());
+            let why = wal.failing.as_ref().or(wal.unreadable.as_ref());
+            let why = why.map_or(String::new(), |why| format!(": {why}"));
+            troubles.push(format!(
+                "the archive does not advance, a restore reaches {to}{why}"
+            ));
+        }
+        let max_age = self.spec.drill.max_age;
+        let is_fresh = |at: Timestamp| now.since(at) <= max_age;
+        match &self.drill {
+            Some(drill) => {
+                if let Some(failure) = &drill.failure {
+                    troubles.push(format!("the drill of {} failed: {failure}", drill.at));
+                } else if !drill.passed_at.is_some_and(is_fresh) {
+                    let last = drill.passed_at;
+                    let last = last.map_or("never".to_owned(), |at| at.to_string());
+                    troubles.push(format!("not proven: a drill passed last: {last}"));
+                }
+            }
+            None if !is_fresh(self.since) => {
+                troubles.push("not proven: no drill has passed yet".to_owned());
+            }
+            None => {}
+        }
+        troubles
+    }
+
+    fn good(&self) -> impl Iterator<Item = &BackupLine> {
+        let backups = self.backups.iter();
+        backups.filter(|backup| backup.state == BackupState::Good)
+    }
+
+    /// Why a deploy whose gates ask for it does not begin.
+    pub fn is_unfit(&self, now: Timestamp) -> Option<String> {
+        if self.good().next().is_none() {
+            return Some("there is no good backup yet".to_owned());
+        }
+        if self
+            .drill
+            .as_ref()
+            .is_none_or(|drill| drill.passed_at.is_none())
+        {
+            return Some("no drill has passed yet".to_owned());
+        }
+        self.grave(now).into_iter().next()
+    }
+}
+
+pub(crate) enum Message {
+    Order {
+        work: Work,
+        by: String,
+        reply: oneshot::Sender<Result<watch::Receiver<Progress>, OrderError>>,
+    },
+    /// Makes a named place to go back to.
+    Point {
+        name: String,
+        reply: oneshot::Sender<Result<Lsn, String>>,
+    },
+}
+
+/// What the manifest says, and the secrets that the repository is reached with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    pub(crate) spec: BackupSpec,
+    /// The version of each, as the newest release has them pinned.
+    pub(crate) secrets: BTreeMap<String, u64>,
+}
+
+#[derive(Clone)]
+struct Handle {
+    inbox: mpsc::Sender<Message>,
+    view: watch::Receiver<Arc<BackupView>>,
+    wanted: watch::Sender<Option<Wanted>>,
+}
+
+/// The backups of every store of this host.
+#[derive(Default)]
+pub struct Backups {
+    book: Mutex<BTreeMap<(Scope, StoreName), Handle>>,
+    tasks: Mutex<JoinSet<()>>,
+}
+
+impl Backups {
+    fn handle(&self, scope: &Scope, name: &StoreName) -> Option<Handle> {
+        let book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
+        book.get(&(scope.clone(), name.clone())).cloned()
+    }
+
+    /// Those of an environment, in order of store.
+    pub fn of(&self, scope: &Scope) -> Vec<Arc<BackupView>> {
+        let book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = book.iter().filter(|((other, _), _)| other == scope);
+        own.map(|(_, handle)| handle.view.borrow().clone())
+            .collect()
+    }
+
+    /// All of them, in order of environment and store.
+    pub fn all(&self) -> Vec<Arc<BackupView>> {
+        let book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
+        let views = book.values().map(|handle| handle.view.borrow().clone());
+        views.collect()
+    }
+
+    /// Begins work; it goes on when nobody follows it.
+    ///
+    /// # Errors
+    /// [`OrderError`]; nothing was begun then.
+    pub async fn order(
+        &self,
+        scope: &Scope,
+        name: &StoreName,
+        work: Work,
+        by: String,
+    ) -> Result<watch::Receiver<Progress>, OrderError> {
+        let handle = self.handle(scope, name).ok_or(OrderError::Unknown)?;
+        let (reply, answer) = oneshot::channel();
+        let asked = async {
+            let sent = handle.inbox.send(Message::Order { work, by, reply }).await;
+            sent.map_err(|_| OrderError::Stopping)?;
+            answer.await.map_err(|_| OrderError::Stopping)?
+        };
+        let away = || OrderError::NotRunning("what was archived ends, or begins anew".to_owned());
+        timeout(ANSWER_MAX, asked)
+            .await
+            .unwrap_or_else(|_| Err(away()))
+    }
+
+    /// Makes a named place to go back to; `None` where the store is not backed up.
+    pub(crate) async fn point(
+        &self,
+        scope: &Scope,
+        store: &StoreName,
+        name: &str,
+    ) -> Option<Result<Lsn, String>> {
+        let handle = self.handle(scope, store)?;
+        let (reply, answer) = oneshot::channel();
+        let name = name.to_owned();
+        let message = Message::Point { name, reply };
+        let stopping = || Err("the server is stopping".to_owned());
+        let asked = async {
+            if handle.inbox.send(message).await.is_err() {
+                return stopping();
+            }
+            answer.await.unwrap_or_else(|_| stopping())
+        };
+        // No migration waits for ever for a repository that hangs.
+        let away = || Err("the archive did not answer in time".to_owned());
+        Some(timeout(POINT_MAX, asked).await.unwrap_or_else(|_| away()))
+    }
+}
+
+/// Begins and ends keepers as the manifests say, until another server has taken over.
+pub(crate) async fn run(shared: Arc<Shared>) {
+    let mut position = shared.position.subscribe();
+    let mut is_swept = false;
+    while shared.replaced.borrow().is_none() {
+        if !is_swept && !shared.environments().is_empty() {
+            is_swept = true;
+            shared.stores.spawn(keeper::sweep(Arc::clone(&shared)));
+        }
+        attend(&shared);
+        tokio::select! {
+            changed = position.changed() => if changed.is_err() { return },
+            () = sleep(LOOK_EVERY) => {}
+        }
+    }
+}
+
+fn attend(shared: &Arc<Shared>) {
+    for view in shared.environments() {
+        let Some((_, body)) = view.bodies.last_key_value() else {
+            continue;
+        };
+        let scope = &view.state.scope;
+        for (name, store) in &body.spec.stores {
+            let Some(spec) = &store.backup else { continue };
+            let secrets = spec.secrets().into_iter();
+            let pinned = |name: &str| Some((name.to_owned(), *body.secrets.get(name)?));
+            let wanted = Wanted {
+                spec: spec.clone(),
+                secrets: secrets.filter_map(pinned).collect(),
+            };
+            match shared.backups.handle(scope, name) {
+                Some(handle) => {
+                    handle.wanted.send_if_modified(|known| {
+                        let is_other = known.as_ref() != Some(&wanted);
+                        *known = Some(wanted);
+                        is_other
+                    });
+                }
+                None => begin(shared, scope, name, wanted),
+            }
+        }
+        let book = shared.backups.book.lock();
+        let book = book.unwrap_or_else(PoisonError::into_inner);
+        let own = book.iter().filter(|((other, _), _)| other == scope);
+        for ((_, name), handle) in own {
+            let store = body.spec.stores.get(name);
+            if store.is_none_or(|store| store.backup.is_none()) {
+                handle
+                    .wanted
+                    .send_if_modified(|known| known.take().is_some());
+            }
+        }
+    }
+}
+
+fn begin(shared: &Arc<Shared>, scope: &Scope, name: &StoreName, wanted: Wanted) {
+    let (sender, inbox) = mpsc::channel(INBOX_MAX);
+    let view = BackupView {
+        scope: scope.clone(),
+        store: name.clone(),
+        spec: wanted.spec.clone(),
+        wal: None,
+        trouble: None,
+        backups: Vec::new(),
+        points: Vec::new(),
+        findings: Vec::new(),
+        running: None,
+        ended: BTreeMap::new(),
+        drill: None,
+        rto: None,
+        since: shared.clock.now(),
+    };
+    let (views, view) = watch::channel(Arc::new(view));
+    let (wanted, wishes) = watch::channel(Some(wanted));
+    let handle = Handle {
+        inbox: sender,
+        view,
+        wanted,
+    };
+    let key = (scope.clone(), name.clone());
+    let backups = &shared.backups;
+    let mut book = backups.book.lock().unwrap_or_else(PoisonError::into_inner);
+    book.insert(key.clone(), handle);
+    drop(book);
+    let keeper = Keeper::new(Arc::clone(shared), key, inbox, wishes, views);
+    let mut tasks = backups.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+    while tasks.try_join_next().is_some() {}
+    tasks.spawn(keeper.run());
+}
+
+/// What the gate `backup` of a manifest refuses.
+pub fn refusals(shared: &Shared, scope: &Scope, spec: &landfast_spec::AppSpec) -> Vec<Refusal> {
+    if !spec.deploy.gates.contains(&Gate::Backup) {
+        return Vec::new();
+    }
+    let views = shared.backups.of(scope);
+    let now = shared.clock.now();
+    let serving = shared.environment(scope).and_then(|view| {
+        let body = view.bodies.get(&view.state.serving?)?;
+        Some(Arc::clone(body))
+    });
+    let was_backed_up = |name: &StoreName| {
+        let known = serving.as_ref().and_then(|body| body.spec.stores.get(name));
+        known.is_some_and(|store| store.backup.is_some())
+    };
+    let wanted = spec
+        .stores
+        .iter()
+        .filter(|(_, store)| store.backup.is_some());
+    let unfit = wanted.filter_map(|(name, _)| {
+        // One that nothing which serves has backed up holds nothing yet.
+        if !was_backed_up(name) {
+            return None;
+        }
+        let view = views.iter().find(|view| view.store == *name);
+        let reason = match view {
+            Some(view) => view.is_unfit(now)?,
+            None => "its backups were not looked at yet".to_owned(),
+        };
+        Some(Refusal {
+            code: "backup-unfit",
+            reason: format!("store `{name}`: {reason}"),
+            hint: Some(format!(
+                "`landfast backup list {name}` and `landfast drill {name}`; or deploy without the gate `backup`"
+            )),
+        })
+    });
+    unfit.collect()
+}

@@ -1,0 +1,339 @@
+//! What is written down of backups: when each schedule was kept, what began, how it ended, what was proven.
+
+use std::{collections::BTreeMap, fmt, time::Duration};
+
+use landfast_backup::{BackupId, Check, DrillPhases, Lsn, Rates, Verdict};
+use landfast_backup_postgres::DrillReport;
+use landfast_spec::{BackupSpec, CronLine};
+use landfast_types::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// The journal's collection.
+pub(crate) const COLLECTION: &str = "backups";
+/// A time kept further ahead of the clock than this was told by a clock that went wrong.
+const AHEAD_MAX: Duration = Duration::from_secs(24 * 3_600);
+
+/// Kinds of work on backups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    Full,
+    Incremental,
+    LightDrill,
+    FullDrill,
+    Verify,
+    Prune,
+    Restore,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Full => "the full backup",
+            Self::Incremental => "the incremental backup",
+            Self::LightDrill => "the drill",
+            Self::FullDrill => "the full drill",
+            Self::Verify => "the verification",
+            Self::Prune => "the pruning",
+            Self::Restore => "the restore",
+        })
+    }
+}
+
+/// How work ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ended {
+    pub at: Timestamp,
+    pub took: Duration,
+    pub by: String,
+    /// Why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
+}
+
+/// What a drill has shown. Read by later versions: fields are added with `#[serde(default)]` only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrillRecord {
+    pub at: Timestamp,
+    /// The repository it proved.
+    #[serde(default)]
+    pub repository: String,
+    pub is_full: bool,
+    /// The last one that passed, this one included.
+    pub passed_at: Option<Timestamp>,
+    pub backup: Option<BackupId>,
+    pub reached: Option<Lsn>,
+    /// What was lost if the host had been lost when it began: the age of the newest heartbeat in the copy.
+    pub rpo: Option<Duration>,
+    pub phases: DrillPhases,
+    pub rates: Option<Rates>,
+    pub checks: Vec<Check>,
+    /// Why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
+}
+
+impl DrillRecord {
+    /// What a report says, with what is remembered of the drill before.
+    pub(crate) fn of(
+        at: Timestamp,
+        is_full: bool,
+        backup: BackupId,
+        report: &DrillReport,
+        before: Option<&Self>,
+    ) -> Self {
+        let failure = match &report.verdict {
+            Verdict::Passed { .. } => None,
+            Verdict::Failed { reasons } => Some(reasons.join("; ")),
+        };
+        let passed = failure.is_none();
+        Self {
+            at,
+            repository: String::new(),
+            is_full,
+            passed_at: if passed {
+                Some(at)
+            } else {
+                before.and_then(|before| before.passed_at)
+            },
+            backup: Some(backup),
+            reached: Some(report.facts.reached),
+            rpo: report
+                .facts
+                .newest
+                .map(|newest| report.facts.begun.since(newest)),
+            phases: report.phases,
+            rates: Some(report.rates),
+            checks: report.facts.checks.clone(),
+            failure,
+        }
+    }
+
+    /// One that did not come as far as a report.
+    pub(crate) fn failed(at: Timestamp, is_full: bool, why: String, before: Option<&Self>) -> Self {
+        Self {
+            at,
+            repository: String::new(),
+            is_full,
+            passed_at: before.and_then(|before| before.passed_at),
+            backup: None,
+            reached: None,
+            rpo: None,
+            phases: DrillPhases::default(),
+            rates: before.and_then(|before| before.rates),
+            checks: Vec::new(),
+            failure: Some(why),
+        }
+    }
+}
+
+/// A schedule, and until when it was kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Kept {
+    line: CronLine,
+    since: Timestamp,
+}
+
+/// Work that was begun.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Begun {
+    pub(crate) kind: Kind,
+    pub(crate) at: Timestamp,
+    pub(crate) by: String,
+}
+
+/// The document of a store. Read by later versions: fields are added with `#[serde(default)]` only.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub(crate) struct Book {
+    /// Repositories that were made or opened: one of them that is empty was lost, or is not mounted.
+    #[serde(default)]
+    pub(crate) opened: Vec<String>,
+    #[serde(default)]
+    pub(crate) kept: BTreeMap<Kind, Kept>,
+    #[serde(default)]
+    pub(crate) begun: Option<Begun>,
+    #[serde(default)]
+    pub(crate) ended: BTreeMap<Kind, Ended>,
+    #[serde(default)]
+    pub(crate) drill: Option<DrillRecord>,
+    /// The shortest time between two heartbeats that was ever wanted: what is kept is counted in them.
+    #[serde(default)]
+    pub(crate) ship_least: Option<Duration>,
+}
+
+impl Book {
+    /// Fits what was kept to what the manifest says now. A line that is new, or was written anew, counts from now on, and so
+    /// does one that a wrong clock has moved into the future.
+    pub(crate) fn fit(&mut self, spec: &BackupSpec, now: Timestamp) {
+        self.ship_least = Some(
+            self.ship_least
+                .map_or(spec.ship, |least| least.min(spec.ship)),
+        );
+        // Nothing of another repository was proven.
+        let label = spec.to.to_string();
+        self.drill = self.drill.take().filter(|drill| drill.repository == label);
+        let lines = lines(spec);
+        self.kept
+            .retain(|kind, _| lines.iter().any(|(known, _)| known == kind));
+        for (kind, line) in lines {
+            let fits = self
+                .kept
+                .get(&kind)
+                .is_some_and(|kept| kept.line == *line && kept.since <= now + AHEAD_MAX);
+            if !fits {
+                let line = line.clone();
+                self.kept.insert(kind, Kept { line, since: now });
+            }
+        }
+    }
+
+    /// What the clock asks for: the most thorough of what has come due.
+    pub(crate) fn due(&self, now: Timestamp) -> Option<Kind> {
+        let is_due = |kind: &Kind| {
+            let kept = self.kept.get(kind);
+            kept.is_some_and(|kept| kept.line.next_after(kept.since).is_some_and(|at| at <= now))
+        };
+        // A backup is drilled when it is there.
+        let order = [
+            Kind::Full,
+            Kind::Incremental,
+            Kind::FullDrill,
+            Kind::LightDrill,
+        ];
+        order.into_iter().find(is_due)
+    }
+
+    /// Notes that work begins. A full one of its sort keeps the lesser one, too.
+    pub(crate) fn begin(&mut self, kind: Kind, at: Timestamp, by: &str) {
+        let lesser = match kind {
+            Kind::Full => Some(Kind::Incremental),
+            Kind::FullDrill => Some(Kind::LightDrill),
+            Kind::Incremental | Kind::LightDrill | Kind::Verify | Kind::Prune | Kind::Restore => {
+                None
+            }
+        };
+        for kind in lesser.into_iter().chain([kind]) {
+            if let Some(kept) = self.kept.get_mut(&kind) {
+                kept.since = at;
+            }
+        }
+        let by = by.to_owned();
+        self.begun = Some(Begun { kind, at, by });
+    }
+
+    /// Remembers a drill. A light one says nothing of what a full one has found.
+    pub(crate) fn drilled(&mut self, mut drill: DrillRecord, repository: String) {
+        let is_lighter = |known: &DrillRecord| known.is_full && known.failure.is_some();
+        if !drill.is_full && drill.failure.is_none() && self.drill.as_ref().is_some_and(is_lighter)
+        {
+            return;
+        }
+        drill.repository = repository;
+        self.drill = Some(drill);
+    }
+
+    /// Notes how it ended.
+    pub(crate) fn end(&mut self, at: Timestamp, failure: Option<String>) {
+        let Some(begun) = self.begun.take() else {
+            return;
+        };
+        let ended = Ended {
+            at,
+            took: at.since(begun.at),
+            by: begun.by,
+            failure,
+        };
+        // What is wrong with one kind of backup is mended by the other.
+        if ended.failure.is_none() && begun.kind == Kind::Full {
+            self.ended.remove(&Kind::Incremental);
+        }
+        if ended.failure.is_none() && begun.kind == Kind::FullDrill {
+            self.ended.remove(&Kind::LightDrill);
+        }
+        self.ended.insert(begun.kind, ended);
+    }
+}
+
+fn lines(spec: &BackupSpec) -> Vec<(Kind, &CronLine)> {
+    let mut lines = vec![
+        (Kind::Full, &spec.full),
+        (Kind::LightDrill, &spec.drill.light),
+        (Kind::FullDrill, &spec.drill.full),
+    ];
+    lines.extend(
+        spec.incremental
+            .iter()
+            .map(|line| (Kind::Incremental, line)),
+    );
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use landfast_spec::{DrillSpec, RepositorySpec};
+    use landfast_types::Bytes;
+
+    use super::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    fn spec() -> BackupSpec {
+        let line = |text| CronLine::new(text).unwrap();
+        BackupSpec {
+            to: RepositorySpec::Folder {
+                path: "/backup".into(),
+            },
+            full: line("0 3 * * * UTC"),
+            incremental: Some(line("0 * * * * UTC")),
+            keep: 720 * 60 * MINUTE,
+            keep_wal: 168 * 60 * MINUTE,
+            ship: MINUTE,
+            wal_limit: Bytes(1 << 30),
+            drill: DrillSpec {
+                light: line("30 * * * * UTC"),
+                full: line("30 4 * * * UTC"),
+                max_age: 36 * 60 * MINUTE,
+                checks: BTreeMap::new(),
+            },
+        }
+    }
+
+    fn at(minutes: i64) -> Timestamp {
+        Timestamp::from_millis(minutes * 60_000)
+    }
+
+    #[test]
+    fn what_was_missed_is_made_up_for_once_and_the_greater_counts_for_the_lesser() {
+        let mut book = Book::default();
+        book.fit(&spec(), at(1));
+        assert_eq!(book.due(at(29)), None);
+        assert_eq!(book.due(at(30)), Some(Kind::LightDrill));
+        // The server was away for a night.
+        assert_eq!(book.due(at(300)), Some(Kind::Full));
+        book.begin(Kind::Full, at(300), "schedule");
+        assert_eq!(book.due(at(301)), Some(Kind::FullDrill));
+        book.end(at(310), None);
+        book.begin(Kind::FullDrill, at(310), "schedule");
+        book.end(at(320), Some("it failed".into()));
+        assert_eq!(book.due(at(320)), None);
+        assert_eq!(book.ended[&Kind::FullDrill].took, 10 * MINUTE);
+        assert_eq!(book.due(at(360)), Some(Kind::Incremental));
+    }
+
+    #[test]
+    fn a_line_that_is_new_counts_from_now_on_and_a_wrong_clock_stops_nothing() {
+        let mut book = Book::default();
+        book.fit(&spec(), at(1));
+        let mut other = spec();
+        other.full = CronLine::new("0 5 * * * UTC").unwrap();
+        other.incremental = None;
+        book.fit(&other, at(290));
+        assert_eq!(book.due(at(299)), Some(Kind::FullDrill));
+        assert!(!book.kept.contains_key(&Kind::Incremental));
+        assert_eq!(book.due(at(300)), Some(Kind::Full));
+        book.begin(Kind::Full, at(1_000_000), "schedule");
+        book.end(at(1_000_001), None);
+        book.fit(&other, at(301));
+        assert_eq!(book.due(at(24 * 60 + 301)), Some(Kind::Full));
+    }
+}

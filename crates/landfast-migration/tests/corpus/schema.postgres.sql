@@ -1,0 +1,14 @@
+CREATE TABLE items (id bigint PRIMARY KEY, shop_id bigint, name varchar(20), note text, price numeric(10,2), amount int, made timestamp, seen timestamptz, label text NOT NULL DEFAULT 'none');
+CREATE TABLE shops (id bigint PRIMARY KEY, name text);
+CREATE UNLOGGED TABLE quick (id bigint, note text);
+CREATE TABLE guarded (id bigint);
+ALTER TABLE guarded ENABLE ROW LEVEL SECURITY;
+CREATE TABLE parts (id bigint, day date) PARTITION BY RANGE (day);
+CREATE TABLE parts_q1 PARTITION OF parts FOR VALUES FROM ('2026-01-01') TO ('2026-04-01');
+CREATE TYPE mood AS ENUM ('good', 'bad');
+CREATE DOMAIN posint AS int;
+CREATE VIEW cheap AS SELECT id FROM items WHERE price < 1;
+CREATE MATERIALIZED VIEW totals AS SELECT count(*) FROM items;
+CREATE INDEX items_name ON items (name);
+CREATE INDEX items_made ON items (made);
+CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1';

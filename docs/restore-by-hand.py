@@ -1,0 +1,166 @@
+#!/usr/bin/env python3
+"""Reads a backup repository in a folder without Landfast.
+
+    restore-by-hand.py REPOSITORY KEYFILE ARCHIVE list
+    restore-by-hand.py REPOSITORY KEYFILE ARCHIVE files BACKUP TARGET
+    restore-by-hand.py REPOSITORY KEYFILE ARCHIVE wal TARGET
+
+`files` writes the data folder of a backup, `wal` the WAL the archive has, as files that `restore_command = 'cp TARGET/%f %p'` finds.
+Needs Python 3.9, its package `cryptography`, and libzstd. A repository in a bucket is copied to a folder first, as it is.
+"""
+
+import ctypes
+import ctypes.util
+import hashlib
+import json
+import os
+import struct
+import sys
+
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+HEAD = 8 + 1 + 8 + 16  # magic, format, id of the key, salt
+
+zstd = ctypes.CDLL(ctypes.util.find_library("zstd") or "libzstd.so.1")
+zstd.ZSTD_getFrameContentSize.restype = ctypes.c_ulonglong
+zstd.ZSTD_decompress.restype = ctypes.c_size_t
+
+
+def decompress(data):
+    length = zstd.ZSTD_getFrameContentSize(data, ctypes.c_size_t(len(data)))
+    target = ctypes.create_string_buffer(max(length, 1))
+    done = zstd.ZSTD_decompress(
+        target, ctypes.c_size_t(length), data, ctypes.c_size_t(len(data))
+    )
+    if done != length:
+        raise SystemExit("an object does not decompress")
+    return target.raw[:length]
+
+
+class Repository:
+    def __init__(self, folder, keyfile):
+        self.folder = folder
+        head, key_id, key = open(keyfile).read().splitlines()
+        assert head == "landfast backup key 1", "not a key file"
+        self.key_id = bytes.fromhex(key_id.split()[1])
+        self.key = bytes.fromhex(key.split()[1])
+
+    def cipher(self, name, sealed):
+        if sealed[:8] != b"LFBACKUP" or sealed[8] != 1:
+            raise SystemExit(f"{name}: not an object of format 1")
+        if sealed[9:17] != self.key_id:
+            raise SystemExit(f"{name}: needs the key {sealed[9:17].hex()}")
+        derived = HKDF(hashes.SHA256(), 32, sealed[17:HEAD], b"object")
+        return AESGCM(derived.derive(self.key))
+
+    def frame(self, cipher, name, number, sealed):
+        nonce = number.to_bytes(12, "big")
+        bound = number.to_bytes(8, "big") + name.encode()
+        opened = cipher.decrypt(nonce, sealed, bound)
+        return opened[1:] if opened[0] == 0 else decompress(opened[1:])
+
+    def sealed(self, name):
+        with open(os.path.join(self.folder, name), "rb") as file:
+            return file.read()
+
+    def get(self, name):
+        sealed = self.sealed(name)
+        return self.frame(self.cipher(name, sealed), name, 0, sealed[HEAD:])
+
+    def names(self, below):
+        root = os.path.join(self.folder, below)
+        found = []
+        for folder, _, files in os.walk(root):
+            for name in files:
+                if not name.startswith("."):
+                    found.append(os.path.relpath(os.path.join(folder, name), self.folder))
+        return sorted(found)
+
+
+def backups(repository, archive):
+    for name in repository.names(f"{archive}/backups"):
+        if name.endswith("/manifest"):
+            yield json.loads(repository.get(name))
+
+
+def restore_files(repository, archive, backup, target):
+    manifest = json.loads(repository.get(f"{archive}/backups/{backup}/manifest"))
+    places = repository.get(f"{archive}/backups/{backup}/map")
+    assert hashlib.sha256(places).hexdigest() == manifest["map"], "not the map of this backup"
+    tree = manifest["tree"]
+    os.mkdir(target, 0o700)
+    writes = {}
+    at = 0
+    for entry in tree["entries"]:
+        path = os.path.join(target, entry["path"])
+        if entry["kind"] == "folder":
+            os.makedirs(path, 0o700, exist_ok=True)
+            continue
+        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, entry["mode"]))
+        (count,) = struct.unpack_from("<I", places, at)
+        at += 4
+        place = 0
+        for _ in range(count):
+            frame, offset, length = struct.unpack_from("<III", places, at)
+            at += 12
+            writes.setdefault(frame, []).append((path, place, offset, length))
+            place += length
+    first = 0
+    for pack in tree["packs"]:
+        sealed = repository.sealed(pack["name"])
+        cipher = repository.cipher(pack["name"], sealed)
+        start = HEAD
+        for number, length in enumerate(pack["frames"]):
+            wanted = writes.get(first + number)
+            if wanted:
+                data = repository.frame(cipher, pack["name"], number, sealed[start : start + length])
+                for path, place, offset, size in wanted:
+                    with open(path, "r+b") as file:
+                        file.seek(place)
+                        file.write(data[offset : offset + size])
+            start += length
+        first += len(pack["frames"])
+    print(f"{manifest['bytes']} bytes; WAL is needed from {manifest['start']} to at least {manifest['stop']}")
+
+
+def restore_wal(repository, archive, target):
+    os.makedirs(target, exist_ok=True)
+    pages = [json.loads(repository.get(name)) for name in repository.names(f"{archive}/ledger") if not name.endswith("/head")]
+    size = pages[-1]["segment_bytes"]
+    each = (1 << 32) // size
+    for name in repository.names(f"{archive}/wal"):
+        _, timeline, place = name.rsplit("/", 2)
+        start, end = (int(part, 16) for part in place.split("-"))
+        segment = start // size
+        file_name = f"{timeline}{segment // each:08X}{segment % each:08X}"
+        path = os.path.join(target, file_name)
+        if not os.path.exists(path):
+            with open(path, "wb") as file:
+                file.truncate(size)
+        with open(path, "r+b") as file:
+            file.seek(start % size)
+            file.write(repository.get(name))
+    for name in repository.names(f"{archive}/history"):
+        with open(os.path.join(target, name.rsplit("/", 1)[1] + ".history"), "wb") as file:
+            file.write(repository.get(name))
+
+
+def main():
+    folder, keyfile, archive, verb, *rest = sys.argv[1:]
+    repository = Repository(folder, keyfile)
+    if verb == "list":
+        for manifest in backups(repository, archive):
+            print(manifest["id"], manifest["state"], manifest["start"], manifest["stop"], manifest["bytes"])
+    elif verb == "files":
+        restore_files(repository, archive, *rest)
+    elif verb == "wal":
+        restore_wal(repository, archive, *rest)
+    else:
+        raise SystemExit(__doc__)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+CREATE INDEX reservations_nights ON reservations (room_id, state, arrives, departs);

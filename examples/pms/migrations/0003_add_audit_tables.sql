@@ -1,0 +1,8 @@
+CREATE TABLE reservation_history (
+    id BIGINT UNSIGNED NOT NULL AUTO_INCREMENT PRIMARY KEY,
+    reservation_id BIGINT UNSIGNED NOT NULL,
+    action VARCHAR(16) NOT NULL,
+    app_release VARCHAR(64) NOT NULL,
+    at TIMESTAMP(6) NOT NULL DEFAULT CURRENT_TIMESTAMP(6),
+    CONSTRAINT history_reservation FOREIGN KEY (reservation_id) REFERENCES reservations (id)
+) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4;
