@@ -2,7 +2,8 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    fs,
+    fs, io,
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -38,7 +39,7 @@ const BATCH: usize = 8;
 /// Heartbeats that wait for their WAL. More than a day.
 const BEATS_MAX: usize = 20_000;
 
-/// Waits, ships, tells the ledger, reads back.
+/// Waits, ships, tells the ledger, reads back. An event goes out before the status that shows the same.
 pub(crate) struct Driver {
     pub(crate) config: WalArchiveConfig,
     pub(crate) identity: Identity,
@@ -157,7 +158,7 @@ impl Driver {
     async fn ship_history(
         &mut self,
         timeline: Timeline,
-        path: &std::path::Path,
+        path: &Path,
     ) -> Result<(), BackupError> {
         if self.writer.ledger.history_digest(timeline).is_some() {
             return Ok(());
@@ -188,7 +189,7 @@ impl Driver {
         if self.writer.ledger.piece(key).is_some() {
             return Ok(None);
         }
-        let bytes = self.read(file).await?;
+        let bytes = self.read(&file.path).await?;
         let boundary = self.tail.read(segment, &bytes, true, size);
         let known = self.writer.ledger.end_of(timeline);
         let boundary = boundary.or(known).unwrap_or(from);
@@ -199,7 +200,13 @@ impl Driver {
     async fn ship_open(&mut self, file: &SpoolFile) -> Result<Option<Event>, BackupError> {
         let size = self.identity.segment_bytes;
         let segment = file.segment;
-        let bytes = self.read(file).await?;
+        let bytes = match self.read(&file.path).await {
+            // Full since it was listed: the receiver has given it its own name.
+            Err(BackupError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                return self.ship_closed(&file.closed()).await;
+            }
+            read => read?,
+        };
         let start = segment.start(size);
         let end = self.tail.read(segment, &bytes, false, size);
         let pieces = self.writer.ledger.pieces_of(segment);
@@ -297,9 +304,9 @@ impl Driver {
         Ok(removed)
     }
 
-    async fn read(&self, file: &SpoolFile) -> Result<Vec<u8>, BackupError> {
-        let read = tokio::fs::read(&file.path).await;
-        let mut bytes = read.map_err(BackupError::io("read", &file.path))?;
+    async fn read(&self, path: &Path) -> Result<Vec<u8>, BackupError> {
+        let read = tokio::fs::read(path).await;
+        let mut bytes = read.map_err(BackupError::io("read", path))?;
         // The receiver pads a file before it names it, except when it was killed meanwhile.
         bytes.resize(self.identity.segment_bytes.get() as usize, 0);
         Ok(bytes)
@@ -331,8 +338,8 @@ impl Driver {
                     at,
                 }])
                 .await?;
-            self.status.send_modify(|status| status.broken = Some(hole));
             (self.on_event)(WalEvent::ChainBroken { hole });
+            self.status.send_modify(|status| status.broken = Some(hole));
         }
         self.known_receiver = ReceiverState::Starting;
         self.go_on.notify_one();
@@ -372,9 +379,10 @@ impl Driver {
         if self.receiver.has_changed().unwrap_or(false) {
             let state = self.receiver.borrow_and_update().clone();
             self.known_receiver = state.clone();
-            self.status
-                .send_modify(|status| status.receiver = state.clone());
-            (self.on_event)(WalEvent::Receiver { state });
+            (self.on_event)(WalEvent::Receiver {
+                state: state.clone(),
+            });
+            self.status.send_modify(|status| status.receiver = state);
         }
         let is_due = self.confirmed.is_none_or(|last| {
             let first = self.status.borrow().restorable.is_none();
@@ -420,11 +428,11 @@ impl Driver {
         if hole == was || (hole.is_none() && !self.writer.has_good_backup()) {
             return;
         }
-        self.status.send_modify(|status| status.broken = hole);
         if let Some(hole) = hole
             && was.is_none_or(|was| (was.timeline, was.from) != (hole.timeline, hole.from))
         {
             (self.on_event)(WalEvent::ChainBroken { hole });
         }
+        self.status.send_modify(|status| status.broken = hole);
     }
 }

@@ -21,6 +21,21 @@ pub(crate) struct SpoolFile {
     pub(crate) path: PathBuf,
 }
 
+impl SpoolFile {
+    /// The same file under the name it gets when it is full.
+    pub(crate) fn closed(&self) -> Self {
+        let path = match self.is_partial {
+            true => self.path.with_extension(""),
+            false => self.path.clone(),
+        };
+        Self {
+            segment: self.segment,
+            is_partial: false,
+            path,
+        }
+    }
+}
+
 /// What lies in the spool.
 #[derive(Debug, Default)]
 pub(crate) struct Listing {
@@ -67,9 +82,15 @@ pub(crate) fn list(folder: &Path, size: SegmentBytes) -> Result<Listing, BackupE
 /// What a receiver that was killed while it made a file leaves behind, which the next one refuses to go on with.
 pub(crate) fn mend(folder: &Path, size: SegmentBytes) -> Result<(), BackupError> {
     for file in list(folder, size)?.files {
-        let metadata = fs::metadata(&file.path).map_err(BackupError::io("look at", &file.path))?;
-        if file.is_partial && metadata.len() != size.get() {
-            remove(&file.path)?;
+        if !file.is_partial {
+            continue;
+        }
+        match fs::metadata(&file.path) {
+            Ok(metadata) if metadata.len() == size.get() => {}
+            Ok(_) => remove(&file.path)?,
+            // Shipped and removed since it was listed.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(BackupError::io("look at", &file.path)(error)),
         }
     }
     Ok(())
