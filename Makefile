@@ -7,6 +7,10 @@ SHELL := /bin/sh
 .NOTPARALLEL:
 
 CARGO ?= cargo
+# Built with the features of the whole workspace, as the tests are: nothing is compiled twice.
+XTASK = $(CARGO) build --locked --quiet --workspace --bin xtask && target/debug/xtask
+# Tests wait for servers and clocks more than they compute.
+TEST_THREADS ?= 6
 PROOF = $(CARGO) build --locked --release -p landfast -p landfast-judge -p landfast-bench && $(CARGO) xtask proof
 
 .PHONY: help
@@ -37,12 +41,12 @@ check-lints: ## clippy, every warning an error
 
 .PHONY: check-tests
 check-tests: ## all tests
-	$(CARGO) test --locked --workspace --no-fail-fast
+	RUST_TEST_THREADS=$(TEST_THREADS) $(CARGO) test --locked --workspace --no-fail-fast
 
 .PHONY: check-documents
 check-documents: ## generated documents are committed as the code makes them; rustdoc without a warning
 	@sh .ci/check-requirements
-	$(CARGO) xtask docs --check
+	$(XTASK) docs --check
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --quiet
 
 .PHONY: docs
@@ -62,7 +66,7 @@ clean-run: ## what CI does: .ci/run in a fresh clone of the last commit, cold, t
 
 .PHONY: check-instructions
 check-instructions: ## instructions of the core's hot paths under callgrind, against the committed baseline
-	@if command -v valgrind >/dev/null; then $(CARGO) xtask instructions; \
+	@if command -v valgrind >/dev/null; then $(XTASK) instructions; \
 	else echo "check-instructions: skipped, valgrind is missing (make setup)"; fi
 
 ## -- measure ----------------------------------------------------------------------------------

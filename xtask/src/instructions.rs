@@ -9,7 +9,13 @@
 //! Another version of the C library or of SQLite's compiler may move all journal cases by a few percent; then, as after
 //! a change that is worth its price, the baseline is renewed with `--renew` and committed with the reason.
 
-use std::{collections::BTreeMap, fs, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    fs, iter,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+};
 
 use anyhow::{Context as _, bail, ensure};
 
@@ -50,35 +56,56 @@ fn baseline_path() -> PathBuf {
 fn build() -> anyhow::Result<PathBuf> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     let built = command(cargo)
-        .args(["build", "--locked", "--quiet", "-p", "landfast-cases"])
+        .args(["build", "--locked", "--quiet", "--workspace"])
+        .args(["--bin", "landfast-cases"])
         .status()?;
     ensure!(built.success(), "the cases were not built");
     Ok(target_folder().join("debug/landfast-cases"))
 }
 
-fn count_all(binary: &PathBuf) -> anyhow::Result<BTreeMap<String, u64>> {
+fn count_all(binary: &Path) -> anyhow::Result<BTreeMap<String, u64>> {
     let listed = command(binary)
         .output()
         .context("failed to list the cases")?;
     let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+    let cases: Vec<&str> = listed.lines().collect();
+    let next = AtomicUsize::new(0);
+    let work = || -> anyhow::Result<Vec<_>> {
+        let taken = iter::from_fn(|| cases.get(next.fetch_add(1, Ordering::Relaxed)));
+        taken.map(|case| count_case(binary, case)).collect()
+    };
+    // Counts do not depend on what runs beside them.
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let done: Vec<_> = thread::scope(|scope| {
+        let workers: Vec<_> = (0..cores).map(|_| scope.spawn(work)).collect();
+        let joined = workers.into_iter().map(|worker| worker.join());
+        joined
+            .map(|done| done.expect("a counter panicked"))
+            .collect()
+    });
     let mut counted = BTreeMap::new();
-    for line in listed.lines() {
-        let (name, repeats) = line
-            .split_once(' ')
-            .context("a case has a number of repeats")?;
-        let repeats: u64 = repeats.parse()?;
-        let (once, twice) = (
-            count(binary, name, repeats)?,
-            count(binary, name, 2 * repeats)?,
-        );
-        counted.insert(name.to_owned(), twice.saturating_sub(once) / repeats);
+    for counts in done {
+        counted.extend(counts?);
     }
     ensure!(!counted.is_empty(), "there is no case");
     Ok(counted)
 }
 
+/// The instructions of one repeat of a case, from a line `name repeats`.
+fn count_case(binary: &Path, line: &str) -> anyhow::Result<(String, u64)> {
+    let (name, repeats) = line
+        .split_once(' ')
+        .context("a case has a number of repeats")?;
+    let repeats: u64 = repeats.parse()?;
+    let (once, twice) = (
+        count(binary, name, repeats)?,
+        count(binary, name, 2 * repeats)?,
+    );
+    Ok((name.to_owned(), twice.saturating_sub(once) / repeats))
+}
+
 /// Instructions of a whole process.
-fn count(binary: &PathBuf, case: &str, times: u64) -> anyhow::Result<u64> {
+fn count(binary: &Path, case: &str, times: u64) -> anyhow::Result<u64> {
     let output = command("valgrind")
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
         .arg(binary)

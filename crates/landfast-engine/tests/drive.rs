@@ -337,7 +337,7 @@ async fn a_command_is_refused_while_the_journal_takes_nothing() {
     sleep(Duration::from_millis(300)).await;
     let scope = scope();
     let commanded = platform.command(&scope, Input::Stop);
-    let answer = tokio::time::timeout(Duration::from_secs(5), commanded).await;
+    let answer = tokio::time::timeout(Duration::from_secs(60), commanded).await;
     let answer = answer.expect("it does not hang");
     assert!(
         matches!(answer, Err(CommandError::Journal(_))),

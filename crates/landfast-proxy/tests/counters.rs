@@ -81,13 +81,14 @@ async fn a_pause_is_neither_the_backends_latency_nor_part_of_the_next_pause() {
     let address = proxy.http().await;
     let held = tokio::spawn(async move { get(address, "/").await });
     eventually("it is held", || async { counted(&proxy).await.paused == 1 }).await;
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    let pause_time = Duration::from_secs(3);
+    tokio::time::sleep(pause_time).await;
     proxy.put(&with(2, Mode::Serve)).await;
     assert_eq!(held.await.expect("no panic").expect("answered").status, 200);
     let latency = backend(&proxy, "one").await.latency;
     let slowest = latency.quantile(1.0).expect("one answer");
-    assert!(slowest < Duration::from_millis(900), "{slowest:?}");
-    assert!(counted(&proxy).await.pause_longest_ms >= 1_000);
+    assert!(slowest < pause_time, "{slowest:?}");
+    assert!(counted(&proxy).await.pause_longest_ms >= 3_000);
 
     proxy.put(&with(3, pause.clone())).await;
     assert_eq!(counted(&proxy).await.pause_longest_ms, 0);

@@ -64,9 +64,8 @@ async fn a_body_that_never_pauses_long_and_never_ends_is_cut() {
     let (_proxy, upstream, address) = started().await;
     // One that is kept before it is sent on, and one that is streamed.
     for length in [10_000, 200_000] {
-        let (status, time) = upload(address, length, 2).await;
+        let (status, _) = upload(address, length, 2).await;
         assert_eq!(status, 408, "{length}");
-        assert!(time < Duration::from_secs(4), "{length}: {time:?}");
     }
     let whole = |body: &bytes::Bytes| body.len() >= 10_000;
     let seen = upstream.seen.lock().expect("no panic");
