@@ -8,9 +8,7 @@ SHELL := /bin/sh
 
 CARGO ?= cargo
 # Built with the features of the whole workspace, as the tests are: nothing is compiled twice.
-XTASK = $(CARGO) build --locked --quiet --workspace --bin xtask && target/debug/xtask
-# Tests wait for servers and clocks more than they compute.
-TEST_THREADS ?= 6
+XTASK = $(CARGO) build --locked --quiet --workspace --bin xtask && $${CARGO_TARGET_DIR:-target}/debug/xtask
 PROOF = $(CARGO) build --locked --release -p landfast -p landfast-judge -p landfast-bench && $(CARGO) xtask proof
 
 .PHONY: help
@@ -40,8 +38,8 @@ check-lints: ## clippy, every warning an error
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 
 .PHONY: check-tests
-check-tests: ## all tests
-	RUST_TEST_THREADS=$(TEST_THREADS) $(CARGO) test --locked --workspace --no-fail-fast
+check-tests: ## all tests, several programs at a time
+	$(XTASK) tests
 
 .PHONY: check-documents
 check-documents: ## generated documents are committed as the code makes them; rustdoc without a warning

@@ -16,6 +16,7 @@ mod flextime;
 mod instructions;
 mod live;
 mod proof;
+mod tests;
 
 use anyhow::bail;
 
@@ -31,15 +32,17 @@ fn main() -> anyhow::Result<()> {
         "faults" => faults::run(&rest),
         "instructions" => instructions::run(&rest),
         "proof" => proof::run(&rest),
+        "tests" => tests::run(&rest),
         _ => bail!(
-            "there is no chore `{chore}`; there is:\n  {}\n  {}\n  {}\n  {}\n  {}\n  {}\n  {}",
+            "there is no chore `{chore}`; there is:\n  {}\n  {}\n  {}\n  {}\n  {}\n  {}\n  {}\n  {}",
             bench::USAGE,
             docs::USAGE,
             faults::USAGE,
             flextime::USAGE,
             demo::USAGE,
             instructions::USAGE,
-            proof::USAGE
+            proof::USAGE,
+            tests::USAGE
         ),
     }
 }

@@ -441,6 +441,7 @@ impl Store {
                 },
             ) if is_current(instance) && !self.was_ready => {
                 self.port = *port;
+                self.failures = 0;
                 Some(self.fallen(now, reason))
             }
             // Starting ⇒ Down: it cannot be started.

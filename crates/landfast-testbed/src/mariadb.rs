@@ -58,6 +58,7 @@ impl Mariadb {
     fn stopped() -> Result<Self, StartError> {
         let user = account("mysql");
         let folder = Folder::new("mariadb", user)?;
+        // A server that starts removes what looks like temporary tables in its folder for them, also those of another.
         let mut install = Command::new(program("mariadb-install-db", PACKAGE, &["/usr/bin"])?);
         install
             .arg("--no-defaults")
@@ -65,6 +66,7 @@ impl Mariadb {
                 "--datadir={}",
                 folder.path().join("data").display()
             ))
+            .arg(format!("--tmpdir={}", folder.path().display()))
             .args(["--auth-root-authentication-method=normal", "--skip-test-db"])
             .arg("--skip-name-resolve");
         run(install, user, "mariadb-install-db")?;
@@ -93,7 +95,6 @@ impl Mariadb {
         command
             .arg("--no-defaults")
             .arg(format!("--datadir={}", at("data")))
-            // A server that starts removes what looks like temporary tables there, also those of another.
             .arg(format!("--tmpdir={}", at("data")))
             .arg(format!("--socket={}", at("s")))
             .arg(format!("--pid-file={}", at("pid")))

@@ -113,6 +113,7 @@ fn a_port_that_was_taken_is_changed_only_while_nobody_knows_it() {
     assert_eq!(lost.port, 15_000);
     let moved = told(&lost, 2, failed(2, Some(15_001)));
     assert_eq!((moved.port, moved.word()), (15_001, "down"));
+    assert_eq!(moved.deadline(), Some(at(2)), "nothing is wrong with it");
     assert_eq!(told(&lost, 2, failed(2, None)).port, 15_000);
 
     let restarting = told(&told(&ready(), 100, ended(1)), 100, Input::Tick);

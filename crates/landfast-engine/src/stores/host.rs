@@ -299,9 +299,12 @@ async fn make_mariadb(
     access: &Access,
 ) -> Result<(), String> {
     let data = format!("--datadir={}", making.display());
+    // A server that starts removes what looks like temporary tables there, also those of another.
+    let temporary = format!("--tmpdir={}", making.display());
     let arguments = [
         "--no-defaults".to_owned(),
         data.clone(),
+        temporary.clone(),
         "--basedir=/usr".to_owned(),
         "--auth-root-authentication-method=normal".to_owned(),
         "--skip-test-db".to_owned(),
@@ -318,6 +321,7 @@ async fn make_mariadb(
         "--no-defaults".to_owned(),
         "--bootstrap".to_owned(),
         data,
+        temporary,
         "--basedir=/usr".to_owned(),
         "--log-warnings=0".to_owned(),
     ];

@@ -303,9 +303,8 @@ async fn start(context: &Context, instance: InstanceId) {
                 let failed = Input::StartFailed {
                     instance,
                     reason,
-                    free_port: host::port_taken(&context.store).and_then(|_| {
-                        super::free_port(&context.shared, &context.store.scope, &context.store.name)
-                    }),
+                    free_port: host::port_taken(&context.store)
+                        .and_then(|_| super::another_port(&context.shared)),
                 };
                 context.tell(failed).await;
             }

@@ -340,7 +340,8 @@ fn record(
     release: ReleaseId,
     wanted: Wanted,
 ) -> Result<(), String> {
-    let port = free_port(shared, scope, name).ok_or("no port is free for it")?;
+    let port = free_port(shared, port_from(scope, name.as_str()));
+    let port = port.ok_or("no port is free for it")?;
     let now = shared.clock.now();
     let (scope, name) = (scope.clone(), name.clone());
     let store = Store::new(now, scope, name, release, wanted, port);
@@ -398,15 +399,19 @@ pub(crate) fn begin_restored(
 }
 
 /// A port that no store has and nobody listens at just now. Somebody else may be faster: then it is chosen anew.
-fn free_port(shared: &Shared, scope: &Scope, name: &StoreName) -> Option<u16> {
+fn free_port(shared: &Shared, first: u16) -> Option<u16> {
     let stores = shared.stores.all();
     let taken: BTreeSet<u16> = stores.iter().map(|view| view.store.port).collect();
-    let first = port_from(scope, name.as_str());
     let is_free = |port: &u16| {
         !taken.contains(port) && std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok()
     };
     let mut ports = (first..=*PORTS.end()).chain(*PORTS.start()..first);
     ports.find(is_free)
+}
+
+/// The same from a random one on: whoever was faster may be looking for the next one too.
+fn another_port(shared: &Shared) -> Option<u16> {
+    free_port(shared, rand::random_range(PORTS))
 }
 
 fn key(scope: &Scope, name: &StoreName) -> String {

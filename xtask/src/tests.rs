@@ -1,0 +1,171 @@
+//! `cargo xtask tests`: every test of the workspace, several test programs at a time. `cargo test` runs one after the other,
+//! and most of ours wait for servers and clocks. What a program printed is shown whole once it has ended.
+
+use std::{
+    collections::VecDeque,
+    io::{Read as _, Seek as _},
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::{Mutex, PoisonError},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail, ensure};
+use serde_json::Value;
+
+use crate::live::{command, instant};
+
+pub(crate) const USAGE: &str = "tests [--programs N] [--threads N]";
+
+/// A program that takes longer hangs.
+const PROGRAM_MAX: Duration = Duration::from_secs(1_200);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// Tests of one program at a time, unless it is said.
+const THREADS: usize = 4;
+
+/// One program of tests.
+struct Program {
+    name: String,
+    path: PathBuf,
+    /// Tests look for their files in the folder of their package.
+    folder: PathBuf,
+}
+
+/// Builds, runs, tells.
+pub(crate) fn run(arguments: &[String]) -> anyhow::Result<()> {
+    let cores = thread::available_parallelism().map_or(2, usize::from);
+    let (mut programs_max, mut threads) = (cores + 1, THREADS);
+    let mut rest = arguments.iter();
+    while let Some(flag) = rest.next() {
+        let value = rest.next().context("a flag lacks its number")?.parse()?;
+        match flag.as_str() {
+            "--programs" => programs_max = value,
+            "--threads" => threads = value,
+            _ => bail!("usage: cargo xtask {USAGE}"),
+        }
+    }
+    let begun = instant();
+    let queue: VecDeque<Program> = build()?.into();
+    let count = queue.len();
+    println!("tests: {count} programs, {programs_max} at a time, {threads} tests of each");
+    let queue = Mutex::new(queue);
+    let failed = Mutex::new(Vec::new());
+    let next = || {
+        queue
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop_front()
+    };
+    thread::scope(|scope| {
+        for _ in 0..programs_max.max(1) {
+            scope.spawn(|| {
+                while let Some(program) = next() {
+                    let outcome = run_program(&program, threads);
+                    // One at a time prints, so that no two reports are mixed.
+                    let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
+                    let (said, why) = match outcome {
+                        Ok((said, why)) => (said, why),
+                        Err(error) => (String::new(), Some(format!("{error:#}"))),
+                    };
+                    println!("     Running {}\n{said}", program.name);
+                    if let Some(why) = why {
+                        failed.push(format!("{}: {why}", program.name));
+                    }
+                }
+            });
+        }
+    });
+    let documented = cargo()
+        .args(["test", "--locked", "--workspace", "--doc", "--quiet"])
+        .status()?;
+    let mut failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
+    if !documented.success() {
+        failed.push("examples in the documentation".to_owned());
+    }
+    ensure!(
+        failed.is_empty(),
+        "{} of {count} programs failed:\n  {}",
+        failed.len(),
+        failed.join("\n  ")
+    );
+    println!("tests: passed in {} s", begun.elapsed().as_secs());
+    Ok(())
+}
+
+fn cargo() -> std::process::Command {
+    command(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+}
+
+/// Builds all test programs, as `cargo test` does; in cargo's order.
+fn build() -> anyhow::Result<Vec<Program>> {
+    let output = cargo()
+        .args(["test", "--locked", "--workspace", "--no-run"])
+        .arg("--message-format=json-render-diagnostics")
+        .stderr(Stdio::inherit())
+        .output()
+        .context("failed to start cargo")?;
+    ensure!(output.status.success(), "the tests were not built");
+    let mut programs = Vec::new();
+    for line in String::from_utf8_lossy(&output.stdout).lines() {
+        let message: Value = serde_json::from_str(line).context("cargo speaks JSON")?;
+        if message["profile"]["test"] != true {
+            continue;
+        }
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        let Some(path) = text(&message["executable"]) else {
+            continue;
+        };
+        let manifest = text(&message["manifest_path"]).context("a package has a manifest")?;
+        let folder = Path::new(&manifest)
+            .parent()
+            .context("a manifest is in a folder")?;
+        let package = folder.file_name().unwrap_or_default().to_string_lossy();
+        let target = text(&message["target"]["name"]).unwrap_or_default();
+        let kind = text(&message["target"]["kind"][0]).unwrap_or_default();
+        programs.push(Program {
+            name: format!("{package} {kind} {target}"),
+            path: path.into(),
+            folder: folder.to_owned(),
+        });
+    }
+    ensure!(!programs.is_empty(), "there are no tests");
+    Ok(programs)
+}
+
+/// What a program said, and why it did not pass.
+fn run_program(program: &Program, threads: usize) -> anyhow::Result<(String, Option<String>)> {
+    let mut output = tempfile::tempfile()?;
+    let mut child = command(&program.path)
+        .current_dir(&program.folder)
+        .env("CARGO_MANIFEST_DIR", &program.folder)
+        .env("RUST_TEST_THREADS", threads.to_string())
+        .stdin(Stdio::null())
+        .stdout(output.try_clone()?)
+        .stderr(output.try_clone()?)
+        .spawn()?;
+    let begun = instant();
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break Some(status);
+        }
+        if begun.elapsed() > PROGRAM_MAX {
+            child.kill()?;
+            child.wait()?;
+            break None;
+        }
+        thread::sleep(LOOK_EVERY);
+    };
+    let mut bytes = Vec::new();
+    output.rewind()?;
+    output.read_to_end(&mut bytes)?;
+    let why = match status {
+        Some(status) if status.success() => None,
+        Some(status) => Some(status.to_string()),
+        None => Some(format!(
+            "hangs: it did not end within {} s",
+            PROGRAM_MAX.as_secs()
+        )),
+    };
+    Ok((String::from_utf8_lossy(&bytes).into_owned(), why))
+}
