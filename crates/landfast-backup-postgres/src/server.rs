@@ -11,7 +11,7 @@ use std::{
 
 use landfast_backup::{Lsn, SegmentBytes, Timeline};
 use landfast_types::{Secret, Timestamp};
-use tokio_postgres::{Client, Config, NoTls};
+use tokio_postgres::{Client, Config, NoTls, error::SqlState};
 
 use crate::{BackupError, child::Program};
 
@@ -276,7 +276,13 @@ impl Session {
         if row.map_err(BackupError::server(doing))?.get(0) {
             return Ok(());
         }
-        let made = self.client.batch_execute(MAKE).await;
+        let mut made = self.client.batch_execute(MAKE).await;
+        // `IF NOT EXISTS` looks first: of two who create the schema, as migrations do, the slower one finds it there.
+        if let Err(error) = &made
+            && error.code() == Some(&SqlState::UNIQUE_VIOLATION)
+        {
+            made = self.client.batch_execute(MAKE).await;
+        }
         made.map_err(BackupError::server(doing))
     }
 

@@ -581,7 +581,14 @@ impl Engine for Database {
         // Asked first: a login that may not create anything can still run where the table is there.
         let there = "SELECT 1 WHERE to_regclass('landfast.migrations') IS NOT NULL";
         if self.rows("look for the history", there).await?.is_empty() {
-            self.execute("create the history table", CREATE).await?;
+            let mut created = self.client.batch_execute(CREATE).await;
+            // `IF NOT EXISTS` looks first: of two who create the schema, as backups do, the slower one finds it there.
+            if let Err(error) = &created
+                && error.code() == Some(&SqlState::UNIQUE_VIOLATION)
+            {
+                created = self.client.batch_execute(CREATE).await;
+            }
+            created.map_err(failed("create the history table"))?;
         }
         Ok(())
     }

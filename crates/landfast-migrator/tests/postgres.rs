@@ -254,6 +254,25 @@ async fn two_runners_do_not_work_twice_nor_lock_each_other_up() {
 }
 
 #[tokio::test]
+async fn a_schema_that_somebody_else_makes_meanwhile_is_no_error() {
+    let server = Postgres::start().unwrap();
+    let (other, _half) = client(&server.url("postgres")).await;
+    let begun = other.batch_execute("BEGIN; CREATE SCHEMA landfast").await;
+    begun.unwrap();
+    let (all, options) = (set(&[TABLE]), quick());
+    let run = up(&server, &all, Stage::Expand, &options);
+    let waits = async {
+        let ask = "SELECT count(*) FROM pg_locks WHERE NOT granted";
+        while sql(&server, ask) == "0" {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        other.batch_execute("COMMIT").await.unwrap();
+    };
+    let (applied, ()) = tokio::join!(run, waits);
+    assert_eq!(applied.unwrap(), ["0001_items"]);
+}
+
+#[tokio::test]
 async fn a_proxy_that_shares_sessions_is_refused() {
     let server = Postgres::start().unwrap();
     let pooler = PgBouncer::start(&server, "transaction").unwrap();
