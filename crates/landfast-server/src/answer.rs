@@ -125,6 +125,7 @@ impl From<Rejected> for Failure {
             | Rejected::AlreadyReverting { .. }
             | Rejected::AlreadyServing(_)
             | Rejected::Contracting { .. }
+            | Rejected::StoreServes { .. }
             | Rejected::NotStopped => Code::NotNow,
             Rejected::NothingDeployed => Code::EnvironmentUnknown,
             Rejected::NoEarlierRelease { .. } => Code::NothingToRollBackTo,
