@@ -278,6 +278,8 @@ pub(crate) fn refusal_code(word: &str) -> ProblemCode {
         "migrations-unsafe" => ProblemCode::MigrationsUnsafe,
         "command-missing" => ProblemCode::CommandMissing,
         "disk-short" => ProblemCode::DiskFull,
+        "store-unknown" => ProblemCode::StoreUnknown,
+        "store-not-now" => ProblemCode::StoreNotNow,
         "store-refused" => ProblemCode::StoreRefused,
         "store-busy" => ProblemCode::NotNow,
         "store-copy-failed" => ProblemCode::MigrationFailed,

@@ -119,7 +119,7 @@ impl Stores {
         reserved.remove(&(scope.clone(), name.clone()));
     }
 
-    pub(super) fn is_reserved(&self, scope: &Scope, name: &StoreName) -> bool {
+    pub(crate) fn is_reserved(&self, scope: &Scope, name: &StoreName) -> bool {
         let reserved = self.reserved.lock().unwrap_or_else(PoisonError::into_inner);
         reserved.contains(&(scope.clone(), name.clone()))
     }
