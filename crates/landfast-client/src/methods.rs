@@ -10,8 +10,8 @@ use landfast_api::{
     RollbackRequest, Rollout, RolloutList, RouteList, ScaleAnswer, ScaleRequest, Secret,
     SecretHistory, SecretImported, SecretList, SecretRevealRequest, SecretRevokeRequest,
     SecretRollbackRequest, SecretRotateRequest, SecretRotated, SecretValue, SecretsKey,
-    SecretsKeyRotated, SecretsKeyText, Store, StoreConnection, StoreDeleteRequest, StoreList, StoreSwitchRequest, StoreSwitched,
-    StoreRotateRequest, Traffic, paths,
+    SecretsKeyRotated, SecretsKeyText, Store, StoreConnection, StoreDeleteRequest, StoreList,
+    StoreRotateRequest, StoreSwitchRequest, StoreSwitched, Traffic, paths,
 };
 use landfast_types::Scope;
 

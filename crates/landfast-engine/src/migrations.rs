@@ -292,7 +292,15 @@ async fn run_on(
     store: &StoreName,
     set: &MigrationSet,
 ) -> (Option<Vec<AppliedMigration>>, Option<String>) {
-    let url = match address(shared, &order.scope, &order.body.spec, Some(order.body), store).await {
+    let url = match address(
+        shared,
+        &order.scope,
+        &order.body.spec,
+        Some(order.body),
+        store,
+    )
+    .await
+    {
         Ok(url) => url,
         Err(reason) => return (None, Some(reason)),
     };

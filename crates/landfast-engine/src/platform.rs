@@ -153,7 +153,9 @@ pub enum DeployError {
 pub enum RunError {
     #[error("the release that serves has no job `{0}`")]
     Unknown(landfast_types::JobName),
-    #[error("rollout {0} moves a store of the app to another server: what a run wrote would be missing there")]
+    #[error(
+        "rollout {0} moves a store of the app to another server: what a run wrote would be missing there"
+    )]
     Switching(RolloutId),
     #[error(transparent)]
     Begin(#[from] jobs::BeginError),

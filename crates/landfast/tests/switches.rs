@@ -135,9 +135,10 @@ fn restored(shop: &Shop, name: &str, arguments: &[&str]) {
 }
 
 fn switch(shop: &Shop, to: &str) -> String {
-    let output = shop
-        .host
-        .run(&shop.app, &["restore", "switch", "main", "--to", to, "--yes"]);
+    let output = shop.host.run(
+        &shop.app,
+        &["restore", "switch", "main", "--to", to, "--yes"],
+    );
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(0), "{said}");
     said
@@ -239,12 +240,21 @@ fn an_app_moves_to_a_restored_store_under_load_and_back() {
 
     // Names, and what is in use.
     let noon = store(&shop, "noon");
-    assert_eq!((&noon["serves"], &noon["named"]), (&"main".into(), &true.into()));
+    assert_eq!(
+        (&noon["serves"], &noon["named"]),
+        (&"main".into(), &true.into())
+    );
     assert_eq!(noon["used_by"].to_string(), "[\"api\",\"long\"]");
     until_state(&shop, "main", "deleted");
     assert_eq!(store(&shop, "main")["served_by"], "noon");
     let said = shop.refused(
-        &["store", "delete", "noon", "--confirm", "shop/production/noon"],
+        &[
+            "store",
+            "delete",
+            "noon",
+            "--confirm",
+            "shop/production/noon",
+        ],
         11,
     );
     assert!(said.contains("serves `main`"), "{said}");
@@ -260,15 +270,23 @@ fn an_app_moves_to_a_restored_store_under_load_and_back() {
     shop.ok(&["backup", "now", "main"]);
     shop.ok(&["drill", "main"]);
     restored(&shop, "later", &[]);
-    let counted = ["store", "psql", "later", "--", "-Atc", "SELECT count(*) FROM items"];
+    let counted = [
+        "store",
+        "psql",
+        "later",
+        "--",
+        "-Atc",
+        "SELECT count(*) FROM items",
+    ];
     assert_eq!(shop.ok(&counted).trim(), "101");
 
     // Code goes back without the contents; settings reach what serves the name.
     shop.edit("memory = \"256MiB\"\n", "memory = \"272MiB\"\n");
     shop.ok(&["deploy", "--wait", "seal"]);
-    shop.host.until("the settings are those of the manifest", || {
-        store(&shop, "noon")["memory_bytes"] == 272 << 20
-    });
+    shop.host
+        .until("the settings are those of the manifest", || {
+            store(&shop, "noon")["memory_bytes"] == 272 << 20
+        });
     shop.ok(&["rollback", "--wait", "seal"]);
     assert_eq!(items(&shop), "101");
 
@@ -279,13 +297,23 @@ fn an_app_moves_to_a_restored_store_under_load_and_back() {
     assert_eq!(client.answers(), ["101", "90"]);
     until_state(&shop, "noon", "deleted");
     let main = store(&shop, "main");
-    assert!(main["serves"].is_null() && main["served_by"].is_null(), "{main}");
+    assert!(
+        main["serves"].is_null() && main["served_by"].is_null(),
+        "{main}"
+    );
     // On a timeline behind that of the other one: the newest moment is that of what serves now.
     until_proven(&shop);
     assert_eq!(shop.host.get(HOST, "/add/7000").1, "7000");
     shop.ok(&["drill", "main", "--full"]);
     restored(&shop, "newest", &[]);
-    let counted = ["store", "psql", "newest", "--", "-Atc", "SELECT count(*), max(id) FROM items"];
+    let counted = [
+        "store",
+        "psql",
+        "newest",
+        "--",
+        "-Atc",
+        "SELECT count(*), max(id) FROM items",
+    ];
     assert_eq!(shop.ok(&counted).trim(), "91|7000");
 }
 
@@ -304,7 +332,9 @@ fn what_is_not_fit_is_refused_with_the_next_step() {
     let ask = ["restore", "switch", "main", "--to", "copy"];
     let said = shop.refused(&ask, 2);
     assert!(said.contains("--yes"), "{said}");
-    let (code, said) = shop.host.on_terminal(&shop.app, &ask, "shop/production/copy");
+    let (code, said) = shop
+        .host
+        .on_terminal(&shop.app, &ask, "shop/production/copy");
     assert_ne!(code, 0, "{said}");
     assert_eq!(phase(&shop), "none");
     // A run of a job writes to its end where it began.
@@ -318,7 +348,7 @@ fn an_aborted_switch_and_one_that_does_not_come_up_leave_everything_as_it_was() 
     let shop = shop();
     shop.edit(
         "healthy_deadline = \"30s\"\n",
-        "healthy_deadline = \"30s\"\nprogress_deadline = \"20s\"\n",
+        "healthy_deadline = \"20s\"\nprogress_deadline = \"40s\"\n",
     );
     shop.ok(&["deploy", "--wait", "seal"]);
     restored(&shop, "copy", &[]);
@@ -342,13 +372,26 @@ fn an_aborted_switch_and_one_that_does_not_come_up_leave_everything_as_it_was() 
             }
             shop.ok(&["abort"]);
         }
-        assert_eq!(begun.wait().unwrap().code(), Some(5), "aborted: {is_aborted}");
+        assert_eq!(
+            begun.wait().unwrap().code(),
+            Some(5),
+            "aborted: {is_aborted}"
+        );
         // The answers that were held come from the old store.
         assert_eq!(items(&shop), "101");
         let (main, copy) = (store(&shop, "main"), store(&shop, "copy"));
-        assert_eq!((&main["state"], &copy["state"]), (&"ready".into(), &"ready".into()));
-        assert!(main["served_by"].is_null() && copy["serves"].is_null(), "{main} {copy}");
-        assert_eq!((&main["named"], &copy["named"]), (&true.into(), &false.into()));
+        assert_eq!(
+            (&main["state"], &copy["state"]),
+            (&"ready".into(), &"ready".into())
+        );
+        assert!(
+            main["served_by"].is_null() && copy["serves"].is_null(),
+            "{main} {copy}"
+        );
+        assert_eq!(
+            (&main["named"], &copy["named"]),
+            (&true.into(), &false.into())
+        );
         assert_eq!(shop.address(), before);
         assert!(shown(&shop)["served_by"].is_null());
         assert_eq!(shown(&shop)["troubles"].to_string(), "[]");
@@ -364,7 +407,12 @@ fn an_aborted_switch_and_one_that_does_not_come_up_leave_everything_as_it_was() 
 fn a_server_that_dies_while_an_app_moves_ends_in_one_of_the_two() {
     let mut shop = shop();
     let mut names = ["main".to_owned(), "one".to_owned()];
-    let phases = ["migrating databases", "holding requests", "ending the old release", "starting the new release"];
+    let phases = [
+        "migrating databases",
+        "holding requests",
+        "ending the old release",
+        "starting the new release",
+    ];
     for (round, wanted) in phases.into_iter().enumerate() {
         let name = format!("copy{round}");
         restored(&shop, &name, &[]);
@@ -383,7 +431,8 @@ fn a_server_that_dies_while_an_app_moves_ends_in_one_of_the_two() {
         drop(begun.wait());
         shop.host.start_server();
         shop.host.until("it has ended", || phase(&shop) == "none");
-        shop.host.until("it serves", || shop.host.get(HOST, "/").0 == 200);
+        shop.host
+            .until("it serves", || shop.host.get(HOST, "/").0 == 200);
         let serving = store(&shop, &name)["serves"] == "main";
         let (winner, loser) = match serving {
             true => (1, 0),
@@ -397,7 +446,10 @@ fn a_server_that_dies_while_an_app_moves_ends_in_one_of_the_two() {
         }
         until_proven(&shop);
         let written = 5_000 + round;
-        assert_eq!(shop.host.get(HOST, &format!("/add/{written}")).1, written.to_string());
+        assert_eq!(
+            shop.host.get(HOST, &format!("/add/{written}")).1,
+            written.to_string()
+        );
         names[0] = names[winner].clone();
     }
     let written = "SELECT string_agg(id::text, ' ' ORDER BY id) FROM items WHERE id >= 5000";

@@ -136,7 +136,12 @@ impl Keeper {
             self.trouble(format!("its record cannot be read: {reason}"));
             sleep(RETRY_MAX).await;
         }
-        if let Some(into) = self.book.begun.as_ref().and_then(|begun| begun.into.clone()) {
+        if let Some(into) = self
+            .book
+            .begun
+            .as_ref()
+            .and_then(|begun| begun.into.clone())
+        {
             self.remove_unborn(into).await;
         }
         if let Some(begun) = &self.book.begun {
@@ -869,7 +874,10 @@ async fn begin(
 
 /// Whether a server can go on with an archive that another one has filled. Each timeline of it has one history.
 async fn follows(shared: &Shared, store: &Store, archive: &Archive) -> Result<(), String> {
-    let loaded = archive.load().await.map_err(|error| work::sentence(&error))?;
+    let loaded = archive
+        .load()
+        .await
+        .map_err(|error| work::sentence(&error))?;
     let newest = loaded.and_then(|loaded| loaded.ledger.newest_timeline());
     let own = stores::lineage(shared, &store.scope, &store.name)?.timeline;
     match newest.filter(|newest| own <= newest.0) {

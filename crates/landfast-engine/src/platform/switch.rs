@@ -167,9 +167,8 @@ impl Platform {
             scope, store, to, ..
         } = order;
         let newest = view.bodies.last_key_value();
-        let is_named = |name: &StoreName| {
-            newest.is_some_and(|(_, body)| body.spec.stores.contains_key(name))
-        };
+        let is_named =
+            |name: &StoreName| newest.is_some_and(|(_, body)| body.spec.stores.contains_key(name));
         if let Some(own) = view.state.serves(to).filter(|own| is_named(own)) {
             return Err(refused(
                 "store-not-now",

@@ -124,3 +124,21 @@ impl Stores {
         reserved.contains(&(scope.clone(), name.clone()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_kept_for_one_restore() {
+        let (stores, name) = (Stores::default(), StoreName::new("noon").unwrap());
+        let scope = Scope {
+            app: "shop".parse().unwrap(),
+            environment: "production".parse().unwrap(),
+        };
+        assert!(stores.reserve(&scope, &name) && stores.is_reserved(&scope, &name));
+        assert!(!stores.reserve(&scope, &name));
+        stores.release_name(&scope, &name);
+        assert!(!stores.is_reserved(&scope, &name) && stores.reserve(&scope, &name));
+    }
+}

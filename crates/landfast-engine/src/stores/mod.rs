@@ -39,6 +39,13 @@ use tokio::{
 };
 
 use self::{bindings::Reserved, keeper::Keeper};
+pub use self::{
+    bindings::is_bound,
+    credentials::COLLECTION as CREDENTIALS,
+    diagnose::diagnose,
+    host::{Room, room},
+    rotation::{ROTATION_KIND, RotationView, read_record as read_rotation_record},
+};
 pub(crate) use self::{
     bindings::{find as find_store, remove_unborn, retire, served_by},
     connections::{connections, secret_of_store},
@@ -46,13 +53,6 @@ pub(crate) use self::{
     credentials::rewrap as rewrap_credential,
     host::{access, find, owner_of, places},
     lineage::lineage,
-};
-pub use self::{
-    bindings::is_bound,
-    credentials::COLLECTION as CREDENTIALS,
-    diagnose::diagnose,
-    host::{Room, room},
-    rotation::{ROTATION_KIND, RotationView, read_record as read_rotation_record},
 };
 use crate::{
     actions::chain, driver::View, planning::Refusal, release::ReleaseBody, shared::Shared,
@@ -530,7 +530,9 @@ pub fn changes(shared: &Shared, scope: &Scope, spec: &AppSpec) -> Vec<String> {
     for known in shared.stores.of(scope) {
         let name = &known.store.name;
         let view = shared.environment(scope);
-        let serves = view.as_ref().map_or(Some(name), |view| view.state.serves(name));
+        let serves = view
+            .as_ref()
+            .map_or(Some(name), |view| view.state.serves(name));
         if known.store.named && serves.is_some_and(|serves| !wanted.contains_key(serves)) {
             lines.push(format!(
                 "store {name}: not in the file any more; kept, and runs on"

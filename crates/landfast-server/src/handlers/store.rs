@@ -16,9 +16,7 @@ use landfast_datastore::{DELAY_DEFAULT, Input};
 use landfast_engine::{RotateError, SwitchOrder, SwitchPlan, View, stores};
 use landfast_types::{Scope, StoreName};
 
-use super::{
-    InEnvironment, actor, environment::known, rollout::current, scope, secret::unstored,
-};
+use super::{InEnvironment, actor, environment::known, rollout::current, scope, secret::unstored};
 use crate::{
     answer::{Answer, Failure, Json},
     idempotency::json_response,
@@ -164,8 +162,9 @@ pub(crate) async fn switch(
     }
     let full = format!("{scope}/{name}");
     if request.confirm != full {
-        let detail =
-            format!("`confirm` must be `{full}`, the whole name of what is moved to other contents");
+        let detail = format!(
+            "`confirm` must be `{full}`, the whole name of what is moved to other contents"
+        );
         return Err(Failure::new(ProblemCode::RequestInvalid, detail));
     }
     let (plan, view) = state.platform.switch_store(order).await?;

@@ -30,7 +30,10 @@ pub(crate) fn stores(shared: &Shared, view: &View) -> Vec<Store> {
             disk,
             serves: serves.map(ToString::to_string),
             served_by: (served_by != name).then(|| served_by.to_string()),
-            used_by: view.state.serves(name).map_or_else(Vec::new, |name| used_by(name, spec)),
+            used_by: view
+                .state
+                .serves(name)
+                .map_or_else(Vec::new, |name| used_by(name, spec)),
             ..managed(kept, rotation.map(|known| self::rotation(&known, view)))
         }
     });

@@ -192,7 +192,9 @@ fn switch_lines(scope: &Scope, plan: &StoreSwitchPlan) -> Vec<String> {
             ms(plan.ends_ms),
             ms(plan.starts_ms)
         ),
-        format!("  what was written to {from} since the moment {to} was restored to is not in {to}"),
+        format!(
+            "  what was written to {from} since the moment {to} was restored to is not in {to}"
+        ),
     ];
     if plan.was_deleted {
         lines.push(format!("  {to} is deleted, and is had back for it"));
