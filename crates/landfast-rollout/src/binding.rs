@@ -70,7 +70,7 @@ impl Environment {
         let switching = rollout.and_then(|rollout| rollout.switching.as_ref());
         let moving = switching.filter(|switching| {
             let StoreSwitch { from, to, .. } = &switching.switch;
-            from == store || (to == store)
+            from == store || to == store
         });
         let mut bindings = self.bindings.iter();
         let bound = bindings.find(|(_, bound)| *bound == store);

@@ -34,6 +34,9 @@ pub(crate) fn served_by(
 pub fn is_bound(shared: &Shared, scope: &Scope, store: &StoreName) -> Option<String> {
     let view = shared.environment(scope)?;
     let name = view.state.is_bound(store)?;
+    let (_, newest) = view.bodies.last_key_value()?;
+    let is_wanted = newest.spec.stores.contains_key(name) || view.state.rollout.is_some();
+    is_wanted.then_some(())?;
     Some(format!(
         "store `{store}` serves `{name}` of the app, or is being moved to or from it"
     ))
