@@ -19,6 +19,9 @@ pub struct BackupList {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StoreBackups {
     pub store: String,
+    /// The store that serves the name and is archived, where it is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub served_by: Option<String>,
     /// The repository.
     pub to: String,
     /// How far a restore reaches, as read back from the repository: the time of the newest heartbeat in it.

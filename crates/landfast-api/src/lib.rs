@@ -83,6 +83,7 @@ pub use crate::{
     store::{
         Store, StoreConnection, StoreCost, StoreDeleteRequest, StoreDisk, StoreList, StoreMeasures,
         StoreReplica, StoreRotateRequest, StoreRotation, StoreState, StoreStatement,
+        StoreSwitchPlan, StoreSwitchRequest, StoreSwitched,
     },
     traffic::{InstanceTraffic, ServiceTraffic, Traffic},
     upload::{

@@ -491,6 +491,19 @@ pub fn endpoints() -> Vec<Endpoint> {
             )
         },
         Endpoint {
+            answers: vec![
+                (200, "What it would do", json::<StoreSwitched>()),
+                (202, "A rollout has begun", json::<StoreSwitched>()),
+            ],
+            ..post(
+                paths::STORE_SWITCH,
+                "switch_store",
+                "Has a name of the manifest served by a store that was restored from its backups",
+                json::<StoreSwitchRequest>(),
+                Body::None,
+            )
+        },
+        Endpoint {
             answers: vec![(
                 202,
                 "It is ended, kept for a while, then removed",
@@ -689,6 +702,9 @@ fn schemas() -> Vec<(String, RefOr<Schema>)> {
     add::<Store>(&mut schemas);
     add::<StoreConnection>(&mut schemas);
     add::<StoreDeleteRequest>(&mut schemas);
+    add::<StoreSwitchRequest>(&mut schemas);
+    add::<StoreSwitchPlan>(&mut schemas);
+    add::<StoreSwitched>(&mut schemas);
     add::<StoreRotateRequest>(&mut schemas);
     add::<StoreList>(&mut schemas);
     add::<MigrationStatus>(&mut schemas);

@@ -52,6 +52,7 @@ pub const STORE_CONNECTION: &str =
     "/v1/apps/{app}/environments/{environment}/stores/{store}/connection";
 pub const STORE_RESTART: &str = "/v1/apps/{app}/environments/{environment}/stores/{store}/restart";
 pub const STORE_ROTATE: &str = "/v1/apps/{app}/environments/{environment}/stores/{store}/rotate";
+pub const STORE_SWITCH: &str = "/v1/apps/{app}/environments/{environment}/stores/{store}/switch";
 pub const STORE_DELETE: &str = "/v1/apps/{app}/environments/{environment}/stores/{store}/delete";
 pub const STORE_UNDELETE: &str =
     "/v1/apps/{app}/environments/{environment}/stores/{store}/undelete";

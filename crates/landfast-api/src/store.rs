@@ -20,6 +20,12 @@ pub struct Store {
     pub state: StoreState,
     /// Whether the newest manifest names it. One that is not named is kept and runs on.
     pub named: bool,
+    /// The name of the manifest that it serves, where that is not its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serves: Option<String>,
+    /// The store that serves its name instead of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub served_by: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<u64>,
     /// Where it listens: `127.0.0.1:15000`.
@@ -212,9 +218,51 @@ pub struct StoreList {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StoreConnection {
     pub engine: String,
+    /// The store that serves the name, where it is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub served_by: Option<String>,
     /// With login and password.
     #[schema(value_type = String)]
     pub url: Hidden<String>,
+}
+
+/// Having a name of the manifest served by another store.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(default)]
+pub struct StoreSwitchRequest {
+    /// The store that is to serve the name: one that was restored from a backup of it.
+    pub to: String,
+    /// Say what would be done, and do nothing.
+    pub dry_run: bool,
+    /// `app/environment/store`, typed by the person who means it; not needed to ask what would be done.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub confirm: String,
+}
+
+/// What a switch does, or would do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct StoreSwitchPlan {
+    /// The name of the manifest.
+    pub store: String,
+    /// The store that serves it.
+    pub from: String,
+    pub to: String,
+    /// The release that serves; the next one is the same on the other store.
+    pub release: u64,
+    /// The new store is deleted, and is had back for it.
+    pub was_deleted: bool,
+    /// How long what runs may take to end. Requests are held for 30 seconds of it, then answered 503.
+    pub ends_ms: u64,
+    /// How long the new release may then take to become ready before it is taken back.
+    pub starts_ms: u64,
+}
+
+/// A switch, and the rollout that brings it about where it was begun.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct StoreSwitched {
+    pub plan: StoreSwitchPlan,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<crate::Rollout>,
 }
 
 /// Deleting a store.

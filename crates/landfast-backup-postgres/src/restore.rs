@@ -229,6 +229,25 @@ impl Restored {
         done.map_err(BackupError::server("set the password"))
     }
 
+    /// Lets nobody in any more by these logins: whoever knew a password of them at the restored moment knows it still.
+    ///
+    /// # Errors
+    /// Those of the server.
+    pub async fn close_logins(&self, is_closed: impl Fn(&str) -> bool) -> Result<(), BackupError> {
+        let failed = || BackupError::server("close the logins of the restored moment");
+        let session = self.server.connect().await?;
+        let asked = "SELECT rolname::text FROM pg_roles WHERE rolcanlogin";
+        let rows = session.client.query(asked, &[]).await.map_err(failed())?;
+        let names = rows.iter().map(|row| row.get::<_, String>(0));
+        for name in names.filter(|name| is_closed(name)) {
+            let quoted = name.replace('"', "\"\"");
+            let statement = format!("ALTER ROLE \"{quoted}\" NOLOGIN PASSWORD NULL");
+            let done = session.client.batch_execute(&statement).await;
+            done.map_err(failed())?;
+        }
+        Ok(())
+    }
+
     /// Shuts the server down in order; the data folder is ready for one of the app's own.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use landfast_api::{
     SecretHistory, SecretImported, SecretList, SecretRevealRequest, SecretRevokeRequest,
     SecretRollbackRequest, SecretRotateRequest, SecretRotated, SecretValue, SecretsKey,
     SecretsKeyRotated, SecretsKeyText, Store, StoreConnection, StoreDeleteRequest, StoreList,
-    StoreRotateRequest, Traffic, paths,
+    StoreRotateRequest, StoreSwitchRequest, StoreSwitched, Traffic, paths,
 };
 use landfast_types::Scope;
 
@@ -470,6 +470,17 @@ impl Client {
     ) -> Result<Store, Error> {
         let path = under(paths::STORE_ROTATE, scope, &[name]);
         self.ask(post(&path, "the rotation").json(request)).await
+    }
+
+    /// Has a name of the manifest served by another store, or asks what that would do.
+    pub async fn switch_store(
+        &self,
+        scope: &Scope,
+        name: &str,
+        request: &StoreSwitchRequest,
+    ) -> Result<StoreSwitched, Error> {
+        let path = under(paths::STORE_SWITCH, scope, &[name]);
+        self.ask(post(&path, "the switch").json(request)).await
     }
 
     /// Deletes a managed store after a delay.

@@ -110,7 +110,7 @@ pub enum After {
 /// What a store is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Input {
-    /// A newer manifest wants this of it; `None` where it does not name it.
+    /// A newer manifest wants this of it; `None` where it does not name it, or another store serves its name.
     Named {
         release: ReleaseId,
         wanted: Option<Wanted>,
@@ -362,7 +362,9 @@ impl Store {
         release: ReleaseId,
         wanted: Option<&Wanted>,
     ) -> Result<(), Rejected> {
-        if release <= self.release {
+        // Under the same manifest a store is moved to, or away from.
+        let is_moved = release == self.release && self.named != wanted.is_some();
+        if release <= self.release && !is_moved {
             return Ok(());
         }
         if let Some(wanted) = wanted {

@@ -98,6 +98,10 @@ pub(crate) async fn perform(context: Context, action: Action) {
             let schemas = by_hand::read(&context, store).await;
             context.tell(Input::SchemasRead { schemas }).await;
         }
+        Action::RetireStore { store } => {
+            stores::retire(&context.shared, &context.view.state.scope, &store).await;
+            context.tell(Input::StoreRetired { store }).await;
+        }
         Action::Notify { rollout } => {
             webhook::notify(&context, rollout).await;
             context.tell(Input::Notified { rollout }).await;

@@ -480,7 +480,8 @@ impl Driver {
                 | Action::AwaitDrain { .. }
                 | Action::Migrate { .. }
                 | Action::ReadSchema { .. }
-                | Action::Notify { .. } => None,
+                | Action::Notify { .. }
+                | Action::RetireStore { .. } => None,
             })
             .collect();
         let (shared, scope) = (Arc::clone(&self.shared), self.view.state.scope.clone());

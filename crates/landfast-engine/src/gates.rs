@@ -41,7 +41,9 @@ pub(crate) async fn preflight(context: &Context, release: ReleaseId) -> Result<S
         let mut refusals = planning::refusals(&shared, &view, &body.spec, &body.artifacts, &plan);
         // Nobody is kept from going back because a backup is old.
         let rollout = view.state.rollout.as_ref();
-        if rollout.is_some_and(|rollout| rollout.kind == landfast_rollout::Kind::Deploy) {
+        if rollout.is_some_and(|rollout| {
+            rollout.kind == landfast_rollout::Kind::Deploy && rollout.switching.is_none()
+        }) {
             refusals.extend(backups::refusals(&shared, &view.state.scope, &body.spec));
         }
         if refusals.is_empty() {

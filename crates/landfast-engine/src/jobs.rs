@@ -649,6 +649,10 @@ pub async fn schedule(shared: Arc<Shared>, mut views: watch::Receiver<Arc<View>>
             // Not for long: the wall clock may have been set meanwhile.
             () = tokio::time::sleep_until(instant_in(wait.min(Duration::from_secs(30)))) => {
                 let now = shared.clock.wall();
+                // What it wrote to the store that is left would be missing in the other one. It runs when that is over.
+                if view.state.rollout.as_ref().is_some_and(|rollout| rollout.switching.is_some()) {
+                    continue;
+                }
                 for (at, name, job) in due {
                     if at > now { continue; }
                     let Some(body) = body.clone() else { continue };

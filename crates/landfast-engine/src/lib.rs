@@ -44,7 +44,8 @@ pub use crate::{
     plane::{DataPlane, Hub, Obtained, Part, PlaneError},
     platform::{
         DeployError, DeployOrder, Deployed, Platform, PlatformSettings, Renewal, RotateError,
-        RunError, StartError, check_journal, restart_waits_for, settled_release,
+        RunError, StartError, SwitchOrder, SwitchPlan, check_journal, restart_waits_for,
+        settled_release,
     },
     release::{ReleaseBody, fingerprint, plan, topology},
     secrets::{

@@ -292,8 +292,15 @@ async fn run_on(
     store: &StoreName,
     set: &MigrationSet,
 ) -> (Option<Vec<AppliedMigration>>, Option<String>) {
-    let (spec, pins) = (&order.body.spec, Some(&order.body.secrets));
-    let url = match address(shared, &order.scope, spec, pins, store).await {
+    let url = match address(
+        shared,
+        &order.scope,
+        &order.body.spec,
+        Some(order.body),
+        store,
+    )
+    .await
+    {
         Ok(url) => url,
         Err(reason) => return (None, Some(reason)),
     };
@@ -305,8 +312,13 @@ async fn run_on(
     let mut tell = |progress: Progress| {
         tracing::info!(%scope, %rollout, %store, "{}", progress.sentence());
     };
+    // Nobody uses a store that is being moved to: what it lacks is run there in the order of its numbers.
+    let release = Some(order.body.release);
+    let is_apart = stores::served_by(shared, scope, release, store)
+        != stores::served_by(shared, scope, None, store);
     let stage = match order.stage {
         MigrationStage::All => Stage::All,
+        MigrationStage::Expand if is_apart => Stage::All,
         MigrationStage::Expand => Stage::Expand,
         MigrationStage::Contract => Stage::Contract,
     };
@@ -332,18 +344,23 @@ async fn run_on(
     }
 }
 
-/// The direct connection of an operator, or the address that a release with these secrets reaches the store by.
+/// The direct connection of an operator to what a release is given, or the address that it reaches the store by.
 pub(crate) async fn address(
     shared: &Shared,
     scope: &Scope,
     spec: &AppSpec,
-    pins: Option<&BTreeMap<String, u64>>,
+    release: Option<&ReleaseBody>,
     store: &StoreName,
 ) -> Result<Secret<String>, String> {
+    let pins = release.map(|body| &body.secrets);
     let known = spec.stores.get(store);
     let known = known.ok_or_else(|| format!("the manifest has no store `{store}`"))?;
     match &known.place {
-        Place::Managed { .. } => stores::operator_url(shared, scope, store).await,
+        Place::Managed { .. } => {
+            let release = release.map(|body| body.release);
+            let store = stores::served_by(shared, scope, release, store);
+            stores::operator_url(shared, scope, &store).await
+        }
         Place::External { url_secret } => {
             let found = stores::secret_of_store(shared, scope, url_secret, pins)?;
             found.ok_or_else(|| {

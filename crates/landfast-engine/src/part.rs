@@ -432,6 +432,7 @@ pub(crate) mod tests {
                     Action::AwaitDrain { instance, .. } => Input::Drained { instance },
                     Action::JudgeGate { .. }
                     | Action::Migrate { .. }
+                    | Action::RetireStore { .. }
                     | Action::ReadSchema { .. } => continue,
                     Action::Notify { rollout } => Input::Notified { rollout },
                 };

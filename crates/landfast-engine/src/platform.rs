@@ -40,11 +40,13 @@ mod kept;
 mod renew;
 mod rotate;
 mod schedule;
+mod switch;
 
 use self::kept::keep_running;
 pub use self::{
     renew::Renewal,
     rotate::{RotateError, restart_waits_for},
+    switch::{SwitchOrder, SwitchPlan},
 };
 
 /// Releases kept beside the ones in use (`contract.md`, "Artifacts and releases").
@@ -151,6 +153,10 @@ pub enum DeployError {
 pub enum RunError {
     #[error("the release that serves has no job `{0}`")]
     Unknown(landfast_types::JobName),
+    #[error(
+        "rollout {0} moves a store of the app to another server: what a run wrote would be missing there"
+    )]
+    Switching(RolloutId),
     #[error(transparent)]
     Begin(#[from] jobs::BeginError),
 }
@@ -667,6 +673,10 @@ impl Platform {
         let unknown = || RunError::Unknown(job.clone());
         let view = self.environment(scope).ok_or_else(unknown)?;
         let release = jobs::leading_release(&view.state).ok_or_else(unknown)?;
+        let rollout = view.state.rollout.as_ref();
+        if let Some(rollout) = rollout.filter(|rollout| rollout.switching.is_some()) {
+            return Err(RunError::Switching(rollout.id));
+        }
         let body = view.bodies.get(&release).ok_or_else(unknown)?.clone();
         let spec = body.spec.jobs.get(job).cloned().ok_or_else(unknown)?;
         let run = jobs::Run {

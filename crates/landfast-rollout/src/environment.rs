@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     backoff::Backoff,
+    binding::{StoreSwitch, Switching},
     by_hand::HandRun,
     event::{Action, Change, Event, Input, Rejected},
     instance::{Instance, InstanceState},
@@ -64,6 +65,12 @@ pub struct Environment {
     /// Databases that were changed and could not say how far: they are asked again.
     #[serde(default)]
     pub unread: BTreeSet<StoreName>,
+    /// The store that serves a name of the manifest, where it is not the one of that name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub bindings: BTreeMap<StoreName, StoreName>,
+    /// Stores that a switch has left, and that are not deleted yet.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub retiring: BTreeSet<StoreName>,
     pub history: Vec<RolloutRecord>,
     pub(crate) backoff: BTreeMap<ServiceName, BTreeMap<ReleaseId, Backoff>>,
     pub(crate) notify: BTreeSet<RolloutId>,
@@ -128,6 +135,9 @@ pub struct RolloutRecord {
     /// Why contract migrations of the release were left to the next seal.
     #[serde(default)]
     pub contract_waits: Option<String>,
+    /// The store that was moved to, or was to be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub switch: Option<StoreSwitch>,
     pub ledger: Ledger,
 }
 
@@ -191,6 +201,8 @@ impl Environment {
             schemas: Schemas::new(),
             by_hand: None,
             unread: BTreeSet::new(),
+            bindings: BTreeMap::new(),
+            retiring: BTreeSet::new(),
             history: Vec::new(),
             backoff: BTreeMap::new(),
             notify: BTreeSet::new(),
@@ -313,6 +325,22 @@ impl Environment {
                     }
                     rollout.apply(at, &event.change);
                 }
+                if *phase == Phase::Sealing {
+                    self.adopt();
+                }
+            }
+            Change::StoreSwitching { switch } => {
+                self.retiring.remove(&switch.to);
+                if let Some(rollout) = &mut self.rollout {
+                    rollout.switching = Some(Switching {
+                        switch: switch.clone(),
+                        schema: None,
+                        is_done: false,
+                    });
+                }
+            }
+            Change::StoreRetired { store } => {
+                self.retiring.remove(store);
             }
             Change::ContractsBegun { migrations } => self.begin_contracts(migrations),
             Change::SchemasRead { schemas } => self.read_schemas(schemas),
@@ -324,7 +352,7 @@ impl Environment {
             } => self.begin_by_hand(at, *run, store, work, by),
             Change::MigratedByHand { run, schemas, .. } => self.end_by_hand(*run, schemas),
             Change::Migrated { schemas, .. } => {
-                self.read_schemas(schemas);
+                self.read_migrated(schemas);
                 if let Some(rollout) = &mut self.rollout {
                     rollout.apply(at, &event.change);
                 }
@@ -418,6 +446,10 @@ impl Environment {
             };
             actions.extend(self.unread.iter().map(read));
         }
+        let retire = |store: &StoreName| Action::RetireStore {
+            store: store.clone(),
+        };
+        actions.extend(self.retiring.iter().map(retire));
         actions.extend(
             self.notify
                 .iter()
@@ -589,6 +621,7 @@ impl Environment {
             frozen: BTreeMap::new(),
             analyses: BTreeMap::new(),
             hold_extended: false,
+            switching: None,
             ledger: Ledger::open(self.last_reading.clone()),
         });
     }
@@ -608,11 +641,20 @@ impl Environment {
         };
         self.last_reading = rollout.ledger.last().cloned().or(self.last_reading.take());
         self.notify.insert(rollout.id);
+        if let Some(switching) = &rollout.switching {
+            self.end_switch(switching);
+        }
         match outcome {
             Outcome::Sealed => {
                 self.serving = Some(rollout.to);
                 if rollout.kind == Kind::Rollback {
                     self.leave_behind(at, rollout.to);
+                }
+                // The same code and configuration: a rollback means an earlier one.
+                if let Some(from) = rollout.from.filter(|_| rollout.switching.is_some())
+                    && let Some(record) = self.releases.get_mut(&from)
+                {
+                    record.left_at.get_or_insert(at);
                 }
                 if let Some(record) = self.releases.get_mut(&rollout.to) {
                     record.sealed_at.get_or_insert(at);
@@ -639,6 +681,7 @@ impl Environment {
             outcome: outcome.clone(),
             unmoved,
             contract_waits: rollout.contract_waits,
+            switch: rollout.switching.map(|switching| switching.switch),
             ledger: rollout.ledger,
         });
         let excess = self.history.len().saturating_sub(HISTORY_MAX);

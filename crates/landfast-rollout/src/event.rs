@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     analysis::Observation,
+    binding::StoreSwitch,
     by_hand::HandWork,
     ledger::Reading,
     plan::{Gate, RolloutPlan, Topology},
@@ -28,6 +29,15 @@ pub enum Input {
         topology: Topology,
         plan: RolloutPlan,
         supersede: bool,
+        by: String,
+    },
+    /// Move a name of the manifest to another store, by a release that is the one that serves in everything else.
+    SwitchStore {
+        topology: Topology,
+        plan: RolloutPlan,
+        store: StoreName,
+        to: StoreName,
+        was_deleted: bool,
         by: String,
     },
     /// Go back: inside a rollout the same as [`Input::Abort`].
@@ -118,6 +128,8 @@ pub enum Input {
     },
     /// What databases say of themselves, whoever changed them.
     SchemasRead { schemas: Schemas },
+    /// A store that a switch has left is deleted, or is none any more.
+    StoreRetired { store: StoreName },
     /// Time has passed.
     Tick,
 }
@@ -127,6 +139,7 @@ impl Input {
     pub(crate) fn is_wish(&self) -> bool {
         match self {
             Self::Deploy { .. }
+            | Self::SwitchStore { .. }
             | Self::Rollback { .. }
             | Self::Restart { .. }
             | Self::Scale { .. }
@@ -153,6 +166,7 @@ impl Input {
             | Self::Migrated { .. }
             | Self::HandEnded { .. }
             | Self::SchemasRead { .. }
+            | Self::StoreRetired { .. }
             | Self::Tick => false,
         }
     }
@@ -196,6 +210,14 @@ pub enum Change {
         to: ReleaseId,
         plan: RolloutPlan,
         by: String,
+    },
+    /// The rollout that was just begun moves a name to another store.
+    StoreSwitching {
+        switch: StoreSwitch,
+    },
+    /// A store that was left is deleted.
+    StoreRetired {
+        store: StoreName,
     },
     PhaseEntered {
         phase: Phase,
@@ -362,6 +384,10 @@ pub enum Action {
     Notify {
         rollout: RolloutId,
     },
+    /// Delete a store that nobody is given any more, after a delay.
+    RetireStore {
+        store: StoreName,
+    },
 }
 
 /// Why an input was not taken. Nothing has changed.
@@ -404,6 +430,8 @@ pub enum Rejected {
         "service `{service}` cannot have {replicas} instances: it is exclusive, so two of it must never run at once; leave it at 1, or deploy a release in which it is not exclusive"
     )]
     OneWriter { service: ServiceName, replicas: u32 },
+    #[error("store `{store}` is served by `{by}` already")]
+    StoreServes { store: StoreName, by: StoreName },
     #[error("the environment is stopped")]
     EnvironmentStopped,
     #[error("the environment is not stopped")]

@@ -10,6 +10,7 @@
 
 pub mod analysis;
 mod backoff;
+mod binding;
 mod by_hand;
 mod environment;
 mod event;
@@ -26,6 +27,7 @@ mod traffic;
 #[cfg(feature = "planted")]
 pub use crate::environment::PlantedBug;
 pub use crate::{
+    binding::{StoreSwitch, Switching},
     by_hand::{HandRun, HandWork},
     environment::{
         Environment, Queued, ReleaseRecord, RolloutRecord, ScaleOverride, Sides, Unmoved,

@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     analysis::{Analysis, AnalysisSettings, Observation},
+    binding::Switching,
     environment::Sides,
     event::Change,
     ledger::Ledger,
@@ -82,6 +83,9 @@ pub struct Rollout {
     /// One for each routed service that both releases have.
     pub analyses: BTreeMap<ServiceName, Analysis>,
     pub hold_extended: bool,
+    /// The store that its instances are given in place of another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub switching: Option<Switching>,
     pub ledger: Ledger,
 }
 

@@ -111,6 +111,26 @@ impl Obstacle {
     }
 }
 
+/// What keeps a release from running on databases that have seen this.
+pub(crate) fn obstacle_among(
+    schemas: &Schemas,
+    release: ReleaseId,
+    topology: &Topology,
+) -> Option<Obstacle> {
+    topology.schemas.iter().find_map(|(store, own)| {
+        let own: BTreeSet<u32> = own.iter().map(|migration| migration.number).collect();
+        let mut applied = schemas.get(store)?.iter();
+        let unknown =
+            applied.find(|applied| applied.is_breaking() && !own.contains(&applied.number))?;
+        Some(Obstacle {
+            release,
+            store: store.clone(),
+            migration: unknown.name.clone(),
+            is_whole: unknown.is_whole,
+        })
+    })
+}
+
 impl Environment {
     /// What keeps a release from running on today's schemas, if anything does.
     pub fn obstacle(&self, release: ReleaseId) -> Option<Obstacle> {
@@ -119,18 +139,7 @@ impl Environment {
 
     /// The same of a release that is not made yet.
     pub(crate) fn obstacle_to(&self, release: ReleaseId, topology: &Topology) -> Option<Obstacle> {
-        topology.schemas.iter().find_map(|(store, own)| {
-            let own: BTreeSet<u32> = own.iter().map(|migration| migration.number).collect();
-            let mut applied = self.schemas.get(store)?.iter();
-            let unknown =
-                applied.find(|applied| applied.is_breaking() && !own.contains(&applied.number))?;
-            Some(Obstacle {
-                release,
-                store: store.clone(),
-                migration: unknown.name.clone(),
-                is_whole: unknown.is_whole,
-            })
-        })
+        obstacle_among(&self.schemas, release, topology)
     }
 
     /// Whether something that a release needs was never applied: it was left before its migrations had run.

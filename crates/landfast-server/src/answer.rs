@@ -125,6 +125,7 @@ impl From<Rejected> for Failure {
             | Rejected::AlreadyReverting { .. }
             | Rejected::AlreadyServing(_)
             | Rejected::Contracting { .. }
+            | Rejected::StoreServes { .. }
             | Rejected::NotStopped => Code::NotNow,
             Rejected::NothingDeployed => Code::EnvironmentUnknown,
             Rejected::NoEarlierRelease { .. } => Code::NothingToRollBackTo,
@@ -277,6 +278,8 @@ pub(crate) fn refusal_code(word: &str) -> ProblemCode {
         "migrations-unsafe" => ProblemCode::MigrationsUnsafe,
         "command-missing" => ProblemCode::CommandMissing,
         "disk-short" => ProblemCode::DiskFull,
+        "store-unknown" => ProblemCode::StoreUnknown,
+        "store-not-now" => ProblemCode::StoreNotNow,
         "store-refused" => ProblemCode::StoreRefused,
         "store-busy" => ProblemCode::NotNow,
         "store-copy-failed" => ProblemCode::MigrationFailed,

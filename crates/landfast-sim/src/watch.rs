@@ -341,6 +341,8 @@ impl Watch {
             | Change::AnalysisObserved { .. }
             | Change::HoldExtended { .. }
             | Change::Notified { .. }
+            | Change::StoreSwitching { .. }
+            | Change::StoreRetired { .. }
             | Change::Measured { .. }
             | Change::InstanceStarted { .. }
             | Change::InstancePassing { .. }

@@ -798,6 +798,20 @@ pub(crate) enum RestoreCommand {
         #[arg(long, value_name = "LSN")]
         accept_loss: Option<String>,
     },
+    /// Have the app use a restored store in place of the one it was restored from
+    #[command(
+        after_help = "A rollout of what serves: the old release ends, then the same one starts on the other store, after the migrations that this lacks. Requests are held for up to 30 seconds meanwhile, then answered 503. What was written to the old store since the restored moment is not in the new one. Until the rollout's end `landfast abort` leaves everything as it was; after it the old store is deleted, and kept for a week: until then the same command leads back.\n\nExample:\n  landfast restore switch main --to main-noon\n  landfast restore switch main --to main"
+    )]
+    Switch {
+        /// The name of the store in the manifest
+        store: String,
+        /// The store that is to serve it
+        #[arg(long, value_name = "STORE")]
+        to: String,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
     /// Restore into a folder of the server's host, and leave the files there
     #[command(
         after_help = "PostgreSQL of the same major version starts on them.\n\nExample:\n  landfast restore export main --into /srv/restored"

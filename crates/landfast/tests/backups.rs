@@ -121,6 +121,18 @@ fn what_was_committed_is_archived_proven_and_restored_beside() {
     // It is a store like any other: it can be written to, and the app's own goes on.
     ask(&shop, "newest", "INSERT INTO items (id) VALUES (6000)");
     assert_eq!(shop.sql(counted), "11|5000");
+    // No password of the restored moment opens it.
+    let logins = "SELECT string_agg(rolname, ' ' ORDER BY rolname) FROM pg_roles WHERE rolcanlogin";
+    assert_eq!(ask(&shop, "newest", logins), "landfast operator");
+    // No manifest names it: it can be deleted.
+    let delete = [
+        "store",
+        "delete",
+        "newest",
+        "--confirm",
+        "shop/production/newest",
+    ];
+    shop.ok(&delete);
 
     let points = shown(&shop)["points"].to_string();
     assert!(points.contains("before-rollout-2"), "{points}");
@@ -306,6 +318,9 @@ fn a_server_that_is_killed_in_the_middle_of_anything_goes_on() {
         shop.host.kill_server();
         drop(begun.wait());
         shop.host.start_server();
+        // What it left that was to become a store goes with the next start.
+        let left = shop.host.path("state/stores/shop/production/copy");
+        shop.host.until("nothing half is left", || !left.exists());
         shop.host.until("the server of the store is archived", || {
             let shown = shown(&shop);
             !shown["restorable_to"].is_null() && shown["running"].is_null()

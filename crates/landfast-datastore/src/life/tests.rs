@@ -237,6 +237,35 @@ fn a_store_that_is_not_named_any_more_runs_on() {
 }
 
 #[test]
+fn a_name_is_moved_away_and_to_it_under_one_manifest() {
+    let release = ReleaseId(1);
+    let moved = |wanted| Input::Named { release, wanted };
+    let left = told(&ready(), 5, moved(None));
+    assert_eq!((left.named, left.word()), (false, "ready"));
+    let (by, delay) = ("switch".to_owned(), DELAY_DEFAULT);
+    let deleted = told(&left, 6, Input::Delete { by, delay });
+    let mut larger = wanted();
+    larger.memory = Bytes(2 << 30);
+    let back = told(&deleted, 7, moved(Some(larger.clone())));
+    assert_eq!((back.named, &back.wanted), (true, &larger));
+    assert!(matches!(
+        back.phase,
+        Phase::Stopping {
+            then: After::Start,
+            ..
+        }
+    ));
+    // Said again it changes nothing, and the manifest of an earlier release never does.
+    let again = back.decide(at(8), &moved(Some(larger)));
+    assert_eq!(again, Ok(Outcome::Unchanged));
+    let earlier = Input::Named {
+        release: ReleaseId(0),
+        wanted: None,
+    };
+    assert_eq!(back.decide(at(8), &earlier), Ok(Outcome::Unchanged));
+}
+
+#[test]
 fn what_cannot_change_in_place_is_refused() {
     let mut smaller = wanted();
     smaller.memory = Bytes(1);

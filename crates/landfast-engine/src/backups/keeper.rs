@@ -26,7 +26,7 @@ use crate::{
     client::now,
     driver::until_replaced,
     shared::{DISK_RETRY, Shared},
-    webhook,
+    stores, webhook,
 };
 
 const TICK: Duration = Duration::from_secs(1);
@@ -69,7 +69,10 @@ struct Running {
 pub(super) struct Keeper {
     shared: Arc<Shared>,
     scope: Scope,
+    /// The name of the manifest.
     store: StoreName,
+    /// The store that serves it, and is archived.
+    server: StoreName,
     inbox: mpsc::Receiver<Message>,
     wanted: watch::Receiver<Option<Wanted>>,
     views: watch::Sender<Arc<BackupView>>,
@@ -98,6 +101,7 @@ impl Keeper {
         Self {
             shared,
             scope,
+            server: store.clone(),
             store,
             inbox,
             wanted,
@@ -132,6 +136,14 @@ impl Keeper {
             self.trouble(format!("its record cannot be read: {reason}"));
             sleep(RETRY_MAX).await;
         }
+        if let Some(into) = self
+            .book
+            .begun
+            .as_ref()
+            .and_then(|begun| begun.into.clone())
+        {
+            self.remove_unborn(into).await;
+        }
         if let Some(begun) = &self.book.begun {
             if begun.by == CLOCK {
                 self.owed.insert(begun.kind, (now(), WORK_RETRY_FIRST));
@@ -147,6 +159,7 @@ impl Keeper {
                 return self.leave().await;
             };
             self.book.fit(&wanted.spec, self.shared.clock.wall());
+            self.server = wanted.server.clone();
             self.save().await;
             let (ended, drill) = (self.book.ended.clone(), self.book.drill.clone());
             self.show(|view| {
@@ -156,6 +169,7 @@ impl Keeper {
                     (view.rto, view.wal) = (None, None);
                 }
                 view.spec = wanted.spec.clone();
+                view.server = wanted.server.clone();
                 view.ended = ended;
                 view.drill = drill;
             });
@@ -210,6 +224,7 @@ impl Keeper {
                             events = Some(told);
                             self.archiver = Some(Arc::new(archiver));
                             wait = RETRY_FIRST;
+                            self.note_server().await;
                             self.well();
                             look_at = Some(now());
                         }
@@ -244,7 +259,7 @@ impl Keeper {
                     if self.archiver.is_none() && tries.is_empty() && now() >= try_at {
                         let of = (Arc::clone(&self.shared), self.scope.clone(), self.store.clone());
                         let was_there = self.book.opened.contains(&wanted.spec.to.to_string());
-                        tries.spawn(begin(of, wanted.clone(), was_there));
+                        tries.spawn(begin(of, wanted.clone(), was_there, self.is_other()));
                     }
                     if let Some(open) = &self.open
                         && looks.is_empty()
@@ -346,8 +361,30 @@ impl Keeper {
         let kind = work.kind();
         let before = self.book.clone();
         self.book.begin(kind, self.shared.clock.wall(), &by);
+        let into = work.becomes().cloned();
+        if let Some(name) = &into {
+            // Nobody else makes a store of this name, and what it leaves in the middle is known to be its own.
+            let (shared, scope) = (&self.shared, &self.scope);
+            let may_begin = stores::may_begin(shared, scope, name);
+            let reserved = may_begin.and_then(|()| match shared.stores.reserve(scope, name) {
+                true => Ok(()),
+                false => Err(format!("another restore makes a store `{name}` just now")),
+            });
+            if let Err(reason) = reserved {
+                self.book = before;
+                return Err(OrderError::Refused(format!(
+                    "{reason}; choose another name with `--as`"
+                )));
+            }
+        }
+        if let Some(begun) = &mut self.book.begun {
+            begun.into.clone_from(&into);
+        }
         if let Err(error) = self.try_save().await {
             self.book = before;
+            if let Some(name) = &into {
+                self.shared.stores.release_name(&self.scope, name);
+            }
             return Err(OrderError::Journal(error));
         }
         let (progress, follower) = watch::channel(Progress {
@@ -381,6 +418,9 @@ impl Keeper {
         let Some(Running { work, progress }) = self.running.take() else {
             return;
         };
+        if let Some(name) = work.becomes() {
+            self.shared.stores.release_name(&self.scope, name);
+        }
         let kind = work.kind();
         let (at, by) = (self.shared.clock.wall(), progress.borrow().by.clone());
         let failure = match &done {
@@ -610,9 +650,37 @@ impl Keeper {
     }
 
     fn known(&self) -> Option<Store> {
-        let stores = self.shared.stores.of(&self.scope);
-        let mut stores = stores.iter().map(|view| &view.store);
-        stores.find(|store| store.name == self.store).cloned()
+        stores::find_store(&self.shared, &self.scope, &self.server)
+    }
+
+    /// Whether another server is archived than was last.
+    fn is_other(&self) -> bool {
+        *self.book.server.as_ref().unwrap_or(&self.store) != self.server
+    }
+
+    /// Another server goes on with the archive: nothing of it was backed up or proven yet.
+    async fn note_server(&mut self) {
+        if !self.is_other() {
+            return;
+        }
+        let server = &self.server;
+        tracing::info!(scope = %self.scope, store = %self.store, %server, "another store serves the name, and goes on with its archive");
+        self.book.server = Some(self.server.clone());
+        self.book.drill = None;
+        self.wants_full = true;
+        self.save().await;
+        self.show(|view| view.drill = None);
+    }
+
+    /// What a restore has left that did not come to its end.
+    async fn remove_unborn(&self, name: StoreName) {
+        let (shared, scope, of) = (Arc::clone(&self.shared), self.scope.clone(), name.clone());
+        let remove = move || stores::remove_unborn(&shared, &scope, &of);
+        let removed = tokio::task::spawn_blocking(remove).await;
+        let removed = removed.map_err(|error| error.to_string());
+        if let Err(reason) = removed.and_then(|removed| removed) {
+            tracing::warn!(scope = %self.scope, store = %name, reason, "what a restore left stays until the next one of that name");
+        }
     }
 
     fn show(&self, change: impl FnOnce(&mut BackupView)) {
@@ -740,14 +808,13 @@ async fn begin(
     (shared, scope, name): (Arc<Shared>, Scope, StoreName),
     wanted: Wanted,
     was_there: bool,
+    is_other: bool,
 ) -> Tried {
     let failed = |reason: String| Tried {
         open: None,
         result: Err(reason),
     };
-    let stores = shared.stores.of(&scope);
-    let known = stores.iter().find(|view| view.store.name == name);
-    let Some(store) = known.map(|view| view.store.clone()) else {
+    let Some(store) = stores::find_store(&shared, &scope, &wanted.server) else {
         return failed("the store is not there yet".to_owned());
     };
     // One that was lost is archived no more, and can be restored.
@@ -775,18 +842,24 @@ async fn begin(
             result: Err(format!("the store is {}", store.word())),
         };
     }
+    if is_other && let Err(reason) = follows(&shared, &store, &archive).await {
+        return Tried {
+            open: Some(open),
+            result: Err(reason),
+        };
+    }
     let (sender, events) = mpsc::unbounded_channel();
     let config = WalArchiveConfig {
         server,
         programs,
         archive,
-        spool: work::scratch(&shared, &scope, &name).join("w"),
+        spool: work::scratch(&shared, &scope, &store.name).join("w"),
         slot: SLOT.to_owned(),
         is_synchronous: false,
         interval: wanted.spec.ship,
         spool_bytes_max: SPOOL_BYTES_MAX,
     };
-    let started = match work::make_scratch(&work::scratch(&shared, &scope, &name)) {
+    let started = match work::make_scratch(&work::scratch(&shared, &scope, &store.name)) {
         Ok(()) => WalArchiver::start(config, move |event| drop(sender.send(event))).await,
         Err(error) => return failed(explained(&error)),
     };
@@ -796,6 +869,24 @@ async fn begin(
             Ok(archiver) => Ok((archiver, events)),
             Err(error) => Err(work::sentence(&error)),
         },
+    }
+}
+
+/// Whether a server can go on with an archive that another one has filled. Each timeline of it has one history.
+async fn follows(shared: &Shared, store: &Store, archive: &Archive) -> Result<(), String> {
+    let loaded = archive
+        .load()
+        .await
+        .map_err(|error| work::sentence(&error))?;
+    let newest = loaded.and_then(|loaded| loaded.ledger.newest_timeline());
+    let own = stores::lineage(shared, &store.scope, &store.name)?.timeline;
+    match newest.filter(|newest| own <= newest.0) {
+        None => Ok(()),
+        Some(newest) => Err(format!(
+            "store `{}` is on timeline {own}, and the archive has timeline {newest} of another server: give it a repository of its own \
+             (another `to`)",
+            store.name
+        )),
     }
 }
 

@@ -71,6 +71,21 @@ pub enum RestoreInto {
 }
 
 impl Work {
+    /// The store that it makes.
+    fn becomes(&self) -> Option<&StoreName> {
+        match self {
+            Self::Restore(RestoreOrder {
+                into: RestoreInto::Store(name),
+                ..
+            }) => Some(name),
+            Self::BackUp { .. }
+            | Self::Verify
+            | Self::Prune { .. }
+            | Self::Drill { .. }
+            | Self::Restore(_) => None,
+        }
+    }
+
     /// What kind of work it is.
     pub fn kind(&self) -> Kind {
         match self {
@@ -196,7 +211,10 @@ pub struct BackupLine {
 #[derive(Debug, Clone)]
 pub struct BackupView {
     pub scope: Scope,
+    /// The name of the manifest.
     pub store: StoreName,
+    /// The store that serves it, and is archived.
+    pub server: StoreName,
     pub spec: BackupSpec,
     /// The archiver, where it runs.
     pub wal: Option<WalStatus>,
@@ -335,6 +353,8 @@ pub(crate) enum Message {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Wanted {
     pub(crate) spec: BackupSpec,
+    /// The store that serves the name.
+    pub(crate) server: StoreName,
     /// The version of each, as the newest release has them pinned.
     pub(crate) secrets: BTreeMap<String, u64>,
 }
@@ -451,6 +471,7 @@ fn attend(shared: &Arc<Shared>) {
             let pinned = |name: &str| Some((name.to_owned(), *body.secrets.get(name)?));
             let wanted = Wanted {
                 spec: spec.clone(),
+                server: view.state.served_by(None, name).clone(),
                 secrets: secrets.filter_map(pinned).collect(),
             };
             match shared.backups.handle(scope, name) {
@@ -483,6 +504,7 @@ fn begin(shared: &Arc<Shared>, scope: &Scope, name: &StoreName, wanted: Wanted) 
     let view = BackupView {
         scope: scope.clone(),
         store: name.clone(),
+        server: wanted.server.clone(),
         spec: wanted.spec.clone(),
         wal: None,
         trouble: None,

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 use landfast_backup::{BackupId, Check, DrillPhases, Lsn, Rates, Verdict};
 use landfast_backup_postgres::DrillReport;
 use landfast_spec::{BackupSpec, CronLine};
-use landfast_types::Timestamp;
+use landfast_types::{StoreName, Timestamp};
 use serde::{Deserialize, Serialize};
 
 /// The journal's collection.
@@ -140,6 +140,9 @@ pub(crate) struct Begun {
     pub(crate) kind: Kind,
     pub(crate) at: Timestamp,
     pub(crate) by: String,
+    /// The store that a restore is to become.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) into: Option<StoreName>,
 }
 
 /// The document of a store. Read by later versions: fields are added with `#[serde(default)]` only.
@@ -156,6 +159,9 @@ pub(crate) struct Book {
     pub(crate) ended: BTreeMap<Kind, Ended>,
     #[serde(default)]
     pub(crate) drill: Option<DrillRecord>,
+    /// The store that was archived last, where it is not the one of that name.
+    #[serde(default)]
+    pub(crate) server: Option<StoreName>,
     /// The shortest time between two heartbeats that was ever wanted: what is kept is counted in them.
     #[serde(default)]
     pub(crate) ship_least: Option<Duration>,
@@ -218,7 +224,12 @@ impl Book {
             }
         }
         let by = by.to_owned();
-        self.begun = Some(Begun { kind, at, by });
+        self.begun = Some(Begun {
+            kind,
+            at,
+            by,
+            into: None,
+        });
     }
 
     /// Remembers a drill. A light one says nothing of what a full one has found.

@@ -14,7 +14,7 @@ use landfast_backup_postgres::{
     Programs, RestoreRequest, RestoreStep, Server, SqlCheck, UNFINISHED, WalArchiver, back_up,
     drill, prune, restore, schema_digest, verify,
 };
-use landfast_datastore::{Store, database_name, programs};
+use landfast_datastore::{Login, Store, database_name, programs};
 use landfast_spec::BackupSpec;
 use landfast_types::{Bytes, Digest, Scope, StoreName, Timestamp, format_duration};
 use tokio::sync::watch;
@@ -525,6 +525,10 @@ async fn restoring(
         restored
             .set_password(&context.server.login, &password)
             .await?;
+        // Each is opened again, with a password of this store, when somebody is given it.
+        let own = &context.server.login;
+        let is_ours = |login: &str| login != own && Login::parse(login).is_some();
+        restored.close_logins(is_ours).await?;
     }
     restored.finish().await?;
     if let RestoreInto::Store(name) = &order.into {

@@ -214,7 +214,8 @@ async fn connect(
         return Err(unreachable("it is no database with a schema".into()));
     };
     let views = shared.stores.of(scope);
-    let managed = views.iter().find(|view| view.store.name == *store);
+    let served_by = stores::served_by(shared, scope, None, store);
+    let managed = views.iter().find(|view| view.store.name == served_by);
     if let Some(view) = managed.filter(|view| view.store.word() != "ready") {
         return Err(unreachable(format!("it is {}", view.store.word())));
     }

@@ -11,7 +11,11 @@ use tokio::sync::mpsc;
 
 use super::{HandError, read_set};
 use crate::{
-    actions::chain, client::now, platform::Platform, shared::Shared, stores::DatabaseCopy,
+    actions::chain,
+    client::now,
+    platform::Platform,
+    shared::Shared,
+    stores::{self, DatabaseCopy},
 };
 
 /// What a rehearsal came to.
@@ -102,7 +106,8 @@ pub(crate) async fn rehearse(
 ) -> Result<Rehearsed, HandError> {
     let set = read_set(shared, spec, artifacts, store).await?;
     let begun = now();
-    let copy = DatabaseCopy::make(shared, &spec.scope(), store, &tell).await;
+    let served_by = stores::served_by(shared, &spec.scope(), None, store);
+    let copy = DatabaseCopy::make(shared, &spec.scope(), &served_by, &tell).await;
     let copy = copy.map_err(|refusal| HandError::Refused(vec![refusal]))?;
     let copying = now().duration_since(begun);
     let at_store = |source| HandError::Migrator {

@@ -107,7 +107,7 @@ impl Platform {
 }
 
 /// The release that serves, where nothing moves, stands by or waits: a rotation takes no rollout's place, and no way back.
-fn base(view: &View) -> Result<&Arc<ReleaseBody>, DeployError> {
+pub(super) fn base(view: &View) -> Result<&Arc<ReleaseBody>, DeployError> {
     let reject = |rejected| DeployError::Command(CommandError::Rejected(rejected));
     if view.state.stopped {
         return Err(reject(Rejected::EnvironmentStopped));

@@ -56,6 +56,7 @@ impl Platform {
             return Err(RotateError::NotNow(trouble));
         }
         let stores = self.shared.stores.of(scope);
+        let name = &stores::served_by(&self.shared, scope, None, name);
         let known = stores.iter().find(|view| view.store.name == *name);
         let known = known.ok_or(stores::CommandError::Unknown)?;
         if known.store.word() != "ready" {
@@ -90,7 +91,8 @@ impl Platform {
         scope: &Scope,
         name: &StoreName,
     ) -> Result<Arc<RotationView>, stores::CommandError> {
-        rotation::record(&self.shared, scope, name, RotationInput::Abandon).await
+        let name = stores::served_by(&self.shared, scope, None, name);
+        rotation::record(&self.shared, scope, &name, RotationInput::Abandon).await
     }
 }
 
@@ -217,6 +219,9 @@ fn releases_of(
 ) -> Result<BTreeSet<ReleaseId>, String> {
     let view = environment(shared, scope)?;
     let state = &view.state;
+    let Some(name) = state.serves(name) else {
+        return Ok(BTreeSet::new());
+    };
     let rollout = state.rollout.as_ref().map(|rollout| rollout.to);
     let running = state.instances.values().map(|instance| instance.release);
     let releases = [state.serving, rollout].into_iter().flatten();
@@ -241,6 +246,9 @@ async fn running(shared: &Arc<Shared>, scope: &Scope, name: &StoreName) -> Resul
         open.map_err(|error| error.to_string())??
     };
     let view = environment(shared, scope)?;
+    let Some(name) = view.state.serves(name) else {
+        return Ok(Holders::default());
+    };
     let spec = |release| view.bodies.get(&release).map(|body| &body.spec);
     let instances = view.state.instances.values().filter(|instance| {
         let service = spec(instance.release).map(|spec| spec.services.get(&instance.service));

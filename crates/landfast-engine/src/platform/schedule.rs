@@ -121,6 +121,7 @@ impl Platform {
         let Some(due) = kept.due(now) else {
             return Ok(());
         };
+        let name = &stores::served_by(&self.shared, scope, None, name);
         let stores = self.shared.stores.of(scope);
         let mut known = stores.iter().map(|view| &view.store);
         let is_ready = |phase: &Phase| matches!(phase, Phase::Ready { .. });

@@ -9,7 +9,9 @@ use landfast_spec::{AppSpec, Part, Place, StoreSpec, injected_variables};
 use landfast_types::{ReleaseId, Scope, Secret, StoreName};
 use tokio::time::{sleep, timeout};
 
-use super::{Handle, StoreView, credentials, host, rotation::release_login, url_of};
+use super::{
+    Handle, StoreView, bindings::served_by, credentials, host, rotation::release_login, url_of,
+};
 use crate::{
     actions::chain, driver::View, release::ReleaseBody, secrets::SecretError, shared::Shared,
 };
@@ -71,7 +73,8 @@ async fn url(
     match &spec.place {
         Place::Managed { .. } => {
             let login = |turn| release_login(body.release, turn);
-            managed_url(shared, scope, name, login).await.map(Some)
+            let store = served_by(shared, scope, Some(body.release), name);
+            managed_url(shared, scope, &store, login).await.map(Some)
         }
         Place::External { url_secret } => {
             let url = secret(shared, scope, body, url_secret)?;

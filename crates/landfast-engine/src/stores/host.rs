@@ -20,7 +20,7 @@ use landfast_spec::Engine;
 use landfast_target::{Exit, InstanceRef, ProgramRun, ProgramSpec, Resources};
 use landfast_types::{Bytes, Digest, Fence, InstanceId, Scope, Secret, StoreName};
 
-use super::credentials;
+use super::{credentials, lineage};
 use crate::{actions::chain, shared::Shared};
 
 /// The environment of servers and their helpers.
@@ -355,10 +355,12 @@ pub(crate) async fn start(
     if let Some(holder) = port_taken(store) {
         return Err(failed(holder));
     }
-    let server = server_of(store, &places, &found.server);
+    let mut server = server_of(store, &places, &found.server);
     configure(shared, store, &places, &server)
         .await
         .map_err(failed)?;
+    let forks = lineage::fork(shared, store).map_err(failed)?;
+    server.arguments.extend(forks);
     shared
         .target
         .own_folder(&owner(store), &places.sockets)
@@ -482,8 +484,8 @@ fn users(shared: &Shared, store: &Store) -> Result<Secret<String>, String> {
 }
 
 /// Removes all that is kept of a store.
-pub(crate) fn remove_all(shared: &Shared, store: &Store) -> Result<(), String> {
-    let places = places(shared, &store.scope, &store.name);
+pub(crate) fn remove_all(shared: &Shared, scope: &Scope, name: &StoreName) -> Result<(), String> {
+    let places = places(shared, scope, name);
     // Under another name first: what is half gone is never taken for a store.
     let removed = places.folder.with_extension("removed");
     let io = |error: io::Error| format!("failed to remove `{}`: {error}", places.folder.display());
@@ -493,8 +495,8 @@ pub(crate) fn remove_all(shared: &Shared, store: &Store) -> Result<(), String> {
     }
     remove(&removed).map_err(io)?;
     remove(&places.sockets).map_err(io)?;
-    for login in credentials::logins(shared, &store.scope, &store.name)? {
-        credentials::forget(shared, &store.scope, &store.name, login)?;
+    for login in credentials::logins(shared, scope, name)? {
+        credentials::forget(shared, scope, name, login)?;
     }
     Ok(())
 }

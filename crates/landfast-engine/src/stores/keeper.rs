@@ -439,7 +439,10 @@ async fn remove(context: &Context) {
     let mut wait = RETRY_FIRST;
     loop {
         let (shared, store) = (Arc::clone(&context.shared), context.store.clone());
-        let removed = tokio::task::spawn_blocking(move || host::remove_all(&shared, &store)).await;
+        let removed = tokio::task::spawn_blocking(move || {
+            host::remove_all(&shared, &store.scope, &store.name)
+        })
+        .await;
         match removed.unwrap_or_else(|error| Err(error.to_string())) {
             Ok(()) => return context.tell(Input::Removed).await,
             Err(reason) => {

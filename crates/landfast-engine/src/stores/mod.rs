@@ -7,6 +7,7 @@
 //! It never restarts a server to change a setting, never shrinks or upgrades data in place, and removes nothing that a
 //! person did not name and give a delay.
 
+mod bindings;
 mod connections;
 mod copy;
 mod credentials;
@@ -14,6 +15,7 @@ mod definers;
 mod diagnose;
 mod host;
 mod keeper;
+mod lineage;
 pub(crate) mod rotation;
 
 use std::{
@@ -36,20 +38,25 @@ use tokio::{
     time::sleep,
 };
 
-use self::keeper::Keeper;
-pub(crate) use self::{
-    connections::{connections, secret_of_store},
-    copy::{BUSY, DatabaseCopy},
-    credentials::rewrap as rewrap_credential,
-    host::{access, find, owner_of, places},
-};
+use self::{bindings::Reserved, keeper::Keeper};
 pub use self::{
+    bindings::is_bound,
     credentials::COLLECTION as CREDENTIALS,
     diagnose::diagnose,
     host::{Room, room},
     rotation::{ROTATION_KIND, RotationView, read_record as read_rotation_record},
 };
-use crate::{actions::chain, planning::Refusal, release::ReleaseBody, shared::Shared};
+pub(crate) use self::{
+    bindings::{find as find_store, remove_unborn, retire, served_by},
+    connections::{connections, secret_of_store},
+    copy::{BUSY, DatabaseCopy},
+    credentials::rewrap as rewrap_credential,
+    host::{access, find, owner_of, places},
+    lineage::lineage,
+};
+use crate::{
+    actions::chain, driver::View, planning::Refusal, release::ReleaseBody, shared::Shared,
+};
 
 /// The journal's collection of stores.
 pub const COLLECTION: &str = "data-stores";
@@ -119,6 +126,7 @@ struct Handle {
 pub struct Stores {
     book: Mutex<BTreeMap<(Scope, StoreName), Handle>>,
     tasks: Mutex<JoinSet<()>>,
+    reserved: Mutex<Reserved>,
 }
 
 impl Stores {
@@ -174,7 +182,8 @@ impl Stores {
     }
 }
 
-/// The address of a managed store with the login of a person, who may do there what the app may.
+/// The address of a managed store with the login of a person, who may do there what the app may. It is asked for by its own name,
+/// not by one that it serves.
 ///
 /// # Errors
 /// A sentence, when it is not ready.
@@ -293,9 +302,10 @@ async fn attend(shared: &Arc<Shared>) {
             continue;
         };
         let scope = &view.state.scope;
-        let wanted: BTreeMap<&StoreName, Wanted> = wanted_of(&body.spec).collect();
+        let wanted = wanted_at(&view, &body.spec);
         for (name, wanted) in &wanted {
             if shared.stores.handle(scope, name).is_none()
+                && !shared.stores.is_reserved(scope, name)
                 && let Err(reason) = begin(shared, scope, name, body, wanted)
             {
                 tracing::error!(%scope, store = %name, reason, "the store was not begun");
@@ -303,7 +313,8 @@ async fn attend(shared: &Arc<Shared>) {
         }
         for known in shared.stores.of(scope) {
             let store = &known.store;
-            if store.release >= body.release {
+            let is_moved = store.named != wanted.contains_key(&store.name);
+            if store.release > body.release || (store.release == body.release && !is_moved) {
                 continue;
             }
             let input = Input::Named {
@@ -315,6 +326,12 @@ async fn attend(shared: &Arc<Shared>) {
             }
         }
     }
+}
+
+/// What a manifest wants, by the stores that serve its names.
+fn wanted_at(view: &View, spec: &AppSpec) -> BTreeMap<StoreName, Wanted> {
+    let at = |(name, wanted)| (view.state.served_by(None, name).clone(), wanted);
+    wanted_of(spec).map(at).collect()
 }
 
 fn wanted_of(spec: &AppSpec) -> impl Iterator<Item = (&StoreName, Wanted)> {
@@ -364,6 +381,11 @@ fn record(
 pub(crate) fn may_begin(shared: &Shared, scope: &Scope, name: &StoreName) -> Result<(), String> {
     if shared.stores.handle(scope, name).is_some() {
         return Err(format!("there is a store `{name}` already"));
+    }
+    let view = shared.environment(scope);
+    let newest = view.as_ref().and_then(|view| view.bodies.last_key_value());
+    if newest.is_some_and(|(_, body)| body.spec.stores.contains_key(name)) {
+        return Err(format!("the manifest names a store `{name}`"));
     }
     let data = places(shared, scope, name).data();
     match data.exists() && !data.join(landfast_backup_postgres::UNFINISHED).exists() {
@@ -426,7 +448,8 @@ fn document(store: &Store) -> Vec<u8> {
 pub fn refusals(shared: &Shared, scope: &Scope, spec: &AppSpec) -> Vec<Refusal> {
     let mut refusals = Vec::new();
     for (name, wanted) in wanted_of(spec) {
-        let known = shared.stores.handle(scope, name);
+        let served_by = served_by(shared, scope, None, name);
+        let known = shared.stores.handle(scope, &served_by);
         let known = known.map(|handle| handle.view.borrow().clone());
         let mut refuse = |code, reason, hint| {
             let reason = format!("store `{name}`: {reason}");
@@ -436,6 +459,23 @@ pub fn refusals(shared: &Shared, scope: &Scope, spec: &AppSpec) -> Vec<Refusal> 
                 hint: Some(hint),
             });
         };
+        let view = shared.environment(scope);
+        let bound = view.as_ref().and_then(|view| view.state.serves(name));
+        let bound = bound.filter(|bound| *bound != name);
+        if let Some(other) = bound {
+            refuse(
+                "store-refused",
+                format!("a store of this name serves `{other}`"),
+                "give the new one another name".to_owned(),
+            );
+        }
+        if shared.stores.is_reserved(scope, name) {
+            refuse(
+                "store-refused",
+                "a restore makes a store of this name just now".to_owned(),
+                "wait for its end, or give the new one another name".to_owned(),
+            );
+        }
         match known.as_ref().map(|view| &view.store) {
             Some(store) if store.phase == Phase::Removing => refuse(
                 "store-refused",
@@ -469,7 +509,8 @@ pub fn changes(shared: &Shared, scope: &Scope, spec: &AppSpec) -> Vec<String> {
     let wanted: BTreeMap<&StoreName, Wanted> = wanted_of(spec).collect();
     for (name, wanted) in &wanted {
         let (engine, version, memory) = (wanted.engine.label(), &wanted.version, wanted.memory);
-        let Some(handle) = shared.stores.handle(scope, name) else {
+        let served_by = served_by(shared, scope, None, name);
+        let Some(handle) = shared.stores.handle(scope, &served_by) else {
             lines.push(format!(
                 "store {name}: new, {engine} {version} with {memory}"
             ));
@@ -493,7 +534,11 @@ pub fn changes(shared: &Shared, scope: &Scope, spec: &AppSpec) -> Vec<String> {
     }
     for known in shared.stores.of(scope) {
         let name = &known.store.name;
-        if known.store.named && !wanted.contains_key(name) {
+        let view = shared.environment(scope);
+        let serves = view
+            .as_ref()
+            .map_or(Some(name), |view| view.state.serves(name));
+        if known.store.named && serves.is_some_and(|serves| !wanted.contains_key(serves)) {
             lines.push(format!(
                 "store {name}: not in the file any more; kept, and runs on"
             ));

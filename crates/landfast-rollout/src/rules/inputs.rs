@@ -2,11 +2,12 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use landfast_types::{ReleaseId, RolloutId, ServiceName};
+use landfast_types::{ReleaseId, RolloutId, ServiceName, StoreName};
 
 #[cfg(feature = "planted")]
 use crate::environment::PlantedBug;
 use crate::{
+    binding::StoreSwitch,
     event::{Change, Input, Rejected},
     instance::{Instance, InstanceState},
     plan::{Gate, RolloutPlan, Strategy, Topology},
@@ -24,6 +25,23 @@ impl Draft {
                 supersede,
                 by,
             } => self.deploy(topology, plan, supersede, by),
+            Input::SwitchStore {
+                topology,
+                plan,
+                store,
+                to,
+                was_deleted,
+                by,
+            } => {
+                let from = self.state.served_by(None, &store).clone();
+                let switch = StoreSwitch {
+                    store,
+                    from,
+                    to,
+                    was_deleted,
+                };
+                self.switch_store(topology, plan, switch, by)
+            }
             Input::Rollback { to, by } => self.rollback(to, by),
             Input::Restart { by } => self.restart(by),
             Input::Scale { service, replicas } => self.scale(service, replicas),
@@ -159,6 +177,10 @@ impl Draft {
                 self.schemas_read(schemas);
                 Ok(())
             }
+            Input::StoreRetired { store } => {
+                self.store_retired(store);
+                Ok(())
+            }
             Input::Tick => Ok(()),
         }
     }
@@ -190,6 +212,51 @@ impl Draft {
         });
         self.begin_or_queue(Kind::Deploy, release, plan, by);
         Ok(())
+    }
+
+    /// A rollout of the same code and configuration, of which nothing runs beside the old release. It waits for none, and none
+    /// stands by behind it: what is written after it lies in another store.
+    fn switch_store(
+        &mut self,
+        topology: Topology,
+        plan: RolloutPlan,
+        switch: StoreSwitch,
+        by: String,
+    ) -> Result<(), Rejected> {
+        if self.state.stopped {
+            return Err(Rejected::EnvironmentStopped);
+        }
+        if let Some(rollout) = self.rollout() {
+            return Err(self.is_moving(rollout));
+        }
+        if self.state.serving.is_none() {
+            return Err(Rejected::NothingDeployed);
+        }
+        self.refuse_beside_hand()?;
+        if switch.from == switch.to {
+            let (store, by) = (switch.store, switch.to);
+            return Err(Rejected::StoreServes { store, by });
+        }
+        let release = self.state.next_release();
+        let plan = RolloutPlan {
+            strategy: Strategy::Recreate,
+            standby: Duration::ZERO,
+            ..plan
+        };
+        self.emit(Change::ReleaseCreated {
+            release,
+            topology,
+            plan: plan.clone(),
+        });
+        self.begin(Kind::Deploy, release, plan, by);
+        self.emit(Change::StoreSwitching { switch });
+        Ok(())
+    }
+
+    fn store_retired(&mut self, store: StoreName) {
+        if self.state.retiring.contains(&store) {
+            self.emit(Change::StoreRetired { store });
+        }
     }
 
     /// The releases that run, or to which the environment is on its way.
@@ -474,7 +541,9 @@ impl Draft {
                 rollout: rollout.id,
             });
         }
-        if rollout.phase == Phase::Contracting {
+        let is_switched = rollout.switching.as_ref();
+        let is_switched = is_switched.is_some_and(|switching| switching.is_done);
+        if rollout.phase == Phase::Contracting || is_switched {
             return Err(Rejected::Contracting {
                 rollout: rollout.id,
             });

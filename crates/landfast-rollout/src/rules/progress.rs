@@ -109,7 +109,12 @@ impl Draft {
         let Some(rollout) = self.rollout() else {
             return;
         };
-        if rollout.plan.rollback {
+        // What was written to the new store would be missing in the old one: somebody has to say so.
+        if let Some(switching) = rollout.switching.as_ref().filter(|_| rollout.exposed) {
+            let to = &switching.switch.to;
+            let reason = format!("{reason}, and requests may have been written to store `{to}`");
+            self.park(ParkReason::RollbackOff(reason));
+        } else if rollout.plan.rollback {
             self.revert(reason);
         } else {
             self.park(ParkReason::RollbackOff(reason.to_owned()));
@@ -198,7 +203,9 @@ impl Draft {
             }
             // Preflight ⇒ Reverting: while it waited a contract migration ran that it does not know.
             Phase::Preflight
-                if rollout.kind == Kind::Deploy && self.state.obstacle(rollout.to).is_some() =>
+                if rollout.kind == Kind::Deploy
+                    && rollout.switching.is_none()
+                    && self.state.obstacle(rollout.to).is_some() =>
             {
                 if let Some(obstacle) = self.state.obstacle(rollout.to) {
                     self.emit(Change::Failed {
@@ -224,6 +231,12 @@ impl Draft {
             }
             // Rehearsing ⇒ Migrating: they keep within their budgets on a copy.
             Phase::Rehearsing if self.is_open(Gate::Rehearsal) => self.migrate_or_move(),
+            // Migrating ⇒ Reverting: the store that is to serve it has seen what the release does not live with.
+            Phase::Migrating if rollout.migrated && self.state.obstacle_of_switch().is_some() => {
+                if let Some(reason) = self.state.obstacle_of_switch() {
+                    self.emit(Change::Failed { reason });
+                }
+            }
             // Migrating ⇒ Gating | Pausing | Warming: the databases have what the new release needs.
             Phase::Migrating if rollout.migrated => self.begin_moving(),
             // Pausing ⇒ Clearing: the proxy holds every new request.
@@ -339,7 +352,8 @@ impl Draft {
             return;
         };
         let migrates = match rollout.kind {
-            Kind::Deploy => self.migrates(),
+            // A store that was restored is asked what it has seen, whatever is known of the old one.
+            Kind::Deploy => self.migrates() || rollout.switching.is_some(),
             Kind::Rollback => self.state.lacks_schema(rollout.to),
             Kind::Restart => false,
         };

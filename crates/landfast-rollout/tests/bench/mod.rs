@@ -125,6 +125,8 @@ pub(crate) struct Bench {
     pub(crate) drains: bool,
     /// What the databases themselves say.
     pub(crate) databases: Schemas,
+    /// The stores that were left by a switch and deleted, in order.
+    pub(crate) retired: Vec<String>,
     /// The names of the migrations that ran, in order.
     pub(crate) ran: Vec<String>,
     /// Migrations that fail, by name.
@@ -149,6 +151,7 @@ impl Bench {
             gates: BTreeMap::new(),
             judges: true,
             databases: Schemas::new(),
+            retired: Vec::new(),
             ran: Vec::new(),
             failing: BTreeSet::new(),
             migrates: true,
@@ -353,14 +356,18 @@ impl Bench {
                     Input::Migrated {
                         rollout,
                         stage,
-                        schemas: self.databases.clone(),
+                        schemas: self.seen_by(Some(release)),
                         failure,
                     }
                 }
                 Action::ReadSchema { .. } if self.migrates => Input::SchemasRead {
-                    schemas: self.databases.clone(),
+                    schemas: self.seen_by(None),
                 },
                 Action::Notify { rollout } => Input::Notified { rollout },
+                Action::RetireStore { store } => {
+                    self.retired.push(store.to_string());
+                    Input::StoreRetired { store }
+                }
                 Action::StopInstance { .. }
                 | Action::Publish { .. }
                 | Action::AwaitDrain { .. }
@@ -374,11 +381,26 @@ impl Bench {
         }
     }
 
+    /// What the databases that a release is given say, by the names of the manifest.
+    fn seen_by(&self, release: Option<ReleaseId>) -> Schemas {
+        let releases = self.environment.releases.values();
+        let names = releases.flat_map(|record| record.topology.schemas.keys());
+        let seen = names.filter_map(|name| {
+            let store = self.environment.served_by(release, name);
+            Some((name.clone(), self.databases.get(store)?.clone()))
+        });
+        seen.collect()
+    }
+
     /// What a runner does, told from the databases' side; the first failure ends it.
     fn migrate(&mut self, release: ReleaseId, stage: MigrationStage) -> Option<String> {
         let schemas = self.environment.releases[&release].topology.schemas.clone();
         for (store, migrations) in schemas {
-            let seen = self.databases.entry(store).or_default();
+            let served_by = self.environment.served_by(Some(release), &store).clone();
+            let is_apart = served_by != *self.environment.served_by(None, &store);
+            // Nobody uses a store that is being moved to.
+            let stage = if is_apart { MigrationStage::All } else { stage };
+            let seen = self.databases.entry(served_by).or_default();
             for migration in migrations {
                 let has_run = seen.iter().any(|known| known.number == migration.number);
                 if !stage.takes(migration.phase) || has_run {

@@ -90,6 +90,7 @@ pub(crate) fn router(state: AppState, transport: Transport) -> Router {
         .route(paths::STORE_CONNECTION, post(store::connection))
         .route(paths::STORE_RESTART, post(store::restart))
         .route(paths::STORE_ROTATE, post(store::rotate))
+        .route(paths::STORE_SWITCH, post(store::switch))
         .route(paths::STORE_DELETE, post(store::delete))
         .route(paths::STORE_UNDELETE, post(store::undelete))
         .route(paths::BACKUPS, get(backup::list))

@@ -9,13 +9,14 @@ use axum::{
 };
 use http::{HeaderMap, StatusCode};
 use landfast_api::{
-    ProblemCode, StoreConnection, StoreDeleteRequest, StoreList, StoreRotateRequest,
+    Problem, ProblemCode, StoreConnection, StoreDeleteRequest, StoreList, StoreRotateRequest,
+    StoreSwitchPlan, StoreSwitchRequest, StoreSwitched,
 };
 use landfast_datastore::{DELAY_DEFAULT, Input};
-use landfast_engine::{RotateError, View, stores};
+use landfast_engine::{RotateError, SwitchOrder, SwitchPlan, View, stores};
 use landfast_types::{Scope, StoreName};
 
-use super::{InEnvironment, actor, environment::known, scope, secret::unstored};
+use super::{InEnvironment, actor, environment::known, rollout::current, scope, secret::unstored};
 use crate::{
     answer::{Answer, Failure, Json},
     idempotency::json_response,
@@ -55,6 +56,9 @@ pub(crate) async fn connection(
     transport.may_see_secrets()?;
     let (scope, name) = named(&app, &environment, &store)?;
     let shared = state.platform.shared();
+    let asked = name;
+    let view = known(&state, &scope)?;
+    let name = view.state.served_by(None, &asked).clone();
     let known = shared.stores.of(&scope);
     let known = known.iter().find(|view| view.store.name == name);
     let view = known.ok_or_else(|| unknown(&scope, &name))?;
@@ -68,6 +72,7 @@ pub(crate) async fn connection(
     tracing::info!(%scope, store = %name, by = actor(&headers), "a connection was given to a person");
     let connection = StoreConnection {
         engine: view.store.wanted.engine.to_string(),
+        served_by: (name != asked).then(|| name.to_string()),
         url,
     };
     Ok(unstored(&connection))
@@ -91,7 +96,7 @@ pub(crate) async fn rotate(
     let view = known(&state, &scope)?;
     if let Some(secret) = elsewhere(&view, &name) {
         let detail = format!("store `{name}` is somebody else's, and so are its passwords");
-        let problem = landfast_api::Problem::new(ProblemCode::StoreNotNow, detail);
+        let problem = Problem::new(ProblemCode::StoreNotNow, detail);
         let hint = format!(
             "make a second login there and bring its address to the instances with `landfast secret rotate {secret} --from -`; then remove the first login, and `landfast secret revoke {secret}` its version: a password that is changed in place locks out who has not heard of it"
         );
@@ -128,6 +133,61 @@ pub(crate) async fn undelete(
     told(&state, &scope, &name, Input::Undelete).await
 }
 
+pub(crate) async fn switch(
+    State(state): State<AppState>,
+    headers: HeaderMap,
+    Path((app, environment, store)): InStore,
+    Json(request): Json<StoreSwitchRequest>,
+) -> Answer<Response> {
+    let (scope, name) = named(&app, &environment, &store)?;
+    known(&state, &scope)?;
+    let to = StoreName::new(&request.to);
+    let to = to.map_err(|error| {
+        let detail = format!("`to`: {error}");
+        Failure::new(ProblemCode::RequestInvalid, detail)
+    })?;
+    let order = SwitchOrder {
+        scope: scope.clone(),
+        store: name.clone(),
+        to,
+        by: actor(&headers),
+    };
+    if request.dry_run {
+        let plan = state.platform.plan_switch(&order).await?;
+        let switched = StoreSwitched {
+            plan: switch_plan(&name, &plan),
+            rollout: None,
+        };
+        return Ok(json_response(StatusCode::OK, &switched));
+    }
+    let full = format!("{scope}/{name}");
+    if request.confirm != full {
+        let detail = format!(
+            "`confirm` must be `{full}`, the whole name of what is moved to other contents"
+        );
+        return Err(Failure::new(ProblemCode::RequestInvalid, detail));
+    }
+    let (plan, view) = state.platform.switch_store(order).await?;
+    let switched = StoreSwitched {
+        plan: switch_plan(&name, &plan),
+        rollout: current(&state, &view).await?,
+    };
+    Ok(json_response(StatusCode::ACCEPTED, &switched))
+}
+
+fn switch_plan(store: &StoreName, plan: &SwitchPlan) -> StoreSwitchPlan {
+    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    StoreSwitchPlan {
+        store: store.to_string(),
+        from: plan.from.to_string(),
+        to: plan.to.to_string(),
+        release: plan.release.0,
+        was_deleted: plan.was_deleted,
+        ends_ms: millis(plan.ends_in),
+        starts_ms: millis(plan.starts_in),
+    }
+}
+
 pub(crate) async fn delete(
     State(state): State<AppState>,
     headers: HeaderMap,
@@ -139,6 +199,11 @@ pub(crate) async fn delete(
     if request.confirm != full {
         let detail = format!("`confirm` must be `{full}`, the whole name of what is deleted");
         return Err(Failure::new(ProblemCode::RequestInvalid, detail));
+    }
+    if let Some(reason) = stores::is_bound(state.platform.shared(), &scope, &name) {
+        let problem = Problem::new(ProblemCode::StoreNotNow, reason);
+        let hint = "`landfast restore switch` moves the name to another store; the one it leaves is deleted by itself";
+        return Err(problem.with_hint(hint).into());
     }
     let delay = request
         .delay_seconds

@@ -31,6 +31,7 @@ pub(crate) fn store_backups(view: &BackupView, now: Timestamp) -> StoreBackups {
     });
     StoreBackups {
         store: view.store.to_string(),
+        served_by: (view.server != view.store).then(|| view.server.to_string()),
         to: view.spec.to.to_string(),
         restorable_to: view.restorable_to().map(At),
         restorable_lsn: restorable.map(|point| point.lsn.to_string()),

@@ -57,6 +57,8 @@ pub(crate) fn event(position: u64, scope: &Scope, event: &Event) -> Option<WireE
         | Change::AnalysisObserved { .. }
         | Change::HoldExtended { .. }
         | Change::RolloutEnded { .. }
+        | Change::StoreSwitching { .. }
+        | Change::StoreRetired { .. }
         | Change::Notified { .. }
         | Change::Measured { .. }
         | Change::TrafficChanged { .. }
@@ -109,6 +111,19 @@ pub fn event_text(change: &Change) -> Option<(&'static str, Level, String)> {
             let text = format!("rollout {rollout}{from} to release {to} ({strategy}) by {by}");
             ("rollout-started", Info, text)
         }
+        Change::StoreSwitching { switch } => (
+            "store-switching",
+            Info,
+            format!(
+                "store `{}` is to be served by `{}` instead of `{}`",
+                switch.store, switch.to, switch.from
+            ),
+        ),
+        Change::StoreRetired { store } => (
+            "store-retired",
+            Info,
+            format!("store `{store}` serves nothing any more, and is deleted after its delay"),
+        ),
         Change::PhaseEntered { phase } => return phase_text(phase),
         Change::GateOpened {
             gate,

@@ -23,13 +23,18 @@ pub(crate) fn stores(shared: &Shared, view: &View) -> Vec<Store> {
     let managed = kept.iter().map(|kept| {
         let rotation = shared.stores.rotation(&kept.store.scope, &kept.store.name);
         let disk = disk(shared, kept);
+        let name = &kept.store.name;
+        let serves = view.state.serves(name).filter(|serves| *serves != name);
+        let served_by = view.state.served_by(None, name);
         Store {
             disk,
-            ..managed(
-                kept,
-                rotation.map(|known| self::rotation(&known, view)),
-                spec,
-            )
+            serves: serves.map(ToString::to_string),
+            served_by: (served_by != name).then(|| served_by.to_string()),
+            used_by: view
+                .state
+                .serves(name)
+                .map_or_else(Vec::new, |name| used_by(name, spec)),
+            ..managed(kept, rotation.map(|known| self::rotation(&known, view)))
         }
     });
     let mut stores: Vec<Store> = managed.collect();
@@ -53,7 +58,7 @@ fn disk(shared: &Shared, view: &StoreView) -> Option<StoreDisk> {
     })
 }
 
-fn managed(view: &StoreView, rotation: Option<StoreRotation>, spec: Option<&AppSpec>) -> Store {
+fn managed(view: &StoreView, rotation: Option<StoreRotation>) -> Store {
     let store = &view.store;
     let (state, since) = match &store.phase {
         Phase::Making { .. } => (StoreState::Making, None),
@@ -83,6 +88,8 @@ fn managed(view: &StoreView, rotation: Option<StoreRotation>, spec: Option<&AppS
         version: Some(store.wanted.version.clone()),
         state,
         named: store.named,
+        serves: None,
+        served_by: None,
         memory_bytes: Some(store.wanted.memory.0),
         address: Some(format!("127.0.0.1:{}", store.port)),
         instance: store.instance().map(ToString::to_string),
@@ -91,7 +98,7 @@ fn managed(view: &StoreView, rotation: Option<StoreRotation>, spec: Option<&AppS
         waits_for_restart: store.waits_for_restart(),
         deleted_until,
         rotation,
-        used_by: used_by(&store.name, spec),
+        used_by: Vec::new(),
         measures: measured.and_then(|measured| measures(measured, view)),
         disk: None,
     }
@@ -181,6 +188,8 @@ fn external(name: &StoreName, store: &StoreSpec, spec: Option<&AppSpec>) -> Stor
         version: None,
         state: StoreState::External,
         named: true,
+        serves: None,
+        served_by: None,
         memory_bytes: None,
         address: None,
         instance: None,

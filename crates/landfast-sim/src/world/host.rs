@@ -45,7 +45,8 @@ impl World {
             | Action::JudgeGate { .. }
             | Action::Migrate { .. }
             | Action::ReadSchema { .. }
-            | Action::Notify { .. } => {}
+            | Action::Notify { .. }
+            | Action::RetireStore { .. } => {}
         }
     }
 

@@ -498,6 +498,8 @@ impl World {
                     let delay = self.dice.between(10, 1_000);
                     self.tell(delay, Input::SchemasRead { schemas });
                 }
+                // The world has one database, and nobody moves it.
+                Action::RetireStore { .. } => {}
                 // Looked for at each beat.
                 Action::AwaitDrain { .. } => {}
             }

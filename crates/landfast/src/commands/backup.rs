@@ -8,15 +8,22 @@ use std::{
 use anyhow::anyhow;
 use landfast_api::{
     At, Backup, BackupFrame, BackupRequest, Drill, DrillRequest, PruneRequest, RestoreRequest,
-    RestoreTarget, Restored, StoreBackups,
+    RestoreTarget, Restored, StoreBackups, StoreSwitchPlan, StoreSwitchRequest,
 };
 use landfast_client::{Client, Error, Lines};
 
-use super::secret::{KEY_BYTES_MAX, read_file_or_stdin};
+use landfast_types::Scope;
+
+use super::{
+    moves,
+    secret::{KEY_BYTES_MAX, read_file_or_stdin},
+    store::typed_name,
+};
 use crate::{
-    args::{BackupCommand, BackupKeyCommand, Global, RestoreCommand, RestoreTo},
+    args::{BackupCommand, BackupKeyCommand, Global, RestoreCommand, RestoreTo, Wait},
     context::{blocking, scope},
     exit::{Exit, Failure},
+    follow::Want,
     out::{Paint, Printer},
     table::{bytes, duration, instant, table},
 };
@@ -95,6 +102,9 @@ pub(super) async fn restore(
 ) -> Result<Exit, Failure> {
     let scope = scope(global)?;
     let (store, request) = match command {
+        RestoreCommand::Switch { store, to, yes } => {
+            return switch(printer, client, &scope, &store, to, yes).await;
+        }
         RestoreCommand::Run {
             store,
             name,
@@ -126,6 +136,70 @@ pub(super) async fn restore(
     };
     let frames = client.restore(&scope, &store, &request).await?;
     follow(printer, &store, frames).await
+}
+
+/// Says what it would do, asks, and stays until the old store is let go.
+async fn switch(
+    printer: &Printer,
+    client: &Client,
+    scope: &Scope,
+    store: &str,
+    to: String,
+    yes: bool,
+) -> Result<Exit, Failure> {
+    let mut request = StoreSwitchRequest {
+        to,
+        dry_run: true,
+        ..StoreSwitchRequest::default()
+    };
+    let asked = client.switch_store(scope, store, &request).await?;
+    for line in switch_lines(scope, &asked.plan) {
+        printer.say(&line);
+    }
+    let full = format!("{scope}/{store}");
+    request.confirm = match yes {
+        true => full,
+        false => typed_name(&full, "--yes", "Type the whole name of the store to begin").await?,
+    };
+    request.dry_run = false;
+    let begun = client.switch_store(scope, store, &request).await?;
+    let Some(rollout) = begun.rollout else {
+        let error = anyhow!("the server began no rollout");
+        return Err(Failure::new(Exit::Failed, error));
+    };
+    let exit = moves::stay(printer, client, scope, rollout, Wait::Seal, Want::Forward).await?;
+    let StoreSwitchPlan { from, to, .. } = &begun.plan;
+    if matches!(exit, Exit::Done) {
+        printer.say(&format!(
+            "{scope} {store} is served by {to}; {from} is deleted and kept for a week: `landfast restore switch {store} --to {from}` leads back until then"
+        ));
+    }
+    Ok(exit)
+}
+
+fn switch_lines(scope: &Scope, plan: &StoreSwitchPlan) -> Vec<String> {
+    let StoreSwitchPlan {
+        store,
+        from,
+        to,
+        release,
+        ..
+    } = plan;
+    let mut lines = vec![
+        format!("{scope} {store}: {to} takes the place of {from}, for release {release} as it is"),
+        format!(
+            "  the old release ends first: requests wait for up to 30 s, then are answered 503; within {} at worst it has ended, within {} more the new one serves, or the old one comes back",
+            ms(plan.ends_ms),
+            ms(plan.starts_ms)
+        ),
+        format!(
+            "  what was written to {from} since the moment {to} was restored to is not in {to}"
+        ),
+    ];
+    if plan.was_deleted {
+        lines.push(format!("  {to} is deleted, and is had back for it"));
+    }
+    lines
 }
 
 fn target(to: RestoreTo) -> RestoreTarget {
@@ -327,7 +401,9 @@ fn list_lines(stores: &[StoreBackups], paint: Paint) -> Vec<String> {
 }
 
 fn show_lines(one: &StoreBackups, paint: Paint) -> Vec<String> {
-    let title = format!("store {}  {}", one.store, one.to);
+    let server = one.served_by.as_ref();
+    let server = server.map_or(String::new(), |server| format!(" (served by {server})"));
+    let title = format!("store {}{server}  {}", one.store, one.to);
     let mut lines = vec![format!("{}, {}", paint.bold(&title), state(one, paint))];
     let lsn = one.restorable_lsn.as_deref().unwrap_or("–");
     let about = one

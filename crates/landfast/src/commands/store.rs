@@ -50,7 +50,9 @@ pub(super) async fn store(
         StoreCommand::Connect { store, reveal } => {
             connect(printer, client, &scope, &store, reveal).await
         }
-        StoreCommand::Psql { store, arguments } => open(client, &scope, &store, &arguments).await,
+        StoreCommand::Psql { store, arguments } => {
+            open(printer, client, &scope, &store, &arguments).await
+        }
         StoreCommand::Logs {
             store,
             follow,
@@ -169,13 +171,17 @@ fn rotation_words(rotation: &StoreRotation) -> String {
 /// Asks for what is to be deleted, by its whole name. Without a terminal nobody can be asked.
 async fn ask_for_the_name(scope: &Scope, store: &str) -> Result<String, Failure> {
     let name = format!("{scope}/{store}");
+    let prompt = format!("All data of {name} will be removed after the delay. Type its whole name");
+    typed_name(&name, &format!("--confirm {name}"), &prompt).await
+}
+
+/// What a person types who is asked for a whole name.
+pub(super) async fn typed_name(name: &str, flag: &str, prompt: &str) -> Result<String, Failure> {
     if !io::stdin().is_terminal() {
-        let error = anyhow!("nobody is there to be asked");
-        let failure = Failure::new(Exit::Usage, error);
-        return Err(failure.hint(format!("--confirm {name}")));
+        let error = anyhow!("nobody is there to be asked for `{name}`");
+        return Err(Failure::new(Exit::Usage, error).hint(flag.to_owned()));
     }
-    let prompt =
-        format!("All data of {name} will be removed after the delay. Type its whole name: ");
+    let prompt = format!("{prompt}: ");
     let typed = blocking(move || {
         anstream::eprint!("{prompt}");
         let mut line = String::new();
@@ -214,6 +220,7 @@ fn list_lines(scope: &Scope, stores: &[Store], paint: Paint) -> Vec<String> {
     let head = ["NAME", "ENGINE", "STATE", "CONNECTIONS", "SIZE", "USED BY"];
     let mut lines = vec![table(&head, &[3, 4], stores.iter().map(row).collect())];
     for one in stores {
+        lines.extend(serving(one));
         if let Some(until) = one.deleted_until {
             lines.push(format!("{} is removed at {} UTC", one.name, instant(until)));
         }
@@ -222,6 +229,17 @@ fn list_lines(scope: &Scope, stores: &[Store], paint: Paint) -> Vec<String> {
         }
     }
     lines
+}
+
+/// Which name it serves, where that is not its own.
+fn serving(store: &Store) -> Option<String> {
+    let name = &store.name;
+    let serves = store.serves.as_ref();
+    let serves = serves.map(|serves| format!("{name} serves the app's {serves}"));
+    serves.or_else(|| {
+        let by = store.served_by.as_ref()?;
+        Some(format!("the app's {name} is served by {by}"))
+    })
 }
 
 fn connections(measures: &StoreMeasures) -> String {
@@ -244,6 +262,7 @@ pub(super) fn show_lines(store: &Store, paint: Paint) -> Vec<String> {
     if let (Some(address), Some(memory)) = (&store.address, store.memory_bytes) {
         lines.push(format!("  {address}, {} of memory", Bytes(memory)));
     }
+    lines.extend(serving(store).map(|line| format!("  {line}")));
     if let Some(trouble) = &store.trouble {
         lines.push(format!("  {} {trouble}", paint.bad("problem:")));
     }
@@ -375,12 +394,16 @@ async fn connect(
 
 /// Becomes the client of the store.
 async fn open(
+    printer: &Printer,
     client: &Client,
     scope: &Scope,
     store: &str,
     arguments: &[String],
 ) -> Result<Exit, Failure> {
     let connection = client.store_connection(scope, store).await?;
+    if let Some(served_by) = &connection.served_by {
+        printer.say(&format!("store {store} is served by {served_by}"));
+    }
     let parts =
         Parts::of(connection.url.reveal()).ok_or_else(|| anyhow!("the server gave no address"))?;
     let (program, variable, words) = parts.client(&connection.engine)?;
