@@ -168,6 +168,45 @@ fn what_was_committed_is_archived_proven_and_restored_beside() {
     assert!(metrics.contains("landfast_backup_drill_passed_timestamp_seconds"));
 }
 
+/// Each login has another password then, Landfast's own included, and each server asks for it.
+#[test]
+fn archive_migrations_and_rehearsals_go_on_with_the_passwords_of_a_rotation() {
+    let (shop, _to) = shop();
+    until_proven(&shop);
+    let old = shop.ok(&["store", "connect", "main", "--reveal"]);
+    for round in 0..2 {
+        let said = shop.ok(&["store", "rotate", "main"]);
+        assert!(said.contains("has one password"), "{said}");
+        let new = shop.ok(&["store", "connect", "main", "--reveal"]);
+        assert_ne!(old, new);
+        // Nobody has a session of before.
+        shop.ok(&["store", "restart", "main"]);
+        until_ready(&shop, "main");
+        let insert = format!("INSERT INTO items (id) VALUES ({})", 7_000 + round);
+        shop.host.until("it takes a row", || {
+            let asked = ["store", "psql", "main", "--", "-Atc", insert.as_str()];
+            shop.host.run(&shop.app, &asked).status.success()
+        });
+        let before = shown(&shop)["restorable_to"].to_string();
+        shop.host.until("it is archived again", || {
+            let now = shown(&shop);
+            now["troubles"].to_string() == "[]"
+                && !now["restorable_to"].is_null()
+                && now["restorable_to"].to_string() != before
+        });
+        shop.ok(&["backup", "now", "main"]);
+        shop.ok(&["drill", "main"]);
+        let column = format!("ALTER TABLE items ADD COLUMN more_{round} int;");
+        shop.migration(&format!("000{}_more.sql", round + 2), &column);
+        let said = shop.ok(&["migrate", "rehearse"]);
+        assert!(said.contains(&format!("000{}", round + 2)), "{said}");
+        shop.host.build(&shop.app, &format!("{}", round + 2), "-");
+        shop.ok(&["deploy", "--wait", "seal"]);
+    }
+    let stores = shop.json(&["store", "show", "main"]);
+    assert!(stores["trouble"].is_null(), "{stores}");
+}
+
 #[test]
 fn what_is_damaged_is_named_and_no_restore_hides_it() {
     let (shop, to) = shop();

@@ -26,7 +26,7 @@ use crate::{
     client::now,
     driver::until_replaced,
     shared::{DISK_RETRY, Shared},
-    webhook,
+    stores, webhook,
 };
 
 const TICK: Duration = Duration::from_secs(1);
@@ -332,7 +332,7 @@ impl Keeper {
         if needs_archiver && self.archiver.is_none() {
             return Err(OrderError::NotRunning(self.why_not()));
         }
-        let context = Context {
+        let mut context = Context {
             shared: Arc::clone(&self.shared),
             store: known,
             spec: wanted.spec.clone(),
@@ -368,8 +368,17 @@ impl Keeper {
                     sleep(TICK).await;
                 }
             };
+            let work = async {
+                // From here on its password stays.
+                let (scope, store) = (&context.store.scope, &context.store.name);
+                let _stays = context.shared.stores.work(scope, store).await;
+                if let Ok(access) = stores::access(&context.shared, &context.store) {
+                    context.server.password = Some(access.password);
+                }
+                work::perform(&context, &owned, &sender).await
+            };
             tokio::select! {
-                ended = work::perform(&context, &owned, &sender) => ended,
+                ended = work => ended,
                 () = show => unreachable!("the sender lives as long as the work"),
             }
         });

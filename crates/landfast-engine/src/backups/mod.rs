@@ -337,6 +337,8 @@ pub(crate) struct Wanted {
     pub(crate) spec: BackupSpec,
     /// The version of each, as the newest release has them pinned.
     pub(crate) secrets: BTreeMap<String, u64>,
+    /// How often the password of Landfast's own login was changed: whoever archives connects anew.
+    pub(crate) renewed: u64,
 }
 
 #[derive(Clone)]
@@ -452,6 +454,10 @@ fn attend(shared: &Arc<Shared>) {
             let wanted = Wanted {
                 spec: spec.clone(),
                 secrets: secrets.filter_map(pinned).collect(),
+                renewed: shared
+                    .stores
+                    .rotation(scope, name)
+                    .map_or(0, |view| view.renewed),
             };
             match shared.backups.handle(scope, name) {
                 Some(handle) => {

@@ -26,7 +26,7 @@ use landfast_datastore::{
     Change, Input, Login, Measures, PORTS, Phase, Rejected, Store, Wanted, change, connection_url,
     database_name, pool_max, port_from,
 };
-use landfast_secrets::rotation::RotationRejected;
+use landfast_secrets::rotation::{Phase as RotationPhase, RotationRejected};
 use landfast_spec::AppSpec;
 use landfast_target::InstanceRef;
 use landfast_types::{ReleaseId, Scope, Secret, StoreName, Timestamp};
@@ -47,7 +47,7 @@ pub use self::{
     credentials::COLLECTION as CREDENTIALS,
     diagnose::diagnose,
     host::{Room, room},
-    rotation::{ROTATION_KIND, RotationView, read_record as read_rotation_record},
+    rotation::{ROTATION_KIND, RotationView, operator_login, read_record as read_rotation_record},
 };
 use crate::{actions::chain, planning::Refusal, release::ReleaseBody, shared::Shared};
 
@@ -112,6 +112,8 @@ struct Handle {
     recording: Arc<tokio::sync::Mutex<()>>,
     /// There is one copy of it at a time.
     copying: Arc<tokio::sync::Mutex<()>>,
+    /// Read while something goes on with Landfast's own password, and written to while that changes.
+    working: Arc<tokio::sync::RwLock<()>>,
 }
 
 /// Every store of this host.
@@ -146,6 +148,34 @@ impl Stores {
     pub fn rotation(&self, scope: &Scope, name: &StoreName) -> Option<Arc<RotationView>> {
         let handle = self.handle(scope, name)?;
         Some(handle.rotation.borrow().clone())
+    }
+
+    /// What the end of a rotation waits for, in words.
+    pub fn rotation_waits_for(&self, scope: &Scope, name: &StoreName) -> Option<&'static str> {
+        let handle = self.handle(scope, name)?;
+        match handle.rotation.borrow().rotation.phase() {
+            RotationPhase::Closing { .. } | RotationPhase::Renewing => {}
+            RotationPhase::Settled
+            | RotationPhase::Preparing
+            | RotationPhase::Verifying
+            | RotationPhase::Counting
+            | RotationPhase::Replacing { .. } => return None,
+        }
+        if handle.copying.try_lock().is_err() {
+            return Some("the rehearsal on its copy is over");
+        }
+        let is_free = handle.working.try_write().is_ok();
+        (!is_free).then_some("the work on its backups is over")
+    }
+
+    /// Landfast's own password of a store stays what it is while this is held.
+    pub(crate) async fn work(
+        &self,
+        scope: &Scope,
+        name: &StoreName,
+    ) -> Option<tokio::sync::OwnedRwLockReadGuard<()>> {
+        let working = self.handle(scope, name)?.working;
+        Some(working.read_owned().await)
     }
 
     /// Every store, in order of environment and name.
@@ -183,7 +213,7 @@ pub async fn operator_url(
     scope: &Scope,
     name: &StoreName,
 ) -> Result<Secret<String>, String> {
-    connections::managed_url(shared, scope, name, |_turn| Login::Operator).await
+    connections::managed_url(shared, scope, name, operator_login).await
 }
 
 /// Reads all stores back and keeps them, until another server has taken over.
@@ -267,6 +297,7 @@ fn keep(shared: &Arc<Shared>, store: Store, revision: u64, rotation: RotationVie
         rotation: watch::Sender::new(Arc::new(rotation)),
         recording: Arc::default(),
         copying: Arc::default(),
+        working: Arc::default(),
     };
     let stores = &shared.stores;
     let mut book = stores.book.lock().unwrap_or_else(PoisonError::into_inner);

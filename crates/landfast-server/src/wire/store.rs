@@ -9,7 +9,7 @@ use landfast_api::{
 use landfast_datastore::{Measures, Phase};
 use landfast_engine::{
     Shared, View, restart_waits_for,
-    stores::{Measured, RotationView, StoreView, room},
+    stores::{Measured, RotationView, StoreView, operator_login, room},
 };
 use landfast_journal::Record;
 use landfast_secrets::rotation::{Phase as RotationPhase, RotationEvent};
@@ -23,11 +23,17 @@ pub(crate) fn stores(shared: &Shared, view: &View) -> Vec<Store> {
     let managed = kept.iter().map(|kept| {
         let rotation = shared.stores.rotation(&kept.store.scope, &kept.store.name);
         let disk = disk(shared, kept);
+        let (scope, name) = (&kept.store.scope, &kept.store.name);
+        let login = rotation
+            .as_ref()
+            .map(|known| operator_login(known.rotation.given()));
+        let work = shared.stores.rotation_waits_for(scope, name);
         Store {
             disk,
+            login: login.map(|login| login.to_string()),
             ..managed(
                 kept,
-                rotation.map(|known| self::rotation(&known, view)),
+                rotation.map(|known| self::rotation(&known, view, work)),
                 spec,
             )
         }
@@ -94,10 +100,11 @@ fn managed(view: &StoreView, rotation: Option<StoreRotation>, spec: Option<&AppS
         used_by: used_by(&store.name, spec),
         measures: measured.and_then(|measured| measures(measured, view)),
         disk: None,
+        login: None,
     }
 }
 
-fn rotation(view: &RotationView, environment: &View) -> StoreRotation {
+fn rotation(view: &RotationView, environment: &View, work: Option<&str>) -> StoreRotation {
     let rotation = &view.rotation;
     let (rollout, holders) = match rotation.phase() {
         RotationPhase::Replacing { holders, restart } => (*restart, Some(holders)),
@@ -105,7 +112,8 @@ fn rotation(view: &RotationView, environment: &View) -> StoreRotation {
         | RotationPhase::Preparing
         | RotationPhase::Verifying
         | RotationPhase::Counting
-        | RotationPhase::Closing { .. } => (None, None),
+        | RotationPhase::Closing { .. }
+        | RotationPhase::Renewing => (None, None),
     };
     let instances = holders.into_iter().flat_map(|holders| &holders.instances);
     let runs = holders.into_iter().flat_map(|holders| &holders.runs);
@@ -118,7 +126,9 @@ fn rotation(view: &RotationView, environment: &View) -> StoreRotation {
         holders: holders
             .chain(runs.map(|run| format!("job run {run}")))
             .collect(),
-        waits_for: restart_waits_for(environment).filter(|_| rotation.wants_restart()),
+        waits_for: restart_waits_for(environment)
+            .filter(|_| rotation.wants_restart())
+            .or_else(|| work.map(str::to_owned)),
         failure: rotation.failure().map(str::to_owned),
         is_taken_back: rotation.is_taken_back(),
         rotated_at: view.settled_at.map(At),
@@ -154,6 +164,7 @@ pub(crate) fn rotation_event(
             format!("does not get rid of its old password: {reason}"),
         ),
         RotationEvent::Opened
+        | RotationEvent::Closed
         | RotationEvent::Counted { .. }
         | RotationEvent::Ordered { .. }
         | RotationEvent::Released => return None,
@@ -192,6 +203,7 @@ fn external(name: &StoreName, store: &StoreSpec, spec: Option<&AppSpec>) -> Stor
         used_by: used_by(name, spec),
         measures: None,
         disk: None,
+        login: None,
     }
 }
 
