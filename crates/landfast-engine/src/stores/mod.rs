@@ -24,12 +24,13 @@ use std::{
 
 use landfast_datastore::{
     Change, Input, Login, Measures, PORTS, Phase, Rejected, Store, Wanted, change, connection_url,
-    database_name, pool_max, port_from,
+    database_name, pools_fit, port_from,
 };
+use landfast_rollout::ScaleOverride;
 use landfast_secrets::rotation::{Phase as RotationPhase, RotationRejected};
 use landfast_spec::AppSpec;
 use landfast_target::InstanceRef;
-use landfast_types::{ReleaseId, Scope, Secret, StoreName, Timestamp};
+use landfast_types::{ReleaseId, Scope, Secret, ServiceName, StoreName, Timestamp};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinSet,
@@ -478,15 +479,36 @@ pub fn refusals(shared: &Shared, scope: &Scope, spec: &AppSpec) -> Vec<Refusal> 
         if let Some((reason, hint)) = host::programs_missing(wanted.engine, &wanted.version) {
             refuse("store-program-missing", reason, hint);
         }
-        if let Err(too_many) = pool_max(spec, name) {
-            let hint = format!(
+    }
+    let view = shared.environment(scope);
+    let scale = view.map(|view| view.state.scale.clone());
+    refusals.extend(pool_refusals(spec, &scale.unwrap_or_default()));
+    refusals
+}
+
+/// The stores whose connections are too few for a manifest's processes, with the replicas that a person has set.
+pub(crate) fn pool_refusals(
+    spec: &AppSpec,
+    scale: &BTreeMap<ServiceName, ScaleOverride>,
+) -> Vec<Refusal> {
+    // Such a number holds until the manifest's own changes.
+    let holds = |(name, over): (&ServiceName, &ScaleOverride)| {
+        let service = spec.services.get(name)?;
+        (service.replicas == over.manifest).then(|| (name.clone(), over.replicas))
+    };
+    let scaled: BTreeMap<_, _> = scale.iter().filter_map(holds).collect();
+    let refusal = |(name, _): (&StoreName, Wanted)| {
+        let too_many = pools_fit(spec, name, &scaled).err()?;
+        Some(Refusal {
+            code: "store-connections-short",
+            reason: format!("store `{name}`: {too_many}"),
+            hint: Some(format!(
                 "a smaller `[stores.{name}.pool] max`, fewer replicas, or more `memory`: a connection for every 5 MiB, unless `settings` \
                  says `max_connections`"
-            );
-            refuse("store-connections-short", too_many.to_string(), hint);
-        }
-    }
-    refusals
+            )),
+        })
+    };
+    wanted_of(spec).filter_map(refusal).collect()
 }
 
 /// What a deploy of a manifest does to stores, for people: one line each.
