@@ -8,7 +8,6 @@ use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
 };
 
 use landfast_datastore::{Login, Program, Store, connection_url, database_name, programs};
@@ -25,8 +24,8 @@ use crate::{actions::chain, planning::Refusal, shared::Shared};
 const NAME_PREFIX_MAX: usize = 50;
 /// The code of a refusal that a later try may not meet.
 pub(crate) const BUSY: &str = "store-busy";
-/// How often the server of a copy is asked whether it works on it.
-const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// The server of a copy is asked so often, while a program may make no progress, whether it works on it.
+const LOOKS: u32 = 20;
 /// Room that a copy must leave free.
 const SPARE: u64 = 256 << 20;
 
@@ -216,7 +215,7 @@ impl DatabaseCopy {
             folder: folder.to_owned(),
             stdin: Secret::new(Vec::new()),
             named_users: Vec::new(),
-            patience: host::PATIENCE,
+            patience: host::patience(&self.shared),
             elsewhere: Elsewhere::default(),
         };
         let ended = tokio::select! {
@@ -247,8 +246,9 @@ impl DatabaseCopy {
 
     /// A program that waits for its server advances where that does.
     async fn look(&self, elsewhere: &Elsewhere) {
+        let step = host::patience(&self.shared) / LOOKS;
         loop {
-            sleep(LOOK_EVERY).await;
+            sleep(step).await;
             let asked = async {
                 let mut session = host::connect(&self.shared, &self.store).await?;
                 let asked = session.copies_advance().await;

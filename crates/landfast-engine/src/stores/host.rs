@@ -34,7 +34,7 @@ pub(super) const ENVIRONMENT: [(&str, &str); 2] = [
 ];
 
 /// A helper that makes no progress for so long is ended.
-pub(super) const PATIENCE: Duration = Duration::from_secs(300);
+const PATIENCE: Duration = Duration::from_secs(300);
 /// One segment of the log of a PostgreSQL or MariaDB, a few times over.
 const ROOM_MIN: Bytes = Bytes(64 << 20);
 /// Or the twentieth part of the disk.
@@ -195,6 +195,10 @@ async fn found(shared: &Shared, store: &Store) -> Result<Found, String> {
     })
 }
 
+pub(super) fn patience(shared: &Shared) -> Duration {
+    shared.controls.helper_patience.unwrap_or(PATIENCE)
+}
+
 /// Runs a helper as the store's user; what it said, when it succeeded.
 async fn run(
     shared: &Shared,
@@ -226,7 +230,7 @@ async fn run_as(
         folder: folder.to_owned(),
         stdin: Secret::new(stdin.to_vec()),
         named_users: named_users.iter().map(ToString::to_string).collect(),
-        patience: PATIENCE,
+        patience: patience(shared),
         elsewhere: Elsewhere::default(),
     };
     let ended = shared.target.run_program(&run).await;
