@@ -49,6 +49,9 @@ pub struct StoreBackups {
     /// The newest drill.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drill: Option<Drill>,
+    /// The newest drill of each kind: `light-drill`, `full-drill`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub drills: BTreeMap<String, Drill>,
     /// What is under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub running: Option<BackupWork>,

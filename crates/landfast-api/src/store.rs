@@ -57,6 +57,9 @@ pub struct Store {
     /// The file system that a managed store lies on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<StoreDisk>,
+    /// Whom people and migrations log in as to a managed store; another one after each change of its passwords.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub login: Option<String>,
 }
 
 /// The room on a file system.
@@ -73,7 +76,7 @@ pub struct StoreDisk {
 /// How the change of a store's password stands.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 pub struct StoreRotation {
-    /// `settled` where none is under way; else `preparing`, `verifying`, `counting`, `replacing` or `closing`.
+    /// `settled` where none is under way; else `preparing`, `verifying`, `counting`, `replacing`, `closing` or `renewing`.
     pub phase: String,
     /// When the newest one began.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -86,7 +89,7 @@ pub struct StoreRotation {
     /// Instances that may have the old password still.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub holders: Vec<String>,
-    /// What must be over before instances are replaced.
+    /// What must be over before instances are replaced, or before what is left of the old passwords goes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waits_for: Option<String>,
     /// Why it does not go on.

@@ -33,7 +33,7 @@ pub use crate::{
     base_backup::{BackupProgress, BackupRequest, back_up},
     drill::{DrillReport, DrillRequest, SqlCheck, drill, schema_digest},
     error::BackupError,
-    prune::{Pruned, prune},
+    prune::{Pruned, prune, remove_unfinished},
     receiver::ReceiverState,
     restore::{RestoreRequest, RestoreStep, Restored, UNFINISHED, restore},
     server::{Identity, Programs, Server, forget_slot},

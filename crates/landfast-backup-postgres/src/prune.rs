@@ -106,6 +106,55 @@ pub async fn prune(
     Ok(pruned)
 }
 
+/// Removes the packs of backups that never came to their end, and gives their number. None may be on its way, of whoever. One pack of the
+/// newest stays until a later backup comes, and with it its number: what a killed one has sent may arrive late.
+///
+/// # Errors
+/// Those of the repository. Nothing is removed from an archive in which anything is missing.
+pub async fn remove_unfinished(archive: &Archive) -> Result<usize, BackupError> {
+    let loaded = archive.load().await?;
+    if let Some(finding) = loaded.iter().flat_map(|loaded| &loaded.findings).next() {
+        let (object, wrong) = (&finding.object, &finding.wrong);
+        return Err(BackupError::Unsound(format!("`{object}`: {wrong}")));
+    }
+    let known = loaded
+        .iter()
+        .flat_map(|loaded| loaded.ledger.backups().keys());
+    let newest = known.filter_map(BackupId::sequence).fold(0, u64::max);
+    let mut later = archive.names("packs").await?;
+    later.retain(|name| pack_number(name).is_some_and(|of| of > newest));
+    if later.is_empty() {
+        return Ok(0);
+    }
+    let mut needed = BTreeSet::new();
+    for name in archive.names("backups").await? {
+        if let Some(sequence) = manifest_number(&name) {
+            let manifest = archive.manifest(&BackupId::of(sequence), None).await?;
+            needed.extend(manifest.tree.packs.into_iter().map(|pack| pack.name));
+        }
+    }
+    let mut deleted = 0;
+    later.retain(|name| !needed.contains(name));
+    later.sort_by_key(|name| pack_number(name));
+    later.pop();
+    for name in &later {
+        archive.repository().delete(name).await?;
+        deleted += 1;
+    }
+    Ok(deleted)
+}
+
+/// The number of the backup that a manifest is of.
+fn manifest_number(name: &str) -> Option<u64> {
+    let name = name.strip_suffix("/manifest")?;
+    name.rsplit('/').next()?.parse().ok()
+}
+
+/// The number of the backup that put a pack.
+fn pack_number(name: &str) -> Option<u64> {
+    name.rsplit('/').nth(1)?.parse().ok()
+}
+
 async fn bury(archive: &Archive, id: &BackupId, now: u64) -> Result<(), BackupError> {
     let tombstone = Tombstone { heartbeat: now };
     let bytes = serde_json::to_vec(&tombstone).expect("a number");
@@ -190,10 +239,9 @@ async fn remove_buried(
     // Manifests that are still there, listed or not, name the packs that stay.
     let mut needed = BTreeSet::new();
     for name in archive.names("backups").await? {
-        let id = name
-            .strip_suffix("/manifest")
-            .and_then(|name| name.rsplit('/').next()?.parse().ok());
-        let Some(sequence) = id else { continue };
+        let Some(sequence) = manifest_number(&name) else {
+            continue;
+        };
         let id = BackupId::of(sequence);
         let manifest = archive.manifest(&id, None).await?;
         let has_tombstone = tombstones.contains(&archive.path(&format!("tombstones/{id}")));
@@ -205,10 +253,7 @@ async fn remove_buried(
         needed.extend(manifest.tree.packs.into_iter().map(|pack| pack.name));
     }
     for name in archive.names("packs").await? {
-        let of = name
-            .rsplit('/')
-            .nth(1)
-            .and_then(|id| id.parse::<u64>().ok());
+        let of = pack_number(&name);
         // One with a higher number may be on its way.
         if of.is_some_and(|of| of <= newest) && !needed.contains(&name) {
             repository.delete(&name).await?;

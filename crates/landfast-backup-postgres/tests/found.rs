@@ -12,7 +12,7 @@ use std::{fs, path::PathBuf, time::Duration};
 
 use common::{World, ask};
 use landfast_backup::{Retention, Target};
-use landfast_backup_postgres::{WalEvent, prune, verify};
+use landfast_backup_postgres::{WalEvent, prune, remove_unfinished, verify};
 
 /// Files below a folder of the archive, in order.
 fn objects(world: &World, folder: &str) -> Vec<PathBuf> {
@@ -162,6 +162,54 @@ async fn the_password_a_killed_backup_left_goes_with_the_next_one() {
         .unwrap();
     assert!(!left.exists());
     archiver.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_packs_of_a_backup_that_never_came_to_its_end_go_and_no_others() {
+    let world = World::new().await;
+    let archiver = world.archiver().await;
+    world.sql("CREATE TABLE t AS SELECT n, md5(n::text) AS text FROM generate_series(1, 20000) n");
+    world.back_up(&archiver, true).await.unwrap();
+    let packs = || {
+        let of_each = objects(&world, "packs").into_iter();
+        of_each
+            .map(|folder| fs::read_dir(folder).unwrap().count())
+            .sum::<usize>()
+    };
+    let good = packs();
+    assert_eq!(remove_unfinished(&world.archive).await.unwrap(), 0);
+    // The second one is ended when it has put something.
+    let request = landfast_backup_postgres::BackupRequest {
+        server: world.server(),
+        programs: common::programs(),
+        archive: world.archive.clone(),
+        is_full: true,
+        wal_patience: common::PATIENCE,
+    };
+    let some_put = async {
+        while packs() <= good {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::select! {
+        done = landfast_backup_postgres::back_up(&request, &archiver, |_| {}) => drop(done.unwrap()),
+        () = some_put => {}
+    }
+    let is_listed = world.archive.load().await.unwrap().unwrap().backups.len() == 2;
+    for _ in 0..200 {
+        remove_unfinished(&world.archive).await.unwrap();
+        // One keeps the number; what was being put may come a moment later.
+        if is_listed || packs() == good + 1 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(is_listed || packs() == good + 1, "{}", packs());
+    world.settle(&archiver).await;
+    archiver.stop().await.unwrap();
+    assert_eq!(verify(&world.archive, |_| {}).await.unwrap().findings, []);
+    let restored = world.restore("copy", Target::Latest).await.unwrap();
+    restored.finish().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -134,6 +134,25 @@ impl Session {
         .await
     }
 
+    /// Gives the login of this connection another password. The connection stays.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn change_own_password(
+        &mut self,
+        login: &str,
+        password: &Secret<String>,
+    ) -> Result<(), StoreError> {
+        within(async {
+            match &mut self.0 {
+                Inner::Postgres(session) => session.change_own_password(login, password).await,
+                Inner::Mariadb(session) => session.change_own_password(login, password).await,
+                Inner::Redis(session) => session.change_own_password(login, password).await,
+            }
+        })
+        .await
+    }
+
     /// Logs in to the app's database as whom `access` names, and asks something.
     ///
     /// # Errors
@@ -186,6 +205,22 @@ impl Session {
                     made.await
                 }
                 Inner::Redis(_) => Err(StoreError::NotAsked(Engine::Redis)),
+            }
+        })
+        .await
+    }
+
+    /// Whether the server works on a copy just now: for whoever reads the store's database for one, or writes into one. One that waits for
+    /// a lock or for its client does not.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn copies_advance(&mut self) -> Result<bool, StoreError> {
+        within(async {
+            match &mut self.0 {
+                Inner::Postgres(session) => session.copies_advance().await,
+                Inner::Mariadb(session) => session.copies_advance().await,
+                Inner::Redis(_) => Ok(false),
             }
         })
         .await

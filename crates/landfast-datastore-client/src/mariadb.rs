@@ -61,7 +61,7 @@ impl Session {
         self.run(doing, change).await?;
         let grant = format!("GRANT ALL PRIVILEGES ON {database}.* TO {user}");
         self.run(doing, grant).await?;
-        if login == Login::Operator.to_string() {
+        if Login::parse(login).is_some_and(Login::is_operator) {
             // Who looks after the store sees the sessions of others and what they hold: without it the guard of a contract is
             // blind, and so is whoever waits behind a transaction.
             let watch = format!("GRANT PROCESS ON *.* TO {user}");
@@ -109,6 +109,18 @@ impl Session {
         Ok(())
     }
 
+    pub(crate) async fn copies_advance(&mut self) -> Result<bool, StoreError> {
+        const AT_WORK: &str = "\
+            SELECT COUNT(*) FROM information_schema.processlist
+            WHERE (user = ? OR user = SUBSTRING_INDEX(CURRENT_USER(), '@', 1) AND db = ?) AND id <> CONNECTION_ID()
+              AND command NOT IN ('Sleep', 'Killed') AND COALESCE(state, '') NOT LIKE 'Waiting for %'
+              AND COALESCE(state, '') NOT IN ('Writing to net', 'Reading from net', 'User lock')";
+        let asked = (Login::Rehearsal.to_string(), &self.database);
+        let counted = self.connection.exec_first(AT_WORK, asked).await;
+        let counted: Option<u64> = counted.map_err(failed("look at what copies"))?;
+        Ok(counted.unwrap_or_default() > 0)
+    }
+
     pub(crate) async fn drop_beside(&mut self, name: &str) -> Result<(), StoreError> {
         let doing = "drop the copy";
         let login = Login::Rehearsal.to_string();
@@ -121,6 +133,16 @@ impl Session {
         let drop = format!("DROP DATABASE IF EXISTS {}", identifier(name));
         self.run(doing, drop).await?;
         self.run(doing, format!("DROP USER IF EXISTS {user}")).await
+    }
+
+    pub(crate) async fn change_own_password(
+        &mut self,
+        login: &str,
+        password: &Secret<String>,
+    ) -> Result<(), StoreError> {
+        let (user, password) = (user(login), literal(&hashed(password)));
+        let change = format!("ALTER USER {user} IDENTIFIED BY PASSWORD {password}");
+        self.run("change its own password", change).await
     }
 
     pub(crate) async fn drop_login(&mut self, login: &str) -> Result<(), StoreError> {

@@ -119,6 +119,22 @@ impl Session {
         done.map_err(failed("make a login"))
     }
 
+    pub(crate) async fn change_own_password(
+        &mut self,
+        login: &str,
+        password: &Secret<String>,
+    ) -> Result<(), StoreError> {
+        let verifier = postgres_protocol::password::scram_sha_256(password.reveal().as_bytes());
+        // Whatever the server's settings say: what is forgotten in a crash would lock Landfast out.
+        let change = format!(
+            "SET synchronous_commit = on; ALTER ROLE {} PASSWORD {}",
+            identifier(login),
+            literal(&verifier)
+        );
+        let changed = self.client.batch_execute(&change).await;
+        changed.map_err(failed("change its own password"))
+    }
+
     pub(crate) async fn try_login(access: &Access) -> Result<(), StoreError> {
         let mut connections = JoinSet::new();
         let client = open(access, &access.database, &mut connections).await?;
@@ -149,6 +165,15 @@ impl Session {
             done.map_err(failed("make a database for a copy"))?;
         }
         Ok(())
+    }
+
+    pub(crate) async fn copies_advance(&self) -> Result<bool, StoreError> {
+        const AT_WORK: &str = "\
+            SELECT count(*) FROM pg_stat_activity WHERE application_name = $1 AND state = 'active'
+              AND coalesce(wait_event_type, '') NOT IN ('Lock', 'Client')";
+        let row = self.client.query_one(AT_WORK, &[&crate::COPYING]).await;
+        let row = row.map_err(failed("look at what copies"))?;
+        Ok(positive(row.get(0)) > 0)
     }
 
     pub(crate) async fn drop_beside(&mut self, name: &str) -> Result<(), StoreError> {

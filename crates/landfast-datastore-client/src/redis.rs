@@ -35,17 +35,16 @@ fn hashed(password: &Secret<String>) -> String {
     format!("#{hex}")
 }
 
-/// The users a server starts with, one a line: the administrator, then the others, each with its password. Written as
-/// hashes, as the server itself does.
+/// The users a server starts with, one a line: the administrator, who has two passwords while one is being changed, then the
+/// others, each with its own. Written as hashes, as the server itself does.
 pub fn access_list(
-    administrator: (&str, &Secret<String>),
+    administrator: (&str, &[Secret<String>]),
     others: &[(String, Secret<String>)],
 ) -> String {
-    let mut lines = format!(
-        "user default off\nuser {} on {} ~* &* +@all\n",
-        administrator.0,
-        hashed(administrator.1)
-    );
+    let (name, passwords) = administrator;
+    let passwords: Vec<_> = passwords.iter().map(hashed).collect();
+    let passwords = passwords.join(" ");
+    let mut lines = format!("user default off\nuser {name} on {passwords} ~* &* +@all\n");
     for (login, password) in others {
         let rules = RELEASE_RULES.join(" ");
         lines.push_str(&format!("user {login} on {} {rules}\n", hashed(password)));
@@ -76,6 +75,18 @@ impl Session {
         let mut command = vec!["ACL", "SETUSER", login, "reset", "on", &password];
         command.extend(RELEASE_RULES);
         self.ask("make a login", &command).await.map(drop)
+    }
+
+    pub(crate) async fn change_own_password(
+        &mut self,
+        login: &str,
+        password: &Secret<String>,
+    ) -> Result<(), StoreError> {
+        let password = hashed(password);
+        let command = ["ACL", "SETUSER", login, "resetpass", &password];
+        self.ask("change its own password", &command)
+            .await
+            .map(drop)
     }
 
     pub(crate) async fn sessions_of(&mut self, login: &str) -> Result<u64, StoreError> {
@@ -212,7 +223,7 @@ mod tests {
     fn the_list_of_users_holds_hashes_and_shuts_out_the_unnamed() {
         let password = Secret::new("hunter2".to_owned());
         let list = access_list(
-            ("landfast", &password),
+            ("landfast", std::slice::from_ref(&password)),
             &[("release_3".to_owned(), password.clone())],
         );
         assert!(list.starts_with("user default off\n"));

@@ -21,7 +21,7 @@ pub use crate::{
         DATABASE_LEN_MAX, Login, application_name, application_prefix, database_name, owner_of,
     },
     measure::{Costly, Measures, Replica, SLOW_FROM, Statement, TOLD_MAX, Waiting, without_values},
-    pool::{Demand, KEPT_BACK, SHARE_MAX, TooMany, pool_max},
+    pool::{Demand, KEPT_BACK, SHARE_MAX, TooMany, pool_max, pools_fit},
     programs::{Program, Programs, parse_version, programs, version_fits},
     server::{Configuration, PORTS, Places, Server, port_from, server},
     url::{connection_url, with_application_name},

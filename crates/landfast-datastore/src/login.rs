@@ -21,6 +21,8 @@ pub enum Login {
     ReleaseOther(ReleaseId),
     /// Migrations, and people who ask for a connection: what the owner may.
     Operator,
+    /// The other login of those, for a password that is being changed.
+    OperatorOther,
     /// Migrations that are tried on a copy of a MariaDB database: what the owner may, there and nowhere else. It goes with the copy.
     Rehearsal,
 }
@@ -32,6 +34,7 @@ impl fmt::Display for Login {
             Self::Release(release) => write!(f, "release_{release}"),
             Self::ReleaseOther(release) => write!(f, "release_{release}_b"),
             Self::Operator => f.write_str("operator"),
+            Self::OperatorOther => f.write_str("operator_b"),
             Self::Rehearsal => f.write_str("rehearsal"),
         }
     }
@@ -43,6 +46,7 @@ impl Login {
         match text {
             "landfast" => return Some(Self::Administrator),
             "operator" => return Some(Self::Operator),
+            "operator_b" => return Some(Self::OperatorOther),
             "rehearsal" => return Some(Self::Rehearsal),
             _ => {}
         }
@@ -62,8 +66,13 @@ impl Login {
     pub fn release(self) -> Option<ReleaseId> {
         match self {
             Self::Release(release) | Self::ReleaseOther(release) => Some(release),
-            Self::Administrator | Self::Operator | Self::Rehearsal => None,
+            Self::Administrator | Self::Operator | Self::OperatorOther | Self::Rehearsal => None,
         }
+    }
+
+    /// Whether it is one of those that migrations and people have.
+    pub fn is_operator(self) -> bool {
+        matches!(self, Self::Operator | Self::OperatorOther)
     }
 }
 
@@ -104,6 +113,7 @@ mod tests {
         for login in [
             Login::Administrator,
             Login::Operator,
+            Login::OperatorOther,
             Login::Rehearsal,
             Login::Release(ReleaseId(3)),
             Login::ReleaseOther(ReleaseId(3)),

@@ -4,10 +4,10 @@
 //! its replicas at the most. So two releases never ask for more than there is, whatever the replicas of the other one are.
 //! Jobs count as one process each.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use landfast_spec::AppSpec;
-use landfast_types::StoreName;
+use landfast_types::{ServiceName, StoreName};
 
 use crate::{change::Wanted, server::tuned};
 
@@ -58,16 +58,25 @@ impl fmt::Display for TooMany {
 impl Demand {
     /// What a manifest's processes ask of a store; `None` where somebody else runs it.
     pub fn of(spec: &AppSpec, name: &StoreName) -> Option<Self> {
+        Self::with(spec, name, &BTreeMap::new())
+    }
+
+    /// The same with replicas that a person has set in the place of the manifest's.
+    pub fn with(
+        spec: &AppSpec,
+        name: &StoreName,
+        scaled: &BTreeMap<ServiceName, u32>,
+    ) -> Option<Self> {
         let wanted = Wanted::of(spec.stores.get(name)?)?;
         // A setting the server will not take is refused by the server; until then it gives none.
         let connections = tuned(&wanted)
             .get("max_connections")?
             .parse()
             .unwrap_or_default();
-        let services = spec.services.values();
+        let services = spec.services.iter();
         let replicas = services
-            .filter(|service| service.uses.contains(name))
-            .map(|service| service.replicas);
+            .filter(|(_, service)| service.uses.contains(name))
+            .map(|(of, service)| scaled.get(of).copied().unwrap_or(service.replicas));
         let jobs = spec.jobs.values().filter(|job| job.uses.contains(name));
         Some(Self {
             connections,
@@ -103,6 +112,22 @@ pub fn pool_max(spec: &AppSpec, name: &StoreName) -> Result<Option<u32>, TooMany
         Some(demand) => demand.each(pool.max).map(Some),
         // Of somebody else's server the manifest says it.
         None => Ok(pool.max),
+    }
+}
+
+/// Whether the pools of a manifest's processes fit, with replicas that a person has set. Each process was told its size by the manifest's.
+///
+/// # Errors
+/// [`TooMany`].
+pub fn pools_fit(
+    spec: &AppSpec,
+    name: &StoreName,
+    scaled: &BTreeMap<ServiceName, u32>,
+) -> Result<(), TooMany> {
+    let each = pool_max(spec, name)?;
+    match each.zip(Demand::with(spec, name, scaled)) {
+        Some((each, demand)) => demand.each(Some(each)).map(drop),
+        None => Ok(()),
     }
 }
 
@@ -180,6 +205,14 @@ mod tests {
             (51, 20, 4)
         );
         assert_eq!(pool_max(&spec, &name("main")), Ok(Some(5)));
+        // Of 20, four processes have 5 each; what is scaled up has as many.
+        let scaled = |replicas| BTreeMap::from([("api".parse().unwrap(), replicas)]);
+        assert_eq!(pools_fit(&spec, &name("main"), &scaled(3)), Ok(()));
+        assert_eq!(pools_fit(&spec, &name("main"), &scaled(1)), Ok(()));
+        let too_many = pools_fit(&spec, &name("main"), &scaled(4)).unwrap_err();
+        assert_eq!((too_many.demand.processes, too_many.each), (5, 5));
+        assert_eq!(pools_fit(&spec, &name("plain"), &scaled(400)), Ok(()));
+        assert_eq!(pools_fit(&spec, &name("far"), &scaled(400)), Ok(()));
         assert_eq!(pool_max(&spec, &name("far")), Ok(Some(7)));
         assert_eq!(pool_max(&spec, &name("plain")), Ok(None));
         let plain = Demand::of(&spec, &name("plain")).expect("managed");

@@ -115,6 +115,10 @@ pub(crate) fn tuned(wanted: &Wanted) -> BTreeMap<String, String> {
                 ("track_io_timing", "on".into()),
                 ("work_mem", postgres_size(sorting)),
             ];
+            if wanted.version.parse().is_ok_and(|major: u32| major >= 13) {
+                // Whoever has a slot and reads it no more does not fill the disk; for an archive `wal_limit` says how much.
+                tuned.push(("max_slot_wal_keep_size", postgres_size(4 * GIB)));
+            }
             if wanted.version.parse().is_ok_and(|major: u32| major >= 14) {
                 // What an instance that was killed has asked for ends, and so do its locks.
                 tuned.push(("client_connection_check_interval", "5s".into()));

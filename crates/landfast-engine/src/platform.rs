@@ -9,11 +9,11 @@ use std::{
 };
 
 use landfast_journal::{Journal, ReadError};
-use landfast_rollout::{Environment, Input, Rejected};
+use landfast_rollout::{Environment, Input, Rejected, ScaleOverride};
 use landfast_routing::snapshot::Snapshot;
 use landfast_spec::AppSpec;
 use landfast_target::{InstanceRef, Target};
-use landfast_types::{Digest, Generation, InstanceId, ReleaseId, RolloutId, Scope};
+use landfast_types::{Digest, Generation, InstanceId, ReleaseId, RolloutId, Scope, ServiceName};
 use tokio::{sync::watch, task::JoinSet, time::sleep};
 
 use crate::{
@@ -447,6 +447,42 @@ impl Platform {
             refusals
         });
         judged.await.unwrap_or_default()
+    }
+
+    /// Sets by hand how many instances of a service there are; `None` takes the manifest's number again.
+    ///
+    /// # Errors
+    /// [`DeployError`] when it was refused, as where the pools of more instances do not fit a store: nothing has changed then.
+    pub async fn scale(
+        &self,
+        scope: &Scope,
+        service: ServiceName,
+        replicas: Option<u32>,
+    ) -> Result<Arc<View>, DeployError> {
+        let _claim = self.claiming.lock().await;
+        let view = self.environment_or_empty(scope);
+        let state = &view.state;
+        let rollout = state.rollout.as_ref().map(|rollout| rollout.to);
+        let releases = [state.serving, rollout].into_iter().flatten();
+        for body in releases.filter_map(|release| view.bodies.get(&release)) {
+            let Some(manifest) = body.spec.services.get(&service).map(|it| it.replicas) else {
+                continue;
+            };
+            let mut scale = state.scale.clone();
+            let before = state.replicas(Some(body.release), &service);
+            let replicas = replicas.unwrap_or(manifest);
+            let over = ScaleOverride { replicas, manifest };
+            scale.insert(service.clone(), over);
+            let known = stores::pool_refusals(&body.spec, &state.scale);
+            let mut refused = stores::pool_refusals(&body.spec, &scale);
+            refused.retain(|refusal| known.iter().all(|known| known.reason != refusal.reason));
+            // Fewer are always better.
+            if replicas > before && !refused.is_empty() {
+                return Err(DeployError::Refused(refused));
+            }
+        }
+        let input = Input::Scale { service, replicas };
+        Ok(self.command(scope, input).await?)
     }
 
     /// Makes a release and begins its rollout, unless nothing differs from what serves.

@@ -96,14 +96,16 @@ impl Folders {
     }
 }
 
-/// Switches of the proofs: each takes away one protection, to show that the loss judge is not blind. Never on
-/// in normal use.
+/// Switches of proofs and tests: each of the first two takes away one protection, to show that the loss judge is not blind. Never on in
+/// normal use.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Controls {
     /// Ends an instance without waiting until the proxy has confirmed and drained it.
     pub drain_confirmation_off: bool,
     /// Takes an instance for ready as soon as it runs.
     pub health_gate_off: bool,
+    /// A helper of a store that makes no progress is ended after this instead.
+    pub helper_patience: Option<Duration>,
 }
 
 /// How long a record that the disk did not take is kept before it is tried again.

@@ -8,6 +8,7 @@
 //! grouped into *steps*, the units that are recorded. A *set* is all migrations of a release; the *history* is what a
 //! database says was done to it. From both follow the *plan* and, for each release, the *verdict*.
 
+mod beyond;
 mod ddl;
 mod engine;
 mod history;
@@ -22,6 +23,7 @@ mod step;
 mod verdict;
 
 pub use crate::{
+    beyond::beyond_its_database,
     ddl::ObjectName,
     engine::Engine,
     history::{History, Record, StepState},

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use landfast_migration::{
     Evidence, History, Migration, MigrationSet, Next, Phase, Plan, Record, Script, Step, StepKind,
-    StepState, next, steps,
+    StepState, beyond_its_database, next, steps,
 };
 use rand::RngExt as _;
 use tokio::time::sleep;
@@ -273,6 +273,7 @@ pub(crate) async fn rehearse<D: Database>(
             let Some(migration) = set.get(number) else {
                 continue;
             };
+            stays_in_its_copy(migration)?;
             database.observe().await?;
             let begun = now();
             let ran = run(database, migration, options, listener).await;
@@ -297,6 +298,25 @@ pub(crate) async fn rehearse<D: Database>(
     let ran = ran.await;
     unlock(database).await;
     (seen, ran)
+}
+
+/// A copy lies on the server of its original: what concerns that as a whole would not be tried but done.
+fn stays_in_its_copy(migration: &Migration) -> Result<(), MigratorError> {
+    for (index, statement) in migration.up.statements.iter().enumerate() {
+        if let Some(words) = beyond_its_database(statement, migration.engine) {
+            return Err(MigratorError::Statement {
+                migration: migration.title(),
+                statement: index + 1,
+                line: statement.line,
+                reason: format!(
+                    "`{words}` reaches beyond the copy, to what the server has for the database itself, and was not tried; a database's settings \
+                     are changed on whichever it is run in by `DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET …', current_database()); END $$`; \
+                     what concerns roles is done by hand (`landfast store psql`)"
+                ),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Brings one migration to its end, from wherever it is.

@@ -115,6 +115,36 @@ async fn what_was_seen_before_a_failure_is_told() {
 }
 
 #[tokio::test]
+async fn what_reaches_beyond_the_copy_is_not_tried_and_told_with_the_way_out() {
+    let server = Postgres::start().unwrap();
+    server.sql("postgres", "CREATE DATABASE copy").unwrap();
+    let settings = "SELECT count(*) FROM pg_db_role_setting";
+    for statement in [
+        "ALTER DATABASE postgres SET work_mem = '8MB';",
+        "ALTER ROLE CURRENT_USER SET work_mem = '8MB';",
+        "DO $$ BEGIN EXECUTE 'ALTER DATABASE postgres SET work_mem = ''8MB'''; END $$;",
+    ] {
+        let set = set(Engine::Postgres, &["SELECT 1;", statement]);
+        let (seen, ran) = rehearse(&server.url("copy"), &set).await;
+        let said = ran.unwrap_err().to_string();
+        assert!(said.contains("reaches beyond the copy"), "{said}");
+        assert!(said.contains("current_database()"), "{said}");
+        assert_eq!(seen.len(), 1, "the one before it ran");
+        assert_eq!(server.sql("postgres", settings).unwrap().trim(), "0");
+        server
+            .sql("postgres", "DROP DATABASE copy WITH (FORCE)")
+            .unwrap();
+        server.sql("postgres", "CREATE DATABASE copy").unwrap();
+    }
+    // The way out changes the copy alone.
+    let own = "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET work_mem = ''8MB''', current_database()); END $$;";
+    let (_, ran) = rehearse(&server.url("copy"), &set(Engine::Postgres, &[own])).await;
+    ran.unwrap();
+    let of = "SELECT datname FROM pg_db_role_setting JOIN pg_database d ON d.oid = setdatabase";
+    assert_eq!(server.sql("postgres", of).unwrap().trim(), "copy");
+}
+
+#[tokio::test]
 async fn mariadb_tells_how_it_did_it_and_what_it_copied() {
     let server = Mariadb::start().unwrap();
     server

@@ -5,7 +5,7 @@
 //! given that one, and once no instance holds the other, the other is closed.
 //!
 //! ```text
-//! Settled ⇒ Preparing ⇒ Verifying ⇒ Counting ⇒ Replacing ⇒ Closing ⇒ Settled
+//! Settled ⇒ Preparing ⇒ Verifying ⇒ Counting ⇒ Replacing ⇒ Closing ⇒ Renewing ⇒ Settled
 //!              └──────────┴─ abandoned ⇒ Closing the new one ⇒ Settled
 //! ```
 //!
@@ -15,6 +15,9 @@
 //! that whoever starts after `Switched` was recorded is given the new one: what runs or is about to run then is counted,
 //! by name, and nobody else can hold the old one. From then on there is no way back: a restart that is taken back leaves
 //! both logins open, and waits for a person, a schedule or another rollout that ends the holders.
+//!
+//! Last, the login of Landfast itself gets a new password in place: nobody else has it, and Landfast knows the old one and the new
+//! one until the new one was tried.
 
 use std::collections::BTreeSet;
 
@@ -94,8 +97,10 @@ pub enum Phase {
         holders: Holders,
         restart: Option<RolloutId>,
     },
-    /// Nobody holds this one any more.
-    Closing { login: Turn },
+    /// Nobody holds this one any more; or, given up, nobody was given it.
+    Closing { login: Turn, is_abandoned: bool },
+    /// The login of Landfast itself gets a new password.
+    Renewing,
 }
 
 impl Phase {
@@ -108,6 +113,7 @@ impl Phase {
             Self::Counting => "counting",
             Self::Replacing { .. } => "replacing",
             Self::Closing { .. } => "closing",
+            Self::Renewing => "renewing",
         }
     }
 }
@@ -150,6 +156,8 @@ pub enum RotationAction {
     Replace { login: Turn },
     /// Take this login away, so that its password opens nothing, and end what is left of its sessions.
     Close { login: Turn },
+    /// Give the login of Landfast itself a new password.
+    Renew,
 }
 
 /// What is recorded. Read by later versions: variants and fields are added only.
@@ -177,7 +185,9 @@ pub enum RotationEvent {
     Released,
     /// The new one is given up before anybody was given it.
     Abandoned,
-    /// One login is open again.
+    /// One login is open again. An older version goes from here to `Settled`.
+    Closed,
+    /// Every password is a new one, or the new ones were given up.
     Settled,
     Failed {
         reason: String,
@@ -244,7 +254,7 @@ impl Rotation {
     /// # Errors
     /// [`RotationRejected`]: what was asked for is not possible here. A late answer to an action is no error and no event.
     pub fn decide(&self, input: RotationInput) -> Result<Vec<RotationEvent>, RotationRejected> {
-        use RotationAction::{Close, Open, Try};
+        use RotationAction::{Close, Open, Renew, Try};
         let idle = self.given.other();
         let event = match (&self.phase, input) {
             // Settled ⇒ Preparing.
@@ -288,7 +298,7 @@ impl Rotation {
                 RotationEvent::Abandoned
             }
             (
-                Phase::Counting | Phase::Replacing { .. } | Phase::Closing { .. },
+                Phase::Counting | Phase::Replacing { .. } | Phase::Closing { .. } | Phase::Renewing,
                 RotationInput::Abandon,
             ) => {
                 return Err(RotationRejected::TooLate);
@@ -296,12 +306,19 @@ impl Rotation {
             (Phase::Settled, RotationInput::Abandon) => {
                 return Err(RotationRejected::NotUnderWay);
             }
-            // Closing ⇒ Settled.
-            (Phase::Closing { login }, RotationInput::Done(Close { login: closed }))
-                if *login == closed =>
-            {
-                RotationEvent::Settled
-            }
+            // Closing ⇒ Renewing; given up ⇒ Settled.
+            (
+                Phase::Closing {
+                    login,
+                    is_abandoned,
+                },
+                RotationInput::Done(Close { login: closed }),
+            ) if *login == closed => match is_abandoned {
+                true => RotationEvent::Settled,
+                false => RotationEvent::Closed,
+            },
+            // Renewing ⇒ Settled.
+            (Phase::Renewing, RotationInput::Done(Renew)) => RotationEvent::Settled,
             (_, RotationInput::Failed { action, reason }) => {
                 let is_news = self.failure.as_ref() != Some(&reason);
                 // What waits for somebody says so, whatever else goes wrong meanwhile.
@@ -355,9 +372,12 @@ impl Rotation {
                 }
             }
             RotationEvent::Released | RotationEvent::Abandoned => {
-                let login = self.given.other();
-                self.phase = Phase::Closing { login };
+                self.phase = Phase::Closing {
+                    login: self.given.other(),
+                    is_abandoned: *event == RotationEvent::Abandoned,
+                };
             }
+            RotationEvent::Closed => self.phase = Phase::Renewing,
             RotationEvent::Settled => self.phase = Phase::Settled,
             RotationEvent::Failed { reason, restart } => {
                 self.failure = Some(reason.clone());
@@ -375,7 +395,8 @@ impl Rotation {
             Phase::Verifying => Some(RotationAction::Try { login: other }),
             Phase::Counting => Some(RotationAction::Count { login: other }),
             Phase::Replacing { .. } => Some(RotationAction::Replace { login: other }),
-            Phase::Closing { login } => Some(RotationAction::Close { login: *login }),
+            Phase::Closing { login, .. } => Some(RotationAction::Close { login: *login }),
+            Phase::Renewing => Some(RotationAction::Renew),
         }
     }
 }

@@ -23,6 +23,9 @@ pub struct BackupSpec {
     /// When pages that changed are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub incremental: Option<CronLine>,
+    /// When every object of the repository is read; a full drill reads them, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verify: Option<CronLine>,
     /// How long backups are kept. The newest good one never goes.
     pub keep: Duration,
     /// How long each moment of the past can be gone back to.
@@ -130,6 +133,7 @@ pub(crate) fn read(name: &str, at: &Cursor<'_>, engine: Engine) -> Option<Backup
         to: repository(&table)?,
         full: line(&table, "full"),
         incremental: optional_line(&table, "incremental"),
+        verify: optional_line(&table, "verify"),
         keep: table.duration("keep"),
         keep_wal: table.duration("keep_wal"),
         ship: table.duration("ship"),

@@ -361,6 +361,7 @@ pub static CATALOGUE: &[Key] = &[
     key("stores.*.backup.keep", duration(HOUR, 10 * 366 * DAY), "How long backups are kept: one for each day. The newest good one, and what it needs, never goes.", "\"30d\"").default(&defaults::BACKUP_KEEP).aliases(&["retention"]),
     key("stores.*.backup.keep_wal", duration(HOUR, 10 * 366 * DAY), "How far back every moment can be gone back to.", "\"7d\"").default(&defaults::BACKUP_KEEP_WAL).aliases(&["wal"]),
     key("stores.*.backup.ship", duration(SECOND, MINUTE), "Time between two shipments of what was written, and between two heartbeats. What was committed since the last one is lost with the host.", "\"5s\"").default(&defaults::BACKUP_SHIP).aliases(&["every", "interval"]),
+    key("stores.*.backup.verify", Kind::ScheduleUtc, "When every object of the repository is read and checked. A full drill does that too; without this line nothing else does by itself.", "\"0 5 * * *\""),
     key("stores.*.backup.wal_limit", Kind::Size { min: 64 << 20 }, "What the server keeps of its log for the archive while the repository is away. Beyond it the log is given up, so that the disk does not fill: the chain breaks, which is told at once, and a new full backup begins.", "\"4GiB\"").default(&defaults::BACKUP_WAL_LIMIT),
     key("stores.*.backup.endpoint", Kind::Url, "Where a bucket's service answers; without it Amazon's own of the `region`.", "\"https://s3.example.com\""),
     key("stores.*.backup.region", Kind::Line, "The region of a bucket.", "\"eu-central-1\"").default(&defaults::BACKUP_REGION),

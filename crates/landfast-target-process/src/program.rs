@@ -15,8 +15,12 @@ use landfast_shim::{
     wire::{FilesOrder, JailOrder, LogSettings, Report, ShimOrder, Unless},
 };
 use landfast_target::{Exit, Observed, ProgramEnd, ProgramRun, ProgramSpec, StartError};
-use landfast_types::{Fence, Secret};
-use rustix::fs::{MemfdFlags, fchown, memfd_create};
+use landfast_types::{Fence, Secret, format_duration};
+use rustix::{
+    fs::{MemfdFlags, fchown, memfd_create},
+    process::{Pid, Signal, kill_process_group},
+};
+use tokio::process::Child;
 
 use crate::{
     DESCRIPTORS_MAX, PROCESSES_MAX, ProcessTarget, blocking,
@@ -25,6 +29,8 @@ use crate::{
     start::{command, failed, make_open},
 };
 
+/// A program that makes no progress is looked at so often before it is ended.
+const LOOKS: u32 = 60;
 /// So much of the end of its output is told of a program that was run.
 const OUTPUT_BYTES_MAX: u64 = 4 << 10;
 /// The grace when the host shuts down: a database writes back what it holds.
@@ -214,7 +220,8 @@ fn user_number(passwd: &str, name: &str) -> Option<u32> {
     fields.nth(1)?.parse().ok()
 }
 
-/// Runs it and waits. Its input is memory, which it may open again as `/dev/stdin` because it is its own. Dropped, it is killed.
+/// Runs it and waits. Its input is memory, which it may open again as `/dev/stdin` because it is its own. Dropped, it is killed with
+/// its group.
 async fn execute(run: &ProgramRun, user: Option<u32>) -> io::Result<ProgramEnd> {
     let memory = memfd_create("input", MemfdFlags::CLOEXEC)?;
     if let Some(user) = user {
@@ -235,6 +242,7 @@ async fn execute(run: &ProgramRun, user: Option<u32>) -> io::Result<ProgramEnd> 
         .env_clear()
         .envs(env)
         .kill_on_drop(true)
+        .process_group(0)
         .current_dir(&run.folder)
         .stdin(Stdio::from(input))
         .stdout(Stdio::from(output.try_clone()?))
@@ -245,7 +253,23 @@ async fn execute(run: &ProgramRun, user: Option<u32>) -> io::Result<ProgramEnd> 
     }
     // The threads of the runtime, one of which starts it, live as long as the server.
     end_with_parent(child.as_std_mut());
-    let status = child.spawn()?.wait().await?;
+    let mut child = child.spawn()?;
+    let group = Group::of(&child);
+    let status = tokio::select! {
+        status = child.wait() => status?,
+        () = until_stuck(run, group.as_ref()) => {
+            drop(group);
+            child.wait().await?;
+            let patience = format_duration(run.patience);
+            return Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("it made no progress for {patience} and was ended, with all it had started"),
+            ));
+        }
+    };
+    if let Some(group) = group {
+        group.has_ended();
+    }
     let length = output.seek(SeekFrom::End(0))?;
     output.seek(SeekFrom::Start(length.saturating_sub(OUTPUT_BYTES_MAX)))?;
     let mut text = Vec::new();
@@ -267,9 +291,95 @@ async fn execute(run: &ProgramRun, user: Option<u32>) -> io::Result<ProgramEnd> 
     })
 }
 
+/// The group of a child that was not waited for, so that its number names nobody else. Dropped, it is killed.
+struct Group(Pid);
+
+impl Group {
+    fn of(child: &Child) -> Option<Self> {
+        let pid = i32::try_from(child.id()?).ok()?;
+        Pid::from_raw(pid).map(Self)
+    }
+
+    /// From here on its number may be somebody else's.
+    fn has_ended(self) {
+        std::mem::forget(self);
+    }
+
+    /// Each process of it, with what it has used so far: processor time in ticks, bytes read and written.
+    fn used(&self) -> Vec<(u32, u64, u64)> {
+        let Ok(processes) = fs::read_dir("/proc") else {
+            return Vec::new();
+        };
+        let processes = processes.flatten().filter_map(|entry| {
+            let pid = entry.file_name().to_str()?.parse().ok()?;
+            let ticks = ticks_of(&fs::read_to_string(entry.path().join("stat")).ok()?, self.0)?;
+            // Another user's may be closed to us.
+            let io = fs::read_to_string(entry.path().join("io")).unwrap_or_default();
+            Some((pid, ticks, bytes_of(&io)))
+        });
+        processes.collect()
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Err(error) = kill_process_group(self.0, Signal::KILL) {
+            tracing::debug!(%error, "the group of a program had ended before it was killed");
+        }
+    }
+}
+
+/// The processor time in the text of `/proc/PID/stat`, its children's that were waited for included, of a process of this group.
+fn ticks_of(stat: &str, group: Pid) -> Option<u64> {
+    // Its name may hold anything.
+    let (_, fields) = stat.rsplit_once(')')?;
+    let fields: Vec<&str> = fields.split_whitespace().collect();
+    let is_of_group = fields.get(2)?.parse() == Ok(group.as_raw_nonzero().get());
+    let ticks = fields
+        .get(11..15)?
+        .iter()
+        .filter_map(|field| field.parse::<u64>().ok());
+    is_of_group.then(|| ticks.sum())
+}
+
+fn bytes_of(io: &str) -> u64 {
+    let lines = io.lines().filter_map(|line| line.split_once(": "));
+    let moved = lines.filter(|(name, _)| ["rchar", "wchar"].contains(name));
+    moved
+        .filter_map(|(_, bytes)| bytes.trim().parse::<u64>().ok())
+        .sum()
+}
+
+/// Comes back when nothing has advanced for as long as was to be waited. Counted in looks: a host that slept is not held against it.
+async fn until_stuck(run: &ProgramRun, group: Option<&Group>) {
+    let Some(group) = group else {
+        return std::future::pending().await;
+    };
+    let step = run.patience / LOOKS;
+    let used = || (group.used(), run.elsewhere.seen());
+    let (mut known, mut still) = (used(), 0);
+    while still < LOOKS {
+        tokio::time::sleep(step).await;
+        let now = used();
+        still = if now == known { still + 1 } else { 0 };
+        known = now;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn reads_what_a_process_has_used() {
+        let stat = "41 (a) b) S 1 40 40 0 -1 4194560 9 8 7 6 10 20 3 4 20 0 1 0 5 1000";
+        let group = |number| Pid::from_raw(number).unwrap();
+        assert_eq!(ticks_of(stat, group(40)), Some(37));
+        assert_eq!(ticks_of(stat, group(41)), None);
+        let io = "rchar: 100\nwchar: 20\nsyscr: 3\nread_bytes: 4096\n";
+        assert_eq!(bytes_of(io), 120);
+        assert_eq!(bytes_of(""), 0);
+    }
 
     #[test]
     fn reads_the_numbers_of_users() {

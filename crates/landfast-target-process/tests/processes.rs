@@ -6,9 +6,9 @@ use std::{fs, net::TcpListener, path::Path, time::Duration};
 
 use landfast_shim::process::Stat;
 use landfast_target::{
-    ExecOutput, Exit, InstanceSpec, ObservedState, ProgramRun, StartError, Target as _, conformance,
+    Elsewhere, ExecOutput, Exit, InstanceSpec, ObservedState, ProgramRun, StartError, Target as _,
+    conformance,
 };
-
 use landfast_types::Secret;
 
 use crate::common::{World, exists, fence, kill, read, until};
@@ -632,12 +632,15 @@ async fn a_program_that_nobody_waits_for_any_more_is_ended() {
         program: "/bin/sh".into(),
         arguments: vec![
             "-c".to_owned(),
-            format!("echo $$ > {}; exec sleep 300", pid_file.display()),
+            // What it started goes with it.
+            format!("sleep 300 & echo $! > {}; wait", pid_file.display()),
         ],
         env: [("PATH".to_owned(), Secret::new("/usr/bin:/bin".to_owned()))].into(),
         folder,
         stdin: Secret::new(Vec::new()),
         named_users: Vec::new(),
+        patience: Duration::from_secs(600),
+        elsewhere: Elsewhere::default(),
     };
     let pid = || {
         fs::read_to_string(&pid_file)
@@ -652,4 +655,52 @@ async fn a_program_that_nobody_waits_for_any_more_is_ended() {
     }
     let pid = pid().unwrap();
     until("it is ended", || !exists(pid)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_program_that_makes_no_progress_is_ended_with_what_it_started_and_one_that_does_is_not() {
+    let world = World::new();
+    let target = world.target();
+    let folder = world.run();
+    fs::create_dir_all(&folder).unwrap();
+    let child = folder.join("child");
+    let run = |text: String, elsewhere: &Elsewhere| ProgramRun {
+        owner: "shop/production/stores/main".to_owned(),
+        program: "/bin/sh".into(),
+        arguments: vec!["-c".to_owned(), text],
+        env: [("PATH".to_owned(), Secret::new("/usr/bin:/bin".to_owned()))].into(),
+        folder: folder.clone(),
+        stdin: Secret::new(Vec::new()),
+        named_users: Vec::new(),
+        patience: Duration::from_secs(3),
+        elsewhere: elsewhere.clone(),
+    };
+    let stuck = format!("sleep 300 & echo $! > {}; wait", child.display());
+    let stands = run(stuck.clone(), &Elsewhere::default());
+    let error = target.run_program(&stands).await.unwrap_err();
+    let said = std::error::Error::source(&error).unwrap().to_string();
+    assert!(said.contains("no progress for 3s"), "{said}");
+    let pid = || fs::read_to_string(&child).ok()?.trim().parse::<u32>().ok();
+    let first = pid().unwrap();
+    until("what it started is ended", || !exists(first)).await;
+
+    // Longer than its patience, a little at a time.
+    let steps = "for step in 1 2 3 4 5 6 7 8; do sleep 0.7; echo $step; done".to_owned();
+    let goes_on = run(steps, &Elsewhere::default());
+    let ended = target.run_program(&goes_on).await.unwrap();
+    assert_eq!(ended.exit, Exit::Code { code: 0 });
+
+    // What waits for a server that works is left alone, until that stands still, too.
+    let elsewhere = Elsewhere::default();
+    fs::remove_file(&child).unwrap();
+    let waits = run(stuck, &elsewhere);
+    let works = async {
+        for _ in 0..14 {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            elsewhere.advanced();
+        }
+        assert!(exists(pid().unwrap()), "its server was at work");
+    };
+    let (ended, ()) = tokio::join!(target.run_program(&waits), works);
+    assert!(ended.is_err());
 }

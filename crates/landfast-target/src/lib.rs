@@ -11,6 +11,10 @@ use std::{
     collections::BTreeMap,
     net::SocketAddr,
     path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -216,8 +220,24 @@ pub struct ProgramSpec {
     pub stop_signal: i32,
 }
 
+/// Raised by whoever sees the work of a program go on outside of it: in the server that it asks.
+#[derive(Debug, Clone, Default)]
+pub struct Elsewhere(Arc<AtomicU64>);
+
+impl Elsewhere {
+    /// Its work has advanced.
+    pub fn advanced(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Another number than before where it has.
+    pub fn seen(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// A program that is run to its end, as the user of an owner.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct ProgramRun {
     pub owner: String,
     /// Absolute.
@@ -230,6 +250,10 @@ pub struct ProgramRun {
     /// It looks up the name of its user, and users of owners have none: it is run as the first of these that the host
     /// knows, and the folder, which must be the owner's and empty, is handed back afterwards.
     pub named_users: Vec<String>,
+    /// It is ended, with its whole group, when neither it nor what it started has used the processor or moved a byte for so long, nor
+    /// its work has advanced elsewhere. What advances may take as long as it takes.
+    pub patience: Duration,
+    pub elsewhere: Elsewhere,
 }
 
 /// How a program that was run ended.
@@ -307,11 +331,11 @@ pub trait Target: Send + Sync + 'static {
         Err(StartError::NoPrograms)
     }
 
-    /// Runs a program of the host to its end. Dropped in the middle it ends the program, and so does the end of the server; what
-    /// the program itself started may outlive both.
+    /// Runs a program of the host to its end. Dropped in the middle it ends the program and what that started; the end of the server
+    /// ends the program alone.
     ///
     /// # Errors
-    /// When it could not be run. One that failed is no error.
+    /// When it could not be run, or made no progress and was ended. One that failed is no error.
     async fn run_program(&self, run: &ProgramRun) -> Result<ProgramEnd, StartError> {
         let _nothing_is_run = run;
         Err(StartError::NoPrograms)

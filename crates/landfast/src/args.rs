@@ -1053,6 +1053,9 @@ pub(crate) struct Server {
     /// A control of the loss judge: takes instances for ready at once; requests are lost
     #[arg(long, hide = true)]
     pub(crate) health_gate_off: bool,
+    /// For tests: how long a program that dumps, restores or makes a store may make no progress
+    #[arg(long, hide = true, value_parser = landfast_types::parse_duration)]
+    pub(crate) helper_patience: Option<std::time::Duration>,
 }
 
 /// What is done with certificates; without a word they are listed.

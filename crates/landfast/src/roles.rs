@@ -62,6 +62,7 @@ pub(crate) fn server(printer: &Printer, arguments: &args::Server) -> Result<Exit
     let controls = Controls {
         drain_confirmation_off: arguments.drain_confirmation_off,
         health_gate_off: arguments.health_gate_off,
+        helper_patience: arguments.helper_patience,
     };
     run_server(places, trust, arguments.connections_per_client, controls)
 }

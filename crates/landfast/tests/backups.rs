@@ -12,13 +12,20 @@ mod support;
 
 use std::{
     fs,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::TcpListener,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use landfast_testbed::S3;
 use rustix::process::{Pid, Signal};
 use serde_json::Value;
-use support::shop::{ITEMS, Shop};
+use support::{
+    disk::Disk,
+    shop::{ITEMS, Shop},
+};
 
 /// Backed up into a folder of the host, with a check of its own.
 fn shop() -> (Shop, PathBuf) {
@@ -177,6 +184,192 @@ fn what_was_committed_is_archived_proven_and_restored_beside() {
         "{metrics}"
     );
     assert!(metrics.contains("landfast_backup_drill_passed_timestamp_seconds"));
+}
+
+/// Each login has another password then, Landfast's own included, and each server asks for it.
+#[test]
+fn archive_migrations_and_rehearsals_go_on_with_the_passwords_of_a_rotation() {
+    let (shop, _to) = shop();
+    until_proven(&shop);
+    let old = shop.ok(&["store", "connect", "main", "--reveal"]);
+    for round in 0..2 {
+        let said = shop.ok(&["store", "rotate", "main"]);
+        assert!(said.contains("has one password"), "{said}");
+        let new = shop.ok(&["store", "connect", "main", "--reveal"]);
+        assert_ne!(old, new);
+        // Nobody has a session of before.
+        shop.ok(&["store", "restart", "main"]);
+        until_ready(&shop, "main");
+        let insert = format!("INSERT INTO items (id) VALUES ({})", 7_000 + round);
+        shop.host.until("it takes a row", || {
+            let asked = ["store", "psql", "main", "--", "-Atc", insert.as_str()];
+            shop.host.run(&shop.app, &asked).status.success()
+        });
+        let before = shown(&shop)["restorable_to"].to_string();
+        shop.host.until("it is archived again", || {
+            let now = shown(&shop);
+            now["troubles"].to_string() == "[]"
+                && !now["restorable_to"].is_null()
+                && now["restorable_to"].to_string() != before
+        });
+        shop.ok(&["backup", "now", "main"]);
+        shop.ok(&["drill", "main"]);
+        let column = format!("ALTER TABLE items ADD COLUMN more_{round} int;");
+        shop.migration(&format!("000{}_more.sql", round + 2), &column);
+        let said = shop.ok(&["migrate", "rehearse"]);
+        assert!(said.contains(&format!("000{}", round + 2)), "{said}");
+        shop.host.build(&shop.app, &format!("{}", round + 2), "-");
+        shop.ok(&["deploy", "--wait", "seal"]);
+    }
+    let stores = shop.json(&["store", "show", "main"]);
+    assert!(stores["trouble"].is_null(), "{stores}");
+}
+
+/// Takes whatever is posted to it.
+struct Hook {
+    port: u16,
+    bodies: Arc<Mutex<Vec<Value>>>,
+}
+
+impl Hook {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let bodies = Arc::<Mutex<Vec<Value>>>::default();
+        let taken = Arc::clone(&bodies);
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut reader = BufReader::new(stream.unwrap());
+                let mut length = 0;
+                loop {
+                    let mut line = String::new();
+                    reader.read_line(&mut line).unwrap();
+                    let line = line.trim().to_ascii_lowercase();
+                    if let Some(bytes) = line.strip_prefix("content-length:") {
+                        length = bytes.trim().parse().unwrap();
+                    }
+                    if line.is_empty() {
+                        break;
+                    }
+                }
+                let mut body = vec![0; length];
+                reader.read_exact(&mut body).unwrap();
+                taken
+                    .lock()
+                    .unwrap()
+                    .extend(serde_json::from_slice::<Value>(&body));
+                let answer = b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n";
+                reader.get_mut().write_all(answer).unwrap();
+            }
+        });
+        Self { port, bodies }
+    }
+
+    fn line(&self) -> String {
+        format!("[deploy]\nwebhook = \"http://127.0.0.1:{}/\"\n", self.port)
+    }
+
+    /// What was told in a state.
+    fn told(&self, state: &str) -> Vec<String> {
+        let bodies = self.bodies.lock().unwrap();
+        let of_state = bodies.iter().filter(|body| body["state"] == state);
+        of_state.map(|body| body["text"].to_string()).collect()
+    }
+}
+
+#[test]
+fn what_stays_wrong_is_told_once_and_outlives_the_server() {
+    let (mut shop, to) = shop();
+    until_proven(&shop);
+    let hook = Hook::start();
+    shop.edit("[deploy]\n", &hook.line());
+    shop.edit(
+        "ship = \"1s\"\n",
+        "ship = \"1s\"\nverify = \"* * * * * UTC\"\n",
+    );
+    let packs = files(&to).into_iter();
+    let pack = packs
+        .filter(|path| path.to_string_lossy().contains("/packs/"))
+        .max_by_key(|path| fs::metadata(path).unwrap().len())
+        .unwrap();
+    let mut bytes = fs::read(&pack).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&pack, &bytes).unwrap();
+    let name = pack.strip_prefix(&to).unwrap().display().to_string();
+    shop.ok(&["deploy", "--wait", "seal"]);
+    // A minute is the shortest that a line can say.
+    for _ in 0..240 {
+        if !hook.told("damaged").is_empty() {
+            break;
+        }
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    assert!(hook.told("damaged").concat().contains(&name));
+    assert_eq!(hook.told("failed").len(), 1, "{:?}", hook.told("failed"));
+    let ended = shown(&shop)["ended"]["verify"].clone();
+    assert_eq!(ended["by"], "schedule", "{ended}");
+    // It comes again each minute, and would be in the way.
+    shop.edit("verify = \"* * * * * UTC\"\n", "");
+    shop.ok(&["deploy", "--wait", "seal"]);
+    let verified = || shown(&shop)["ended"]["verify"]["at"].clone();
+    let (failed, at) = (hook.told("failed").len(), verified());
+
+    shop.host.kill_server();
+    shop.host.start_server();
+    shop.host.until("it is archived again", || {
+        !shown(&shop)["restorable_to"].is_null()
+    });
+    let known = shown(&shop);
+    assert_eq!(known["ended"]["verify"]["at"], at, "nobody looked again");
+    assert!(known["troubles"].to_string().contains(&name), "{known}");
+    assert!(
+        !known["drills"]["light-drill"]["passed_at"].is_null(),
+        "{known}"
+    );
+    assert_eq!(hook.told("damaged").len(), 1);
+    assert_eq!(hook.told("failed").len(), failed);
+
+    // Taken out of the manifest, what the server keeps for it is limited until nothing is kept.
+    let manifest = fs::read_to_string(shop.app.join("landfast.toml")).unwrap();
+    let mut lines = Vec::new();
+    let mut is_kept = true;
+    for line in manifest.lines() {
+        if line.starts_with('[') {
+            is_kept = !line.starts_with("[stores.main.backup");
+        }
+        lines.extend(is_kept.then_some(line));
+    }
+    fs::write(shop.app.join("landfast.toml"), lines.join("\n")).unwrap();
+    shop.ok(&["deploy", "--wait", "seal"]);
+    assert_eq!(shop.sql("SHOW max_slot_wal_keep_size"), "4GB");
+    shop.host.until("its slot is gone", || {
+        shop.sql("SELECT count(*) FROM pg_replication_slots") == "0"
+    });
+    assert_eq!(shop.sql("SHOW max_slot_wal_keep_size"), "4GB");
+}
+
+#[test]
+fn a_disk_that_gets_full_is_told_before_it_is() {
+    let (shop, _to) = shop();
+    until_proven(&shop);
+    let hook = Hook::start();
+    shop.edit("[deploy]\n", &hook.line());
+    shop.ok(&["deploy", "--wait", "seal"]);
+    // Where what waits to be shipped lies; the archiver goes on in what it has open.
+    let folder = shop.host.path("state/b");
+    let spool = fs::read_dir(&folder).unwrap().next().unwrap().unwrap();
+    let disk = Disk::mount(&spool.path(), "100m");
+    let ballast = disk.fill(10 << 20);
+    let mount = spool.path().display().to_string();
+    shop.host
+        .until("it is told", || hook.told("disk").concat().contains(&mount));
+    let said = hook.told("disk").concat();
+    assert!(said.contains("% full"), "{said}");
+    let status = shop.ok(&["status"]);
+    assert!(status.contains("% full"), "{status}");
+    fs::remove_file(ballast).unwrap();
+    drop(disk);
 }
 
 #[test]

@@ -210,6 +210,54 @@ fn a_dump_ends_with_its_command_and_with_the_server_and_keeps_no_lock() {
     locking.wait().unwrap();
 }
 
+/// What waits for a lock is ended and says for whose; a server that works for longer is waited for.
+#[test]
+fn a_dump_that_stands_still_is_ended_and_a_restore_that_works_is_not() {
+    let shop = Shop::on("postgres", || {
+        let mut host = Host::stopped();
+        host.arguments = ["--helper-patience", "4s"].map(str::to_owned).into();
+        host.start_server();
+        host
+    });
+    budget(&shop);
+    // The index takes its time, in which nothing goes to or from the program that restores it.
+    let slow = "CREATE FUNCTION slow(n bigint) RETURNS bigint IMMUTABLE LANGUAGE plpgsql AS
+        'BEGIN PERFORM pg_sleep(0.4); RETURN n; END';
+        INSERT INTO items SELECT n FROM generate_series(1, 30) n;";
+    let index = "CREATE INDEX slow ON items (slow(id));";
+    shop.migration("0001_items.sql", &format!("{TABLE}\n{slow}\n{index}"));
+    shop.ok(&["deploy", "--wait", "seal"]);
+    shop.migration(
+        "0002_price.sql",
+        "ALTER TABLE items ADD COLUMN price bigint;",
+    );
+    let shown = shop.ok(&["migrate", "rehearse"]);
+    assert!(shown.contains("0002_price"), "{shown}");
+
+    let lock = "BEGIN; LOCK TABLE items; SELECT pg_sleep(600)";
+    let mut locking = shop.begin(&["store", "psql", "main", "--", "-c", lock]);
+    let locks = "SELECT count(*) FROM pg_locks WHERE granted AND mode = 'AccessExclusiveLock' \
+        AND relation = 'items'::regclass";
+    shop.host
+        .until("the table is locked", || shop.sql(locks) == "1");
+    let said = shop.host.run(&shop.app, &["migrate", "rehearse"]);
+    let said = format!("{}{}", text(&said.stdout), text(&said.stderr));
+    assert!(said.contains("no progress for 4s"), "{said}");
+    assert!(said.contains("a lock that `operator` has"), "{said}");
+    shop.host
+        .until("nobody dumps any more", || !is_copying(&shop.host));
+    let sessions =
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'landfast rehearsal'";
+    shop.host
+        .until("its session has ended", || shop.sql(sessions) == "0");
+    locking.kill().unwrap();
+    locking.wait().unwrap();
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
 /// A disk with less room than a copy and its dump may take: told before anything is written.
 #[test]
 fn a_copy_that_has_no_room_is_not_begun() {

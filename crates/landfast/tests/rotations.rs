@@ -267,6 +267,13 @@ impl Client {
     }
 }
 
+/// What migrations and people are given.
+fn operators(host: &Host, app: &Path) -> Vec<String> {
+    let stores = ["main", "reports", "cache"];
+    let of = |name| host.expect(app, &["store", "connect", name, "--reveal"], 0);
+    stores.map(|name| of(name).trim().to_owned()).into()
+}
+
 fn urls(host: &Host) -> Vec<String> {
     let names = ["DATABASE_URL", "REPORTS_URL", "REDIS_URL"];
     names
@@ -287,14 +294,16 @@ fn every_engine_gets_a_new_password_and_the_old_one_opens_nothing() {
     let client = Client::start(host.http);
     let mut dead = first;
     for round in 0..2 {
-        let before = urls(&host);
+        let mut before = urls(&host);
+        before.extend(operators(&host, &app));
         assert!(before.iter().all(|url| gets_in(url)), "round {round}");
         dead.extend(before.clone());
         for store in ["main", "reports", "cache"] {
             let said = host.expect(&app, &["store", "rotate", store], 0);
             assert!(said.contains("has one password"), "{said}");
         }
-        let after = urls(&host);
+        let mut after = urls(&host);
+        after.extend(operators(&host, &app));
         for (before, after) in before.iter().zip(&after) {
             assert_ne!(parts(before).1, parts(after).1);
             assert_ne!(parts(before).0, parts(after).0);

@@ -603,4 +603,26 @@ fn a_pool_shares_out_what_the_server_takes_and_more_is_refused() {
         }
     }
     assert_eq!(told("MAIN_POOL_MAX"), "5", "nothing has moved");
+
+    // Nor may a person ask for more: of fifteen, three processes have five each.
+    let refused = host.run(&app, &["scale", "api", "2"]);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(8), "{said}");
+    let sum = "store `main`: its 4 processes with 5 connections each may ask for 20";
+    assert!(said.contains(sum), "{said}");
+    let status = host.json(&app, &["status"]);
+    assert!(!status.to_string().contains("scaled"), "{status}");
+    // With fewer each there is room, also for a deploy of what was scaled.
+    fs::write(app.join("landfast.toml"), main("pool = { max = 3 }")).unwrap();
+    host.expect(&app, &["deploy", "--wait", "seal"], 0);
+    host.expect(&app, &["scale", "api", "3"], 0);
+    assert_eq!(told("MAIN_POOL_MAX"), "3");
+    host.expect(&app, &["scale", "api", "4"], 8);
+    fs::write(app.join("landfast.toml"), main("pool = { max = 4 }")).unwrap();
+    let refused = host.run(&app, &["deploy"]);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    let sum = "its 5 processes with 4 connections each may ask for 20";
+    assert!(said.contains(sum), "{said}");
+    host.expect(&app, &["scale", "api", "1"], 0);
+    host.expect(&app, &["deploy", "--wait", "seal"], 0);
 }

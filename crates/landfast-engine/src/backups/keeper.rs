@@ -8,7 +8,7 @@ use landfast_backup_postgres::{
     WalStatus, forget_slot,
 };
 use landfast_datastore::{Phase, Store};
-use landfast_types::{Scope, StoreName, Timestamp};
+use landfast_types::{Bytes, Scope, StoreName, Timestamp};
 use serde_json::json;
 use tokio::{
     sync::{mpsc, watch},
@@ -38,6 +38,11 @@ const WORK_RETRY_MAX: Duration = Duration::from_secs(3_600);
 const TOLD_AFTER: Duration = Duration::from_secs(45);
 /// The repository is looked through again after this.
 const LOOK_EVERY: Duration = Duration::from_secs(15 * 60);
+/// The room on the disks is looked at again after this.
+const ROOM_EVERY: Duration = Duration::from_secs(15);
+/// A disk that is so full is told, until it is less so.
+const FULL_PERCENT: u64 = 80;
+const CALM_PERCENT: u64 = 75;
 /// Closed segments that wait on this host while the repository is away, before the server keeps them.
 const SPOOL_BYTES_MAX: u64 = 1 << 30;
 /// How long a named place may take to reach the archive.
@@ -162,6 +167,8 @@ impl Keeper {
             self.server = wanted.server.clone();
             self.save().await;
             let (ended, drill) = (self.book.ended.clone(), self.book.drill.clone());
+            let (drills, findings) = (self.book.drills.clone(), self.book.findings.clone());
+            let since = self.book.since.as_ref().map(|since| since.at);
             self.show(|view| {
                 if view.spec.to != wanted.spec.to {
                     // What there is in another repository is not known yet.
@@ -172,6 +179,13 @@ impl Keeper {
                 view.server = wanted.server.clone();
                 view.ended = ended;
                 view.drill = drill;
+                view.drills = drills;
+                view.since = since.unwrap_or(view.since);
+                for finding in findings {
+                    if !view.findings.contains(&finding) {
+                        view.findings.push(finding);
+                    }
+                }
             });
             self.serve(&wanted).await;
             // The archiver is one writer: the next begins when it has ended.
@@ -189,6 +203,7 @@ impl Keeper {
         let mut status: Option<watch::Receiver<WalStatus>> = None;
         let (mut try_at, mut wait) = (now(), RETRY_FIRST);
         let mut look_at: Option<Instant> = None;
+        let mut room_at = now();
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -269,7 +284,13 @@ impl Keeper {
                         looks.spawn(async move { archive.load().await });
                         look_at = Some(now() + LOOK_EVERY);
                     }
+                    if room_at <= now() {
+                        room_at = now() + ROOM_EVERY;
+                        let disk = self.full_disk();
+                        self.show(|view| view.disk = disk);
+                    }
                     self.tell_trouble();
+                    self.tell_standing().await;
                     self.begin_due(wanted, &mut works).await;
                 }
             }
@@ -347,7 +368,7 @@ impl Keeper {
         if needs_archiver && self.archiver.is_none() {
             return Err(OrderError::NotRunning(self.why_not()));
         }
-        let context = Context {
+        let mut context = Context {
             shared: Arc::clone(&self.shared),
             store: known,
             spec: wanted.spec.clone(),
@@ -405,8 +426,17 @@ impl Keeper {
                     sleep(TICK).await;
                 }
             };
+            let work = async {
+                // From here on its password stays.
+                let (scope, store) = (&context.store.scope, &context.store.name);
+                let _stays = context.shared.stores.work(scope, store).await;
+                if let Ok(access) = stores::access(&context.shared, &context.store) {
+                    context.server.password = Some(access.password);
+                }
+                work::perform(&context, &owned, &sender).await
+            };
             tokio::select! {
-                ended = work::perform(&context, &owned, &sender) => ended,
+                ended = work => ended,
                 () = show => unreachable!("the sender lives as long as the work"),
             }
         });
@@ -437,6 +467,9 @@ impl Keeper {
             let repository = self.views.borrow().spec.to.to_string();
             self.book.drilled(drill, repository);
         }
+        if let Some(findings) = &found.findings {
+            self.book.findings.clone_from(findings);
+        }
         self.save().await;
         match &failure {
             None => {
@@ -453,7 +486,8 @@ impl Keeper {
             }
             Some(reason) => {
                 tracing::error!(scope = %self.scope, store = %self.store, reason, "{kind} failed");
-                if by == CLOCK {
+                // What a verification has found is there the next time, too.
+                if by == CLOCK && kind != Kind::Verify {
                     let wait = self
                         .owed
                         .get(&kind)
@@ -465,6 +499,7 @@ impl Keeper {
             }
         }
         let (ended, drill) = (self.book.ended.clone(), self.book.drill.clone());
+        let drills = self.book.drills.clone();
         let new = match &done {
             Ok(Done::BackedUp(line)) => Some(line.clone()),
             _ => None,
@@ -473,12 +508,23 @@ impl Keeper {
             view.running = None;
             view.ended = ended;
             view.drill = drill;
+            view.drills = drills;
             // What pruning took shows when the repository is looked at.
             view.backups.extend(new);
             if let Some(findings) = found.findings {
                 view.findings = findings;
             }
         });
+        if failure.is_some() {
+            // It was told just now.
+            let standing = self.views.borrow().standing(self.shared.clock.now());
+            let failed = standing
+                .into_iter()
+                .filter(|(_, (state, _))| *state == "failed");
+            let told = failed.map(|(topic, (_, text))| (topic, text));
+            self.book.told.extend(told);
+            self.save().await;
+        }
         progress.send_modify(|progress| progress.ended = Some(done));
     }
 
@@ -504,7 +550,8 @@ impl Keeper {
             Kind::Incremental => Work::BackUp { is_full: false },
             Kind::LightDrill => Work::Drill { is_full: false },
             Kind::FullDrill => Work::Drill { is_full: true },
-            Kind::Verify | Kind::Prune | Kind::Restore => return,
+            Kind::Verify => Work::Verify,
+            Kind::Prune | Kind::Restore => return,
         };
         if let Err(error) = self.begin_work(work, CLOCK.to_owned(), wanted, works).await {
             tracing::warn!(scope = %self.scope, store = %self.store, %error, "{kind} was not begun");
@@ -624,6 +671,51 @@ impl Keeper {
         }
     }
 
+    /// Tells once what is wrong, and once that it is over; also what a server that died had told.
+    async fn tell_standing(&mut self) {
+        let standing = self.views.borrow().standing(self.shared.clock.now());
+        let told = &self.book.told;
+        let news = standing.iter().any(|(topic, _)| !told.contains_key(topic));
+        if !news && told.keys().all(|topic| standing.contains_key(topic)) {
+            return;
+        }
+        let before = std::mem::take(&mut self.book.told);
+        for (topic, text) in &before {
+            match standing.contains_key(topic) {
+                true => drop(self.book.told.insert(topic.clone(), text.clone())),
+                false => self.alert("well", &format!("this is over: {text}")),
+            }
+        }
+        for (topic, (state, text)) in standing {
+            if !before.contains_key(&topic) {
+                self.alert(state, &text);
+                self.book.told.insert(topic, text);
+            }
+        }
+        self.save().await;
+    }
+
+    /// Where a disk gets full that the store or what waits for the repository lies on.
+    fn full_disk(&self) -> Option<String> {
+        let most = match self.book.told.contains_key("disk") {
+            true => CALM_PERCENT,
+            false => FULL_PERCENT,
+        };
+        let store = stores::places(&self.shared, &self.scope, &self.store).folder;
+        let spool = work::scratch(&self.shared, &self.scope, &self.store);
+        let full = |folder: std::path::PathBuf| {
+            let told = rustix::fs::statvfs(&folder).ok()?;
+            let bytes = |blocks: u64| Bytes(blocks.saturating_mul(told.f_frsize));
+            let used = told.f_blocks.saturating_sub(told.f_bavail) * 100 / told.f_blocks.max(1);
+            let (free, total) = (bytes(told.f_bavail), bytes(told.f_blocks));
+            (used >= most).then(|| {
+                let folder = folder.display();
+                format!("the disk of `{folder}` is {used} % full: {free} of {total} are left")
+            })
+        };
+        [store, spool].into_iter().find_map(full)
+    }
+
     /// Tells whoever the manifest names, and the log.
     fn alert(&self, state: &str, text: &str) {
         let (scope, store) = (&self.scope, &self.store);
@@ -724,6 +816,8 @@ impl Keeper {
                 return;
             }
         }
+        // Whoever wants it again begins anew.
+        (self.book.since, self.book.told) = Default::default();
         self.save().await;
     }
 

@@ -231,6 +231,10 @@ pub struct BackupView {
     /// How work of each kind ended last.
     pub ended: BTreeMap<Kind, Ended>,
     pub drill: Option<DrillRecord>,
+    /// The newest drill of each kind.
+    pub drills: BTreeMap<Kind, DrillRecord>,
+    /// Where the disk of the store or of what waits to be shipped gets full.
+    pub disk: Option<String>,
     /// How long a restore to the newest moment would take.
     pub rto: Option<Duration>,
     /// Since when the manifest wants it backed up.
@@ -295,24 +299,56 @@ impl BackupView {
                 "the archive does not advance, a restore reaches {to}{why}"
             ));
         }
+        troubles.extend(self.drill_failed());
+        troubles.extend(self.unproven(now));
+        troubles
+    }
+
+    fn drill_failed(&self) -> Option<String> {
+        let drill = self.drill.as_ref()?;
+        let failure = drill.failure.as_ref()?;
+        Some(format!("the drill of {} failed: {failure}", drill.at))
+    }
+
+    fn unproven(&self, now: Timestamp) -> Option<String> {
         let max_age = self.spec.drill.max_age;
         let is_fresh = |at: Timestamp| now.since(at) <= max_age;
         match &self.drill {
+            Some(drill) if drill.failure.is_some() || drill.passed_at.is_some_and(is_fresh) => None,
             Some(drill) => {
-                if let Some(failure) = &drill.failure {
-                    troubles.push(format!("the drill of {} failed: {failure}", drill.at));
-                } else if !drill.passed_at.is_some_and(is_fresh) {
-                    let last = drill.passed_at;
-                    let last = last.map_or("never".to_owned(), |at| at.to_string());
-                    troubles.push(format!("not proven: a drill passed last: {last}"));
-                }
+                let last = drill.passed_at;
+                let last = last.map_or("never".to_owned(), |at| at.to_string());
+                Some(format!("not proven: a drill passed last: {last}"))
             }
-            None if !is_fresh(self.since) => {
-                troubles.push("not proven: no drill has passed yet".to_owned());
-            }
-            None => {}
+            None if is_fresh(self.since) => None,
+            None => Some("not proven: no drill has passed yet".to_owned()),
         }
-        troubles
+    }
+
+    /// What is wrong and not told by the archiver, by topic: its state, and a sentence.
+    pub(crate) fn standing(&self, now: Timestamp) -> BTreeMap<String, (&'static str, String)> {
+        let mut standing = BTreeMap::new();
+        let mut put = |topic: &str, state, text: Option<String>| {
+            standing.extend(text.map(|text| (topic.to_owned(), (state, text))));
+        };
+        put("unproven", "unproven", self.unproven(now));
+        put("drill", "failed", self.drill_failed());
+        put("disk", "disk", self.disk.clone());
+        let damaged = self
+            .findings
+            .first()
+            .map(|first| match self.findings.len() {
+                1 => format!("the repository is damaged: {first}"),
+                count => format!("{count} objects of the repository are damaged: {first}, …"),
+            });
+        put("damaged", "damaged", damaged);
+        for (kind, ended) in &self.ended {
+            let is_told = matches!(kind, Kind::Full | Kind::Incremental | Kind::Verify);
+            let failure = ended.failure.as_ref().filter(|_| is_told);
+            let text = failure.map(|failure| format!("{kind} failed at {}: {failure}", ended.at));
+            put(&kind.to_string(), "failed", text);
+        }
+        standing
     }
 
     fn good(&self) -> impl Iterator<Item = &BackupLine> {
@@ -357,6 +393,8 @@ pub(crate) struct Wanted {
     pub(crate) server: StoreName,
     /// The version of each, as the newest release has them pinned.
     pub(crate) secrets: BTreeMap<String, u64>,
+    /// How often the password of Landfast's own login was changed: whoever archives connects anew.
+    pub(crate) renewed: u64,
 }
 
 #[derive(Clone)]
@@ -473,6 +511,10 @@ fn attend(shared: &Arc<Shared>) {
                 spec: spec.clone(),
                 server: view.state.served_by(None, name).clone(),
                 secrets: secrets.filter_map(pinned).collect(),
+                renewed: shared
+                    .stores
+                    .rotation(scope, name)
+                    .map_or(0, |view| view.renewed),
             };
             match shared.backups.handle(scope, name) {
                 Some(handle) => {
@@ -514,6 +556,8 @@ fn begin(shared: &Arc<Shared>, scope: &Scope, name: &StoreName, wanted: Wanted) 
         running: None,
         ended: BTreeMap::new(),
         drill: None,
+        drills: BTreeMap::new(),
+        disk: None,
         rto: None,
         since: shared.clock.now(),
     };
@@ -573,4 +617,89 @@ pub fn refusals(shared: &Shared, scope: &Scope, spec: &landfast_spec::AppSpec) -
         })
     });
     unfit.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3_600);
+
+    fn view() -> BackupView {
+        let spec = record::tests::spec();
+        BackupView {
+            scope: Scope {
+                app: "shop".parse().unwrap(),
+                environment: "production".parse().unwrap(),
+            },
+            store: "main".parse().unwrap(),
+            server: "main".parse().unwrap(),
+            spec,
+            wal: None,
+            trouble: None,
+            backups: Vec::new(),
+            points: Vec::new(),
+            findings: Vec::new(),
+            running: None,
+            ended: BTreeMap::new(),
+            drill: None,
+            drills: BTreeMap::new(),
+            disk: None,
+            rto: None,
+            since: Timestamp::EPOCH,
+        }
+    }
+
+    fn topics(view: &BackupView, after: Duration) -> Vec<String> {
+        let standing = view.standing(Timestamp::EPOCH + after);
+        // Whatever is told is in `status` as well; that may say more of it.
+        for (_, text) in standing
+            .values()
+            .filter(|(state, _)| ["unproven", "failed"].contains(state))
+        {
+            let troubles = view.troubles(Timestamp::EPOCH + after);
+            assert!(troubles.contains(text), "{text}: {troubles:?}");
+        }
+        standing.into_keys().collect()
+    }
+
+    #[test]
+    fn a_stale_drill_and_whatever_failed_are_told() {
+        let mut view = view();
+        assert_eq!(topics(&view, 35 * HOUR), [""; 0]);
+        assert_eq!(topics(&view, 37 * HOUR), ["unproven"]);
+        let failed = |why: &str| {
+            DrillRecord::failed(Timestamp::EPOCH + 40 * HOUR, false, why.to_owned(), None)
+        };
+        view.drill = Some(failed("it did not start"));
+        assert_eq!(topics(&view, 90 * HOUR), ["drill"]);
+        view.drill = Some(DrillRecord {
+            failure: None,
+            passed_at: Some(Timestamp::EPOCH + 40 * HOUR),
+            ..failed("")
+        });
+        assert_eq!(topics(&view, 76 * HOUR), [""; 0]);
+        assert_eq!(topics(&view, 77 * HOUR), ["unproven"]);
+        let ended = |failure: Option<&str>| Ended {
+            at: Timestamp::EPOCH,
+            took: HOUR,
+            by: "schedule".into(),
+            failure: failure.map(str::to_owned),
+        };
+        view.ended = [
+            (Kind::Full, ended(Some("the server ended before it did"))),
+            (Kind::Verify, ended(None)),
+            (Kind::Restore, ended(Some("somebody else's business"))),
+        ]
+        .into();
+        view.findings = vec!["`packs/1` is missing".into(), "`packs/2` is missing".into()];
+        view.disk = Some("the disk of `/data` is 83 % full".into());
+        let told = ["damaged", "disk", "the full backup"];
+        assert_eq!(topics(&view, 50 * HOUR), told);
+        let text = &view.standing(Timestamp::EPOCH)["damaged"].1;
+        assert_eq!(
+            text,
+            "2 objects of the repository are damaged: `packs/1` is missing, …"
+        );
+    }
 }

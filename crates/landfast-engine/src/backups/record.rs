@@ -127,6 +127,13 @@ impl DrillRecord {
     }
 }
 
+/// Since when a store is backed up into a repository.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Since {
+    repository: String,
+    pub(crate) at: Timestamp,
+}
+
 /// A schedule, and until when it was kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Kept {
@@ -165,6 +172,17 @@ pub(crate) struct Book {
     /// The shortest time between two heartbeats that was ever wanted: what is kept is counted in them.
     #[serde(default)]
     pub(crate) ship_least: Option<Duration>,
+    #[serde(default)]
+    pub(crate) since: Option<Since>,
+    /// What the newest verification found.
+    #[serde(default)]
+    pub(crate) findings: Vec<String>,
+    /// The newest drill of each kind.
+    #[serde(default)]
+    pub(crate) drills: BTreeMap<Kind, DrillRecord>,
+    /// What is wrong and was told, by its topic: once it is over, that is told.
+    #[serde(default)]
+    pub(crate) told: BTreeMap<String, String>,
 }
 
 impl Book {
@@ -177,6 +195,15 @@ impl Book {
         );
         // Nothing of another repository was proven.
         let label = spec.to.to_string();
+        let is_known = |since: &Since| since.repository == label;
+        if !self.since.as_ref().is_some_and(is_known) {
+            self.since = Some(Since {
+                repository: label.clone(),
+                at: now,
+            });
+            self.findings.clear();
+        }
+        self.drills.retain(|_, drill| drill.repository == label);
         self.drill = self.drill.take().filter(|drill| drill.repository == label);
         let lines = lines(spec);
         self.kept
@@ -205,20 +232,21 @@ impl Book {
             Kind::Incremental,
             Kind::FullDrill,
             Kind::LightDrill,
+            Kind::Verify,
         ];
         order.into_iter().find(is_due)
     }
 
     /// Notes that work begins. A full one of its sort keeps the lesser one, too.
     pub(crate) fn begin(&mut self, kind: Kind, at: Timestamp, by: &str) {
-        let lesser = match kind {
-            Kind::Full => Some(Kind::Incremental),
-            Kind::FullDrill => Some(Kind::LightDrill),
+        let lesser: &[Kind] = match kind {
+            Kind::Full => &[Kind::Incremental],
+            Kind::FullDrill => &[Kind::LightDrill, Kind::Verify],
             Kind::Incremental | Kind::LightDrill | Kind::Verify | Kind::Prune | Kind::Restore => {
-                None
+                &[]
             }
         };
-        for kind in lesser.into_iter().chain([kind]) {
+        for kind in lesser.iter().copied().chain([kind]) {
             if let Some(kept) = self.kept.get_mut(&kind) {
                 kept.since = at;
             }
@@ -234,12 +262,17 @@ impl Book {
 
     /// Remembers a drill. A light one says nothing of what a full one has found.
     pub(crate) fn drilled(&mut self, mut drill: DrillRecord, repository: String) {
+        drill.repository = repository;
+        let kind = match drill.is_full {
+            true => Kind::FullDrill,
+            false => Kind::LightDrill,
+        };
+        self.drills.insert(kind, drill.clone());
         let is_lighter = |known: &DrillRecord| known.is_full && known.failure.is_some();
         if !drill.is_full && drill.failure.is_none() && self.drill.as_ref().is_some_and(is_lighter)
         {
             return;
         }
-        drill.repository = repository;
         self.drill = Some(drill);
     }
 
@@ -271,6 +304,7 @@ fn lines(spec: &BackupSpec) -> Vec<(Kind, &CronLine)> {
         (Kind::LightDrill, &spec.drill.light),
         (Kind::FullDrill, &spec.drill.full),
     ];
+    lines.extend(spec.verify.iter().map(|line| (Kind::Verify, line)));
     lines.extend(
         spec.incremental
             .iter()
@@ -280,7 +314,7 @@ fn lines(spec: &BackupSpec) -> Vec<(Kind, &CronLine)> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use landfast_spec::{DrillSpec, RepositorySpec};
     use landfast_types::Bytes;
 
@@ -288,7 +322,7 @@ mod tests {
 
     const MINUTE: Duration = Duration::from_secs(60);
 
-    fn spec() -> BackupSpec {
+    pub(crate) fn spec() -> BackupSpec {
         let line = |text| CronLine::new(text).unwrap();
         BackupSpec {
             to: RepositorySpec::Folder {
@@ -296,6 +330,7 @@ mod tests {
             },
             full: line("0 3 * * * UTC"),
             incremental: Some(line("0 * * * * UTC")),
+            verify: None,
             keep: 720 * 60 * MINUTE,
             keep_wal: 168 * 60 * MINUTE,
             ship: MINUTE,
@@ -329,6 +364,48 @@ mod tests {
         assert_eq!(book.due(at(320)), None);
         assert_eq!(book.ended[&Kind::FullDrill].took, 10 * MINUTE);
         assert_eq!(book.due(at(360)), Some(Kind::Incremental));
+    }
+
+    #[test]
+    fn a_verification_has_its_own_time_and_a_full_drill_keeps_it() {
+        let mut spec = spec();
+        spec.verify = Some(CronLine::new("50 * * * * UTC").unwrap());
+        let mut book = Book::default();
+        book.fit(&spec, at(1));
+        book.begin(Kind::LightDrill, at(31), "schedule");
+        assert_eq!(book.due(at(49)), None);
+        assert_eq!(book.due(at(50)), Some(Kind::Verify));
+        book.begin(Kind::FullDrill, at(50), "somebody");
+        assert_eq!(book.due(at(51)), None);
+    }
+
+    #[test]
+    fn what_is_known_of_a_repository_outlives_the_server_and_not_the_repository() {
+        let mut book = Book::default();
+        book.fit(&spec(), at(1));
+        book.findings = vec!["`packs/1` is missing".to_owned()];
+        book.drilled(
+            DrillRecord::failed(at(2), true, "it failed".into(), None),
+            spec().to.to_string(),
+        );
+        // A light one that passes is no word on what the full one found; both are remembered.
+        let mut light = DrillRecord::failed(at(3), false, String::new(), None);
+        light.failure = None;
+        book.drilled(light, spec().to.to_string());
+        let mut book: Book = serde_json::from_slice(&serde_json::to_vec(&book).unwrap()).unwrap();
+        book.fit(&spec(), at(60));
+        assert_eq!(book.since.as_ref().unwrap().at, at(1));
+        assert_eq!(book.findings.len(), 1);
+        assert!(book.drill.as_ref().unwrap().is_full);
+        assert_eq!(book.drills[&Kind::LightDrill].at, at(3));
+        assert_eq!(book.drills[&Kind::FullDrill].at, at(2));
+        let mut other = spec();
+        other.to = RepositorySpec::Folder {
+            path: "/other".into(),
+        };
+        book.fit(&other, at(70));
+        assert_eq!(book.since.as_ref().unwrap().at, at(70));
+        assert!(book.findings.is_empty() && book.drills.is_empty() && book.drill.is_none());
     }
 
     #[test]

@@ -167,10 +167,18 @@ async fn backup(
         is_full,
         wal_patience: WAL_PATIENCE,
     };
-    let manifest = back_up(&request, context.archiver()?, |progress| {
+    // What one that failed, or was killed, has left.
+    remove_unfinished(context).await;
+    let backed_up = back_up(&request, context.archiver()?, |progress| {
         tell(copied(&progress))
-    })
-    .await?;
+    });
+    let manifest = match backed_up.await {
+        Ok(manifest) => manifest,
+        Err(error) => {
+            remove_unfinished(context).await;
+            return Err(error.into());
+        }
+    };
     let line = line(&manifest);
     // What is too old goes with each backup that has come, never without one.
     if manifest.summary.is_good() {
@@ -181,6 +189,20 @@ async fn backup(
         }
     }
     Ok(Done::BackedUp(line))
+}
+
+/// There is one piece of work at a time, so no backup is on its way.
+async fn remove_unfinished(context: &Context) {
+    let (scope, store) = (&context.store.scope, &context.store.name);
+    match landfast_backup_postgres::remove_unfinished(&context.archive).await {
+        Ok(0) => {}
+        Ok(packs) => {
+            tracing::info!(%scope, %store, packs, "what a backup that failed had put was removed");
+        }
+        Err(error) => {
+            tracing::warn!(%scope, %store, error = chain(&error), "what a backup that failed had put stays for now");
+        }
+    }
 }
 
 fn copied(progress: &BackupProgress) -> String {

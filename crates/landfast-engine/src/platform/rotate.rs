@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use landfast_rollout::{Input, Outcome, Rejected};
+use landfast_rollout::{Input, Outcome, Phase as RolloutPhase, Rejected};
 use landfast_secrets::rotation::{Holders, Phase, RotationAction, RotationInput};
 use landfast_types::{ReleaseId, RolloutId, Scope, StoreName};
 use tokio::{
@@ -191,7 +191,7 @@ async fn perform(
         RotationAction::Try { login } => {
             let releases = releases_of(shared, scope, name)?;
             // A rollout may have begun to a release that was not among them when they were opened.
-            rotation::open(shared, scope, name, &releases, login).await?;
+            rotation::open_more(shared, scope, name, &releases, login).await?;
             rotation::try_logins(shared, scope, name, &releases, login).await?;
         }
         RotationAction::Count { .. } => {
@@ -201,7 +201,18 @@ async fn perform(
         RotationAction::Replace { .. } => {
             return replace(platform, shared, scope, name, view).await;
         }
-        RotationAction::Close { login } => rotation::close(shared, scope, name, login).await?,
+        RotationAction::Close { login } => {
+            if migrates(&*environment(shared, scope)?, name)
+                || !rotation::close(shared, scope, name, login).await?
+            {
+                return Ok(None);
+            }
+        }
+        RotationAction::Renew => {
+            if !rotation::renew(shared, scope, name).await? {
+                return Ok(None);
+            }
+        }
     }
     Ok(Some(RotationInput::Done(action)))
 }
@@ -234,6 +245,17 @@ fn releases_of(
         })
     };
     Ok(releases.chain(running).filter(uses).collect())
+}
+
+/// Whether migrations run that may have begun with the login of before.
+fn migrates(view: &View, name: &StoreName) -> bool {
+    let by_hand = view.state.by_hand.as_ref();
+    let rollout = view.state.rollout.as_ref().map(|rollout| &rollout.phase);
+    by_hand.is_some_and(|run| run.store == *name)
+        || matches!(
+            rollout,
+            Some(RolloutPhase::Rehearsing | RolloutPhase::Migrating | RolloutPhase::Contracting)
+        )
 }
 
 /// Who runs, or is about to, and may have been told how to reach a store. Of a release that cannot be read, all may, and so may a

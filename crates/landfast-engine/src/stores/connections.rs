@@ -3,7 +3,6 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use landfast_datastore::{Login, Phase, application_name, pool_max, with_application_name};
-use landfast_datastore_client::Session;
 use landfast_secrets::rotation::Turn;
 use landfast_spec::{AppSpec, Part, Place, StoreSpec, injected_variables};
 use landfast_types::{ReleaseId, Scope, Secret, StoreName};
@@ -102,12 +101,9 @@ pub(crate) async fn managed_url(
     let login = login(handle.rotation.borrow().rotation.given());
     let password = credentials::password(shared, scope, name, login).map_err(at_store)?;
     if !made.contains(&(store.starts, login)) {
-        let access = host::access(shared, store).map_err(at_store)?;
-        let ensure = async {
-            let mut session = Session::connect(&access).await?;
-            session.ensure_login(&login.to_string(), &password).await
-        };
-        ensure.await.map_err(|error| at_store(chain(&error)))?;
+        let mut session = host::connect(shared, store).await.map_err(at_store)?;
+        let ensured = session.ensure_login(&login.to_string(), &password).await;
+        ensured.map_err(|error| at_store(chain(&error)))?;
         made.insert((store.starts, login));
     }
     Ok(url_of(store, login, &password))

@@ -13,17 +13,19 @@ use std::{
 use landfast_datastore::{Login, Program, Store, connection_url, database_name, programs};
 use landfast_datastore_client::{Access, COPYING, Session};
 use landfast_spec::Engine;
-use landfast_target::{Exit, ProgramRun};
+use landfast_target::{Elsewhere, Exit, ProgramRun};
 use landfast_types::{Bytes, Scope, Secret, StoreName};
-use tokio::sync::OwnedMutexGuard;
+use tokio::{sync::OwnedMutexGuard, time::sleep};
 
-use super::{connections, credentials, definers, host};
+use super::{connections, credentials, definers, host, rotation::operator_login};
 use crate::{actions::chain, planning::Refusal, shared::Shared};
 
 /// Database names are at most 63 bytes long.
 const NAME_PREFIX_MAX: usize = 50;
 /// The code of a refusal that a later try may not meet.
 pub(crate) const BUSY: &str = "store-busy";
+/// The server of a copy is asked so often, while a program may make no progress, whether it works on it.
+const LOOKS: u32 = 20;
 /// Room that a copy must leave free.
 const SPARE: u64 = 256 << 20;
 
@@ -63,7 +65,7 @@ impl DatabaseCopy {
             return Err(refusal(BUSY, name, reason, None));
         };
         // The operator is there from here on.
-        connections::managed_url(shared, scope, name, |_| Login::Operator)
+        connections::managed_url(shared, scope, name, operator_login)
             .await
             .map_err(failed)?;
         let store = handle.view.borrow().store.clone();
@@ -74,7 +76,8 @@ impl DatabaseCopy {
             // Whoever may write to two databases of a server may write to one from the other.
             Engine::Mariadb => (Login::Rehearsal, credentials::fresh()),
             Engine::Postgres | Engine::Mysql | Engine::Redis | Engine::S3 => {
-                let login = Login::Operator;
+                // While the copy is there no rotation takes it away.
+                let login = operator_login(handle.rotation.borrow().rotation.given());
                 let known = credentials::password(shared, scope, name, login);
                 (login, known.map_err(failed)?)
             }
@@ -153,11 +156,9 @@ impl DatabaseCopy {
     ) -> Result<(), String> {
         let folder = folder(&self.shared, &self.store);
         let (copy, file) = (copy_name(&self.store.scope), dump_file(&folder));
-        let make = async {
-            let mut session = Session::connect(access).await?;
-            session.make_beside(&copy, login, password).await
-        };
-        make.await.map_err(|error| chain(&error))?;
+        let mut session = host::connect(&self.shared, &self.store).await?;
+        let made = session.make_beside(&copy, login, password).await;
+        made.map_err(|error| chain(&error))?;
         // Views, triggers and routines run with the rights of whoever makes them: in MariaDB those of the copy's login.
         let access = match self.store.wanted.engine {
             Engine::Mariadb => Access {
@@ -214,9 +215,20 @@ impl DatabaseCopy {
             folder: folder.to_owned(),
             stdin: Secret::new(Vec::new()),
             named_users: Vec::new(),
+            patience: host::patience(&self.shared),
+            elsewhere: Elsewhere::default(),
         };
-        let ended = self.shared.target.run_program(&run).await;
-        let ended = ended.map_err(|error| chain(&error))?;
+        let ended = tokio::select! {
+            ended = self.shared.target.run_program(&run) => ended,
+            () = self.look(&run.elsewhere) => unreachable!("it looks for as long as the program runs"),
+        };
+        let ended = match ended {
+            Ok(ended) => ended,
+            Err(error) => {
+                let waits = self.waits_behind(access).await.unwrap_or_default();
+                return Err(format!("{}{waits}", chain(&error)));
+            }
+        };
         if ended.exit == (Exit::Code { code: 0 }) {
             return Ok(());
         }
@@ -230,6 +242,38 @@ impl DatabaseCopy {
         };
         let program = program.display();
         Err(format!("`{program}` {}: {said}{full}", ended.exit))
+    }
+
+    /// A program that waits for its server advances where that does.
+    async fn look(&self, elsewhere: &Elsewhere) {
+        let step = host::patience(&self.shared) / LOOKS;
+        loop {
+            sleep(step).await;
+            let asked = async {
+                let mut session = host::connect(&self.shared, &self.store).await?;
+                let asked = session.copies_advance().await;
+                asked.map_err(|error| chain(&error))
+            };
+            match asked.await {
+                Ok(true) => elsewhere.advanced(),
+                Ok(false) => {}
+                Err(reason) => {
+                    tracing::debug!(store = %self.store.name, reason, "the copy was not looked at");
+                }
+            }
+        }
+    }
+
+    /// Whom it waits for, where it waits for a lock.
+    async fn waits_behind(&self, access: &Access) -> Option<String> {
+        let mut session = host::connect(&self.shared, &self.store).await.ok()?;
+        let measures = session.measure().await.ok()?;
+        let mut waiting = measures.waiting.into_iter();
+        let own = waiting.find(|waiting| waiting.login == access.login)?;
+        Some(match own.behind.first() {
+            Some(login) => format!("; it waits for a lock that `{login}` has"),
+            None => "; it waits for a lock".to_owned(),
+        })
     }
 }
 
@@ -367,12 +411,9 @@ async fn remove(shared: &Shared, store: &Store) {
         tracing::warn!(%scope, store = %name, %error, "the dump of a rehearsal stays");
     }
     let dropped = async {
-        let access = host::access(shared, store)?;
-        let drop = async {
-            let mut session = Session::connect(&access).await?;
-            session.drop_beside(&copy_name(scope)).await
-        };
-        drop.await.map_err(|error| chain(&error))
+        let mut session = host::connect(shared, store).await?;
+        let dropped = session.drop_beside(&copy_name(scope)).await;
+        dropped.map_err(|error| chain(&error))
     };
     if let Err(reason) = dropped.await {
         tracing::warn!(%scope, store = %name, reason, "the copy of a rehearsal stays");

@@ -2,7 +2,7 @@
 
 use landfast_datastore::Login;
 use landfast_journal::{Change, Document, PutError};
-use landfast_secrets::{Context, Sealed};
+use landfast_secrets::{Context, Sealed, Vault};
 use landfast_types::{Scope, Secret, StoreName};
 use rand::distr::{Alphanumeric, SampleString as _};
 use serde::{Deserialize, Serialize};
@@ -19,6 +19,8 @@ pub const COLLECTION: &str = "store-credentials";
 const PASSWORD_LEN: usize = 40;
 /// Each password has a login of its own, so there is one version of each.
 const VERSION: u64 = 1;
+/// The next password of Landfast's own login, on disk before the server hears of it. No login is called so.
+const NEXT: &str = "landfast_next";
 const PAGE: usize = 1_000;
 
 #[derive(Serialize, Deserialize)]
@@ -33,15 +35,21 @@ pub(crate) fn password(
     store: &StoreName,
     login: Login,
 ) -> Result<Secret<String>, String> {
+    kept_or_made(shared, scope, store, &login.to_string())
+}
+
+fn kept_or_made(
+    shared: &Shared,
+    scope: &Scope,
+    store: &StoreName,
+    login: &str,
+) -> Result<Secret<String>, String> {
     if let Some(known) = read(shared, scope, store, login)? {
         return Ok(known);
     }
     let made = fresh();
-    let name = secret_name(store, login);
     let put = shared.secrets.sealing(|vault| {
-        let sealed = vault.seal(&context(scope, &name), &made);
-        let sealed = sealed.map_err(|error| chain(&error))?;
-        let body = serde_json::to_vec(&Stored { sealed }).map_err(|error| error.to_string())?;
+        let body = sealed(vault, scope, store, login, &made)?;
         let key = key(scope, store, login);
         match shared.journal.put(COLLECTION, &key, Some(0), body) {
             Ok(_) => Ok(true),
@@ -55,6 +63,47 @@ pub(crate) fn password(
     // Somebody else made one at the same time: that one counts.
     let known = read(shared, scope, store, login)?;
     known.ok_or_else(|| "its password was removed meanwhile".to_owned())
+}
+
+/// The password that Landfast's own login gets next. Where there is none yet it is made and on disk before the server is told.
+pub(super) fn next(
+    shared: &Shared,
+    scope: &Scope,
+    store: &StoreName,
+) -> Result<Secret<String>, String> {
+    kept_or_made(shared, scope, store, NEXT)
+}
+
+/// What opens Landfast's own login: its password and, while it is being changed, the next one.
+pub(super) fn own(
+    shared: &Shared,
+    scope: &Scope,
+    store: &StoreName,
+) -> Result<Vec<Secret<String>>, String> {
+    // In this order: between the two the next one may have become the password.
+    let next = read(shared, scope, store, NEXT)?;
+    let known = password(shared, scope, store, Login::Administrator)?;
+    Ok([known].into_iter().chain(next).collect())
+}
+
+/// The next password of Landfast's own login is the password from now on.
+pub(super) fn promote_next(
+    shared: &Shared,
+    scope: &Scope,
+    store: &StoreName,
+) -> Result<(), String> {
+    let own = Login::Administrator.to_string();
+    let next = read(shared, scope, store, NEXT)?.ok_or("there is no next password")?;
+    let changed = shared.secrets.sealing(|vault| {
+        let body = sealed(vault, scope, store, &own, &next)?;
+        let changes = [
+            Change::put(COLLECTION, &key(scope, store, &own), None, body),
+            Change::delete(COLLECTION, &key(scope, store, NEXT), None),
+        ];
+        let changed = shared.journal.change(&changes);
+        changed.map_err(|error| chain(&error))
+    });
+    changed.map(drop)
 }
 
 /// A password nobody knows yet.
@@ -84,13 +133,19 @@ pub(crate) fn logins(
     scope: &Scope,
     store: &StoreName,
 ) -> Result<Vec<Login>, String> {
+    let names = names(shared, scope, store)?;
+    let logins = names.iter().filter_map(|name| Login::parse(name));
+    Ok(logins.collect())
+}
+
+fn names(shared: &Shared, scope: &Scope, store: &StoreName) -> Result<Vec<String>, String> {
     let prefix = format!("{scope}/{store}/");
     let page = shared.journal.list(COLLECTION, Some(&prefix), PAGE);
     let page = page.map_err(|error| chain(&error))?;
     let names = page
         .iter()
         .filter_map(|document| document.key.strip_prefix(&prefix));
-    Ok(names.filter_map(Login::parse).collect())
+    Ok(names.map(str::to_owned).collect())
 }
 
 pub(crate) fn forget(
@@ -99,6 +154,17 @@ pub(crate) fn forget(
     store: &StoreName,
     login: Login,
 ) -> Result<(), String> {
+    remove(shared, scope, store, &login.to_string())
+}
+
+/// Forgets all of a store.
+pub(super) fn forget_all(shared: &Shared, scope: &Scope, store: &StoreName) -> Result<(), String> {
+    let names = names(shared, scope, store)?;
+    let mut names = names.iter();
+    names.try_for_each(|name| remove(shared, scope, store, name))
+}
+
+fn remove(shared: &Shared, scope: &Scope, store: &StoreName, login: &str) -> Result<(), String> {
     let key = key(scope, store, login);
     let gone = shared
         .journal
@@ -110,7 +176,7 @@ fn read(
     shared: &Shared,
     scope: &Scope,
     store: &StoreName,
-    login: Login,
+    login: &str,
 ) -> Result<Option<Secret<String>>, String> {
     let found = shared.journal.get(COLLECTION, &key(scope, store, login));
     let Some(document) = found.map_err(|error| chain(&error))? else {
@@ -126,12 +192,25 @@ fn read(
     opened.map(Some).map_err(|error| chain(&error))
 }
 
-fn key(scope: &Scope, store: &StoreName, login: Login) -> String {
+fn sealed(
+    vault: &Vault,
+    scope: &Scope,
+    store: &StoreName,
+    login: &str,
+    password: &Secret<String>,
+) -> Result<Vec<u8>, String> {
+    let name = secret_name(store, login);
+    let sealed = vault.seal(&context(scope, &name), password);
+    let sealed = sealed.map_err(|error| chain(&error))?;
+    serde_json::to_vec(&Stored { sealed }).map_err(|error| error.to_string())
+}
+
+fn key(scope: &Scope, store: &StoreName, login: &str) -> String {
     format!("{scope}/{store}/{login}")
 }
 
 /// No secret of a person has a `/` in its name.
-fn secret_name(store: &StoreName, login: Login) -> String {
+fn secret_name(store: &StoreName, login: &str) -> String {
     format!("store/{store}/{login}")
 }
 

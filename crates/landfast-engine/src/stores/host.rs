@@ -8,16 +8,17 @@ use std::{
     fs::{self, File},
     io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use landfast_datastore::{
     self as datastore, Login, Places, Program, Server, Store, database_name, parse_version,
     programs, server, version_fits,
 };
-use landfast_datastore_client::{Access, access_list};
+use landfast_datastore_client::{Access, Session, access_list};
 use landfast_shim::find_program;
 use landfast_spec::Engine;
-use landfast_target::{Exit, InstanceRef, ProgramRun, ProgramSpec, Resources};
+use landfast_target::{Elsewhere, Exit, InstanceRef, ProgramRun, ProgramSpec, Resources};
 use landfast_types::{Bytes, Digest, Fence, InstanceId, Scope, Secret, StoreName};
 
 use super::{credentials, lineage};
@@ -32,6 +33,8 @@ pub(super) const ENVIRONMENT: [(&str, &str); 2] = [
     ("LC_ALL", "C.UTF-8"),
 ];
 
+/// A helper that makes no progress for so long is ended.
+const PATIENCE: Duration = Duration::from_secs(300);
 /// One segment of the log of a PostgreSQL or MariaDB, a few times over.
 const ROOM_MIN: Bytes = Bytes(64 << 20);
 /// Or the twentieth part of the disk.
@@ -78,6 +81,31 @@ pub(crate) fn access(shared: &Shared, store: &Store) -> Result<Access, String> {
         owner: datastore::owner_of(&database),
         database,
     })
+}
+
+/// Connects to a store as its administrator, whose password may be changing just now.
+pub(super) async fn connect(shared: &Shared, store: &Store) -> Result<Session, String> {
+    let mut access = access(shared, store)?;
+    let mut known = credentials::own(shared, &store.scope, &store.name)?;
+    loop {
+        let mut refused = String::new();
+        for password in &known {
+            access.password = password.clone();
+            match Session::connect(&access).await {
+                Ok(session) => return Ok(session),
+                Err(error) => refused = chain(&error),
+            }
+        }
+        let now = credentials::own(shared, &store.scope, &store.name)?;
+        let is_same = now
+            .iter()
+            .map(Secret::reveal)
+            .eq(known.iter().map(Secret::reveal));
+        if is_same {
+            return Err(refused);
+        }
+        known = now;
+    }
 }
 
 /// The room on the file system a store lies on.
@@ -167,6 +195,10 @@ async fn found(shared: &Shared, store: &Store) -> Result<Found, String> {
     })
 }
 
+pub(super) fn patience(shared: &Shared) -> Duration {
+    shared.controls.helper_patience.unwrap_or(PATIENCE)
+}
+
 /// Runs a helper as the store's user; what it said, when it succeeded.
 async fn run(
     shared: &Shared,
@@ -198,6 +230,8 @@ async fn run_as(
         folder: folder.to_owned(),
         stdin: Secret::new(stdin.to_vec()),
         named_users: named_users.iter().map(ToString::to_string).collect(),
+        patience: patience(shared),
+        elsewhere: Elsewhere::default(),
     };
     let ended = shared.target.run_program(&run).await;
     let ended = ended.map_err(|error| chain(&error))?;
@@ -478,8 +512,8 @@ fn users(shared: &Shared, store: &Store) -> Result<Secret<String>, String> {
             others.push((login.to_string(), password(login)?));
         }
     }
-    let administrator = Login::Administrator;
-    let (name, own) = (administrator.to_string(), password(administrator)?);
+    let own = credentials::own(shared, &store.scope, &store.name)?;
+    let name = Login::Administrator.to_string();
     Ok(Secret::new(access_list((&name, &own), &others)))
 }
 
@@ -495,10 +529,7 @@ pub(crate) fn remove_all(shared: &Shared, scope: &Scope, name: &StoreName) -> Re
     }
     remove(&removed).map_err(io)?;
     remove(&places.sockets).map_err(io)?;
-    for login in credentials::logins(shared, scope, name)? {
-        credentials::forget(shared, scope, name, login)?;
-    }
-    Ok(())
+    credentials::forget_all(shared, scope, name)
 }
 
 pub(super) fn remove(folder: &Path) -> io::Result<()> {

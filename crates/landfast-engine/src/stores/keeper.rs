@@ -263,9 +263,7 @@ impl Context {
     }
 
     async fn connect(&self) -> Result<Session, String> {
-        let access = host::access(&self.shared, &self.store)?;
-        let session = Session::connect(&access).await;
-        session.map_err(|error| chain(&error))
+        host::connect(&self.shared, &self.store).await
     }
 }
 

@@ -26,12 +26,13 @@ use std::{
 
 use landfast_datastore::{
     Change, Input, Login, Measures, PORTS, Phase, Rejected, Store, Wanted, change, connection_url,
-    database_name, pool_max, port_from,
+    database_name, pools_fit, port_from,
 };
-use landfast_secrets::rotation::RotationRejected;
+use landfast_rollout::ScaleOverride;
+use landfast_secrets::rotation::{Phase as RotationPhase, RotationRejected};
 use landfast_spec::AppSpec;
 use landfast_target::InstanceRef;
-use landfast_types::{ReleaseId, Scope, Secret, StoreName, Timestamp};
+use landfast_types::{ReleaseId, Scope, Secret, ServiceName, StoreName, Timestamp};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinSet,
@@ -44,7 +45,7 @@ pub use self::{
     credentials::COLLECTION as CREDENTIALS,
     diagnose::diagnose,
     host::{Room, room},
-    rotation::{ROTATION_KIND, RotationView, read_record as read_rotation_record},
+    rotation::{ROTATION_KIND, RotationView, operator_login, read_record as read_rotation_record},
 };
 pub(crate) use self::{
     bindings::{find as find_store, remove_unborn, retire, served_by},
@@ -119,6 +120,8 @@ struct Handle {
     recording: Arc<tokio::sync::Mutex<()>>,
     /// There is one copy of it at a time.
     copying: Arc<tokio::sync::Mutex<()>>,
+    /// Read while something goes on with Landfast's own password, and written to while that changes.
+    working: Arc<tokio::sync::RwLock<()>>,
 }
 
 /// Every store of this host.
@@ -154,6 +157,34 @@ impl Stores {
     pub fn rotation(&self, scope: &Scope, name: &StoreName) -> Option<Arc<RotationView>> {
         let handle = self.handle(scope, name)?;
         Some(handle.rotation.borrow().clone())
+    }
+
+    /// What the end of a rotation waits for, in words.
+    pub fn rotation_waits_for(&self, scope: &Scope, name: &StoreName) -> Option<&'static str> {
+        let handle = self.handle(scope, name)?;
+        match handle.rotation.borrow().rotation.phase() {
+            RotationPhase::Closing { .. } | RotationPhase::Renewing => {}
+            RotationPhase::Settled
+            | RotationPhase::Preparing
+            | RotationPhase::Verifying
+            | RotationPhase::Counting
+            | RotationPhase::Replacing { .. } => return None,
+        }
+        if handle.copying.try_lock().is_err() {
+            return Some("the rehearsal on its copy is over");
+        }
+        let is_free = handle.working.try_write().is_ok();
+        (!is_free).then_some("the work on its backups is over")
+    }
+
+    /// Landfast's own password of a store stays what it is while this is held.
+    pub(crate) async fn work(
+        &self,
+        scope: &Scope,
+        name: &StoreName,
+    ) -> Option<tokio::sync::OwnedRwLockReadGuard<()>> {
+        let working = self.handle(scope, name)?.working;
+        Some(working.read_owned().await)
     }
 
     /// Every store, in order of environment and name.
@@ -192,7 +223,7 @@ pub async fn operator_url(
     scope: &Scope,
     name: &StoreName,
 ) -> Result<Secret<String>, String> {
-    connections::managed_url(shared, scope, name, |_turn| Login::Operator).await
+    connections::managed_url(shared, scope, name, operator_login).await
 }
 
 /// Reads all stores back and keeps them, until another server has taken over.
@@ -276,6 +307,7 @@ fn keep(shared: &Arc<Shared>, store: Store, revision: u64, rotation: RotationVie
         rotation: watch::Sender::new(Arc::new(rotation)),
         recording: Arc::default(),
         copying: Arc::default(),
+        working: Arc::default(),
     };
     let stores = &shared.stores;
     let mut book = stores.book.lock().unwrap_or_else(PoisonError::into_inner);
@@ -492,15 +524,36 @@ pub fn refusals(shared: &Shared, scope: &Scope, spec: &AppSpec) -> Vec<Refusal> 
         if let Some((reason, hint)) = host::programs_missing(wanted.engine, &wanted.version) {
             refuse("store-program-missing", reason, hint);
         }
-        if let Err(too_many) = pool_max(spec, name) {
-            let hint = format!(
+    }
+    let view = shared.environment(scope);
+    let scale = view.map(|view| view.state.scale.clone());
+    refusals.extend(pool_refusals(spec, &scale.unwrap_or_default()));
+    refusals
+}
+
+/// The stores whose connections are too few for a manifest's processes, with the replicas that a person has set.
+pub(crate) fn pool_refusals(
+    spec: &AppSpec,
+    scale: &BTreeMap<ServiceName, ScaleOverride>,
+) -> Vec<Refusal> {
+    // Such a number holds until the manifest's own changes.
+    let holds = |(name, over): (&ServiceName, &ScaleOverride)| {
+        let service = spec.services.get(name)?;
+        (service.replicas == over.manifest).then(|| (name.clone(), over.replicas))
+    };
+    let scaled: BTreeMap<_, _> = scale.iter().filter_map(holds).collect();
+    let refusal = |(name, _): (&StoreName, Wanted)| {
+        let too_many = pools_fit(spec, name, &scaled).err()?;
+        Some(Refusal {
+            code: "store-connections-short",
+            reason: format!("store `{name}`: {too_many}"),
+            hint: Some(format!(
                 "a smaller `[stores.{name}.pool] max`, fewer replicas, or more `memory`: a connection for every 5 MiB, unless `settings` \
                  says `max_connections`"
-            );
-            refuse("store-connections-short", too_many.to_string(), hint);
-        }
-    }
-    refusals
+            )),
+        })
+    };
+    wanted_of(spec).filter_map(refusal).collect()
 }
 
 /// What a deploy of a manifest does to stores, for people: one line each.

@@ -10,7 +10,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use landfast_datastore::{Login, Store};
 use landfast_datastore_client::{Access, Session};
 use landfast_journal::{AppendError, NewRecord, Record};
-use landfast_secrets::rotation::{Rotation, RotationEvent, RotationInput, Turn};
+use landfast_secrets::rotation::{Phase, Rotation, RotationEvent, RotationInput, Turn};
 use landfast_types::{ReleaseId, Scope, StoreName, Timestamp};
 use tokio::time::sleep;
 
@@ -39,6 +39,8 @@ pub struct RotationView {
     pub begun: Option<(Timestamp, String)>,
     /// Since when the newest password is the only one.
     pub settled_at: Option<Timestamp>,
+    /// How often the password of Landfast's own login was changed.
+    pub renewed: u64,
 }
 
 impl RotationView {
@@ -48,8 +50,12 @@ impl RotationView {
             RotationEvent::Begun { by } | RotationEvent::Retried { by } => {
                 self.begun = Some((at, by.clone()));
             }
-            RotationEvent::Settled => self.settled_at = Some(at),
+            RotationEvent::Settled => {
+                self.settled_at = Some(at);
+                self.renewed += u64::from(*self.rotation.phase() == Phase::Renewing);
+            }
             RotationEvent::Opened
+            | RotationEvent::Closed
             | RotationEvent::Switched
             | RotationEvent::Counted { .. }
             | RotationEvent::Ordered { .. }
@@ -71,9 +77,17 @@ pub(crate) fn release_login(release: ReleaseId, turn: Turn) -> Login {
 
 fn turn_of(login: Login) -> Option<Turn> {
     match login {
-        Login::Release(_) => Some(Turn::First),
-        Login::ReleaseOther(_) => Some(Turn::Second),
-        Login::Administrator | Login::Operator | Login::Rehearsal => None,
+        Login::Release(_) | Login::Operator => Some(Turn::First),
+        Login::ReleaseOther(_) | Login::OperatorOther => Some(Turn::Second),
+        Login::Administrator | Login::Rehearsal => None,
+    }
+}
+
+/// The login of migrations and people in a turn.
+pub fn operator_login(turn: Turn) -> Login {
+    match turn {
+        Turn::First => Login::Operator,
+        Turn::Second => Login::OperatorOther,
     }
 }
 
@@ -193,7 +207,7 @@ fn handle(shared: &Shared, scope: &Scope, name: &StoreName) -> Result<Handle, St
     handle.ok_or_else(|| format!("there is no store `{name}` any more"))
 }
 
-/// Gives releases their logins in a turn, with passwords that are new unless this was done before.
+/// Gives releases, migrations and people their logins in a turn that nobody is given yet, with new passwords.
 pub(crate) async fn open(
     shared: &Shared,
     scope: &Scope,
@@ -201,6 +215,28 @@ pub(crate) async fn open(
     releases: &BTreeSet<ReleaseId>,
     turn: Turn,
 ) -> Result<(), String> {
+    let handle = handle(shared, scope, name)?;
+    {
+        let mut made = handle.logins.lock().await;
+        still_ours(shared, scope, name, &handle)?;
+        // A login that was there before rotations took it along has an old one.
+        for login in of_turn(shared, scope, name, turn)? {
+            credentials::forget(shared, scope, name, login)?;
+            made.retain(|(_, known)| *known != login);
+        }
+    }
+    open_more(shared, scope, name, releases, turn).await
+}
+
+/// The same for who came later; what was given before stays.
+pub(crate) async fn open_more(
+    shared: &Shared,
+    scope: &Scope,
+    name: &StoreName,
+    releases: &BTreeSet<ReleaseId>,
+    turn: Turn,
+) -> Result<(), String> {
+    connections::managed_url(shared, scope, name, |_given| operator_login(turn)).await?;
     for release in releases {
         let login = |_given| release_login(*release, turn);
         connections::managed_url(shared, scope, name, login).await?;
@@ -218,8 +254,8 @@ pub(crate) async fn try_logins(
 ) -> Result<(), String> {
     let handle = handle(shared, scope, name)?;
     let view = connections::ready(&handle).await?;
-    for release in releases {
-        let login = release_login(*release, turn);
+    let logins = releases.iter().map(|release| release_login(*release, turn));
+    for login in logins.chain([operator_login(turn)]) {
         let access = Access {
             login: login.to_string(),
             password: credentials::password(shared, scope, name, login)?,
@@ -231,24 +267,33 @@ pub(crate) async fn try_logins(
     Ok(())
 }
 
+fn of_turn(
+    shared: &Shared,
+    scope: &Scope,
+    name: &StoreName,
+    turn: Turn,
+) -> Result<Vec<Login>, String> {
+    let logins = credentials::logins(shared, scope, name)?;
+    let of_turn = |login: &Login| turn_of(*login) == Some(turn);
+    Ok(logins.into_iter().filter(of_turn).collect())
+}
+
 /// Takes the logins of a turn away. Nobody holds them; sessions that are left all the same may end by themselves for a
-/// while, then they are ended.
+/// while, then they are ended. False while a copy is worked on with one of them.
 pub(crate) async fn close(
     shared: &Shared,
     scope: &Scope,
     name: &StoreName,
     turn: Turn,
-) -> Result<(), String> {
+) -> Result<bool, String> {
     let handle = handle(shared, scope, name)?;
     let store = connections::ready(&handle).await?.store.clone();
-    let access = host::access(shared, &store)?;
-    let logins = credentials::logins(shared, scope, name)?;
-    let of_turn = |login: &Login| turn_of(*login) == Some(turn);
-    let logins: Vec<Login> = logins.into_iter().filter(of_turn).collect();
-    let connect = async || {
-        let session = Session::connect(&access).await;
-        session.map_err(|error| chain(&error))
-    };
+    // One that is made now has the other login.
+    if handle.copying.try_lock().is_err() {
+        return Ok(false);
+    }
+    let logins = of_turn(shared, scope, name, turn)?;
+    let connect = async || host::connect(shared, &store).await;
     let until = instant_in(SESSIONS_WAIT);
     let mut session = connect().await?;
     loop {
@@ -276,7 +321,48 @@ pub(crate) async fn close(
         credentials::forget(shared, scope, name, login)?;
         made.retain(|(_, known)| *known != login);
     }
-    Ok(())
+    Ok(true)
+}
+
+/// Gives Landfast's own login a new password. The next one is sealed before the server hears of it, and the one before is forgotten
+/// when it was tried; in between both are tried by whoever connects. Done again it sets another one. False while something runs
+/// that was given the old one and may connect with it still.
+pub(crate) async fn renew(
+    shared: &Shared,
+    scope: &Scope,
+    name: &StoreName,
+) -> Result<bool, String> {
+    let handle = handle(shared, scope, name)?;
+    let store = connections::ready(&handle).await?.store.clone();
+    let (Ok(_no_copy), Ok(_no_work)) = (handle.copying.try_lock(), handle.working.try_write())
+    else {
+        return Ok(false);
+    };
+    let _no_logins = handle.logins.lock().await;
+    still_ours(shared, scope, name, &handle)?;
+    let before = host::access(shared, &store)?;
+    let next = credentials::next(shared, scope, name)?;
+    let mut session = host::connect(shared, &store).await?;
+    let changed = session.change_own_password(&before.login, &next).await;
+    changed.map_err(|error| chain(&error))?;
+    let access = Access {
+        password: next,
+        ..before.clone()
+    };
+    if let Err(error) = Session::connect(&access).await {
+        let reason = format!("the new one does not open it: {}", chain(&error));
+        let taken_back = session.change_own_password(&before.login, &before.password);
+        return match taken_back.await {
+            Ok(()) => Err(reason),
+            Err(error) => Err(format!(
+                "{reason}; it was not taken back: {}",
+                chain(&error)
+            )),
+        };
+    }
+    still_ours(shared, scope, name, &handle)?;
+    credentials::promote_next(shared, scope, name)?;
+    Ok(true)
 }
 
 /// A server that was away while another one went on must not take away what that one opened.

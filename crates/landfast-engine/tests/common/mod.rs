@@ -26,7 +26,8 @@ use landfast_routing::snapshot::{BackendState, BackendStatus, ProxyStats, ProxyS
 use landfast_secrets::Vault;
 use landfast_store::Store;
 use landfast_target::{
-    ExecOutput, Exit, InstanceRef, InstanceSpec, Observed, StartError, Target, TargetError,
+    ExecOutput, Exit, InstanceRef, InstanceSpec, Observed, ProgramEnd, ProgramRun, ProgramSpec,
+    StartError, Target, TargetError,
     fake::{Call, FakeTarget},
 };
 use landfast_types::{EnvironmentName, Fence, FenceGuard, Generation, ReleaseId, Scope, Timestamp};
@@ -70,6 +71,43 @@ pub(crate) struct Mortal {
     pub(crate) life: Life,
     /// Whether the life ends together with the last record, before anything is done about it.
     at_once: bool,
+    /// Which writes count, where not all records do.
+    counts: Option<Counts>,
+}
+
+/// What of the journal a scenario dies at: records of a kind, and changes of documents in a collection. Whoever writes the last
+/// of them gets no answer before the life is over.
+#[derive(Clone, Copy)]
+pub(crate) struct Counts {
+    pub(crate) kind: &'static str,
+    pub(crate) collection: &'static str,
+}
+
+impl Mortal {
+    fn count(&self, writes: u64) {
+        self.written.fetch_add(writes, Ordering::SeqCst);
+        let left = self.left.load(Ordering::SeqCst).saturating_sub(writes);
+        self.left.store(left, Ordering::SeqCst);
+        if left == 0 {
+            self.full.store(true, Ordering::SeqCst);
+            if self.at_once && self.counts.is_none() {
+                self.life.end();
+            }
+        }
+    }
+
+    /// No answer comes to whoever wrote last.
+    fn answered(&self) -> Result<(), StorageError> {
+        if !self.full.load(Ordering::SeqCst) || !self.at_once || self.counts.is_none() {
+            return Ok(());
+        }
+        while !self.life.is_over() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Err(StorageError::Busy {
+            path: Path::new("journal").to_owned(),
+        })
+    }
 }
 
 impl Journal for Mortal {
@@ -85,18 +123,13 @@ impl Journal for Mortal {
             return Err(AppendError::Storage(StorageError::Busy { path }));
         }
         let last = self.inner.append_with(stream, expected, records, changes)?;
-        self.written
-            .fetch_add(records.len() as u64, Ordering::SeqCst);
-        let left = self
-            .left
-            .load(Ordering::SeqCst)
-            .saturating_sub(records.len() as u64);
-        self.left.store(left, Ordering::SeqCst);
-        if left == 0 {
-            self.full.store(true, Ordering::SeqCst);
-            if self.at_once {
-                self.life.end();
-            }
+        let counted = match self.counts {
+            None => records.len(),
+            Some(counts) => records.iter().filter(|it| it.kind == counts.kind).count(),
+        };
+        if counted > 0 {
+            self.count(counted as u64);
+            self.answered()?;
         }
         Ok(last)
     }
@@ -129,7 +162,24 @@ impl Journal for Mortal {
             let path = Path::new("journal").to_owned();
             return Err(PutError::Storage(StorageError::Busy { path }));
         }
-        self.inner.change(changes)
+        let Some(counts) = self.counts else {
+            return self.inner.change(changes);
+        };
+        if self.full.load(Ordering::SeqCst) || self.life.is_over() {
+            let path = Path::new("journal").to_owned();
+            return Err(PutError::Storage(StorageError::Busy { path }));
+        }
+        let revision = self.inner.change(changes)?;
+        let is_counted = changes.iter().any(|change| match change {
+            Change::Put { collection, .. } | Change::Delete { collection, .. } => {
+                collection == counts.collection
+            }
+        });
+        if is_counted {
+            self.count(1);
+            self.answered()?;
+        }
+        Ok(revision)
     }
     fn get(&self, collection: &str, key: &str) -> Result<Option<Document>, ReadError> {
         self.inner.get(collection, key)
@@ -149,7 +199,7 @@ impl Journal for Mortal {
 
 /// The host's instances as one life of the server reaches them.
 struct Hands {
-    target: FakeTarget,
+    target: Arc<dyn Target>,
     life: Life,
 }
 
@@ -158,6 +208,20 @@ impl Target for Hands {
     async fn start(&self, order: Fence, spec: &InstanceSpec) -> Result<Observed, StartError> {
         self.life.check().await;
         self.target.start(order, spec).await
+    }
+    async fn start_program(
+        &self,
+        order: Fence,
+        spec: &ProgramSpec,
+    ) -> Result<Observed, StartError> {
+        self.life.check().await;
+        self.target.start_program(order, spec).await
+    }
+    async fn own_folder(&self, owner: &str, folder: &Path) -> Result<(), StartError> {
+        self.target.own_folder(owner, folder).await
+    }
+    async fn run_program(&self, run: &ProgramRun) -> Result<ProgramEnd, StartError> {
+        self.target.run_program(run).await
     }
     async fn stop(
         &self,
@@ -316,6 +380,8 @@ impl Clock for HostClock {
 pub(crate) struct World {
     pub(crate) folder: tempfile::TempDir,
     pub(crate) target: FakeTarget,
+    /// What servers reach the host by; the fake, unless a test has something else.
+    pub(crate) hands: Arc<dyn Target>,
     pub(crate) proxy: Proxy,
     /// By how many milliseconds the wall clock is ahead of the real one.
     pub(crate) wall_ahead: Arc<AtomicU64>,
@@ -340,6 +406,7 @@ impl World {
         let folder = tempfile::tempdir().expect("a folder");
         Self {
             folder,
+            hands: Arc::new(target.clone()),
             target,
             proxy: Proxy::default(),
             wall_ahead: Arc::default(),
@@ -350,24 +417,35 @@ impl World {
 
     /// Starts a server that may write so many records.
     pub(crate) async fn server(&self, records: u64, at_once: bool) -> (Arc<Platform>, Arc<Mortal>) {
+        self.server_that_counts(records, at_once, None).await
+    }
+
+    /// Starts a server that may make so many of these writes.
+    pub(crate) async fn server_that_counts(
+        &self,
+        writes: u64,
+        at_once: bool,
+        counts: Option<Counts>,
+    ) -> (Arc<Platform>, Arc<Mortal>) {
         let life = Life::default();
         let inner = SqliteJournal::open(self.folder.path().join("journal.sqlite")).expect("opens");
         let generation = inner.next_generation().expect("writes");
         let journal = Arc::new(Mortal {
             inner,
-            left: AtomicU64::new(records),
+            left: AtomicU64::new(writes),
             written: AtomicU64::new(0),
             full: AtomicBool::new(false),
             broken: AtomicBool::new(false),
             life: life.clone(),
             at_once,
+            counts,
         });
         let vault = Vault::open_or_create_key(&self.folder.path().join("key")).expect("a key");
         let platform = Platform::start(PlatformSettings {
             executable: std::path::PathBuf::from("/proc/self/exe"),
             journal: Arc::clone(&journal) as _,
             target: Arc::new(Hands {
-                target: self.target.clone(),
+                target: Arc::clone(&self.hands),
                 life: life.clone(),
             }),
             plane: Arc::new(Wire {

@@ -10,6 +10,8 @@ struct World {
     rotation: Rotation,
     records: Vec<RotationEvent>,
     open: BTreeSet<Turn>,
+    /// How often Landfast's own password was changed.
+    renewed: u64,
     /// What each was given when it started.
     instances: Vec<(InstanceId, Turn)>,
     restart: Option<RolloutId>,
@@ -32,6 +34,7 @@ impl World {
             rotation: Rotation::default(),
             records: Vec::new(),
             open: BTreeSet::from([Turn::First]),
+            renewed: 0,
             instances: Vec::new(),
             restart: None,
             ended: BTreeSet::new(),
@@ -134,6 +137,7 @@ impl World {
             RotationAction::Count { .. } => return Some(RotationInput::Counted(self.alive())),
             RotationAction::Replace { .. } => return self.replace(),
             RotationAction::Close { login } => drop(self.open.remove(&login)),
+            RotationAction::Renew => self.renewed += 1,
         }
         Some(RotationInput::Done(action))
     }
@@ -221,7 +225,7 @@ fn nobody_is_locked_out_whatever_fails_and_the_old_password_is_dead_at_the_end()
     for seed in 0..2_000 {
         let mut world = World::new(seed);
         for round in 0..3 {
-            let before = world.rotation.given();
+            let (before, renewed) = (world.rotation.given(), world.renewed);
             world.unlucky = 0;
             world.take(begin()).unwrap();
             assert_eq!(world.take(begin()), Err(RotationRejected::UnderWay));
@@ -246,6 +250,8 @@ fn nobody_is_locked_out_whatever_fails_and_the_old_password_is_dead_at_the_end()
                 !world.open.contains(&expected.other()),
                 "the old one is dead"
             );
+            // Landfast's own is a new one, unless they were given up.
+            assert_eq!(world.renewed > renewed, !given_up, "seed {seed}");
             abandoned += usize::from(given_up);
         }
         faults += world.faults;

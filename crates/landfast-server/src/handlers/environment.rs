@@ -227,11 +227,10 @@ pub(crate) async fn scale(
     };
     let before = known(&state, &scope)?;
     let replicas_before = before.state.replicas(current(&before), &service);
-    let input = Input::Scale {
-        service: service.clone(),
-        replicas: request.replicas,
-    };
-    let view = state.platform.command(&scope, input).await?;
+    let scaled = state
+        .platform
+        .scale(&scope, service.clone(), request.replicas);
+    let view = scaled.await?;
     let shape = current(&view).and_then(|release| view.state.shape(release, &service));
     let answer = ScaleAnswer {
         service: service.to_string(),

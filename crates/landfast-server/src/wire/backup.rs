@@ -50,6 +50,11 @@ pub(crate) fn store_backups(view: &BackupView, now: Timestamp) -> StoreBackups {
             })
             .collect(),
         drill: view.drill.as_ref().map(drill),
+        drills: view
+            .drills
+            .iter()
+            .map(|(kind, record)| (word(*kind).to_owned(), drill(record)))
+            .collect(),
         running: view.running.as_ref().map(|progress| BackupWork {
             kind: word(progress.kind).to_owned(),
             since: At(progress.begun),
@@ -215,7 +220,7 @@ fn problem(error: &WorkError) -> Problem {
 pub(crate) fn backup_troubles(views: &[Arc<BackupView>], now: Timestamp) -> Vec<Trouble> {
     let each = views.iter().flat_map(|view| {
         let store = &view.store;
-        let troubles = view.troubles(now).into_iter();
+        let troubles = view.troubles(now).into_iter().chain(view.disk.clone());
         troubles.map(move |text| Trouble {
             text: format!("backups of `{store}`: {text}"),
             hint: Some(format!(

@@ -9,7 +9,7 @@ use landfast_api::{
 use landfast_datastore::{Measures, Phase};
 use landfast_engine::{
     Shared, View, restart_waits_for,
-    stores::{Measured, RotationView, StoreView, room},
+    stores::{Measured, RotationView, StoreView, operator_login, room},
 };
 use landfast_journal::Record;
 use landfast_secrets::rotation::{Phase as RotationPhase, RotationEvent};
@@ -23,18 +23,26 @@ pub(crate) fn stores(shared: &Shared, view: &View) -> Vec<Store> {
     let managed = kept.iter().map(|kept| {
         let rotation = shared.stores.rotation(&kept.store.scope, &kept.store.name);
         let disk = disk(shared, kept);
-        let name = &kept.store.name;
+        let (scope, name) = (&kept.store.scope, &kept.store.name);
         let serves = view.state.serves(name).filter(|serves| *serves != name);
         let served_by = view.state.served_by(None, name);
+        let login = rotation
+            .as_ref()
+            .map(|known| operator_login(known.rotation.given()));
+        let work = shared.stores.rotation_waits_for(scope, name);
         Store {
             disk,
+            login: login.map(|login| login.to_string()),
             serves: serves.map(ToString::to_string),
             served_by: (served_by != name).then(|| served_by.to_string()),
             used_by: view
                 .state
                 .serves(name)
                 .map_or_else(Vec::new, |name| used_by(name, spec)),
-            ..managed(kept, rotation.map(|known| self::rotation(&known, view)))
+            ..managed(
+                kept,
+                rotation.map(|known| self::rotation(&known, view, work)),
+            )
         }
     });
     let mut stores: Vec<Store> = managed.collect();
@@ -101,10 +109,11 @@ fn managed(view: &StoreView, rotation: Option<StoreRotation>) -> Store {
         used_by: Vec::new(),
         measures: measured.and_then(|measured| measures(measured, view)),
         disk: None,
+        login: None,
     }
 }
 
-fn rotation(view: &RotationView, environment: &View) -> StoreRotation {
+fn rotation(view: &RotationView, environment: &View, work: Option<&str>) -> StoreRotation {
     let rotation = &view.rotation;
     let (rollout, holders) = match rotation.phase() {
         RotationPhase::Replacing { holders, restart } => (*restart, Some(holders)),
@@ -112,7 +121,8 @@ fn rotation(view: &RotationView, environment: &View) -> StoreRotation {
         | RotationPhase::Preparing
         | RotationPhase::Verifying
         | RotationPhase::Counting
-        | RotationPhase::Closing { .. } => (None, None),
+        | RotationPhase::Closing { .. }
+        | RotationPhase::Renewing => (None, None),
     };
     let instances = holders.into_iter().flat_map(|holders| &holders.instances);
     let runs = holders.into_iter().flat_map(|holders| &holders.runs);
@@ -125,7 +135,9 @@ fn rotation(view: &RotationView, environment: &View) -> StoreRotation {
         holders: holders
             .chain(runs.map(|run| format!("job run {run}")))
             .collect(),
-        waits_for: restart_waits_for(environment).filter(|_| rotation.wants_restart()),
+        waits_for: restart_waits_for(environment)
+            .filter(|_| rotation.wants_restart())
+            .or_else(|| work.map(str::to_owned)),
         failure: rotation.failure().map(str::to_owned),
         is_taken_back: rotation.is_taken_back(),
         rotated_at: view.settled_at.map(At),
@@ -161,6 +173,7 @@ pub(crate) fn rotation_event(
             format!("does not get rid of its old password: {reason}"),
         ),
         RotationEvent::Opened
+        | RotationEvent::Closed
         | RotationEvent::Counted { .. }
         | RotationEvent::Ordered { .. }
         | RotationEvent::Released => return None,
@@ -201,6 +214,7 @@ fn external(name: &StoreName, store: &StoreSpec, spec: Option<&AppSpec>) -> Stor
         used_by: used_by(name, spec),
         measures: None,
         disk: None,
+        login: None,
     }
 }
 

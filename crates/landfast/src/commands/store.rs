@@ -162,10 +162,21 @@ fn rotation_words(rotation: &StoreRotation) -> String {
                 |waits_for| format!("{given}; the others are replaced once {waits_for}"),
             )
         }
-        ("closing", _) => "no instance has the old password; its login is removed".to_owned(),
+        ("closing", _) => waits_with(
+            "no instance has the old password; its login is removed",
+            waits_for,
+        ),
+        ("renewing", _) => waits_with("Landfast's own password is changed", waits_for),
         (other, _) => other.to_owned(),
     };
     format!("{words}{failure}")
+}
+
+fn waits_with(words: &str, waits_for: Option<&str>) -> String {
+    waits_for.map_or_else(
+        || words.to_owned(),
+        |waits_for| format!("{words} once {waits_for}"),
+    )
 }
 
 /// Asks for what is to be deleted, by its whole name. Without a terminal nobody can be asked.
@@ -376,13 +387,13 @@ async fn connect(
     }
     let known = client.store(scope, store).await?;
     let address = known.address.clone();
-    let shown =
-        serde_json::json!({ "engine": known.engine, "address": address, "login": "operator" });
+    let login = known.login.unwrap_or_else(|| "operator".to_owned());
+    let shown = serde_json::json!({ "engine": known.engine, "address": address, "login": login });
     print(printer, &shown, || {
         let address = address.unwrap_or_else(|| "somewhere else".to_owned());
         vec![
             format!(
-                "{} {store} is at {address}, for the login `operator`",
+                "{} {store} is at {address}, for the login `{login}`",
                 known.engine
             ),
             format!(
