@@ -241,23 +241,7 @@ impl Shared {
         // In the order they were asked for.
         let permit = self.fetching.acquire().await;
         let _permit = permit.map_err(|error| BackupError::Stopped(error.to_string()))?;
-        let fetched = segment_bytes(&self.archive, &self.ledger, &self.plan, segment).await;
-        let bytes = match fetched {
-            // An archiver that runs meanwhile has put its pieces together.
-            Err(BackupError::Repository(RepositoryError::Missing { name })) => {
-                let newer = self.archive.load().await?;
-                let missing = || RepositoryError::Missing { name: name.clone() };
-                let newer = newer.ok_or_else(missing)?.ledger;
-                let again = segment_bytes(&self.archive, &newer, &self.plan, segment).await;
-                again.map_err(|error| {
-                    if matches!(error, BackupError::Stopped(_)) {
-                        return missing().into();
-                    }
-                    error
-                })?
-            }
-            fetched => fetched?,
-        };
+        let bytes = segment_of_live(&self.archive, &self.ledger, &self.plan, segment).await?;
         self.write(&segment.file_name(self.ledger.segment_bytes()), &bytes)
     }
 
@@ -267,6 +251,37 @@ impl Shared {
         written.map_err(BackupError::io("write", &path))?;
         Ok(path)
     }
+}
+
+/// The same where an archiver may be running: what it has put together since the ledger was read is read instead.
+async fn segment_of_live(
+    archive: &Archive,
+    ledger: &Ledger,
+    plan: &RestorePlan,
+    segment: Segment,
+) -> Result<Vec<u8>, BackupError> {
+    let mut found = segment_bytes(archive, ledger, plan, segment).await;
+    // The ledger speaks of what was put together before the pieces go. So one that still speaks of this one means that it is lost.
+    while let Err(BackupError::Repository(RepositoryError::Missing { name })) = &found {
+        let name = name.clone();
+        let Some(newer) = archive.load().await? else {
+            break;
+        };
+        let pieces = newer.ledger.pieces_of(segment);
+        let mut names = pieces
+            .iter()
+            .map(|piece| archive.piece_path(piece.key(segment.timeline)));
+        if names.any(|other| other == name) {
+            break;
+        }
+        found = match segment_bytes(archive, &newer.ledger, plan, segment).await {
+            Err(BackupError::Stopped(_)) => {
+                return Err(RepositoryError::Missing { name }.into());
+            }
+            again => again,
+        };
+    }
+    found
 }
 
 /// A segment as it is handed out: every piece verified, nothing behind the end of the plan.
@@ -300,11 +315,7 @@ async fn segment_bytes(
     }
     let mut bytes = Vec::new();
     for piece in ledger.pieces_of(segment) {
-        let key = landfast_backup::PieceKey {
-            timeline: segment.timeline,
-            from: piece.from,
-            to: piece.to,
-        };
+        let key = piece.key(segment.timeline);
         let part = archive.piece(key, Some(piece.digest)).await?;
         // A segment that was closed is one piece.
         if part.len() as u64 == size.get() {
@@ -334,7 +345,7 @@ pub(crate) async fn expected_end(
     let mut joined = Vec::new();
     let mut segment = Segment::of(last.timeline, Lsn(last.to.0.saturating_sub(1)), size);
     loop {
-        let mut bytes = segment_bytes(archive, ledger, plan, segment).await?;
+        let mut bytes = segment_of_live(archive, ledger, plan, segment).await?;
         bytes.extend_from_slice(&joined);
         joined = bytes;
         let start = segment.start(size);

@@ -95,6 +95,17 @@ pub struct Piece {
     pub boundary: Lsn,
 }
 
+impl Piece {
+    /// Which object holds it.
+    pub fn key(&self, timeline: Timeline) -> PieceKey {
+        PieceKey {
+            timeline,
+            from: self.from,
+            to: self.to,
+        }
+    }
+}
+
 /// Which object holds a piece.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PieceKey {

@@ -49,14 +49,16 @@ async fn postgres_tells_locks_rewrites_and_what_it_logged() {
             "postgres",
             "CREATE TABLE items (id bigint PRIMARY KEY, amount int, note text);
              INSERT INTO items SELECT n, n, repeat('x', 50) FROM generate_series(1, 20000) n;
-             CREATE TABLE shops (id bigint PRIMARY KEY)",
+             CREATE TABLE shops (id bigint PRIMARY KEY);
+             CREATE FUNCTION slow(note text) RETURNS text IMMUTABLE LANGUAGE plpgsql
+                 AS 'BEGIN PERFORM pg_sleep(0.05); RETURN note; END'",
         )
         .unwrap();
     let statements = [
         "ALTER TABLE items ADD COLUMN a bigint DEFAULT 0;",
         "ALTER TABLE items ALTER COLUMN amount TYPE bigint;",
         "CREATE INDEX i1 ON items (amount);",
-        "-- landfast: transaction=off\nCREATE INDEX CONCURRENTLY i2 ON items (note);",
+        "-- landfast: transaction=off\nCREATE INDEX CONCURRENTLY i2 ON items (slow(note)) WHERE id <= 20;",
         "-- landfast: batch=items.id batch_size=5000\nUPDATE items SET a = 1 WHERE id > :from AND id <= :to;",
         "CREATE TABLE fresh (id bigint);\nALTER TABLE fresh ADD COLUMN a text;",
         "ALTER TABLE shops RENAME TO stores;\nSELECT pg_sleep(0.2);",
