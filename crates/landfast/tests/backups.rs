@@ -24,12 +24,16 @@ use rustix::process::{Pid, Signal};
 use serde_json::Value;
 use support::{
     disk::Disk,
+    host::Host,
     shop::{ITEMS, Shop},
 };
 
 /// Backed up into a folder of the host, with a check of its own.
 fn shop() -> (Shop, PathBuf) {
-    let shop = Shop::beside_others("postgres");
+    backed_up(Shop::beside_others("postgres"))
+}
+
+fn backed_up(shop: Shop) -> (Shop, PathBuf) {
     let to = shop.host.path("backups");
     let backup = format!(
         "migrations = \"migrations\"\n\n[stores.main.backup]\nto = \"{}\"\nship = \"1s\"\n\n\
@@ -351,24 +355,32 @@ fn what_stays_wrong_is_told_once_and_outlives_the_server() {
 
 #[test]
 fn a_disk_that_gets_full_is_told_before_it_is() {
-    let (shop, _to) = shop();
-    until_proven(&shop);
-    let hook = Hook::start();
+    let mut disk = None;
+    let shop = Shop::on("postgres", || {
+        let host = Host::start();
+        disk = Some(Disk::mount(&host.path("state/stores"), "500m"));
+        host
+    });
+    let (disk, hook) = (disk.unwrap(), Hook::start());
     shop.edit("[deploy]\n", &hook.line());
-    shop.ok(&["deploy", "--wait", "seal"]);
-    // Where what waits to be shipped lies; the archiver goes on in what it has open.
-    let folder = shop.host.path("state/b");
-    let spool = fs::read_dir(&folder).unwrap().next().unwrap().unwrap();
-    let disk = Disk::mount(&spool.path(), "100m");
-    let ballast = disk.fill(10 << 20);
-    let mount = spool.path().display().to_string();
-    shop.host
-        .until("it is told", || hook.told("disk").concat().contains(&mount));
-    let said = hook.told("disk").concat();
-    assert!(said.contains("% full"), "{said}");
+    let (shop, _to) = backed_up(shop);
+    until_proven(&shop);
+    let is_of_store = |text: &String| text.contains("state/stores") && text.contains("% full");
+    let told = |state| {
+        hook.told(state)
+            .iter()
+            .filter(|text| is_of_store(text))
+            .count()
+    };
+    assert_eq!(told("disk"), 0, "{:?}", hook.told("disk"));
+    let ballast = disk.fill(80 << 20);
+    shop.host.until("it is told", || told("disk") == 1);
     let status = shop.ok(&["status"]);
-    assert!(status.contains("% full"), "{status}");
+    assert!(is_of_store(&status), "{status}");
+    assert_eq!(troubles(&shop), "[]", "it can be gone back to all the same");
     fs::remove_file(ballast).unwrap();
+    shop.host.until("it is over", || told("well") == 1);
+    assert_eq!(told("disk"), 1);
     drop(disk);
 }
 

@@ -1,6 +1,13 @@
 //! The loop of the backups of one store: it keeps the archiver running, begins what is due or asked for, and writes down the end.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use landfast_backup::BackupState;
 use landfast_backup_postgres::{
@@ -286,8 +293,8 @@ impl Keeper {
                     }
                     if room_at <= now() {
                         room_at = now() + ROOM_EVERY;
-                        let disk = self.full_disk();
-                        self.show(|view| view.disk = disk);
+                        let disks = self.full_disks();
+                        self.show(|view| view.disks = disks);
                     }
                     self.tell_trouble();
                     self.tell_standing().await;
@@ -695,25 +702,29 @@ impl Keeper {
         self.save().await;
     }
 
-    /// Where a disk gets full that the store or what waits for the repository lies on.
-    fn full_disk(&self) -> Option<String> {
-        let most = match self.book.told.contains_key("disk") {
-            true => CALM_PERCENT,
-            false => FULL_PERCENT,
-        };
+    /// The disks that get full, of those that the store and what waits for the repository lie on.
+    fn full_disks(&self) -> BTreeMap<String, String> {
         let store = stores::places(&self.shared, &self.scope, &self.store).folder;
         let spool = work::scratch(&self.shared, &self.scope, &self.store);
-        let full = |folder: std::path::PathBuf| {
+        let disk = |folder: &Path| fs::metadata(folder).ok().map(|about| about.dev());
+        let spool = Some(spool).filter(|spool| disk(spool) != disk(&store));
+        let full = |(topic, folder): (&str, PathBuf)| {
             let told = rustix::fs::statvfs(&folder).ok()?;
             let bytes = |blocks: u64| Bytes(blocks.saturating_mul(told.f_frsize));
-            let used = told.f_blocks.saturating_sub(told.f_bavail) * 100 / told.f_blocks.max(1);
-            let (free, total) = (bytes(told.f_bavail), bytes(told.f_blocks));
-            (used >= most).then(|| {
-                let folder = folder.display();
-                format!("the disk of `{folder}` is {used} % full: {free} of {total} are left")
-            })
+            // As `df` counts: what root alone may use is neither taken nor free.
+            let taken = told.f_blocks.saturating_sub(told.f_bfree);
+            let percent = (taken * 100).div_ceil((taken + told.f_bavail).max(1));
+            let most = match self.book.told.contains_key(topic) {
+                true => CALM_PERCENT,
+                false => FULL_PERCENT,
+            };
+            let (folder, free) = (folder.display(), bytes(told.f_bavail));
+            let text = format!("the disk of `{folder}` is {percent} % full: {free} are left");
+            (percent >= most).then(|| (topic.to_owned(), text))
         };
-        [store, spool].into_iter().find_map(full)
+        let spool = spool.map(|spool| ("disk of the log", spool));
+        let both = [("disk of the store", store)].into_iter().chain(spool);
+        both.filter_map(full).collect()
     }
 
     /// Tells whoever the manifest names, and the log.

@@ -233,8 +233,8 @@ pub struct BackupView {
     pub drill: Option<DrillRecord>,
     /// The newest drill of each kind.
     pub drills: BTreeMap<Kind, DrillRecord>,
-    /// Where the disk of the store or of what waits to be shipped gets full.
-    pub disk: Option<String>,
+    /// Disks that get full, of the store and of what waits to be shipped: a topic and a sentence.
+    pub disks: BTreeMap<String, String>,
     /// How long a restore to the newest moment would take.
     pub rto: Option<Duration>,
     /// Since when the manifest wants it backed up.
@@ -333,7 +333,9 @@ impl BackupView {
         };
         put("unproven", "unproven", self.unproven(now));
         put("drill", "failed", self.drill_failed());
-        put("disk", "disk", self.disk.clone());
+        for (topic, text) in &self.disks {
+            put(topic, "disk", Some(text.clone()));
+        }
         let damaged = self
             .findings
             .first()
@@ -557,7 +559,7 @@ fn begin(shared: &Arc<Shared>, scope: &Scope, name: &StoreName, wanted: Wanted) 
         ended: BTreeMap::new(),
         drill: None,
         drills: BTreeMap::new(),
-        disk: None,
+        disks: BTreeMap::new(),
         rto: None,
         since: shared.clock.now(),
     };
@@ -644,7 +646,7 @@ mod tests {
             ended: BTreeMap::new(),
             drill: None,
             drills: BTreeMap::new(),
-            disk: None,
+            disks: BTreeMap::new(),
             rto: None,
             since: Timestamp::EPOCH,
         }
@@ -693,8 +695,9 @@ mod tests {
         ]
         .into();
         view.findings = vec!["`packs/1` is missing".into(), "`packs/2` is missing".into()];
-        view.disk = Some("the disk of `/data` is 83 % full".into());
-        let told = ["damaged", "disk", "the full backup"];
+        let full = ("disk of the store", "the disk of `/data` is 83 % full");
+        view.disks = [(full.0.to_owned(), full.1.to_owned())].into();
+        let told = ["damaged", "disk of the store", "the full backup"];
         assert_eq!(topics(&view, 50 * HOUR), told);
         let text = &view.standing(Timestamp::EPOCH)["damaged"].1;
         assert_eq!(

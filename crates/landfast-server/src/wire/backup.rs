@@ -220,7 +220,8 @@ fn problem(error: &WorkError) -> Problem {
 pub(crate) fn backup_troubles(views: &[Arc<BackupView>], now: Timestamp) -> Vec<Trouble> {
     let each = views.iter().flat_map(|view| {
         let store = &view.store;
-        let troubles = view.troubles(now).into_iter().chain(view.disk.clone());
+        let disks = view.disks.values().cloned();
+        let troubles = view.troubles(now).into_iter().chain(disks);
         troubles.map(move |text| Trouble {
             text: format!("backups of `{store}`: {text}"),
             hint: Some(format!(
