@@ -185,6 +185,7 @@ fn reason_word(reason: KeepReason) -> &'static str {
         KeepReason::Wal => "moments behind it are reached from it",
         KeepReason::Bad => "bad, for a look",
         KeepReason::Newer => "newer than the newest good one",
+        KeepReason::Proven => "the one that a drill has proven last",
     }
 }
 
