@@ -155,11 +155,7 @@ impl Driver {
         Ok(())
     }
 
-    async fn ship_history(
-        &mut self,
-        timeline: Timeline,
-        path: &Path,
-    ) -> Result<(), BackupError> {
+    async fn ship_history(&mut self, timeline: Timeline, path: &Path) -> Result<(), BackupError> {
         if self.writer.ledger.history_digest(timeline).is_some() {
             return Ok(());
         }
