@@ -204,9 +204,22 @@ pub struct DumpDrillRequest {
     /// For a copy of the dump, the data of the server, and its socket: a short path, ours alone. What is in it is removed.
     pub scratch: PathBuf,
     pub checks: Vec<SqlCheck>,
+    /// The data of an empty server lie in `d` of the scratch folder already, made by `initdb` with [`INITDB`] as the user of the
+    /// programs: it looks for the name of that user, who may have none. Otherwise they are made.
+    pub is_made: bool,
     /// Reads every page and index too.
     pub reads_everything: bool,
 }
+
+/// Arguments of `initdb` for a server that is thrown away.
+pub const INITDB: [&str; 6] = [
+    "--username=postgres",
+    "--auth=trust",
+    "--encoding=UTF8",
+    "--locale=C",
+    "--no-sync",
+    "--no-instructions",
+];
 
 /// What a drill of a dump has shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -246,7 +259,7 @@ pub async fn drill_dump(
         request.scratch.join("r"),
         request.scratch.join("x"),
     );
-    for folder in [&data, &run, &copy] {
+    for folder in [&run, &copy] {
         emptied(folder)?;
     }
     let mut phases = DrillPhases::default();
@@ -260,6 +273,10 @@ pub async fn drill_dump(
     phases.plan = step.elapsed();
     let step = clock::instant();
     on_step("bringing up an empty server".to_owned());
+    if !request.is_made {
+        emptied(&data)?;
+        make_data(&request.programs, &data).await?;
+    }
     let (server, mut running) = scratch_server(&request.programs, &data, &run).await?;
     phases.restore = step.elapsed();
     let step = clock::instant();
@@ -323,30 +340,26 @@ fn emptied(folder: &Path) -> Result<(), BackupError> {
     }
 }
 
+async fn make_data(programs: &Programs, data: &Path) -> Result<(), BackupError> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    let make = || {
+        fs::DirBuilder::new().mode(0o700).create(data)?;
+        own_tree(data, programs.user)
+    };
+    make().map_err(BackupError::io("make", data))?;
+    let mut initdb = programs.program("initdb").args(INITDB);
+    initdb.user = programs.user;
+    let made = child::run(&initdb.arg("--pgdata").arg(data)).await;
+    made.map(drop).map_err(BackupError::Program)
+}
+
 /// An empty server, on a socket of its own and on no network.
 async fn scratch_server(
     programs: &Programs,
     data: &Path,
     run: &Path,
 ) -> Result<(Server, Running), BackupError> {
-    use std::os::unix::fs::DirBuilderExt as _;
-    let make = || {
-        fs::DirBuilder::new().mode(0o700).create(data)?;
-        own_tree(data, programs.user)?;
-        make_configuration(run, programs.user)
-    };
-    make().map_err(BackupError::io("make", data))?;
-    let mut initdb = programs.program("initdb").args([
-        "--username=postgres",
-        "--auth=trust",
-        "--encoding=UTF8",
-        "--locale=C",
-        "--no-sync",
-        "--no-instructions",
-    ]);
-    initdb.user = programs.user;
-    let made = child::run(&initdb.arg("--pgdata").arg(data)).await;
-    made.map_err(BackupError::Program)?;
+    make_configuration(run, programs.user).map_err(BackupError::io("make", run))?;
     let mut program = programs.program("postgres").arg("-D").arg(data);
     program.user = programs.user;
     let folder = run.display();

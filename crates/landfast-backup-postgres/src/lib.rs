@@ -34,7 +34,8 @@ pub use crate::{
     base_backup::{BackupProgress, BackupRequest, back_up},
     drill::{DrillReport, DrillRequest, SqlCheck, drill, schema_digest},
     dump::{
-        DUMP, DumpDrill, DumpDrillRequest, DumpProgress, DumpRequest, DumpSource, drill_dump, dump,
+        DUMP, DumpDrill, DumpDrillRequest, DumpProgress, DumpRequest, DumpSource, INITDB,
+        drill_dump, dump,
     },
     error::BackupError,
     prune::{Pruned, prune},

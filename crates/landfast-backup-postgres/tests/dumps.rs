@@ -93,6 +93,7 @@ impl World {
                 sql: sql.into(),
                 expected: expected.into(),
             }],
+            is_made: false,
             reads_everything: true,
         };
         let loaded = self.series.load().await.unwrap();

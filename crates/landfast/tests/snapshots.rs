@@ -265,7 +265,7 @@ fn a_database_of_somebody_else_is_dumped_proven_and_exported() {
     assert_eq!(shown["interval_ms"], DAY_MS);
     assert_eq!(shown["troubles"].to_string(), "[]", "{shown}");
     let checks = shown["drill"]["checks"].to_string();
-    for name in ["1000 rows in 1 tables", "schema", "items"] {
+    for name in ["1000 rows in", "schema", "items"] {
         assert!(checks.contains(name), "{checks}");
     }
     let said = world.ok(&["backup", "list"]);

@@ -13,8 +13,8 @@ use landfast_backup_files::{
     FilesError, Loaded, Series, Snapshot, SnapshotRequest, prune, restore, snapshot, verify,
 };
 use landfast_backup_postgres::{
-    DUMP, DumpDrillRequest, DumpRequest, DumpSource, Finding, Programs, Pruned, SqlCheck, Verified,
-    drill_dump, dump,
+    DUMP, DumpDrillRequest, DumpRequest, DumpSource, Finding, INITDB, Programs, Pruned, SqlCheck,
+    Verified, drill_dump, dump,
 };
 use landfast_datastore::programs;
 use landfast_datastore_client::PostgresAddress;
@@ -329,9 +329,16 @@ async fn try_drill(
                 return Err(WorkError::new("the newest backup is no dump", "make one"));
             };
             let checks = context.spec.drill.checks.iter();
+            let programs = tools(context, *server_version).await?;
+            let (shared, scope, name) = (&context.shared, &context.scope, &context.name);
+            let owner = stores::owner_of(scope, name);
+            let (maker, data) = (programs.folder.join("initdb"), scratch.join("d"));
+            let made = stores::make_throwaway(shared, owner, &maker, &INITDB, &data).await;
+            made.map_err(|reason| WorkError::new(reason, "look at the server's log"))?;
             let request = DumpDrillRequest {
                 series: context.series.clone(),
-                programs: tools(context, *server_version).await?,
+                programs,
+                is_made: true,
                 scratch: scratch.clone(),
                 checks: checks
                     .map(|(name, check)| SqlCheck {

@@ -41,7 +41,7 @@ pub(crate) use self::{
     connections::{connections, secret_of_store},
     copy::{BUSY, DatabaseCopy},
     credentials::rewrap as rewrap_credential,
-    host::{access, find, owner_of, places},
+    host::{access, find, make_throwaway, owner_of, places},
 };
 pub use self::{
     credentials::COLLECTION as CREDENTIALS,
