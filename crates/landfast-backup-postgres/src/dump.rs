@@ -452,9 +452,9 @@ async fn counted(server: &Server) -> Result<(u64, u64), BackupError> {
 
 impl From<FilesError> for BackupError {
     fn from(error: FilesError) -> Self {
-        match error {
-            FilesError::Repository(error) => Self::Repository(error),
-            error => Self::Files(error),
+        if let FilesError::Repository(error) = error {
+            return Self::Repository(error);
         }
+        Self::Files(error)
     }
 }

@@ -462,7 +462,7 @@ pub static CATALOGUE: &[Key] = &[
 
     key("volumes", Kind::Tables, "Volumes that are backed up, by the names that services and jobs give them. Where they lie is said there.", "")
         .aliases(&["volume"]),
-    key("volumes.*.backup", Kind::Table, "Backups of a volume: snapshots, in which what has not changed is not stored again. Databases of SQLite in it are taken whole while they are written. Sealed and proven as those of stores.", "{ to = \"/backup/flextime\" }").required()
+    key("volumes.*.backup", Kind::Table, "Backups of a volume: snapshots, in which what has not changed is not stored again. Databases of SQLite in it are taken whole while they are written. Sealed and proven as those of stores.", "{ to = \"/backup/flextime\" }")
         .aliases(&["backups", "archive"]),
     key("volumes.*.backup.to", Kind::BackupPlace, "As for stores.", "\"s3://bucket/flextime\"")
         .required().aliases(&["repository", "destination", "url"]),

@@ -140,7 +140,6 @@ fn a_volume_is_backed_up_by_its_name() {
     assert_eq!(volume.backup.full.as_str(), "0 2 * * 7 UTC");
     assert_eq!(volume.backup.keep, Duration::from_secs(30 * 86_400));
     for (text, expected) in [
-        ("[volumes.uploads]\n", "`backup` is missing"),
         (
             "[volumes.other.backup]\nto = \"/b\"\n",
             "no service or job has a volume `other`",

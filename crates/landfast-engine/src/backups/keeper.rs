@@ -9,6 +9,7 @@ use landfast_backup_postgres::{
     WalStatus, forget_slot,
 };
 use landfast_datastore::{Phase, Store};
+use landfast_spec::RepositorySpec;
 use landfast_types::{Scope, StoreName, Timestamp};
 use serde_json::json;
 use tokio::{
@@ -861,7 +862,17 @@ async fn begin(
         Source::Volume { path } if !path.is_dir() => {
             return failed(format!("the folder `{}` is not there yet", path.display()));
         }
-        Source::Volume { .. } => Some("_volumes"),
+        Source::Volume { path } => {
+            if let RepositorySpec::Folder { path: to } = &wanted.spec.to
+                && std::path::Path::new(to).starts_with(path)
+            {
+                let path = path.display();
+                return failed(format!(
+                    "the repository `{to}` lies in the volume `{path}`, which would hold itself ever more often (choose another `to`)"
+                ));
+            }
+            Some("_volumes")
+        }
     };
     if let Some(folder) = folder {
         let (to, secrets) = (&wanted.spec.to, &wanted.secrets);

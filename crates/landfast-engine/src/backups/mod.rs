@@ -282,11 +282,16 @@ impl BackupView {
 
     /// Whether it is backed up as the manifest wants it, just now.
     pub fn is_up(&self, now: Timestamp) -> bool {
-        let is_fresh = match &self.wal {
-            Some(wal) => !wal.is_late && self.restorable().is_some(),
-            None => self.source != Source::Log && !self.is_overdue(now),
+        let is_fresh = match self.source {
+            Source::Log => {
+                let wal = self.wal.as_ref();
+                wal.is_some_and(|wal| !wal.is_late) && self.restorable().is_some()
+            }
+            Source::Dumps { .. } | Source::Volume { .. } => {
+                self.restorable_to().is_some() && !self.is_overdue(now)
+            }
         };
-        self.trouble.is_none() && self.restorable_to().is_some() && is_fresh
+        self.trouble.is_none() && is_fresh
     }
 
     /// What is wrong now, worst first. Empty is green.
