@@ -350,8 +350,7 @@ async fn try_drill(
                     .collect(),
                 reads_everything: is_full,
             };
-            let drilled =
-                drill_dump(&request, &loaded, Some(&newest.id), |step| tell(step)).await?;
+            let drilled = drill_dump(&request, &loaded, Some(&newest.id), tell).await?;
             let mut checks = drilled.checks;
             for check in checks.iter_mut().filter(|check| check.name == "rows") {
                 check.name = format!("{} rows in {} tables", drilled.rows, drilled.tables);
