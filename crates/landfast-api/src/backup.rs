@@ -11,25 +11,51 @@ use crate::{At, Problem};
 /// The backups of an environment's stores.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct BackupList {
-    /// In order of store.
+    /// In order of their names; volumes are among them.
     pub stores: Vec<StoreBackups>,
 }
 
-/// How the backups of one store stand. Green is: no `troubles`, and a drill that passed.
+/// How something is backed up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum BackupSource {
+    /// A managed database: its log, and base backups.
+    #[default]
+    Log,
+    /// A database of somebody else: dumps.
+    Dumps,
+    /// A volume: snapshots.
+    Volume,
+    /// Of a newer server.
+    #[serde(other)]
+    Unknown,
+}
+
+/// How the backups of one store or volume stand. Green is: no `troubles`, and a drill that passed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StoreBackups {
+    /// The name of the store or the volume.
     pub store: String,
     /// The store that serves the name and is archived, where it is another one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub served_by: Option<String>,
+    #[serde(default)]
+    pub source: BackupSource,
     /// The repository.
     pub to: String,
-    /// How far a restore reaches, as read back from the repository: the time of the newest heartbeat in it.
+    /// How far a restore reaches, as read back from the repository: the time of the newest heartbeat in it, or when the newest dump or
+    /// snapshot began.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restorable_to: Option<At>,
     /// The same as a place in the server's log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restorable_lsn: Option<String>,
+    /// What would be lost with the server or the host now: how long ago that is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rpo_ms: Option<u64>,
+    /// What would be lost at the most: the time between two dumps or snapshots. A log is not shipped by such a clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval_ms: Option<u64>,
     /// When that was read back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confirmed_at: Option<At>,
@@ -60,7 +86,7 @@ pub struct StoreBackups {
     pub ended: BTreeMap<String, BackupEnded>,
 }
 
-/// One base backup.
+/// One base backup, dump or snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Backup {
     pub id: String,
@@ -70,15 +96,19 @@ pub struct Backup {
     /// Why it is bad: never restored from, kept for a look.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bad: Option<String>,
-    /// Of the database's files.
+    /// Of the files in it.
     pub bytes: u64,
     /// What it added to the repository.
     pub stored_bytes: u64,
     /// The backup it was compared with; a full one has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<String>,
-    /// From this place of the server's log on it is consistent.
-    pub lsn: String,
+    /// From this place of the server's log on it is consistent; a dump or a snapshot has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lsn: Option<String>,
+    /// What is not in it as one would expect, such as a socket that was left out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// A named place to go back to.
@@ -187,7 +217,7 @@ pub enum RestoreTarget {
 pub struct RestoreRequest {
     #[serde(default)]
     pub target: RestoreTarget,
-    /// The name of a new store that the copy becomes.
+    /// The name of a new store that the copy becomes; of a volume, the name of a folder beside it. A dump becomes none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store: Option<String>,
     /// A folder of the server's host that is not there yet.
@@ -202,7 +232,7 @@ pub struct RestoreRequest {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Restored {
     pub backup: String,
-    /// Where it ended.
+    /// Where it ended: a place of the log, or when the snapshot was taken.
     pub reached: String,
     /// The time of the newest heartbeat in it.
     #[serde(default, skip_serializing_if = "Option::is_none")]

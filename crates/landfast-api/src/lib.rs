@@ -38,8 +38,8 @@ pub use crate::{
     at::{At, AtError},
     backup::{
         Backup, BackupEnded, BackupFrame, BackupKey, BackupKeyText, BackupList, BackupRequest,
-        BackupWork, Drill, DrillCheck, DrillRequest, PruneRequest, RestorePoint, RestoreRequest,
-        RestoreTarget, Restored, StoreBackups,
+        BackupSource, BackupWork, Drill, DrillCheck, DrillRequest, PruneRequest, RestorePoint,
+        RestoreRequest, RestoreTarget, Restored, StoreBackups,
     },
     certificate::{
         Certificate, CertificateAlert, CertificateList, CertificateSource, CertificateState,

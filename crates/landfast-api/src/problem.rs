@@ -227,8 +227,8 @@ codes! {
     /// The server orders no certificates: it was started with `--acme-off`, or listens on neither port 80 nor 443 and
     /// was given no directory. Certificates that were obtained before serve on.
     AcmeOff, "acme-off", 409, "ACME is off", Some("start the server without `--acme-off`, or with `--acme-directory`");
-    /// The manifest wants no backups of this store, or nothing with it was deployed yet.
-    BackupsUnknown, "backups-unknown", 404, "the store is not backed up", Some("write `backup = { to = … }` in the store's table and deploy; `landfast backup list` lists those that are");
+    /// The manifest wants no backups of this store or volume, or nothing with it was deployed yet.
+    BackupsUnknown, "backups-unknown", 404, "it is not backed up", Some("write `backup = { to = … }` in the table of the store or volume and deploy; `landfast backup list` lists those that are");
     /// Work on the backups of this store is under way, or its server is not archived just now. One piece of work is done at a
     /// time.
     BackupsNotNow, "backups-not-now", 409, "not possible with these backups now", Some("`landfast backup list` shows what is under way, and what is wrong");

@@ -318,7 +318,7 @@ impl<R: Read> Read for Counting<'_, R> {
     }
 }
 
-fn blocking_file(pipe: io::Result<OwnedFd>) -> io::Result<File> {
+pub(crate) fn blocking_file(pipe: io::Result<OwnedFd>) -> io::Result<File> {
     let pipe = pipe?;
     let flags = rustix::fs::fcntl_getfl(&pipe)?;
     rustix::fs::fcntl_setfl(&pipe, flags - rustix::fs::OFlags::NONBLOCK)?;

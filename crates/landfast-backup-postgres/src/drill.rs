@@ -122,14 +122,14 @@ pub async fn drill(
     })
 }
 
-fn check(name: &str, wrong: Result<(), String>) -> Check {
+pub(crate) fn check(name: &str, wrong: Result<(), String>) -> Check {
     Check {
         name: name.to_owned(),
         wrong: wrong.err(),
     }
 }
 
-async fn amcheck(programs: &Programs, server: &Server) -> Check {
+pub(crate) async fn amcheck(programs: &Programs, server: &Server) -> Check {
     let program = server.reach(programs.program("pg_amcheck"), None);
     let program = program.args(["--all", "--install-missing", "--heapallindexed"]);
     check("pg_amcheck", child::run(&program).await.map(drop))
@@ -144,7 +144,7 @@ async fn checksums(programs: &Programs, data: &PathBuf) -> Check {
     check("pg_checksums", child::run(&program).await.map(drop))
 }
 
-async fn sql_check(server: &Server, wanted: &SqlCheck) -> Check {
+pub(crate) async fn sql_check(server: &Server, wanted: &SqlCheck) -> Check {
     let asked = async {
         let session = server.connect_to(&wanted.database).await?;
         let rows = session.client.simple_query(&wanted.sql).await;

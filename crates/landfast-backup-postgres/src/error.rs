@@ -3,6 +3,7 @@
 use std::{io, path::PathBuf};
 
 use landfast_backup::{LedgerError, Lsn, PlanError, Timeline};
+use landfast_backup_files::FilesError;
 use landfast_repository::{KeyError, RepositoryError, TreeError};
 
 /// Why something about the backups of a PostgreSQL server failed. Never holds a password or a key.
@@ -10,6 +11,8 @@ use landfast_repository::{KeyError, RepositoryError, TreeError};
 pub enum BackupError {
     #[error(transparent)]
     Repository(#[from] RepositoryError),
+    #[error(transparent)]
+    Files(FilesError),
     #[error(transparent)]
     Key(#[from] KeyError),
     #[error(transparent)]
@@ -100,13 +103,16 @@ impl BackupError {
             self,
             Self::Ledger(_) | Self::Unsound(_) | Self::WalUnusable { .. }
         );
-        names_objects || matches!(self, Self::Repository(error) if error.bad_object().is_some())
+        names_objects
+            || matches!(self, Self::Repository(error) if error.bad_object().is_some())
+            || matches!(self, Self::Files(error) if error.is_damage())
     }
 
     /// What to do next.
     pub fn hint(&self) -> String {
         match self {
             Self::Repository(error) => error.hint(),
+            Self::Files(error) => error.hint(),
             Self::Key(error) => error.hint(),
             Self::Plan(error) => error.hint(),
             Self::Ledger(LedgerError::PageMissing { .. } | LedgerError::PageChanged { .. }) => {

@@ -6,7 +6,7 @@
 //!
 //! [`WalArchiver`] runs as long as the server does and is the only writer of the ledger. [`back_up`] makes a base backup through it,
 //! [`restore`] brings a copy up beside the old server, [`verify`] reads every byte, [`prune`] removes what may go, [`drill`] proves
-//! a backup by restoring it.
+//! a backup by restoring it. A database of somebody else, whose log cannot be streamed, is kept by [`dump`]s, and [`drill_dump`] proves them.
 //!
 //! It never writes into a folder it did not make, never changes a setting of the server that is backed up, never lets a copy archive or
 //! listen on a network, and never puts a password or a key into an argument, an error or an event.
@@ -17,6 +17,7 @@ mod base_backup;
 mod child;
 mod clock;
 mod drill;
+mod dump;
 mod error;
 mod prune;
 mod receiver;
@@ -32,6 +33,10 @@ pub use crate::{
     archive::{Archive, BackupManifest, Finding, Loaded},
     base_backup::{BackupProgress, BackupRequest, back_up},
     drill::{DrillReport, DrillRequest, SqlCheck, drill, schema_digest},
+    dump::{
+        DUMP, DumpDrill, DumpDrillRequest, DumpProgress, DumpRequest, DumpSource, INITDB,
+        drill_dump, dump,
+    },
     error::BackupError,
     prune::{Pruned, prune, remove_unfinished},
     receiver::ReceiverState,

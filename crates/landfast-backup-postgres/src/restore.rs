@@ -132,7 +132,8 @@ pub async fn restore(
 
     let begun = clock::instant();
     on_step(RestoreStep::Replaying);
-    make_run(request).map_err(BackupError::io("make", &request.run))?;
+    make_configuration(&request.run, request.programs.user)
+        .map_err(BackupError::io("make", &request.run))?;
     let user = request.programs.user;
     let wal = WalServer::start(
         archive.clone(),
@@ -266,7 +267,7 @@ impl Restored {
 }
 
 /// One port for every restored server: it listens on its own socket only.
-const PORT: u16 = 5432;
+pub(crate) const PORT: u16 = 5432;
 
 /// Files, whole and synced, in a folder that no server starts on yet but ours.
 async fn files(
@@ -316,7 +317,7 @@ fn finish_files(data: &Path, user: Option<(u32, u32)>) -> io::Result<()> {
     fs::File::open(data.join("global"))?.sync_all()
 }
 
-fn own_tree(path: &Path, user: Option<(u32, u32)>) -> io::Result<()> {
+pub(crate) fn own_tree(path: &Path, user: Option<(u32, u32)>) -> io::Result<()> {
     if user.is_none() {
         return Ok(());
     }
@@ -392,9 +393,9 @@ fn make_empty(data: &Path) -> Result<(), BackupError> {
     .map_err(BackupError::io("make", data))
 }
 
-fn make_run(request: &RestoreRequest) -> io::Result<()> {
+/// A folder for the socket of a server, with a configuration that lets its owner in and nobody else.
+pub(crate) fn make_configuration(run: &Path, user: Option<(u32, u32)>) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt as _;
-    let run = &request.run;
     match fs::remove_dir_all(run) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -405,7 +406,7 @@ fn make_run(request: &RestoreRequest) -> io::Result<()> {
     fs::write(run.join("pg_hba.conf"), "local all all trust\n")?;
     fs::write(run.join("pg_ident.conf"), "")?;
     for name in ["", "postgresql.conf", "pg_hba.conf", "pg_ident.conf"] {
-        own(&run.join(name), request.programs.user)?;
+        own(&run.join(name), user)?;
     }
     Ok(())
 }

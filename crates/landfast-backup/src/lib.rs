@@ -31,7 +31,7 @@ pub use crate::{
         AcceptedLoss, BackupId, BackupState, BackupSummary, Leg, PlanError, RestorePlan, Target,
         plan_restore,
     },
-    retention::{Keep, KeepReason, Retention, what_to_keep},
+    retention::{Keep, KeepReason, Kept, Retention, what_to_keep, which_to_keep},
     rto::{Rates, RtoEstimate, estimate_rto},
     wal::{Scan, ScanStop, XLOG_PAGE, scan_from_segment_start, scan_wal},
 };

@@ -44,6 +44,8 @@ pub enum KeepReason {
     Bad,
     /// Newer than the newest good one.
     Newer,
+    /// The one that a drill has proven last.
+    Proven,
 }
 
 /// What stays.
@@ -67,32 +69,64 @@ impl Keep {
     }
 }
 
-/// Decides what stays of an archive. Without a good backup everything does.
-pub fn what_to_keep(ledger: &Ledger, backups: &[BackupSummary], retention: &Retention) -> Keep {
-    let mut keep = Keep::default();
+/// A backup as retention sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kept {
+    pub id: BackupId,
+    pub at: Timestamp,
+    pub is_good: bool,
+}
+
+/// Decides which of backups stay that need nothing but themselves. Without a good one all do.
+pub fn which_to_keep(
+    backups: &[Kept],
+    retention: &Retention,
+) -> BTreeMap<BackupId, BTreeSet<KeepReason>> {
+    let mut keep: BTreeMap<BackupId, BTreeSet<KeepReason>> = BTreeMap::new();
+    let mut add = |backup: &Kept, reason| {
+        keep.entry(backup.id.clone()).or_default().insert(reason);
+    };
     let mut newest_first: Vec<_> = backups.iter().collect();
     newest_first.sort_by(|one, other| other.id.cmp(&one.id));
-    let is_good = |backup: &BackupSummary| backup.state == BackupState::Good;
-    let Some(last_good) = newest_first.iter().find(|backup| is_good(backup)) else {
-        for backup in newest_first {
-            keep.add(backup, KeepReason::Newer);
-        }
+    let Some(last_good) = newest_first.iter().find(|backup| backup.is_good) else {
+        newest_first
+            .iter()
+            .for_each(|backup| add(backup, KeepReason::Newer));
         return keep;
     };
-    keep.add(last_good, KeepReason::LastGood);
+    add(last_good, KeepReason::LastGood);
     let newer = newest_first
         .iter()
         .filter(|backup| backup.id > last_good.id);
-    newer.for_each(|backup| keep.add(backup, KeepReason::Newer));
-    let bad = newest_first.iter().filter(|backup| !is_good(backup));
+    newer.for_each(|backup| add(backup, KeepReason::Newer));
+    let bad = newest_first.iter().filter(|backup| !backup.is_good);
     bad.take(retention.bad)
-        .for_each(|backup| keep.add(backup, KeepReason::Bad));
-
+        .for_each(|backup| add(backup, KeepReason::Bad));
     let mut days = BTreeSet::new();
-    for backup in newest_first.iter().filter(|backup| is_good(backup)) {
+    for backup in newest_first.iter().filter(|backup| backup.is_good) {
         if days.len() < retention.daily && days.insert(day(backup.at)) {
-            keep.add(backup, KeepReason::Daily);
+            add(backup, KeepReason::Daily);
         }
+    }
+    keep
+}
+
+/// Decides what stays of an archive. Without a good backup everything does.
+pub fn what_to_keep(ledger: &Ledger, backups: &[BackupSummary], retention: &Retention) -> Keep {
+    let is_good = |backup: &BackupSummary| backup.state == BackupState::Good;
+    let alone = backups.iter().map(|backup| Kept {
+        id: backup.id.clone(),
+        at: backup.at,
+        is_good: is_good(backup),
+    });
+    let mut keep = Keep {
+        backups: which_to_keep(&alone.collect::<Vec<_>>(), retention),
+        ..Keep::default()
+    };
+    let mut newest_first: Vec<_> = backups.iter().collect();
+    newest_first.sort_by(|one, other| other.id.cmp(&one.id));
+    if !newest_first.iter().any(|backup| is_good(backup)) {
+        return keep;
     }
 
     // The oldest place that can be chosen freely, and the newest good backup before it.

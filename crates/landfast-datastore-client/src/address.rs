@@ -28,6 +28,9 @@ const KEEPALIVE_TRIES: u32 = 3;
 /// tokio-postgres' own, where the address says nothing.
 const KEEPALIVE_UNSAID: Duration = Duration::from_secs(2 * 3_600);
 
+/// What the host trusts, for PostgreSQL's own programs: before version 16 they know no word for it.
+const HOST_AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
+
 const POSTGRES_WORDS: Words = Words {
     authority: "sslrootcert",
     without_name: Some("sslmode=verify-ca"),
@@ -144,6 +147,62 @@ impl PostgresAddress {
     /// Calls the sessions by another name.
     pub fn set_application_name(&mut self, name: &str) {
         self.config.application_name(name);
+    }
+
+    /// The database it leads to.
+    pub fn database(&self) -> Option<&str> {
+        self.config.get_dbname().or(self.config.get_user())
+    }
+
+    /// The variables that lead PostgreSQL's own programs to the same server in the same way.
+    pub fn variables(&self) -> Vec<(&'static str, Secret<String>)> {
+        let config = &self.config;
+        let mut variables = Vec::new();
+        let mut add = |name, value: String| {
+            if !value.is_empty() {
+                variables.push((name, Secret::new(value)));
+            }
+        };
+        let joined = |parts: Vec<String>| parts.join(",");
+        let hosts = config.get_hosts().iter().map(|host| match host {
+            Host::Tcp(name) => name.clone(),
+            Host::Unix(folder) => folder.display().to_string(),
+        });
+        add("PGHOST", joined(hosts.collect()));
+        let addresses = config.get_hostaddrs().iter().map(ToString::to_string);
+        add("PGHOSTADDR", joined(addresses.collect()));
+        let ports = config.get_ports().iter().map(ToString::to_string);
+        add("PGPORT", joined(ports.collect()));
+        add("PGUSER", config.get_user().unwrap_or_default().to_owned());
+        add("PGDATABASE", self.database().unwrap_or_default().to_owned());
+        if let Some(password) = config.get_password() {
+            add("PGPASSWORD", String::from_utf8_lossy(password).into_owned());
+        }
+        add(
+            "PGOPTIONS",
+            config.get_options().unwrap_or_default().to_owned(),
+        );
+        add("PGCONNECT_TIMEOUT", CONNECT_MAX.as_secs().to_string());
+        let mode = match self.protection {
+            Protection::Off => "disable",
+            Protection::Preferred => "prefer",
+            Protection::Encrypted => "require",
+            Protection::Authority => "verify-ca",
+            Protection::Full => "verify-full",
+        };
+        add("PGSSLMODE", mode.to_owned());
+        let authority = match (&self.authority, self.protection) {
+            (Some(path), _) => path.display().to_string(),
+            (None, Protection::Authority | Protection::Full) => HOST_AUTHORITIES.to_owned(),
+            (None, Protection::Off | Protection::Preferred | Protection::Encrypted) => {
+                String::new()
+            }
+        };
+        add("PGSSLROOTCERT", authority);
+        if config.get_channel_binding() == ChannelBinding::Require {
+            add("PGCHANNELBINDING", "require".to_owned());
+        }
+        variables
     }
 
     /// Connects and logs in, within ten seconds.

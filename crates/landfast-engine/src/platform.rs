@@ -595,6 +595,14 @@ impl Platform {
                 });
             }
         }
+        for volume in order.spec.volumes.values() {
+            let missing = |name: &&str| !secrets.contains_key(*name);
+            if let Some(name) = volume.backup.secrets().into_iter().find(missing) {
+                return Err(DeployError::StoreSecretMissing {
+                    name: name.to_owned(),
+                });
+            }
+        }
         for (process, env, uses, delivery) in services.chain(jobs) {
             for name in secrets.keys() {
                 let path = format!("{name}_FILE");

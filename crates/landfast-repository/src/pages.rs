@@ -43,6 +43,21 @@ pub struct PageCounts {
     pub same_bytes: u64,
 }
 
+/// Whose frames a run is counted in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    Parent,
+    Own,
+}
+
+/// A file that begins with a page that was seen before.
+enum Copied {
+    /// In the parent, by its path.
+    Parent(String),
+    /// In this tree, by its place.
+    Own(usize),
+}
+
 /// What a backup is compared with.
 pub struct Parent {
     files: HashMap<String, FileMap>,
@@ -145,6 +160,10 @@ pub struct PageWriter {
     pack_frames: u32,
     pack_number: usize,
     counts: PageCounts,
+    /// By their first page, where copies are looked for.
+    copies: Option<HashMap<PageHash, Copied>>,
+    /// Of the file that was added last, what was not stored again.
+    last_same: u64,
 }
 
 /// A written tree whose packs are on their way.
@@ -181,7 +200,27 @@ impl PageWriter {
             pack_frames: 0,
             pack_number: 0,
             counts: PageCounts::default(),
+            copies: None,
+            last_same: 0,
         }
+    }
+
+    /// Compares files that the parent does not know with one that begins with the same page: a file that was moved or copied is
+    /// not stored again. Costs memory for each file.
+    #[must_use]
+    pub fn finding_copies(mut self) -> Self {
+        let parent = self.parent.clone();
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "any of those that are alike does"
+        )]
+        let known = parent.iter().flat_map(|parent| parent.files.iter());
+        let begins = known.filter_map(|(path, map)| {
+            let first = map.hashes.first()?;
+            Some((*first, Copied::Parent(path.clone())))
+        });
+        self.copies = Some(begins.collect());
+        self
     }
 
     /// Adds a folder.
@@ -206,33 +245,117 @@ impl PageWriter {
         &mut self,
         path: &str,
         mode: u32,
-        mut content: impl Read,
+        content: impl Read,
     ) -> Result<(), RepositoryError> {
         let parent = self.parent.clone();
         let old = parent.as_ref().and_then(|parent| parent.files.get(path));
-        let mut old = old.map(OldPages::new);
+        self.read(path, mode, content, old.map(|map| (map, Whose::Parent)))
+    }
+
+    /// Reads the file that was added last once more, and takes the new content in place of the old. Pages that are the same are not
+    /// stored again.
+    ///
+    /// # Errors
+    /// As [`PageWriter::file`].
+    pub fn file_again(&mut self, content: impl Read) -> Result<(), RepositoryError> {
+        let Some((entry, map)) = self.take_back() else {
+            return Ok(());
+        };
+        self.read(&entry.path, entry.mode, content, Some((&map, Whose::Own)))
+    }
+
+    /// Adds a file as the parent has it, unread. `false` where it has none, or where its pages are to be stored again.
+    pub fn unchanged(&mut self, path: &str, mode: u32) -> bool {
+        let parent = self.parent.clone();
+        let known = parent
+            .as_ref()
+            .and_then(|parent| Some((parent, parent.files.get(path)?)));
+        let Some((parent, old)) = known else {
+            return false;
+        };
+        if old.runs.iter().any(|run| parent.is_left(run.frame)) {
+            return false;
+        }
+        let mut map = FileMap {
+            runs: Vec::with_capacity(old.runs.len()),
+            hashes: old.hashes.clone(),
+        };
+        let mut bytes = 0;
+        for run in &old.runs {
+            let frame = self.borrow(run.frame);
+            map.push(Run { frame, ..*run });
+            bytes += u64::from(run.len);
+        }
+        self.counts.bytes += bytes;
+        self.counts.same_bytes += bytes;
+        self.last_same = bytes;
+        self.add(path, mode, bytes, map);
+        true
+    }
+
+    /// Takes the file that was added last out again, where an entry of it cannot be kept. What was stored of it stays unused.
+    pub fn take_back(&mut self) -> Option<(FileEntry, FileMap)> {
+        let is_file = |entry: &mut FileEntry| entry.kind != FileKind::Folder;
+        let entry = self.entries.pop_if(is_file)?;
+        let map = self.maps.pop().expect("each file has a map");
+        if let FileKind::File { bytes } = entry.kind {
+            self.counts.bytes -= bytes;
+        }
+        self.counts.same_bytes -= std::mem::take(&mut self.last_same);
+        // The next one to begin so is stored once more.
+        let (place, first) = (self.maps.len(), map.hashes.first());
+        if let Some((copies, first)) = self.copies.as_mut().zip(first)
+            && matches!(copies.get(first), Some(Copied::Own(known)) if *known == place)
+        {
+            copies.remove(first);
+        }
+        Some((entry, map))
+    }
+
+    fn read(
+        &mut self,
+        path: &str,
+        mode: u32,
+        mut content: impl Read,
+        old: Option<(&FileMap, Whose)>,
+    ) -> Result<(), RepositoryError> {
+        let parent = self.parent.clone();
+        let failed = |source| {
+            let doing = format!("read `{path}`");
+            RepositoryError::Local { doing, source }
+        };
+        let mut page = vec![0; PAGE_BYTES];
+        let mut len = read_page(&mut content, &mut page).map_err(failed)?;
+        let mut hash = self.hash(&page[..len]);
+        let alike = (old.is_none() && len > 0).then(|| self.alike(&hash));
+        let alike = alike.flatten();
+        let old = old.or(alike.as_ref().map(|(map, whose)| (map, *whose)));
+        let mut old = old.map(|(map, whose)| (OldPages::new(map), whose));
         let mut map = FileMap::default();
         let mut bytes = 0;
-        let mut page = vec![0; PAGE_BYTES];
-        loop {
-            let len = read_page(&mut content, &mut page).map_err(|source| {
-                let doing = format!("read `{path}`");
-                RepositoryError::Local { doing, source }
-            })?;
-            if len == 0 {
-                break;
-            }
-            let hash = self.hash(&page[..len]);
-            let same = old.as_mut().and_then(|old| old.next(&hash, len));
-            let same =
-                same.filter(|run| parent.as_ref().is_some_and(|old| !old.is_left(run.frame)));
+        self.last_same = 0;
+        while len > 0 {
+            let same = old
+                .as_mut()
+                .and_then(|(old, whose)| Some((old.next(&hash, len)?, *whose)));
             let run = match same {
-                Some(run) => {
-                    self.counts.same_bytes += len as u64;
-                    Run {
+                Some((run, Whose::Own)) => Some(run),
+                Some((run, Whose::Parent)) => {
+                    let is_left = parent
+                        .as_ref()
+                        .is_some_and(|parent| parent.is_left(run.frame));
+                    (!is_left).then(|| Run {
                         frame: self.borrow(run.frame),
                         ..run
-                    }
+                    })
+                }
+                None => None,
+            };
+            let run = match run {
+                Some(run) => {
+                    self.counts.same_bytes += len as u64;
+                    self.last_same += len as u64;
+                    run
                 }
                 None => self.store(&page[..len])?,
             };
@@ -243,6 +366,18 @@ impl PageWriter {
             if len < PAGE_BYTES {
                 break;
             }
+            len = read_page(&mut content, &mut page).map_err(failed)?;
+            hash = self.hash(&page[..len]);
+        }
+        self.add(path, mode, bytes, map);
+        Ok(())
+    }
+
+    fn add(&mut self, path: &str, mode: u32, bytes: u64, map: FileMap) {
+        if let Some((copies, first)) = self.copies.as_mut().zip(map.hashes.first()) {
+            copies
+                .entry(*first)
+                .or_insert_with(|| Copied::Own(self.maps.len()));
         }
         self.entries.push(FileEntry {
             path: path.to_owned(),
@@ -250,7 +385,17 @@ impl PageWriter {
             kind: FileKind::File { bytes },
         });
         self.maps.push(map);
-        Ok(())
+    }
+
+    /// A file that begins with the same page.
+    fn alike(&self, first: &PageHash) -> Option<(FileMap, Whose)> {
+        match self.copies.as_ref()?.get(first)? {
+            Copied::Own(place) => Some((self.maps.get(*place)?.clone(), Whose::Own)),
+            Copied::Parent(path) => {
+                let parent = self.parent.as_ref()?;
+                Some((parent.files.get(path)?.clone(), Whose::Parent))
+            }
+        }
     }
 
     /// Gives the last frame away.

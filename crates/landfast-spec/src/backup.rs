@@ -1,20 +1,35 @@
 //! Backups of a store: where to, when, for how long, and how they are proven.
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    time::Duration,
+};
 
-use landfast_types::Bytes;
+use landfast_types::{Bytes, StoreName};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     code::Code,
     cursor::Cursor,
+    defaults,
     diagnostic::Problem,
     leaf::Leaf,
     schedule::CronLine,
-    spec::{Engine, When},
+    spec::{Engine, Volume, When},
+    store::StoreSpec,
 };
 
-/// How a managed PostgreSQL is backed up.
+/// A volume that is backed up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeSpec {
+    /// Where it lies, as the services and jobs that have it say.
+    pub place: Volume,
+    pub backup: BackupSpec,
+}
+
+/// How something is backed up: a PostgreSQL by its log, one of somebody else by dumps, a volume by snapshots. What has no log has no
+/// use for `keep_wal`, `ship` and `wal_limit`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackupSpec {
     pub to: RepositorySpec,
@@ -108,19 +123,28 @@ pub(crate) fn read(name: &str, at: &Cursor<'_>, engine: Engine) -> Option<Backup
     if !at.has("backup") {
         return None;
     }
-    if engine != Engine::Postgres || at.has("external") {
-        let what = if at.has("external") {
-            "an external server"
-        } else {
-            engine.label()
-        };
-        let message =
-            format!("not yet: `{name}` is {what}; PostgreSQL that Landfast runs is backed up");
+    if engine != Engine::Postgres {
+        let what = engine.label();
+        let message = format!("not yet: `{name}` is {what}; PostgreSQL and volumes are backed up");
         let problem = Problem::new(Code::NotYet, at.key_span("backup"), message);
         at.report(problem.help("until then run your backup as a job with a cron line in `when`"));
         return None;
     }
     let table = at.table("backup");
+    let is_external = at.has("external");
+    if is_external {
+        for key in ["keep_wal", "ship", "wal_limit"] {
+            if table.has(key) {
+                let message = format!(
+                    "`{key}` is of the log, and `{name}` is a server of somebody else: it is dumped"
+                );
+                let problem = Problem::new(Code::OutOfRange, table.key_span(key), message);
+                let help =
+                    "remove it; `full` says when a dump is made, which is what a lost server costs";
+                table.report(problem.help(help));
+            }
+        }
+    }
     let drill = table.table("drill");
     let checks = drill.tables("checks").into_iter().filter_map(|(name, at)| {
         let check = CheckSpec {
@@ -145,12 +169,92 @@ pub(crate) fn read(name: &str, at: &Cursor<'_>, engine: Engine) -> Option<Backup
             checks: checks.collect(),
         },
     };
-    if spec.keep_wal > spec.keep {
+    if !is_external && spec.keep_wal > spec.keep {
         let message = "`keep_wal` is longer than `keep`: without a backup before it nothing can be gone back to";
         let problem = Problem::new(Code::OutOfRange, table.span("keep_wal"), message);
         table.report(problem.help("keep backups at least as long"));
     }
     Some(spec)
+}
+
+/// Reads how volumes are backed up. Where each lies, its services and jobs say.
+pub(crate) fn volumes<'a>(
+    root: &Cursor<'_>,
+    known: impl Iterator<Item = &'a BTreeMap<String, Volume>>,
+    stores: &BTreeMap<StoreName, StoreSpec>,
+    secrets: Option<&BTreeSet<String>>,
+) -> BTreeMap<StoreName, VolumeSpec> {
+    let mut places: BTreeMap<&str, BTreeSet<&Volume>> = BTreeMap::new();
+    for (name, volume) in known.flatten() {
+        places.entry(name).or_default().insert(volume);
+    }
+    let mut read = BTreeMap::new();
+    for (text, at) in root.tables("volumes") {
+        let refuse = |message: String, help: &str| {
+            let problem = Problem::new(Code::DanglingReference, at.at(), message);
+            at.report(problem.help(help.to_owned()));
+        };
+        let Ok(name) = StoreName::new(text) else {
+            continue;
+        };
+        let of: Vec<_> = places.get(text).into_iter().flatten().copied().collect();
+        let place = match of.as_slice() {
+            [place] => Volume::clone(place),
+            [] => {
+                let message = format!("no service or job has a volume `{text}`");
+                refuse(
+                    message,
+                    "name one of theirs, or write volumes = { … } there",
+                );
+                continue;
+            }
+            _ => {
+                let message = format!("`{text}` has several places");
+                refuse(message, "give volumes in different places different names");
+                continue;
+            }
+        };
+        if stores.contains_key(&name) {
+            let message = format!("there is a store `{text}` as well, and backups go by the name");
+            refuse(message, "rename one of the two");
+        }
+        if !at.has("backup") {
+            continue;
+        }
+        let Some(backup) = of_volume(&at.table("backup")) else {
+            continue;
+        };
+        let missing = |secret: &&&str| secrets.is_some_and(|known| !known.contains(**secret));
+        if let Some(secret) = backup.secrets().iter().find(missing) {
+            let message = format!("there is no secret `{secret}` for the backups of `{text}`");
+            let problem = Problem::new(Code::EnvMissing, at.at(), message);
+            at.report(problem.help(format!("`landfast secret set {secret}`")));
+        }
+        read.insert(name, VolumeSpec { place, backup });
+    }
+    read
+}
+
+fn of_volume(table: &Cursor<'_>) -> Option<BackupSpec> {
+    let drill = table.table("drill");
+    let keep = table.duration("keep");
+    Some(BackupSpec {
+        to: repository(table)?,
+        full: line(table, "full"),
+        incremental: Some(line(table, "when")),
+        keep,
+        keep_wal: keep,
+        ship: defaults::BACKUP_SHIP.duration(),
+        wal_limit: Bytes(0),
+        // Its full drill reads every byte.
+        verify: None,
+        drill: DrillSpec {
+            light: line(&drill, "light"),
+            full: line(&drill, "full"),
+            max_age: drill.duration("max_age"),
+            checks: BTreeMap::new(),
+        },
+    })
 }
 
 fn optional_line(at: &Cursor<'_>, key: &str) -> Option<CronLine> {

@@ -352,11 +352,11 @@ pub static CATALOGUE: &[Key] = &[
     key("stores.*.secret_key_secret", Kind::SecretName, "The secret that holds the access key's other half.", "\"UPLOADS_SECRET_KEY\"").aliases(&["secret_key"]),
     key("stores.*.rotate", Kind::Schedule, "When the password that instances reach a managed store with is changed, by a rolling restart. A time that was missed is made up for once, and one that comes while a rollout is under way waits for its end.", "\"0 3 1 * * Europe/Berlin\"")
         .aliases(&["rotation", "rotate_password"]),
-    key("stores.*.backup", Kind::Table, "Backups of a managed PostgreSQL: everything that is written, shipped within seconds, and base backups to begin a restore with. They are sealed with the key of `landfast backup key export`, and proven by drills.", "{ to = \"/backup/flextime\" }")
+    key("stores.*.backup", Kind::Table, "Backups of a PostgreSQL. Of a managed one: everything that is written, shipped within seconds, and base backups to begin a restore with. Of an external one: dumps (`pg_dump`), and the time between two is what a lost server costs. They are sealed with the key of `landfast backup key export`, and proven by drills.", "{ to = \"/backup/flextime\" }")
         .aliases(&["backups", "archive"]),
     key("stores.*.backup.to", Kind::BackupPlace, "Where they lie: an absolute path (of another disk, or mounted from another machine), or `s3://BUCKET/PREFIX`.", "\"s3://bucket/flextime\"")
         .required().aliases(&["repository", "repo", "target", "destination"]),
-    key("stores.*.backup.full", Kind::ScheduleUtc, "When a backup is made that needs no older object.", "\"0 3 * * *\"").default(&defaults::BACKUP_FULL).aliases(&["schedule", "when", "cron"]),
+    key("stores.*.backup.full", Kind::ScheduleUtc, "When a backup is made that needs no older object. Of an external server: when it is dumped.", "\"0 3 * * *\"").default(&defaults::BACKUP_FULL).aliases(&["schedule", "when", "cron"]),
     key("stores.*.backup.incremental", Kind::ScheduleUtc, "When one is made that stores changed pages alone, which shortens a restore: less is replayed. The server is read whole for it.", "\"0 * * * *\""),
     key("stores.*.backup.keep", duration(HOUR, 10 * 366 * DAY), "How long backups are kept: one for each day. The newest good one, and what it needs, never goes.", "\"30d\"").default(&defaults::BACKUP_KEEP).aliases(&["retention"]),
     key("stores.*.backup.keep_wal", duration(HOUR, 10 * 366 * DAY), "How far back every moment can be gone back to.", "\"7d\"").default(&defaults::BACKUP_KEEP_WAL).aliases(&["wal"]),
@@ -461,13 +461,32 @@ pub static CATALOGUE: &[Key] = &[
     later("deploy.window", "Maintenance windows and freezes.", "until then use the gate `approval`"),
     later("deploy.backup", "A fresh backup before each rollout.", "write gates = [\"backup\"]: a deploy is refused while backups are not fresh and proven"),
 
+    key("volumes", Kind::Tables, "Volumes that are backed up, by the names that services and jobs give them. Where they lie is said there.", "")
+        .aliases(&["volume"]),
+    key("volumes.*.backup", Kind::Table, "Backups of a volume: snapshots, in which what has not changed is not stored again. Databases of SQLite in it are taken whole while they are written. Sealed and proven as those of stores.", "{ to = \"/backup/flextime\" }")
+        .aliases(&["backups", "archive"]),
+    key("volumes.*.backup.to", Kind::BackupPlace, "As for stores.", "\"s3://bucket/flextime\"")
+        .required().aliases(&["repository", "destination", "url"]),
+    key("volumes.*.backup.when", Kind::ScheduleUtc, "When a snapshot is taken that stores what changed. The time between two is what a lost host costs.", "\"0 * * * *\"").default(&defaults::VOLUME_BACKUP_WHEN).aliases(&["schedule", "cron", "incremental"]),
+    key("volumes.*.backup.full", Kind::ScheduleUtc, "When every file is read and stored again, so that no older object is needed.", "\"0 2 * * 7\"").default(&defaults::VOLUME_BACKUP_FULL),
+    key("volumes.*.backup.keep", duration(HOUR, 10 * 366 * DAY), "As for stores.", "\"30d\"").default(&defaults::VOLUME_BACKUP_KEEP).aliases(&["retention"]),
+    key("volumes.*.backup.endpoint", Kind::Url, "As for stores.", "\"https://s3.example.com\""),
+    key("volumes.*.backup.region", Kind::Line, "As for stores.", "\"eu-central-1\"").default(&defaults::VOLUME_BACKUP_REGION),
+    key("volumes.*.backup.path_style", Kind::Flag, "As for stores.", "true"),
+    key("volumes.*.backup.ca", Kind::HostPath, "As for stores.", "\"/etc/ssl/minio.pem\""),
+    key("volumes.*.backup.access_key_secret", Kind::SecretName, "As for stores.", "\"BACKUP_ACCESS_KEY\"").default(&defaults::VOLUME_BACKUP_ACCESS_KEY).aliases(&["access_key"]),
+    key("volumes.*.backup.secret_key_secret", Kind::SecretName, "As for stores.", "\"BACKUP_SECRET_KEY\"").default(&defaults::VOLUME_BACKUP_SECRET_KEY).aliases(&["secret_key"]),
+    key("volumes.*.backup.drill", Kind::Table, "When the newest snapshot is restored into a folder of its own, its databases are checked, and it is removed.", "{ light = \"0 5 * * *\", max_age = \"36h\" }")
+        .aliases(&["drills", "test", "verify"]),
+    key("volumes.*.backup.drill.light", Kind::ScheduleUtc, "When it is restored and checked.", "\"0 5 * * *\"").default(&defaults::VOLUME_DRILL_LIGHT),
+    key("volumes.*.backup.drill.full", Kind::ScheduleUtc, "When every object of the repository is read too.", "\"0 6 * * 0\"").default(&defaults::VOLUME_DRILL_FULL),
+    key("volumes.*.backup.drill.max_age", duration(HOUR, 366 * DAY), "As for stores.", "\"36h\"").default(&defaults::VOLUME_DRILL_MAX_AGE),
+
     key("secrets", Kind::Secrets, "What is done with secrets by themselves, by their names. Their values are never in this file: `landfast secret set NAME`.", ""),
     key("secrets.*.rotate", Kind::Schedule, "When it gets another generated value, which a rolling rollout brings to the instances. Only for secrets that nobody else must be told of. Times are kept as for `stores.*.rotate`.", "\"0 3 1 * * Europe/Berlin\"").required()
         .aliases(&["rotation", "schedule", "cron"]),
     key("secrets.*.length", Kind::Count { min: 16, max: 4_096 }, "Characters of a generated value.", "64").default(&defaults::SECRET_LENGTH),
     key("secrets.*.alphabet", Kind::Word(crate::spec::ALPHABETS), "What a generated value is made of.", "\"hex\"").default(&defaults::SECRET_ALPHABET),
-
-    later("backup", "Backups of volumes.", "stores have theirs: [stores.NAME.backup]; back volumes up by a job with a cron line in `when`"),
 
     key("environments", Kind::Overlays, "Places the app runs. Each holds keys that replace those above for that place, most easily as dotted keys: `services.api.replicas = 6`. A file without any has one, `production`.", "")
         .aliases(&["environment", "env", "envs"]),

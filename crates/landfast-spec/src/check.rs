@@ -363,10 +363,11 @@ fn smoke(root: &Cursor<'_>, deploy: &Cursor<'_>, gates: &[Gate]) {
 
 /// A gate that nothing could ever fail is not taken for one.
 fn backup(root: &Cursor<'_>, deploy: &Cursor<'_>, gates: &[Gate]) {
-    let stores = root.tables("stores");
-    if gates.contains(&Gate::Backup) && !stores.iter().any(|(_, store)| store.has("backup")) {
+    let (stores, volumes) = (root.tables("stores"), root.tables("volumes"));
+    let mut tables = stores.iter().chain(&volumes);
+    if gates.contains(&Gate::Backup) && !tables.any(|(_, one)| one.has("backup")) {
         let span = gate_span(deploy, Gate::Backup);
-        let message = "the gate `backup` has no store that is backed up";
+        let message = "the gate `backup` has no store and no volume that is backed up";
         let problem = Problem::new(Code::DanglingReference, span, message);
         deploy.report(problem.help("write backup = { to = \"…\" } in the table of a store"));
     }

@@ -8,6 +8,7 @@ use landfast_types::{
 };
 
 use crate::{
+    backup,
     code::Code,
     cursor::Cursor,
     delivery::SecretDelivery,
@@ -68,14 +69,19 @@ pub(crate) fn app(
         };
         Some((name.to_owned(), spec))
     });
+    let (services, jobs, stores) = (services?, jobs?, stores?);
+    let of_services = services.values().map(|service| &service.volumes);
+    let of_jobs = jobs.values().map(|job| &job.volumes);
+    let volumes = backup::volumes(root, of_services.chain(of_jobs), &stores, secrets);
     Some(AppSpec {
         app: app?,
         environment: environment.clone(),
-        services: services?,
-        jobs: jobs?,
+        services,
+        jobs,
         routes: routes?,
         deploy: deploy?,
-        stores: stores?,
+        stores,
+        volumes,
         secrets: rotated?,
     })
 }

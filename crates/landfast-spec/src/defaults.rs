@@ -176,6 +176,15 @@ settings! {
     DRILL_LIGHT = "stores.*.backup.drill.light", Value::Text("0 5 * * * UTC"), "When the newest backup is restored and checked.", "requirement E5";
     DRILL_FULL = "stores.*.backup.drill.full", Value::Text("0 6 * * 7 UTC"), "When every page and index of the restored copy is read.", "decision 0028";
     DRILL_MAX_AGE = "stores.*.backup.drill.max_age", Value::Millis(36 * HOUR), "How old the last proof of a backup may be.", "decision 0028";
+    VOLUME_BACKUP_WHEN = "volumes.*.backup.when", Value::Text("0 3 * * * UTC"), "When a snapshot of a volume is taken.", "decision 0030";
+    VOLUME_BACKUP_FULL = "volumes.*.backup.full", Value::Text("0 2 * * 7 UTC"), "When every file of a volume is stored again.", "decision 0030";
+    VOLUME_BACKUP_KEEP = "volumes.*.backup.keep", Value::Millis(30 * DAY), "How long snapshots are kept.", "requirement E2";
+    VOLUME_BACKUP_REGION = "volumes.*.backup.region", Value::Text("us-east-1"), "The region of a bucket for backups.", "decision 0028";
+    VOLUME_BACKUP_ACCESS_KEY = "volumes.*.backup.access_key_secret", Value::Text("BACKUP_ACCESS_KEY"), "The secret with the id of the access key.", "decision 0028";
+    VOLUME_BACKUP_SECRET_KEY = "volumes.*.backup.secret_key_secret", Value::Text("BACKUP_SECRET_KEY"), "The secret with the access key's other half.", "decision 0028";
+    VOLUME_DRILL_LIGHT = "volumes.*.backup.drill.light", Value::Text("0 5 * * * UTC"), "When the newest snapshot is restored and checked.", "requirement E5";
+    VOLUME_DRILL_FULL = "volumes.*.backup.drill.full", Value::Text("0 6 * * 7 UTC"), "When every object of the repository is read too.", "decision 0030";
+    VOLUME_DRILL_MAX_AGE = "volumes.*.backup.drill.max_age", Value::Millis(36 * HOUR), "How old the last proof of a backup may be.", "decision 0028";
     POOL_MIN = "stores.*.pool.min", Value::Count(0), "Connections that a process keeps while it has nothing to do.", "decision 0024";
     POOL_TIMEOUT = "stores.*.pool.timeout", Value::Millis(5 * SECOND), "How long a process waits for a connection of its own.", "decision 0024";
     POOL_IDLE = "stores.*.pool.idle", Value::Millis(10 * MINUTE), "How long a process keeps a connection that it does not use.", "decision 0024";

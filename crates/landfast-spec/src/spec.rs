@@ -16,7 +16,13 @@ use landfast_types::{
 use serde::{Deserialize, Serialize};
 
 pub use crate::store::{Part, Place, StoreSpec};
-use crate::{defaults, delivery::SecretDelivery, sandbox::SandboxSpec, schedule::CronLine};
+use crate::{
+    backup::{BackupSpec, VolumeSpec},
+    defaults,
+    delivery::SecretDelivery,
+    sandbox::SandboxSpec,
+    schedule::CronLine,
+};
 
 /// One app, resolved for one environment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +38,9 @@ pub struct AppSpec {
     /// Databases, caches and buckets of the environment.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub stores: BTreeMap<StoreName, StoreSpec>,
+    /// Volumes that are backed up. Their names are none of a store.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub volumes: BTreeMap<StoreName, VolumeSpec>,
     /// What is done with secrets by themselves, by their names.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub secrets: BTreeMap<String, SecretSpec>,
@@ -114,6 +123,14 @@ impl AppSpec {
         names.map(String::as_str).collect()
     }
 
+    /// How stores and volumes are backed up.
+    pub fn backups(&self) -> impl Iterator<Item = (&StoreName, &BackupSpec)> {
+        let stores = self.stores.iter();
+        let stores = stores.filter_map(|(name, store)| Some((name, store.backup.as_ref()?)));
+        let volumes = self.volumes.iter();
+        stores.chain(volumes.map(|(name, volume)| (name, &volume.backup)))
+    }
+
     /// Whether a secret is what backups are reached with, and nothing else.
     pub fn is_for_backups(&self, name: &str) -> bool {
         // What they are called where nothing else is said is never given out by itself, whether this release is backed up or not.
@@ -121,11 +138,8 @@ impl AppSpec {
         if defaults.iter().any(|default| default.text() == name) {
             return true;
         }
-        let mut stores = self.stores.values();
-        stores.any(|store| {
-            let mut backup = store.backup.iter().flat_map(|backup| backup.secrets());
-            backup.any(|secret| secret == name)
-        })
+        let mut secrets = self.backups().flat_map(|(_, backup)| backup.secrets());
+        secrets.any(|secret| secret == name)
     }
 
     /// The jobs a gate runs.
@@ -261,7 +275,7 @@ pub struct ResourcesSpec {
 }
 
 /// A folder outside releases.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Volume {
     /// Kept under the server's state folder.

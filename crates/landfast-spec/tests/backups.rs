@@ -108,6 +108,60 @@ fn what_cannot_be_kept_is_refused_with_its_line() {
     }
     let other = said("[stores.cache]\nengine = \"redis\"\nbackup = { to = \"/b\" }");
     assert!(other.contains("not yet: `cache` is Redis"), "{other}");
-    let external = "external = { url_secret = \"URL\" }\nbackup = { to = \"/b\" }";
-    assert!(said(external).contains("not yet: `main` is an external server"));
+    let (spec, told) = read("external = { url_secret = \"URL\" }\nbackup = { to = \"/b\" }");
+    assert!(
+        spec.is_some_and(|spec| spec.backups().count() == 1),
+        "{told}"
+    );
+    for key in ["ship = \"1s\"", "keep_wal = \"1d\"", "wal_limit = \"1GiB\""] {
+        let text =
+            format!("external = {{ url_secret = \"URL\" }}\nbackup = {{ to = \"/b\", {key} }}");
+        let told = said(&text);
+        assert!(told.contains("it is dumped"), "{key}: {told}");
+    }
+}
+
+const TWO: &str = "[services.web]\nartifact = \"web\"\ncommand = [\"./web\"]\n\
+    volumes = { uploads = \"/data/uploads\", cache = \"managed\" }\n[jobs.tidy]\nartifact = \"web\"\n\
+    command = [\"./tidy\"]\nvolumes = { cache = \"/elsewhere\" }\n";
+
+#[test]
+fn a_volume_is_backed_up_by_its_name() {
+    let (spec, told) = read(&format!(
+        "{TWO}[volumes.uploads.backup]\nto = \"/b\"\nwhen = \"0 * * * *\"\n"
+    ));
+    let spec = spec.unwrap_or_else(|| panic!("{told}"));
+    let (name, volume) = spec.volumes.first_key_value().expect("a volume");
+    assert_eq!(name.as_str(), "uploads");
+    let path = "/data/uploads".to_owned();
+    assert_eq!(volume.place, landfast_spec::Volume::Path { path });
+    let when = volume.backup.incremental.as_ref().expect("a line");
+    assert_eq!(when.as_str(), "0 * * * * UTC");
+    assert_eq!(volume.backup.full.as_str(), "0 2 * * 7 UTC");
+    assert_eq!(volume.backup.keep, Duration::from_secs(30 * 86_400));
+    for (text, expected) in [
+        (
+            "[volumes.other.backup]\nto = \"/b\"\n",
+            "no service or job has a volume `other`",
+        ),
+        (
+            "[volumes.cache.backup]\nto = \"/b\"\n",
+            "`cache` has several places",
+        ),
+        (
+            "[volumes.uploads.backup]\nto = \"b\"\n",
+            "cannot be where backups lie",
+        ),
+        (
+            "[volumes.uploads.backup]\nto = \"/b\"\nship = \"1s\"\n",
+            "ship",
+        ),
+        (
+            "[volumes.uploads.backup]\nto = \"/b\"\n[stores.uploads]\nengine = \"redis\"\n",
+            "a store `uploads` as well",
+        ),
+    ] {
+        let told = said(&format!("{TWO}{text}"));
+        assert!(told.contains(expected), "{text}: {told}");
+    }
 }

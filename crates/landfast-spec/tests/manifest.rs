@@ -125,8 +125,8 @@ fn keys_and_gates_of_later_parts_are_not_yet() {
     check!(with("image = \"x\"\nbuild = \".\"", "[stores.main]\nengine = \"redis\"\nbackup = {}\n[backup]\n[deploy.window]\n[routes.r]\nhost = \"a.example\"\nservice = \"api\"\nlimits = { rate = \"1/s\" }"), @r"
     7:1 LF004 not yet: `image` comes with a later version | until then build before the deploy and name the result in `artifact`
     8:1 LF004 not yet: `build` comes with a later version | until then build before the deploy and name the result in `artifact`
-    11:1 LF004 not yet: `main` is Redis; PostgreSQL that Landfast runs is backed up | until then run your backup as a job with a cron line in `when`
-    12:2 LF004 not yet: `backup` comes with a later version | stores have theirs: [stores.NAME.backup]; back volumes up by a job with a cron line in `when`
+    11:1 LF004 not yet: `main` is Redis; PostgreSQL and volumes are backed up | until then run your backup as a job with a cron line in `when`
+    12:2 LF003 unknown key `backup` at the top of the file | `backup` is a key of `[stores.NAME]`
     13:9 LF004 not yet: `window` comes with a later version | until then use the gate `approval`
     ");
     check!(with("", "[deploy]\ngates = [\"backup\", \"window\", \"lint\", \"smok\", \"approval-by:ops\", \"preflight\", \"preflight\"]"), @r#"

@@ -163,6 +163,10 @@ fn manifest_with(path: &str, value: &str) -> String {
     if path.starts_with("stores.*.backup") {
         set(&mut table, "stores.n.backup.to", "\"s3://kept/n\"");
     }
+    if path.starts_with("volumes.*.backup") {
+        set(&mut table, "services.n.volumes.n", "\"/n\"");
+        set(&mut table, "volumes.n.backup.to", "\"s3://kept/n\"");
+    }
     if path.starts_with("stores.*.backup.drill.checks") {
         set(
             &mut table,

@@ -204,7 +204,7 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: BackupCommand,
     },
-    /// Restore a store beside the one that runs, or into a folder
+    /// Restore a store or a volume beside the one that is used, or into a folder
     #[command(
         after_help = "Nothing that runs is overwritten. A restore that would end before the archive does is refused, and names the place to accept.\n\nExample:\n  landfast restore run main --as main-restored\n  landfast restore run main --as main-before --point before-rollout-41\n  landfast restore export main --into /srv/restored"
     )]
@@ -212,12 +212,12 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: RestoreCommand,
     },
-    /// Prove the newest backup of a store: restore it, check it, remove the copy
+    /// Prove the newest backup of a store or volume: restore it, check it, remove the copy
     #[command(
         after_help = "Ends with 1 where anything is wrong. The copy has no network and archives nothing.\n\nExample:\n  landfast drill main\n  landfast drill main --full"
     )]
     Drill {
-        /// The store's name
+        /// The name of the store or volume
         store: String,
         /// Read every object of the repository, every page and every index too
         #[arg(long)]
@@ -769,10 +769,10 @@ pub(crate) enum SecretKeyCommand {
 #[derive(Debug, Args)]
 #[group(multiple = false)]
 pub(crate) struct RestoreTo {
-    /// The newest heartbeat at or before a time (RFC 3339)
+    /// The newest heartbeat, dump or snapshot at or before a time (RFC 3339)
     #[arg(long, value_name = "TIME")]
     pub(crate) time: Option<landfast_api::At>,
-    /// A place of the server's log
+    /// A place of the server's log; dumps and snapshots have none
     #[arg(long, value_name = "LSN")]
     pub(crate) lsn: Option<String>,
     /// A named place: `before-rollout-41`, `before-migrate-3`
@@ -782,14 +782,14 @@ pub(crate) struct RestoreTo {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum RestoreCommand {
-    /// Restore into a new store, which runs beside the old one
+    /// Restore into a new store, which runs beside the old one, or a volume into a folder beside it
     #[command(
         after_help = "The app goes on with the old store. Look into the new one with `landfast store psql NEW`; a store that no manifest names is deleted with `landfast store delete`.\n\nExample:\n  landfast restore run main --as main-noon --time 2026-11-20T12:00:00Z"
     )]
     Run {
-        /// The store's name
+        /// The name of the store or volume
         store: String,
-        /// The name of the new store
+        /// The name of the new store, or of the folder beside the volume
         #[arg(long = "as", value_name = "NAME")]
         name: String,
         #[command(flatten)]
@@ -814,10 +814,10 @@ pub(crate) enum RestoreCommand {
     },
     /// Restore into a folder of the server's host, and leave the files there
     #[command(
-        after_help = "PostgreSQL of the same major version starts on them.\n\nExample:\n  landfast restore export main --into /srv/restored"
+        after_help = "Of a managed database: files that PostgreSQL of the same major version starts on. Of one of somebody else: its newest dump, for `pg_restore`. Of a volume: its files.\n\nExample:\n  landfast restore export main --into /srv/restored"
     )]
     Export {
-        /// The store's name
+        /// The name of the store or volume
         store: String,
         /// The folder; it must not be there
         #[arg(long, value_name = "FOLDER")]
@@ -832,32 +832,32 @@ pub(crate) enum RestoreCommand {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum BackupCommand {
-    /// List the stores that are backed up: how far a restore reaches, what is proven, what is wrong
+    /// List the stores and volumes that are backed up: how far a restore reaches, what is proven, what is wrong
     #[command(
         after_help = "Ends with 1 where anything is wrong.\n\nExample:\n  landfast backup list --json"
     )]
     List,
-    /// Show the backups of one store, and its last drill
+    /// Show the backups of one store or volume, and its last drill
     #[command(after_help = "Example:\n  landfast backup show main")]
     Show {
-        /// The store's name
+        /// The name of the store or volume
         store: String,
     },
     /// Make a backup now
     #[command(
-        after_help = "It goes on when this command ends. Without `--full`, only pages that changed since the newest good backup are stored.\n\nExample:\n  landfast backup now main\n  landfast backup now main --full"
+        after_help = "It goes on when this command ends. Without `--full`, only what changed since the newest good backup is stored.\n\nExample:\n  landfast backup now main\n  landfast backup now main --full"
     )]
     Now {
-        /// The store's name
+        /// The name of the store or volume
         store: String,
-        /// Store every page again, so that no older object is needed
+        /// Store everything again, so that no older object is needed
         #[arg(long)]
         full: bool,
     },
-    /// Read every byte of a store's backups; ends with 1 and names what is wrong
+    /// Read every byte of its backups; ends with 1 and names what is wrong
     #[command(after_help = "Example:\n  landfast backup verify main")]
     Verify {
-        /// The store's name
+        /// The name of the store or volume
         store: String,
     },
     /// Remove what is older than the manifest keeps; done after each backup, too
@@ -865,7 +865,7 @@ pub(crate) enum BackupCommand {
         after_help = "The newest good backup, and what it needs, never goes.\n\nExample:\n  landfast backup prune main --dry-run"
     )]
     Prune {
-        /// The store's name
+        /// The name of the store or volume
         store: String,
         /// Only say what would go
         #[arg(long)]

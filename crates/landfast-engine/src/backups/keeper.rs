@@ -10,11 +10,13 @@ use std::{
 };
 
 use landfast_backup::BackupState;
+use landfast_backup_files::{FilesError, Series};
 use landfast_backup_postgres::{
     Archive, BackupError, Loaded, Programs, Server, WalArchiveConfig, WalArchiver, WalEvent,
     WalStatus, forget_slot,
 };
 use landfast_datastore::{Phase, Store};
+use landfast_spec::RepositorySpec;
 use landfast_types::{Bytes, Scope, StoreName, Timestamp};
 use serde_json::json;
 use tokio::{
@@ -24,9 +26,10 @@ use tokio::{
 };
 
 use super::{
-    BackupView, Done, Kind, Message, OrderError, Progress, Wanted, Work, WorkError, place,
+    BackupView, Done, Kind, Message, OrderError, Progress, Source, Wanted, Work, WorkError, place,
     record::{Book, COLLECTION},
-    work::{self, Context, Found},
+    series,
+    work::{self, Found},
 };
 use crate::{
     actions::{RETRY_FIRST, chain},
@@ -60,16 +63,40 @@ const STOP_MAX: Duration = Duration::from_secs(10);
 const CLOCK: &str = "schedule";
 
 /// What was opened.
-struct Open {
-    archive: Archive,
-    server: Server,
-    programs: Programs,
+enum Open {
+    Log {
+        archive: Archive,
+        server: Server,
+        programs: Programs,
+    },
+    Series(Series),
 }
 
-/// The answer of a try to open the archive, and then to archive.
+impl Open {
+    fn name(&self) -> &str {
+        match self {
+            Self::Log { archive, .. } => archive.name(),
+            Self::Series(series) => series.name(),
+        }
+    }
+}
+
+/// The answer of a try to open the archive, and then to archive; dumps and snapshots have no archiver.
 struct Tried {
     open: Option<Open>,
-    result: Result<(WalArchiver, mpsc::UnboundedReceiver<WalEvent>), String>,
+    result: Result<Option<(WalArchiver, mpsc::UnboundedReceiver<WalEvent>)>, String>,
+}
+
+/// What the repository holds.
+enum Look {
+    Log(Result<Option<Loaded>, BackupError>),
+    Series(Result<landfast_backup_files::Loaded, FilesError>),
+}
+
+/// What work is done with.
+enum Context {
+    Log(Box<work::Context>),
+    Series(Box<series::Context>),
 }
 
 /// Work that was begun.
@@ -205,7 +232,7 @@ impl Keeper {
     async fn serve(&mut self, wanted: &Wanted) {
         let mut tries: JoinSet<Tried> = JoinSet::new();
         let mut works: JoinSet<(Result<Done, WorkError>, Found)> = JoinSet::new();
-        let mut looks: JoinSet<Result<Option<Loaded>, BackupError>> = JoinSet::new();
+        let mut looks: JoinSet<Look> = JoinSet::new();
         let mut events: Option<mpsc::UnboundedReceiver<WalEvent>> = None;
         let mut status: Option<watch::Receiver<WalStatus>> = None;
         let (mut try_at, mut wait) = (now(), RETRY_FIRST);
@@ -241,10 +268,12 @@ impl Keeper {
                         self.open = Some(open);
                     }
                     match tried.result {
-                        Ok((archiver, told)) => {
-                            status = Some(archiver.watch());
-                            events = Some(told);
-                            self.archiver = Some(Arc::new(archiver));
+                        Ok(archiver) => {
+                            if let Some((archiver, told)) = archiver {
+                                status = Some(archiver.watch());
+                                events = Some(told);
+                                self.archiver = Some(Arc::new(archiver));
+                            }
                             wait = RETRY_FIRST;
                             self.note_server().await;
                             self.well();
@@ -259,10 +288,21 @@ impl Keeper {
                 }
                 Some(loaded) = looks.join_next() => {
                     match loaded {
-                        Ok(Ok(Some(loaded))) => self.looked(&loaded),
+                        Ok(Look::Log(Ok(Some(loaded)))) => self.looked(&loaded),
                         // One that cannot be reached is told of by the archiver.
-                        Ok(Err(error)) if error.is_damage() => self.found(vec![work::sentence(&error)]),
-                        Ok(Ok(None) | Err(_)) | Err(_) => {}
+                        Ok(Look::Log(Err(error))) if error.is_damage() => {
+                            self.found(vec![work::sentence(&error)]);
+                        }
+                        Ok(Look::Log(Ok(None) | Err(_))) | Err(_) => {}
+                        Ok(Look::Series(Ok(loaded))) => {
+                            self.well();
+                            self.looked_series(&loaded);
+                        }
+                        Ok(Look::Series(Err(error))) => {
+                            // Nobody else looks whether it can be reached.
+                            self.trouble(explained(&error.into()));
+                            look_at = Some(now() + RETRY_MAX);
+                        }
                     }
                 }
                 Some(event) = next(&mut events) => self.note(&event),
@@ -278,7 +318,7 @@ impl Keeper {
                     }
                 },
                 _ = ticks.tick() => {
-                    if self.archiver.is_none() && tries.is_empty() && now() >= try_at {
+                    if !self.is_ready() && tries.is_empty() && now() >= try_at {
                         let of = (Arc::clone(&self.shared), self.scope.clone(), self.store.clone());
                         let was_there = self.book.opened.contains(&wanted.spec.to.to_string());
                         tries.spawn(begin(of, wanted.clone(), was_there, self.is_other()));
@@ -287,8 +327,16 @@ impl Keeper {
                         && looks.is_empty()
                         && look_at.is_some_and(|at| at <= now())
                     {
-                        let archive = open.archive.clone();
-                        looks.spawn(async move { archive.load().await });
+                        match open {
+                            Open::Log { archive, .. } => {
+                                let archive = archive.clone();
+                                looks.spawn(async move { Look::Log(archive.load().await) });
+                            }
+                            Open::Series(series) => {
+                                let series = series.clone();
+                                looks.spawn(async move { Look::Series(series.load().await) });
+                            }
+                        }
                         look_at = Some(now() + LOOK_EVERY);
                     }
                     if room_at <= now() {
@@ -328,12 +376,13 @@ impl Keeper {
                     drop(reply.send(Ok(lsn)));
                     return;
                 }
-                let Some((archiver, open)) = self.archiver.as_ref().zip(self.open.as_ref()) else {
+                let (Some(archiver), Some(Open::Log { server, .. })) = (&self.archiver, &self.open)
+                else {
                     let why = self.why_not();
                     drop(reply.send(Err(why)));
                     return;
                 };
-                let (archiver, server) = (Arc::clone(archiver), open.server.clone());
+                let (archiver, server) = (Arc::clone(archiver), server.clone());
                 let (views, at) = (self.views.clone(), self.shared.clock.now());
                 // It waits for the archive; the loop does not.
                 while self.points.try_join_next().is_some() {}
@@ -365,27 +414,7 @@ impl Keeper {
         if let Some(running) = &self.running {
             return Err(OrderError::Busy(running.work.kind()));
         }
-        let known = self
-            .known()
-            .ok_or_else(|| OrderError::Refused("there is no such store".into()))?;
-        let Some(open) = &self.open else {
-            return Err(OrderError::NotRunning(self.why_not()));
-        };
-        let needs_archiver = !matches!(work, Work::Verify | Work::Restore(_));
-        if needs_archiver && self.archiver.is_none() {
-            return Err(OrderError::NotRunning(self.why_not()));
-        }
-        let mut context = Context {
-            shared: Arc::clone(&self.shared),
-            store: known,
-            spec: wanted.spec.clone(),
-            archive: open.archive.clone(),
-            archiver: self.archiver.clone(),
-            server: open.server.clone(),
-            programs: open.programs.clone(),
-            drill: self.book.drill.clone(),
-            ship_least: self.book.ship_least.unwrap_or(wanted.spec.ship),
-        };
+        let mut context = self.context(&work, wanted)?;
         let kind = work.kind();
         let before = self.book.clone();
         self.book.begin(kind, self.shared.clock.wall(), &by);
@@ -433,22 +462,76 @@ impl Keeper {
                     sleep(TICK).await;
                 }
             };
-            let work = async {
-                // From here on its password stays.
-                let (scope, store) = (&context.store.scope, &context.store.name);
-                let _stays = context.shared.stores.work(scope, store).await;
-                if let Ok(access) = stores::access(&context.shared, &context.store) {
-                    context.server.password = Some(access.password);
+            let perform = async {
+                match &mut context {
+                    Context::Log(context) => {
+                        // From here on its password stays.
+                        let (scope, store) = (&context.store.scope, &context.store.name);
+                        let _stays = context.shared.stores.work(scope, store).await;
+                        if let Ok(access) = stores::access(&context.shared, &context.store) {
+                            context.server.password = Some(access.password);
+                        }
+                        work::perform(context, &owned, &sender).await
+                    }
+                    Context::Series(context) => series::perform(context, &owned, &sender).await,
                 }
-                work::perform(&context, &owned, &sender).await
             };
             tokio::select! {
-                ended = work => ended,
+                ended = perform => ended,
                 () = show => unreachable!("the sender lives as long as the work"),
             }
         });
         self.running = Some(Running { work, progress });
         Ok(follower)
+    }
+
+    /// What work is done with, where it can be done now.
+    fn context(&self, work: &Work, wanted: &Wanted) -> Result<Context, OrderError> {
+        let Some(open) = &self.open else {
+            return Err(OrderError::NotRunning(self.why_not()));
+        };
+        let (archive, server, programs) = match open {
+            Open::Series(series) => {
+                return Ok(Context::Series(Box::new(series::Context {
+                    shared: Arc::clone(&self.shared),
+                    scope: self.scope.clone(),
+                    name: self.store.clone(),
+                    spec: wanted.spec.clone(),
+                    source: wanted.source.clone(),
+                    secrets: wanted.secrets.clone(),
+                    series: series.clone(),
+                    drill: self.book.drill.clone(),
+                })));
+            }
+            Open::Log {
+                archive,
+                server,
+                programs,
+            } => (archive, server, programs),
+        };
+        let known = self
+            .known()
+            .ok_or_else(|| OrderError::Refused("there is no such store".into()))?;
+        let needs_archiver = !matches!(work, Work::Verify | Work::Restore(_));
+        if needs_archiver && self.archiver.is_none() {
+            return Err(OrderError::NotRunning(self.why_not()));
+        }
+        Ok(Context::Log(Box::new(work::Context {
+            shared: Arc::clone(&self.shared),
+            store: known,
+            spec: wanted.spec.clone(),
+            archive: archive.clone(),
+            archiver: self.archiver.clone(),
+            server: server.clone(),
+            programs: programs.clone(),
+            drill: self.book.drill.clone(),
+            ship_least: self.book.ship_least.unwrap_or(wanted.spec.ship),
+        })))
+    }
+
+    /// Whether what the clock asks for can begin.
+    fn is_ready(&self) -> bool {
+        self.archiver.is_some() || matches!(self.open, Some(Open::Series(_)))
     }
 
     async fn end_work(&mut self, done: Result<Done, WorkError>, found: Found) {
@@ -541,7 +624,7 @@ impl Keeper {
         wanted: &Wanted,
         works: &mut JoinSet<(Result<Done, WorkError>, Found)>,
     ) {
-        if self.running.is_some() || self.archiver.is_none() {
+        if self.running.is_some() || !self.is_ready() {
             return;
         }
         let is_owed = |kind: &Kind| self.owed.get(kind).is_some_and(|(at, _)| *at <= now());
@@ -624,6 +707,23 @@ impl Keeper {
         self.found(findings);
     }
 
+    fn looked_series(&mut self, loaded: &landfast_backup_files::Loaded) {
+        let backups: Vec<_> = loaded.snapshots.iter().map(series::line).collect();
+        if backups.is_empty() {
+            self.wants_full = true;
+        } else if self.book.drill.is_none() {
+            let first = (now(), WORK_RETRY_FIRST);
+            self.owed.entry(Kind::LightDrill).or_insert(first);
+        }
+        let rto = self.book.drill.as_ref().map(|drill| drill.phases.rto());
+        let findings = series::named(&loaded.findings);
+        self.show(|view| {
+            view.backups = backups;
+            view.rto = rto.filter(|rto| !rto.is_zero());
+        });
+        self.found(findings);
+    }
+
     /// What a verification has found stays until the next one; what shows without one is told at once.
     fn found(&self, findings: Vec<String>) {
         self.show(|view| {
@@ -638,7 +738,7 @@ impl Keeper {
     /// Remembers a repository: should it be empty one day, it was lost.
     async fn opened(&mut self, open: &Open) {
         let label = self.views.borrow().spec.to.to_string();
-        tracing::info!(scope = %self.scope, store = %self.store, archive = open.archive.name(), at = label, "the archive is open");
+        tracing::info!(scope = %self.scope, store = %self.store, archive = open.name(), at = label, "the archive is open");
         if !self.book.opened.contains(&label) {
             self.book.opened.push(label);
             self.save().await;
@@ -649,7 +749,7 @@ impl Keeper {
         let at = self.shared.clock.now();
         let known = self.views.borrow().trouble.clone();
         if known.as_ref().is_none_or(|(_, known)| *known != reason) {
-            tracing::warn!(scope = %self.scope, store = %self.store, reason, "nothing is archived");
+            tracing::warn!(scope = %self.scope, store = %self.store, reason, "nothing is backed up");
         }
         let since = known.map_or(at, |(since, _)| since);
         self.show(|view| {
@@ -660,7 +760,7 @@ impl Keeper {
     fn well(&mut self) {
         self.show(|view| view.trouble = None);
         if std::mem::take(&mut self.told) {
-            self.alert("on-time", "it is archived again");
+            self.alert("on-time", "it is backed up again");
         }
     }
 
@@ -674,7 +774,7 @@ impl Keeper {
         };
         if self.shared.clock.now().since(since) >= TOLD_AFTER {
             self.told = true;
-            self.alert("late", &format!("nothing is archived: {reason}"));
+            self.alert("late", &format!("nothing is backed up: {reason}"));
         }
     }
 
@@ -812,6 +912,9 @@ impl Keeper {
     /// Nobody wants it any more: the server keeps no WAL for it. What is in the repository stays.
     async fn leave(&mut self) {
         tracing::info!(scope = %self.scope, store = %self.store, "it is not backed up any more; what there is stays");
+        if self.views.borrow().source != Source::Log {
+            return self.save().await;
+        }
         let mut wait = RETRY_FIRST;
         while let Some(store) = self.known() {
             let forgotten = forget(&self.shared, &store).await;
@@ -845,8 +948,14 @@ impl Keeper {
         Ok(())
     }
 
+    /// What has no log has a record of its own, should a store of that name have one.
     fn key(&self) -> String {
-        format!("{}/{}", self.scope, self.store)
+        let folder = match self.views.borrow().source {
+            Source::Log => "",
+            Source::Dumps { .. } => "_dumps/",
+            Source::Volume { .. } => "_volumes/",
+        };
+        format!("{}/{folder}{}", self.scope, self.store)
     }
 
     /// However long the disk takes.
@@ -885,7 +994,8 @@ pub(super) async fn sweep(shared: Arc<Shared>) {
         let scope = &view.state.scope;
         for store in shared.stores.of(scope).iter().map(|view| &view.store) {
             let wanted = body.spec.stores.get(&store.name);
-            let is_wanted = wanted.is_some_and(|store| store.backup.is_some());
+            let is_wanted =
+                wanted.is_some_and(|store| store.is_managed() && store.backup.is_some());
             let key = format!("{scope}/{}", store.name);
             if is_wanted || !documents.iter().any(|document| document.key == key) {
                 continue;
@@ -919,6 +1029,35 @@ async fn begin(
         open: None,
         result: Err(reason),
     };
+    let folder = match &wanted.source {
+        Source::Log => None,
+        Source::Dumps { .. } => Some("_dumps"),
+        Source::Volume { path } if !path.is_dir() => {
+            return failed(format!("the folder `{}` is not there yet", path.display()));
+        }
+        Source::Volume { path } => {
+            if let RepositorySpec::Folder { path: to } = &wanted.spec.to
+                && Path::new(to).starts_with(path)
+            {
+                let path = path.display();
+                return failed(format!(
+                    "the repository `{to}` lies in the volume `{path}`, which would hold itself ever more often (choose another `to`)"
+                ));
+            }
+            Some("_volumes")
+        }
+    };
+    if let Some(folder) = folder {
+        let (to, secrets) = (&wanted.spec.to, &wanted.secrets);
+        let of = (&scope, folder, &name);
+        return match place::series(&shared, of, to, secrets, was_there).await {
+            Ok(series) => Tried {
+                open: Some(Open::Series(series)),
+                result: Ok(None),
+            },
+            Err(error) => failed(explained(&error)),
+        };
+    }
     let Some(store) = stores::find_store(&shared, &scope, &wanted.server) else {
         return failed("the store is not there yet".to_owned());
     };
@@ -936,7 +1075,7 @@ async fn begin(
         Ok(reached) => reached,
         Err(reason) => return failed(reason),
     };
-    let open = Open {
+    let open = Open::Log {
         archive: archive.clone(),
         server: server.clone(),
         programs: programs.clone(),
@@ -971,7 +1110,7 @@ async fn begin(
     Tried {
         open: Some(open),
         result: match started {
-            Ok(archiver) => Ok((archiver, events)),
+            Ok(archiver) => Ok(Some((archiver, events))),
             Err(error) => Err(work::sentence(&error)),
         },
     }

@@ -1,25 +1,28 @@
-//! Backups of the managed databases of this host: one keeper for each that the manifest wants backed up.
+//! Backups of the databases and volumes of this host: one keeper for each that the manifest wants backed up.
 //!
-//! A keeper runs the WAL archiver of its server for as long as the manifest says so, begins what is due by the clock or asked
-//! for, one piece of work at a time, and writes into the journal what began, how it ended and what was proven. What is told of
-//! how far a restore reaches was read back from the repository, never asked of the server.
+//! A keeper of a managed database runs the WAL archiver of its server for as long as the manifest says so. A database of somebody else
+//! is dumped, and of a volume snapshots are taken. Each keeper begins what is due by the clock or asked for, one piece of work at a
+//! time, and writes into the journal what began, how it ended and what was proven. What is told of how far a restore reaches was read
+//! back from the repository, never asked of the server.
 //!
-//! It never writes into the data of a store, and removes from a repository only what pruning has buried.
+//! It never writes into the data of a store or a volume, and removes from a repository only what pruning has buried.
 
 mod keeper;
 mod place;
 mod record;
+mod series;
 mod work;
 
 use std::{
     collections::BTreeMap,
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use landfast_backup::{AcceptedLoss, BackupId, BackupState, Hole, Lsn, RestorablePoint, Target};
 use landfast_backup_postgres::{Pruned, Verified, WalStatus};
-use landfast_spec::{BackupSpec, Gate};
+use landfast_spec::{AppSpec, BackupSpec, Engine, Gate, Place, Volume};
 use landfast_types::{Scope, StoreName, Timestamp};
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -41,6 +44,17 @@ const INBOX_MAX: usize = 16;
 const ANSWER_MAX: Duration = Duration::from_secs(15);
 /// How long a migration waits for its place in the archive.
 const POINT_MAX: Duration = Duration::from_secs(40);
+
+/// What is backed up, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// A server that Landfast runs: its log, and base backups.
+    Log,
+    /// A server of somebody else, by dumps. The secret holds its address.
+    Dumps { url_secret: String },
+    /// A folder of this host, by snapshots.
+    Volume { path: PathBuf },
+}
 
 /// What a person or the clock asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,7 +81,7 @@ pub enum RestoreInto {
     /// A store of its own, which Landfast runs beside the old one.
     Store(StoreName),
     /// Files in a folder of the host that is not there yet.
-    Folder(std::path::PathBuf),
+    Folder(PathBuf),
 }
 
 impl Work {
@@ -109,7 +123,8 @@ pub enum Done {
     Drilled(DrillRecord),
     Restored {
         backup: BackupId,
-        reached: Lsn,
+        /// A place of the log, or when the snapshot was taken.
+        reached: String,
         /// The clock of the newest heartbeat in it.
         at: Option<Timestamp>,
         into: RestoreInto,
@@ -197,24 +212,27 @@ pub struct BackupLine {
     pub id: BackupId,
     pub at: Timestamp,
     pub state: BackupState,
-    pub stop: Lsn,
+    /// Where it is consistent; a dump or a snapshot has no log.
+    pub stop: Option<Lsn>,
     /// Of the database's files.
     pub bytes: u64,
     /// What it added to the repository.
     pub stored_bytes: u64,
     pub took: Duration,
     pub parent: Option<BackupId>,
-    pub server_version: i32,
+    /// What is not in it as one would expect, and whether that is trouble.
+    pub notes: Vec<(String, bool)>,
 }
 
 /// How the backups of a store stand.
 #[derive(Debug, Clone)]
 pub struct BackupView {
     pub scope: Scope,
-    /// The name of the manifest.
+    /// The name of the store in the manifest, or of the volume.
     pub store: StoreName,
-    /// The store that serves it, and is archived.
+    /// The store that serves the name, and is archived.
     pub server: StoreName,
+    pub source: Source,
     pub spec: BackupSpec,
     /// The archiver, where it runs.
     pub wal: Option<WalStatus>,
@@ -247,13 +265,54 @@ impl BackupView {
     pub fn restorable(&self) -> Option<RestorablePoint> {
         let wal = self.wal.as_ref()?;
         let behind = wal.broken.map_or(Lsn(0), |hole| hole.to);
-        self.good().find(|backup| backup.stop >= behind)?;
+        self.good()
+            .find(|backup| backup.stop.is_some_and(|stop| stop >= behind))?;
         wal.restorable
     }
 
-    /// The same as a time.
+    /// The same as a time. Of what has no log it is when the newest dump or snapshot began.
     pub fn restorable_to(&self) -> Option<Timestamp> {
-        self.restorable()?.at
+        match self.source {
+            Source::Log => self.restorable()?.at,
+            Source::Dumps { .. } | Source::Volume { .. } => Some(self.good().last()?.at),
+        }
+    }
+
+    /// What is lost with the server or the host at the most: the time between two dumps or snapshots. Of a log it is not counted by
+    /// the clock.
+    pub fn interval(&self, now: Timestamp) -> Option<Duration> {
+        if self.source == Source::Log {
+            return None;
+        }
+        let next = self.next_after(now)?;
+        Some(self.next_after(next)?.since(next))
+    }
+
+    fn next_after(&self, at: Timestamp) -> Option<Timestamp> {
+        let lines = [Some(&self.spec.full), self.spec.incremental.as_ref()];
+        let next = lines.into_iter().flatten();
+        next.filter_map(|line| line.next_after(at)).min()
+    }
+
+    /// Whether the schedule has asked twice for what did not come.
+    fn is_overdue(&self, now: Timestamp) -> bool {
+        let newest = self.restorable_to().filter(|_| self.source != Source::Log);
+        let next = newest.and_then(|at| self.next_after(self.next_after(at)?));
+        next.is_some_and(|next| next <= now)
+    }
+
+    /// Whether it is backed up as the manifest wants it, just now.
+    pub fn is_up(&self, now: Timestamp) -> bool {
+        let is_fresh = match self.source {
+            Source::Log => {
+                let wal = self.wal.as_ref();
+                wal.is_some_and(|wal| !wal.is_late) && self.restorable().is_some()
+            }
+            Source::Dumps { .. } | Source::Volume { .. } => {
+                self.restorable_to().is_some() && !self.is_overdue(now)
+            }
+        };
+        self.trouble.is_none() && is_fresh
     }
 
     /// What is wrong now, worst first. Empty is green.
@@ -264,6 +323,10 @@ impl BackupView {
             && let BackupState::Bad { reason } = &newest.state
         {
             troubles.push(format!("backup {} is bad: {reason}", newest.id));
+        }
+        if let Some(newest) = self.backups.last() {
+            let notes = newest.notes.iter().filter(|(_, is_trouble)| *is_trouble);
+            troubles.extend(notes.map(|(note, _)| format!("backup {}: {note}", newest.id)));
         }
         for (kind, ended) in &self.ended {
             let is_told = matches!(kind, Kind::Full | Kind::Incremental | Kind::Verify);
@@ -278,13 +341,25 @@ impl BackupView {
     fn grave(&self, now: Timestamp) -> Vec<String> {
         let mut troubles = Vec::new();
         if let Some((since, reason)) = &self.trouble {
-            troubles.push(format!("nothing is archived since {since}: {reason}"));
+            let what = match self.source {
+                Source::Log => "archived",
+                Source::Dumps { .. } | Source::Volume { .. } => "backed up",
+            };
+            troubles.push(format!("nothing is {what} since {since}: {reason}"));
+        }
+        if self.is_overdue(now)
+            && let Some(at) = self.restorable_to()
+        {
+            troubles.push(format!(
+                "the newest backup is of {at}, and the schedule has asked twice since"
+            ));
         }
         let wal = self.wal.as_ref();
         if let Some(hole) = wal.and_then(|wal| wal.broken.as_ref()) {
             let (from, to) = (hole.from, hole.to);
             // A backup behind it needs nothing of what is lost.
-            if !self.good().any(|backup| backup.stop >= to) {
+            let is_behind = |backup: &BackupLine| backup.stop.is_some_and(|stop| stop >= to);
+            if !self.good().any(is_behind) {
                 troubles.push(format!(
                     "the chain is broken: WAL from {from} to {to} is lost; a full backup heals it"
                 ));
@@ -353,7 +428,7 @@ impl BackupView {
         standing
     }
 
-    fn good(&self) -> impl Iterator<Item = &BackupLine> {
+    fn good(&self) -> impl DoubleEndedIterator<Item = &BackupLine> {
         let backups = self.backups.iter();
         backups.filter(|backup| backup.state == BackupState::Good)
     }
@@ -390,6 +465,7 @@ pub(crate) enum Message {
 /// What the manifest says, and the secrets that the repository is reached with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Wanted {
+    pub(crate) source: Source,
     pub(crate) spec: BackupSpec,
     /// The store that serves the name.
     pub(crate) server: StoreName,
@@ -466,6 +542,9 @@ impl Backups {
         name: &str,
     ) -> Option<Result<Lsn, String>> {
         let handle = self.handle(scope, store)?;
+        if handle.view.borrow().source != Source::Log {
+            return None;
+        }
         let (reply, answer) = oneshot::channel();
         let name = name.to_owned();
         let message = Message::Point { name, reply };
@@ -505,12 +584,17 @@ fn attend(shared: &Arc<Shared>) {
             continue;
         };
         let scope = &view.state.scope;
-        for (name, store) in &body.spec.stores {
-            let Some(spec) = &store.backup else { continue };
-            let secrets = spec.secrets().into_iter();
+        let all = wanted(shared, scope, &body.spec);
+        for (name, source, spec) in &all {
+            let own = match source {
+                Source::Dumps { url_secret } => Some(url_secret.as_str()),
+                Source::Log | Source::Volume { .. } => None,
+            };
+            let secrets = spec.secrets().into_iter().chain(own);
             let pinned = |name: &str| Some((name.to_owned(), *body.secrets.get(name)?));
             let wanted = Wanted {
-                spec: spec.clone(),
+                source: source.clone(),
+                spec: (*spec).clone(),
                 server: view.state.served_by(None, name).clone(),
                 secrets: secrets.filter_map(pinned).collect(),
                 renewed: shared
@@ -520,9 +604,12 @@ fn attend(shared: &Arc<Shared>) {
             };
             match shared.backups.handle(scope, name) {
                 Some(handle) => {
+                    // What is backed up in another way now has a keeper of its own, once this one has left.
+                    let is_same = handle.view.borrow().source == *source;
+                    let wanted = is_same.then_some(wanted);
                     handle.wanted.send_if_modified(|known| {
-                        let is_other = known.as_ref() != Some(&wanted);
-                        *known = Some(wanted);
+                        let is_other = *known != wanted;
+                        *known = wanted;
                         is_other
                     });
                 }
@@ -533,8 +620,7 @@ fn attend(shared: &Arc<Shared>) {
         let book = book.unwrap_or_else(PoisonError::into_inner);
         let own = book.iter().filter(|((other, _), _)| other == scope);
         for ((_, name), handle) in own {
-            let store = body.spec.stores.get(name);
-            if store.is_none_or(|store| store.backup.is_none()) {
+            if !all.iter().any(|(known, ..)| *known == name) {
                 handle
                     .wanted
                     .send_if_modified(|known| known.take().is_some());
@@ -543,12 +629,41 @@ fn attend(shared: &Arc<Shared>) {
     }
 }
 
+/// What a manifest wants backed up.
+fn wanted<'a>(
+    shared: &Shared,
+    scope: &Scope,
+    spec: &'a AppSpec,
+) -> Vec<(&'a StoreName, Source, &'a BackupSpec)> {
+    let stores = spec.stores.iter().filter_map(|(name, store)| {
+        let source = match &store.place {
+            Place::Managed { .. } => Source::Log,
+            Place::External { url_secret } => Source::Dumps {
+                url_secret: url_secret.clone(),
+            },
+            Place::Bucket { .. } => return None,
+        };
+        let is_postgres = store.engine == Engine::Postgres;
+        let backup = store.backup.as_ref().filter(|_| is_postgres)?;
+        Some((name, source, backup))
+    });
+    let volumes = spec.volumes.iter().map(|(name, volume)| {
+        let path = match &volume.place {
+            Volume::Managed => shared.folders.volume(scope, name.as_str()),
+            Volume::Path { path } => path.into(),
+        };
+        (name, Source::Volume { path }, &volume.backup)
+    });
+    stores.chain(volumes).collect()
+}
+
 fn begin(shared: &Arc<Shared>, scope: &Scope, name: &StoreName, wanted: Wanted) {
     let (sender, inbox) = mpsc::channel(INBOX_MAX);
     let view = BackupView {
         scope: scope.clone(),
         store: name.clone(),
         server: wanted.server.clone(),
+        source: wanted.source.clone(),
         spec: wanted.spec.clone(),
         wal: None,
         trouble: None,
@@ -582,7 +697,7 @@ fn begin(shared: &Arc<Shared>, scope: &Scope, name: &StoreName, wanted: Wanted) 
 }
 
 /// What the gate `backup` of a manifest refuses.
-pub fn refusals(shared: &Shared, scope: &Scope, spec: &landfast_spec::AppSpec) -> Vec<Refusal> {
+pub fn refusals(shared: &Shared, scope: &Scope, spec: &AppSpec) -> Vec<Refusal> {
     if !spec.deploy.gates.contains(&Gate::Backup) {
         return Vec::new();
     }
@@ -593,14 +708,10 @@ pub fn refusals(shared: &Shared, scope: &Scope, spec: &landfast_spec::AppSpec) -
         Some(Arc::clone(body))
     });
     let was_backed_up = |name: &StoreName| {
-        let known = serving.as_ref().and_then(|body| body.spec.stores.get(name));
-        known.is_some_and(|store| store.backup.is_some())
+        let serving = serving.as_ref();
+        serving.is_some_and(|body| body.spec.backups().any(|(known, _)| known == name))
     };
-    let wanted = spec
-        .stores
-        .iter()
-        .filter(|(_, store)| store.backup.is_some());
-    let unfit = wanted.filter_map(|(name, _)| {
+    let unfit = spec.backups().filter_map(|(name, _)| {
         // One that nothing which serves has backed up holds nothing yet.
         if !was_backed_up(name) {
             return None;
@@ -612,7 +723,10 @@ pub fn refusals(shared: &Shared, scope: &Scope, spec: &landfast_spec::AppSpec) -
         };
         Some(Refusal {
             code: "backup-unfit",
-            reason: format!("store `{name}`: {reason}"),
+            reason: match spec.volumes.contains_key(name) {
+                true => format!("volume `{name}`: {reason}"),
+                false => format!("store `{name}`: {reason}"),
+            },
             hint: Some(format!(
                 "`landfast backup list {name}` and `landfast drill {name}`; or deploy without the gate `backup`"
             )),
@@ -636,6 +750,7 @@ mod tests {
             },
             store: "main".parse().unwrap(),
             server: "main".parse().unwrap(),
+            source: Source::Log,
             spec,
             wal: None,
             trouble: None,

@@ -9,6 +9,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use landfast_backup_files::Series;
 use landfast_backup_postgres::Archive;
 use landfast_repository::{
     Key, KeyError, Keyring, Place, Repository, RepositoryError, S3Place, Storage,
@@ -177,7 +178,10 @@ fn remember(shared: &Shared, key: &Key, known: &Copies, revision: u64) -> Result
     put.map(drop).map_err(|error| chain(&error))
 }
 
-/// The archive of a store. A repository is made where the place is empty; one that was there before is not made anew.
+/// The archive of a store.
+///
+/// # Errors
+/// As [`repository`].
 pub(crate) async fn archive(
     shared: &Arc<Shared>,
     scope: &Scope,
@@ -186,6 +190,35 @@ pub(crate) async fn archive(
     secrets: &BTreeMap<String, u64>,
     was_there: bool,
 ) -> Result<Archive, WorkError> {
+    let repository = repository(shared, scope, to, secrets, was_there).await?;
+    let name = format!("{}/{}/{store}", scope.app, scope.environment);
+    Ok(Archive::new(repository, &name)?)
+}
+
+/// The series of what has no log: `_dumps` or `_volumes` keeps it apart from the archives of stores.
+///
+/// # Errors
+/// As [`repository`].
+pub(crate) async fn series(
+    shared: &Arc<Shared>,
+    (scope, folder, name): (&Scope, &str, &StoreName),
+    to: &RepositorySpec,
+    secrets: &BTreeMap<String, u64>,
+    was_there: bool,
+) -> Result<Series, WorkError> {
+    let repository = repository(shared, scope, to, secrets, was_there).await?;
+    let name = format!("{}/{}/{folder}/{name}", scope.app, scope.environment);
+    Ok(Series::new(repository, &name)?)
+}
+
+/// A repository is made where the place is empty; one that was there before is not made anew.
+async fn repository(
+    shared: &Arc<Shared>,
+    scope: &Scope,
+    to: &RepositorySpec,
+    secrets: &BTreeMap<String, u64>,
+    was_there: bool,
+) -> Result<Repository, WorkError> {
     let place = place(shared, scope, to, secrets).map_err(|reason| {
         WorkError::new(
             reason,
@@ -208,16 +241,14 @@ pub(crate) async fn archive(
             opened => opened,
         }
     };
-    let repository = repository.await.map_err(|error| {
+    repository.await.map_err(|error| {
         let is_empty = matches!(error, RepositoryError::Empty { .. });
         let hint = match is_empty {
             true => "there were backups: is the disk mounted, is it the right bucket? Another `to` begins anew".to_owned(),
             false => error.hint().to_owned(),
         };
         WorkError::new(chain(&error), hint)
-    })?;
-    let name = format!("{}/{}/{store}", scope.app, scope.environment);
-    Ok(Archive::new(repository, &name)?)
+    })
 }
 
 fn place(

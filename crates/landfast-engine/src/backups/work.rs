@@ -27,10 +27,10 @@ const WAL_PATIENCE: Duration = Duration::from_secs(120);
 /// How long a restore waits for what was just committed.
 const CATCH_UP: Duration = Duration::from_secs(30);
 /// What was buried goes after this.
-const BURIED: Duration = Duration::from_secs(24 * 3_600);
-const DAY: Duration = Duration::from_secs(24 * 3_600);
+pub(super) const BURIED: Duration = Duration::from_secs(24 * 3_600);
+pub(super) const DAY: Duration = Duration::from_secs(24 * 3_600);
 /// Room that a restored copy must leave free.
-const SPARE: u64 = 256 << 20;
+pub(super) const SPARE: u64 = 256 << 20;
 
 /// What work is done with.
 #[derive(Clone)]
@@ -104,7 +104,7 @@ pub(crate) async fn reach(shared: &Shared, store: &Store) -> Result<(Server, Pro
 }
 
 /// The user a store runs as, where that is somebody else than we are. Its data may be lost: a folder of its own tells.
-async fn user_of(
+pub(super) async fn user_of(
     shared: &Shared,
     scope: &Scope,
     name: &StoreName,
@@ -228,12 +228,12 @@ pub(crate) fn line(manifest: &BackupManifest) -> BackupLine {
         id: summary.id.clone(),
         at: summary.at,
         state: summary.state.clone(),
-        stop: summary.stop,
+        stop: Some(summary.stop),
         bytes: manifest.bytes,
         stored_bytes: manifest.stored_bytes,
         took: Duration::from_millis(manifest.took_ms),
         parent: manifest.parent.clone(),
-        server_version: manifest.server_version,
+        notes: Vec::new(),
     }
 }
 
@@ -561,7 +561,7 @@ async fn restoring(
     }
     Ok(Done::Restored {
         backup: plan.backup.clone(),
-        reached,
+        reached: reached.to_string(),
         at: plan.at,
         into: order.into.clone(),
         lost: plan.lost,

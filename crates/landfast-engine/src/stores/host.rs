@@ -208,13 +208,13 @@ async fn run(
     folder: &Path,
     stdin: &[u8],
 ) -> Result<String, String> {
-    run_as(shared, store, program, arguments, folder, stdin, &[]).await
+    run_as(shared, owner(store), program, arguments, folder, stdin, &[]).await
 }
 
 /// The same for a program that must find the name of its user.
 async fn run_as(
     shared: &Shared,
-    store: &Store,
+    owner: String,
     program: &Path,
     arguments: Vec<String>,
     folder: &Path,
@@ -223,7 +223,7 @@ async fn run_as(
 ) -> Result<String, String> {
     let env = ENVIRONMENT.map(|(name, value)| (name.to_owned(), Secret::new(value.to_owned())));
     let run = ProgramRun {
-        owner: owner(store),
+        owner,
         program: program.to_owned(),
         arguments,
         env: env.into(),
@@ -317,10 +317,33 @@ async fn make_postgres(
     ];
     let password = Secret::new(format!("{}\n", access.password.reveal()));
     let stdin = password.reveal().as_bytes();
-    // Of all of PostgreSQL, only this looks its user up.
-    let named = ["postgres", "nobody"];
     let arguments = arguments.into();
-    let made = run_as(shared, store, maker, arguments, making, stdin, &named).await;
+    let owner = owner(store);
+    let made = run_as(shared, owner, maker, arguments, making, stdin, &NAMED).await;
+    made.map(drop)
+}
+
+/// Of all of PostgreSQL, only `initdb` looks its user up.
+const NAMED: [&str; 2] = ["postgres", "nobody"];
+
+/// Makes the data of an empty PostgreSQL that is thrown away again, in place of what is there.
+///
+/// # Errors
+/// A sentence.
+pub(crate) async fn make_throwaway(
+    shared: &Shared,
+    owner: String,
+    maker: &Path,
+    arguments: &[&str],
+    folder: &Path,
+) -> Result<(), String> {
+    remove(folder).map_err(|error| format!("failed to remove `{}`: {error}", folder.display()))?;
+    let given = shared.target.own_folder(&owner, folder).await;
+    given.map_err(|error| chain(&error))?;
+    let place = ["-D".to_owned(), folder.to_string_lossy().into_owned()];
+    let rest = arguments.iter().map(ToString::to_string);
+    let arguments = place.into_iter().chain(rest).collect();
+    let made = run_as(shared, owner, maker, arguments, folder, &[], &NAMED).await;
     made.map(drop)
 }
 

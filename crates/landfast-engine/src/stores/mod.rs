@@ -52,7 +52,7 @@ pub(crate) use self::{
     connections::{connections, secret_of_store},
     copy::{BUSY, DatabaseCopy},
     credentials::rewrap as rewrap_credential,
-    host::{access, find, owner_of, places},
+    host::{access, find, make_throwaway, owner_of, places},
     lineage::lineage,
 };
 use crate::{

@@ -59,7 +59,7 @@ pub(crate) async fn one(
     let views = shared.backups.of(&scope);
     let view = views.iter().find(|view| view.store == store);
     let view = view.ok_or_else(|| {
-        let detail = format!("`{scope}` has no backups of a store `{store}`");
+        let detail = format!("`{scope}` has no backups of a store or volume `{store}`");
         Failure::new(ProblemCode::BackupsUnknown, detail)
     })?;
     let backups = wire::store_backups(view, shared.clock.now());

@@ -3,12 +3,12 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use landfast_api::{
-    At, Backup, BackupEnded, BackupFrame, BackupWork, Drill, DrillCheck, Problem, ProblemCode,
-    RestorePoint, Restored, StoreBackups, Trouble,
+    At, Backup, BackupEnded, BackupFrame, BackupSource, BackupWork, Drill, DrillCheck, Problem,
+    ProblemCode, RestorePoint, Restored, StoreBackups, Trouble,
 };
 use landfast_backup::{BackupState, KeepReason};
 use landfast_engine::backups::{
-    BackupLine, BackupView, Done, DrillRecord, Kind, RestoreInto, WorkError,
+    BackupLine, BackupView, Done, DrillRecord, Kind, RestoreInto, Source, WorkError,
 };
 use landfast_types::Timestamp;
 
@@ -32,6 +32,13 @@ pub(crate) fn store_backups(view: &BackupView, now: Timestamp) -> StoreBackups {
     StoreBackups {
         store: view.store.to_string(),
         served_by: (view.server != view.store).then(|| view.server.to_string()),
+        source: match view.source {
+            Source::Log => BackupSource::Log,
+            Source::Dumps { .. } => BackupSource::Dumps,
+            Source::Volume { .. } => BackupSource::Volume,
+        },
+        rpo_ms: view.restorable_to().map(|at| millis(now.since(at))),
+        interval_ms: view.interval(now).map(millis),
         to: view.spec.to.to_string(),
         restorable_to: view.restorable_to().map(At),
         restorable_lsn: restorable.map(|point| point.lsn.to_string()),
@@ -89,7 +96,8 @@ fn backup(line: &BackupLine) -> Backup {
         bytes: line.bytes,
         stored_bytes: line.stored_bytes,
         parent: line.parent.as_ref().map(ToString::to_string),
-        lsn: line.stop.to_string(),
+        lsn: line.stop.map(|lsn| lsn.to_string()),
+        notes: line.notes.iter().map(|(note, _)| note.clone()).collect(),
     }
 }
 
@@ -171,7 +179,7 @@ pub(crate) fn backup_end(ended: &Result<Done, WorkError>) -> BackupFrame {
             BackupFrame::Restored {
                 restored: Restored {
                     backup: backup.to_string(),
-                    reached: reached.to_string(),
+                    reached: reached.clone(),
                     at: at.map(At),
                     store,
                     folder,
@@ -191,6 +199,7 @@ fn reason_word(reason: KeepReason) -> &'static str {
         KeepReason::Wal => "moments behind it are reached from it",
         KeepReason::Bad => "bad, for a look",
         KeepReason::Newer => "newer than the newest good one",
+        KeepReason::Proven => "the one that a drill has proven last",
     }
 }
 
@@ -235,13 +244,12 @@ pub(crate) fn backup_troubles(views: &[Arc<BackupView>], now: Timestamp) -> Vec<
 /// The figures of all backups for Prometheus.
 pub(crate) fn backup_metrics(views: &[Arc<BackupView>], now: Timestamp) -> String {
     type Figure = fn(&BackupView, Timestamp) -> Option<f64>;
-    let figures: [(&str, &str, Figure); 8] = [
-        ("up", "Whether its log is being archived.", |view, _| {
-            let is_well = view.trouble.is_none() && view.restorable().is_some();
-            Some(f64::from(u8::from(
-                view.wal.as_ref().is_some_and(|wal| !wal.is_late) && is_well,
-            )))
-        }),
+    let figures: [(&str, &str, Figure); 9] = [
+        (
+            "up",
+            "Whether it is backed up as the manifest wants it.",
+            |view, now| Some(f64::from(u8::from(view.is_up(now)))),
+        ),
         (
             "restorable_timestamp_seconds",
             "The newest moment a restore reaches, as read back from the repository.",
@@ -273,6 +281,11 @@ pub(crate) fn backup_metrics(views: &[Arc<BackupView>], now: Timestamp) -> Strin
             "rpo_seconds",
             "What the last drill would have lost.",
             |view, _| view.drill.as_ref()?.rpo.map(|rpo| rpo.as_secs_f64()),
+        ),
+        (
+            "interval_seconds",
+            "The time between two dumps or snapshots: what is lost at the most.",
+            |view, now| view.interval(now).map(|interval| interval.as_secs_f64()),
         ),
         (
             "waiting_segments",

@@ -7,8 +7,8 @@ use std::{
 
 use anyhow::anyhow;
 use landfast_api::{
-    At, Backup, BackupFrame, BackupRequest, Drill, DrillRequest, PruneRequest, RestoreRequest,
-    RestoreTarget, Restored, StoreBackups, StoreSwitchPlan, StoreSwitchRequest,
+    At, Backup, BackupFrame, BackupRequest, BackupSource, Drill, DrillRequest, PruneRequest,
+    RestoreRequest, RestoreTarget, Restored, StoreBackups, StoreSwitchPlan, StoreSwitchRequest,
 };
 use landfast_client::{Client, Error, Lines};
 
@@ -30,6 +30,8 @@ use crate::{
 
 /// The newest of them; `--json` has all.
 const POINTS_SHOWN: usize = 20;
+/// Of the newest backup; `--json` has all.
+const NOTES_SHOWN: usize = 20;
 
 pub(super) async fn backup(
     printer: &Printer,
@@ -48,7 +50,7 @@ pub(super) async fn backup(
             if printer.json {
                 printer.json(&list)?;
             } else if list.stores.is_empty() {
-                printer.say("no store of this environment is backed up: write `backup = { to = … }` in its table");
+                printer.say("no store and no volume of this environment is backed up: write `backup = { to = … }` in its table");
             } else {
                 printer.data(&list_lines(&list.stores, printer.paint).join("\n"))?;
             }
@@ -252,7 +254,7 @@ async fn follow(
                 objects,
                 bytes: read,
             } => format!(
-                "store {store}: {objects} objects, {} read, all as they should be",
+                "{store}: {objects} objects, {} read, all as they should be",
                 bytes(read)
             ),
             BackupFrame::Pruned {
@@ -262,10 +264,10 @@ async fn follow(
             } => {
                 let mut lines = vec![match buried.is_empty() {
                     true => {
-                        format!("store {store}: no backup is too old; {deleted} objects removed")
+                        format!("{store}: no backup is too old; {deleted} objects removed")
                     }
                     false => format!(
-                        "store {store}: {} go, {deleted} objects removed",
+                        "{store}: {} go, {deleted} objects removed",
                         buried.join(", ")
                     ),
                 }];
@@ -297,7 +299,7 @@ fn backed_up(store: &str, backup: &Backup) -> String {
         Some(parent) => format!("what changed since {parent}"),
     };
     format!(
-        "store {store}: backup {} of {} in {}, {} stored ({sort})",
+        "{store}: backup {} of {} in {}, {} stored ({sort})",
         backup.id,
         bytes(backup.bytes),
         ms(backup.took_ms),
@@ -309,12 +311,17 @@ fn drill_lines(store: &str, drill: &Drill) -> Vec<String> {
     let phase = |name: &str| drill.phases_ms.get(name).copied().unwrap_or(0);
     let ready = phase("plan") + phase("restore") + phase("replay");
     let rpo = drill.rpo_ms.map_or("unknown".to_owned(), ms);
-    let mut lines = vec![format!(
-        "store {store}: proven. Backup {} was out of recovery after {} at {}; {rpo} would have been lost",
-        drill.backup.as_deref().unwrap_or("?"),
-        ms(ready),
-        drill.reached.as_deref().unwrap_or("?"),
-    )];
+    let backup = drill.backup.as_deref().unwrap_or("?");
+    let mut lines = vec![match &drill.reached {
+        Some(reached) => format!(
+            "{store}: proven. Backup {backup} was out of recovery after {} at {reached}; {rpo} would have been lost",
+            ms(ready)
+        ),
+        None => format!(
+            "{store}: proven. Backup {backup} was restored in {}; {rpo} would have been lost",
+            ms(ready)
+        ),
+    }];
     let names = drill.checks.iter().map(|check| check.name.as_str());
     let names = names.collect::<Vec<_>>().join(", ");
     lines.push(format!("  checked in {}: {names}", ms(phase("checks"))));
@@ -326,7 +333,7 @@ fn restored_lines(store: &str, restored: &Restored) -> Vec<String> {
         .at
         .map_or(String::new(), |at| format!(", as of {} UTC", instant(at)));
     let mut lines = vec![format!(
-        "store {store}: restored from backup {} to {}{at} in {}",
+        "{store}: restored from backup {} to {}{at} in {}",
         restored.backup,
         restored.reached,
         ms(restored.took_ms)
@@ -384,7 +391,7 @@ fn list_lines(stores: &[StoreBackups], paint: Paint) -> Vec<String> {
         ]
     });
     let head = [
-        "STORE",
+        "STORE, VOLUME",
         "STATE",
         "RESTORABLE TO (UTC)",
         "IN ABOUT",
@@ -394,26 +401,49 @@ fn list_lines(stores: &[StoreBackups], paint: Paint) -> Vec<String> {
     ];
     let mut lines = vec![table(&head, &[3], rows.collect())];
     for one in stores {
+        lines.extend(rpo(one).map(|rpo| format!("{}: {rpo}", one.store)));
         let troubles = one.troubles.iter();
         lines.extend(troubles.map(|trouble| format!("{}: {}", one.store, paint.bad(trouble))));
     }
     lines
 }
 
+/// What is lost with the server or the host, where that goes by the clock.
+fn rpo(one: &StoreBackups) -> Option<String> {
+    let most = ms(one.interval_ms?);
+    let between = match one.source {
+        BackupSource::Dumps => "dumps",
+        BackupSource::Volume => "snapshots",
+        BackupSource::Log | BackupSource::Unknown => return None,
+    };
+    let now = one.rpo_ms.map_or("everything".to_owned(), ms);
+    Some(format!(
+        "would be lost: {now} now, {most} at the most, the time between two {between}"
+    ))
+}
+
 fn show_lines(one: &StoreBackups, paint: Paint) -> Vec<String> {
     let server = one.served_by.as_ref();
     let server = server.map_or(String::new(), |server| format!(" (served by {server})"));
-    let title = format!("store {}{server}  {}", one.store, one.to);
+    let what = match one.source {
+        BackupSource::Volume => "volume",
+        BackupSource::Log | BackupSource::Dumps | BackupSource::Unknown => "store",
+    };
+    let title = format!("{what} {}{server}  {}", one.store, one.to);
     let mut lines = vec![format!("{}, {}", paint.bold(&title), state(one, paint))];
-    let lsn = one.restorable_lsn.as_deref().unwrap_or("–");
     let about = one
         .restore_ms
         .map_or(String::new(), |took| format!(", in about {}", ms(took)));
-    lines.push(format!(
-        "restorable to {} UTC ({lsn}), read back {}{about}",
-        when(one.restorable_to),
-        when(one.confirmed_at)
-    ));
+    let to = when(one.restorable_to);
+    lines.push(match one.source {
+        BackupSource::Log | BackupSource::Unknown => {
+            let lsn = one.restorable_lsn.as_deref().unwrap_or("–");
+            let read = when(one.confirmed_at);
+            format!("restorable to {to} UTC ({lsn}), read back {read}{about}")
+        }
+        BackupSource::Dumps | BackupSource::Volume => format!("restorable to {to} UTC{about}"),
+    });
+    lines.extend(rpo(one));
     lines.extend(one.troubles.iter().map(|trouble| paint.bad(trouble)));
     if let Some(work) = &one.running {
         let (kind, by) = (&work.kind, &work.by);
@@ -449,6 +479,9 @@ fn show_lines(one: &StoreBackups, paint: Paint) -> Vec<String> {
         ];
         lines.push(table(&head, &[2, 3, 4], rows.collect()));
     }
+    let newest = one.backups.last();
+    let notes = newest.into_iter().flat_map(|newest| &newest.notes);
+    lines.extend(notes.take(NOTES_SHOWN).map(|note| format!("  {note}")));
     if !one.points.is_empty() {
         let points = one.points.iter().rev().take(POINTS_SHOWN).rev();
         let rows =

@@ -1,0 +1,460 @@
+//! A database of somebody else, by dumps: `pg_dump` writes, and what it writes goes straight into the repository.
+//!
+//! A dump is a snapshot of one file. It exists once the program has ended well, never before. A drill brings up an empty server of our
+//! own, restores the dump into it and asks: that the schema is the one that was dumped, how many rows there are, and what the user wants
+//! to know.
+
+use std::{
+    fs,
+    io::{self, BufReader, Read},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use landfast_backup::{BackupId, Check, DrillPhases};
+use landfast_backup_files::{Content, FilesError, Loaded, Series, Snapshot, store_file};
+use landfast_types::{Digest, Secret, Timestamp};
+use rustix::process::Signal;
+
+use crate::{
+    BackupError, Programs, Server, SqlCheck,
+    base_backup::blocking_file,
+    child::{self, Program, Running},
+    clock,
+    drill::{amcheck, check, sql_check},
+    restore::{PORT, make_configuration, own_tree},
+};
+
+/// The name of a dump in its snapshot.
+pub const DUMP: &str = "dump";
+const READ_BYTES: usize = 1 << 20;
+const LOOK: Duration = Duration::from_millis(100);
+const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+/// How long a table that somebody has locked is waited for.
+const LOCK_WAIT: &str = "--lock-wait-timeout=60000";
+/// How long an empty server may take to answer.
+const READY_MAX: Duration = Duration::from_secs(120);
+
+/// The database that is dumped.
+#[derive(Debug, Clone)]
+pub struct DumpSource {
+    /// What leads PostgreSQL's programs there: the variables of its client library, the password among them.
+    pub variables: Vec<(&'static str, Secret<String>)>,
+    /// `150018`
+    pub server_version: i32,
+    pub database: String,
+}
+
+/// What to dump, and where to.
+#[derive(Debug, Clone)]
+pub struct DumpRequest {
+    pub source: DumpSource,
+    pub programs: Programs,
+    pub series: Series,
+    /// Store every page again, so that no older object is needed.
+    pub is_full: bool,
+    /// How long the program may write nothing before it is ended.
+    pub patience: Duration,
+}
+
+/// How far a dump is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DumpProgress {
+    pub bytes: u64,
+    pub stored_bytes: u64,
+    pub elapsed: Duration,
+}
+
+impl DumpSource {
+    fn program(&self, programs: &Programs) -> Program {
+        let program = programs.program("pg_dump").args(["--no-password"]);
+        let program = program.env("PGAPPNAME", "landfast backup");
+        let variables = self.variables.iter();
+        variables.fold(program, |program, (name, value)| {
+            program.env(name, value.reveal())
+        })
+    }
+
+    /// Of the schema, as it is just now. Owners and rights are those of another server, and not compared.
+    async fn schema(&self, programs: &Programs) -> Result<Digest, BackupError> {
+        schema_of(self.program(programs)).await
+    }
+}
+
+async fn schema_of(program: Program) -> Result<Digest, BackupError> {
+    let program = program.args([
+        "--schema-only",
+        "--no-owner",
+        "--no-privileges",
+        "--no-comments",
+        "--no-publications",
+        "--no-subscriptions",
+        LOCK_WAIT,
+    ]);
+    let text = child::run(&program).await.map_err(BackupError::Program)?;
+    // Newer minor versions begin and end a dump with a random word; the head names the version of the server.
+    let is_other = |line: &&str| {
+        ["\\restrict", "\\unrestrict", "--"]
+            .iter()
+            .any(|head| line.starts_with(head))
+    };
+    let lines = text.lines().filter(|line| !is_other(line));
+    Ok(Digest::of(lines.collect::<Vec<_>>().join("\n").as_bytes()))
+}
+
+/// Dumps a database.
+///
+/// # Errors
+/// [`BackupError`]; nothing that could be chosen exists then.
+pub async fn dump(
+    request: &DumpRequest,
+    on_progress: impl Fn(DumpProgress) + Send + Sync,
+) -> Result<Snapshot, BackupError> {
+    let begun = clock::instant();
+    let (source, programs) = (&request.source, &request.programs);
+    let before = source.schema(programs).await?;
+    let program = source
+        .program(programs)
+        // Compressed with all the rest, and page by page the same where it is.
+        .args(["--format=custom", "--compress=0", LOCK_WAIT]);
+    let started = Running::start(&program).await;
+    let mut running = started.map_err(BackupError::io("start", &program.path))?;
+    running.give_way();
+    let stdout = running.stdout().expect("its output is a pipe");
+    let output =
+        blocking_file(stdout.into_owned_fd()).map_err(BackupError::io("read", &program.path))?;
+    let (read, stored) = (Arc::new(AtomicU64::new(0)), AtomicU64::new(0));
+    let content = Counted {
+        inner: BufReader::with_capacity(READ_BYTES, output),
+        read: Arc::clone(&read),
+    };
+    let progress = || DumpProgress {
+        bytes: read.load(Ordering::Relaxed),
+        stored_bytes: stored.load(Ordering::Relaxed),
+        elapsed: begun.elapsed(),
+    };
+    let on_stored = |bytes| stored.store(bytes, Ordering::Relaxed);
+    let upload = store_file(&request.series, DUMP, request.is_full, content, on_stored);
+    let mut upload = Box::pin(upload);
+    let mut ticks = tokio::time::interval(PROGRESS_EVERY);
+    let mut moved = (0, clock::instant());
+    let uploaded = loop {
+        tokio::select! {
+            uploaded = &mut upload => break uploaded.map_err(BackupError::from),
+            _ = ticks.tick() => {
+                let now = progress();
+                on_progress(now);
+                let sum = now.bytes + now.stored_bytes;
+                if sum != moved.0 {
+                    moved = (sum, clock::instant());
+                } else if moved.1.elapsed() > request.patience {
+                    let seconds = request.patience.as_secs();
+                    let what = format!("`pg_dump` wrote nothing for {seconds} s");
+                    break Err(BackupError::Stopped(what));
+                }
+            }
+        }
+    };
+    drop(upload);
+    if uploaded.is_err() {
+        running.signal(Signal::KILL);
+    }
+    let ended_well = running.wait().await;
+    let ended_well = ended_well.map_err(BackupError::io("wait for", &program.path))?;
+    let said = running.said();
+    let uploaded = match uploaded {
+        Ok(uploaded) if ended_well => uploaded,
+        Ok(_) => {
+            return Err(BackupError::Program(format!("`pg_dump` failed: {said}")));
+        }
+        Err(error) => return Err(error),
+    };
+    let after = source.schema(programs).await?;
+    let content = Content::Dump {
+        server_version: source.server_version,
+        database: source.database.clone(),
+        // A migration that came between leaves nothing to compare with.
+        schema: (before == after).then_some(before),
+    };
+    Ok(uploaded.finish(content).await?)
+}
+
+struct Counted<R> {
+    inner: R,
+    read: Arc<AtomicU64>,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let len = self.inner.read(buffer)?;
+        self.read.fetch_add(len as u64, Ordering::Relaxed);
+        Ok(len)
+    }
+}
+
+/// What to drill.
+#[derive(Debug, Clone)]
+pub struct DumpDrillRequest {
+    pub series: Series,
+    pub programs: Programs,
+    /// For a copy of the dump, the data of the server, and its socket: a short path, ours alone. What is in it is removed.
+    pub scratch: PathBuf,
+    pub checks: Vec<SqlCheck>,
+    /// The data of an empty server lie in `d` of the scratch folder already, made by `initdb` with [`INITDB`] as the user of the
+    /// programs: it looks for the name of that user, who may have none. Otherwise they are made.
+    pub is_made: bool,
+    /// Reads every page and index too.
+    pub reads_everything: bool,
+}
+
+/// Arguments of `initdb` for a server that is thrown away.
+pub const INITDB: [&str; 6] = [
+    "--username=postgres",
+    "--auth=trust",
+    "--encoding=UTF8",
+    "--locale=C",
+    "--no-sync",
+    "--no-instructions",
+];
+
+/// What a drill of a dump has shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DumpDrill {
+    pub snapshot: Snapshot,
+    pub begun: Timestamp,
+    pub phases: DrillPhases,
+    pub checks: Vec<Check>,
+    pub tables: u64,
+    pub rows: u64,
+}
+
+impl DumpDrill {
+    /// What was wrong; empty where it has passed.
+    pub fn wrong(&self) -> Vec<String> {
+        let wrong = self.checks.iter().filter_map(|check| {
+            let wrong = check.wrong.as_ref()?;
+            Some(format!("{}: {wrong}", check.name))
+        });
+        wrong.collect()
+    }
+}
+
+/// Restores a dump into a server of our own, checks it, and removes all of it.
+///
+/// # Errors
+/// Where there is nothing to check: that drill has failed, too.
+pub async fn drill_dump(
+    request: &DumpDrillRequest,
+    loaded: &Loaded,
+    id: Option<&BackupId>,
+    mut on_step: impl FnMut(String) + Send,
+) -> Result<DumpDrill, BackupError> {
+    let begun = clock::now();
+    let (data, run, copy) = (
+        request.scratch.join("d"),
+        request.scratch.join("r"),
+        request.scratch.join("x"),
+    );
+    for folder in [&run, &copy] {
+        emptied(folder)?;
+    }
+    let mut phases = DrillPhases::default();
+    let step = clock::instant();
+    on_step("reading the dump".to_owned());
+    let restored = landfast_backup_files::restore(&request.series, loaded, id, &copy, |_| {});
+    let snapshot = restored.await?.snapshot;
+    let Content::Dump { schema, .. } = &snapshot.content else {
+        return Err(BackupError::Strange("it holds no dump".to_owned()));
+    };
+    phases.plan = step.elapsed();
+    let step = clock::instant();
+    on_step("bringing up an empty server".to_owned());
+    if !request.is_made {
+        emptied(&data)?;
+        make_data(&request.programs, &data).await?;
+    }
+    let (server, mut running) = scratch_server(&request.programs, &data, &run).await?;
+    phases.restore = step.elapsed();
+    let step = clock::instant();
+    on_step("restoring the dump into it".to_owned());
+    load(&request.programs, &server, &copy.join(DUMP)).await?;
+    phases.replay = step.elapsed();
+    let step = clock::instant();
+    on_step("asking what there is".to_owned());
+    let mut checks = Vec::new();
+    for wanted in &request.checks {
+        let wanted = SqlCheck {
+            database: DATABASE.to_owned(),
+            ..wanted.clone()
+        };
+        // They may write, and the rows are counted after them.
+        checks.push(sql_check(&server, &wanted).await);
+    }
+    let (tables, rows) = counted(&server).await?;
+    checks.push(check("rows", Ok(())));
+    if let Some(expected) = schema {
+        let program = server.reach(request.programs.program("pg_dump"), None);
+        let found = schema_of(program.arg(format!("--dbname={DATABASE}"))).await?;
+        let wrong = match found == *expected {
+            true => Ok(()),
+            false => Err("it is another one than was dumped".to_owned()),
+        };
+        checks.push(check("schema", wrong));
+    }
+    // It brings an extension of its own, so the schema was read before.
+    if request.reads_everything {
+        checks.push(amcheck(&request.programs, &server).await);
+    }
+    phases.checks = step.elapsed();
+    running.signal(Signal::INT);
+    running
+        .wait()
+        .await
+        .map_err(BackupError::io("wait for", &data))?;
+    for folder in [&data, &run, &copy] {
+        emptied(folder)?;
+    }
+    Ok(DumpDrill {
+        snapshot,
+        begun,
+        phases,
+        checks,
+        tables,
+        rows,
+    })
+}
+
+/// In the scratch server.
+const DATABASE: &str = "restored";
+
+fn emptied(folder: &Path) -> Result<(), BackupError> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(BackupError::io("remove", folder)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+async fn make_data(programs: &Programs, data: &Path) -> Result<(), BackupError> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    let make = || {
+        fs::DirBuilder::new().mode(0o700).create(data)?;
+        own_tree(data, programs.user)
+    };
+    make().map_err(BackupError::io("make", data))?;
+    let mut initdb = programs.program("initdb").args(INITDB);
+    initdb.user = programs.user;
+    let made = child::run(&initdb.arg("--pgdata").arg(data)).await;
+    made.map(drop).map_err(BackupError::Program)
+}
+
+/// An empty server, on a socket of its own and on no network.
+async fn scratch_server(
+    programs: &Programs,
+    data: &Path,
+    run: &Path,
+) -> Result<(Server, Running), BackupError> {
+    make_configuration(run, programs.user).map_err(BackupError::io("make", run))?;
+    let mut program = programs.program("postgres").arg("-D").arg(data);
+    program.user = programs.user;
+    let folder = run.display();
+    for setting in [
+        format!("config_file={folder}/postgresql.conf"),
+        format!("hba_file={folder}/pg_hba.conf"),
+        format!("ident_file={folder}/pg_ident.conf"),
+        format!("unix_socket_directories={folder}"),
+        format!("port={PORT}"),
+        "listen_addresses=".to_owned(),
+        "logging_collector=off".to_owned(),
+        "log_min_messages=warning".to_owned(),
+        "max_connections=20".to_owned(),
+        "max_wal_senders=0".to_owned(),
+        "wal_level=minimal".to_owned(),
+        // It is thrown away.
+        "fsync=off".to_owned(),
+        "full_page_writes=off".to_owned(),
+        "autovacuum=off".to_owned(),
+    ] {
+        program = program.arg("-c").arg(setting);
+    }
+    let started = Running::start(&program).await;
+    let mut running = started.map_err(BackupError::io("start", &program.path))?;
+    let server = Server {
+        host: run.display().to_string(),
+        port: PORT,
+        login: "postgres".to_owned(),
+        password: None,
+        database: "postgres".to_owned(),
+    };
+    let begun = clock::instant();
+    loop {
+        if let Ok(session) = server.connect().await {
+            let create =
+                format!("CREATE DATABASE {DATABASE} TEMPLATE template0 ENCODING 'UTF8' LOCALE 'C'");
+            let made = session.client.batch_execute(&create).await;
+            made.map_err(BackupError::server("make a database"))?;
+            return Ok((server, running));
+        }
+        if begun.elapsed() > READY_MAX {
+            return Err(BackupError::NotReady(running.said()));
+        }
+        tokio::select! {
+            ended = running.wait() => {
+                ended.map_err(BackupError::io("wait for", &program.path))?;
+                return Err(BackupError::NotReady(running.said()));
+            }
+            () = tokio::time::sleep(LOOK) => {}
+        }
+    }
+}
+
+async fn load(programs: &Programs, server: &Server, file: &Path) -> Result<(), BackupError> {
+    let program = server.reach(programs.program("pg_restore"), None);
+    let program = program
+        .args([
+            "--exit-on-error",
+            // The logins of the other server are not here.
+            "--no-owner",
+            "--no-privileges",
+            "--no-comments",
+            // They would make the copy send or receive.
+            "--no-publications",
+            "--no-subscriptions",
+        ])
+        .arg(format!("--dbname={DATABASE}"))
+        .arg(file);
+    let loaded = child::run(&program).await;
+    loaded.map(drop).map_err(BackupError::Program)
+}
+
+/// Tables and the rows in them.
+async fn counted(server: &Server) -> Result<(u64, u64), BackupError> {
+    const TABLES: &str = "SELECT format('%I.%I', n.nspname, c.relname) \
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+        WHERE c.relkind = 'r' AND n.nspname NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema' ORDER BY 1";
+    let session = server.connect_to(DATABASE).await?;
+    let failed = || BackupError::server("count rows");
+    let tables = session.client.query(TABLES, &[]).await.map_err(failed())?;
+    let mut rows = 0;
+    for table in &tables {
+        let name: &str = table.get(0);
+        let ask = format!("SELECT count(*) FROM {name}");
+        let row = session.client.query_one(&ask, &[]).await;
+        rows += row.map_err(failed())?.get::<_, i64>(0).cast_unsigned();
+    }
+    Ok((tables.len() as u64, rows))
+}
+
+impl From<FilesError> for BackupError {
+    fn from(error: FilesError) -> Self {
+        if let FilesError::Repository(error) = error {
+            return Self::Repository(error);
+        }
+        Self::Files(error)
+    }
+}

@@ -1,0 +1,491 @@
+//! One piece of work on the dumps of a store, or the snapshots of a volume, from its beginning to its end.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use landfast_backup::{BackupState, Check, DrillPhases, Keep, Retention, Target};
+use landfast_backup_files::{
+    FilesError, Loaded, Series, Snapshot, SnapshotRequest, prune, restore, snapshot, verify,
+};
+use landfast_backup_postgres::{
+    DUMP, DumpDrillRequest, DumpRequest, DumpSource, Finding, INITDB, Programs, Pruned, SqlCheck,
+    Verified, drill_dump, dump,
+};
+use landfast_datastore::programs;
+use landfast_datastore_client::PostgresAddress;
+use landfast_spec::{BackupSpec, Engine};
+use landfast_types::{Bytes, Scope, StoreName, Timestamp};
+use tokio::sync::watch;
+
+use super::{
+    BackupLine, Done, DrillRecord, Progress, RestoreInto, RestoreOrder, Source, Work, WorkError,
+    work::{BURIED, DAY, Found, SPARE, make_scratch, scratch, user_of},
+};
+use crate::{actions::chain, client::now, shared::Shared, stores};
+
+/// How long `pg_dump` may write nothing.
+const SILENCE_MAX: Duration = Duration::from_secs(15 * 60);
+/// Major versions above the server's whose programs dump it as well.
+const NEWER_MAX: i32 = 8;
+
+/// What work is done with.
+#[derive(Clone)]
+pub(crate) struct Context {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) scope: Scope,
+    pub(crate) name: StoreName,
+    pub(crate) spec: BackupSpec,
+    pub(crate) source: Source,
+    /// The version of each secret, as the newest release has them pinned.
+    pub(crate) secrets: BTreeMap<String, u64>,
+    pub(crate) series: Series,
+    pub(crate) drill: Option<DrillRecord>,
+}
+
+impl From<FilesError> for WorkError {
+    fn from(error: FilesError) -> Self {
+        let hint = error.hint();
+        Self {
+            reason: chain(&error),
+            hint: (!hint.is_empty()).then_some(hint),
+            reach: None,
+            findings: Vec::new(),
+        }
+    }
+}
+
+/// Does it, and tells how far it is.
+pub(crate) async fn perform(
+    context: &Context,
+    work: &Work,
+    progress: &watch::Sender<Progress>,
+) -> (Result<Done, WorkError>, Found) {
+    let mut found = Found::default();
+    let tell = |doing: String| progress.send_modify(|progress| progress.doing = doing);
+    let done = match work {
+        Work::BackUp { is_full } => backup(context, *is_full, &tell).await,
+        Work::Verify => verification(context, &tell, &mut found).await,
+        Work::Prune { is_dry } => pruning(context, *is_dry).await.map(Done::Pruned),
+        Work::Drill { is_full } => drilling(context, *is_full, &tell, &mut found).await,
+        Work::Restore(order) => restoring(context, order, &tell).await,
+    };
+    (done, found)
+}
+
+/// A snapshot for readers.
+pub(crate) fn line(snapshot: &Snapshot) -> BackupLine {
+    let notes = snapshot.notes.iter();
+    BackupLine {
+        id: snapshot.id.clone(),
+        at: snapshot.at,
+        state: BackupState::Good,
+        stop: None,
+        bytes: snapshot.bytes,
+        stored_bytes: snapshot.stored_bytes,
+        took: Duration::from_millis(snapshot.took_ms),
+        parent: snapshot.parent.clone(),
+        notes: notes
+            .map(|note| (note.to_string(), note.kind.is_trouble()))
+            .collect(),
+    }
+}
+
+/// What is wrong with which object, a line each.
+pub(crate) fn named(findings: &[landfast_backup_files::Finding]) -> Vec<String> {
+    let each = findings.iter();
+    each.map(|finding| format!("`{}`: {}", finding.object, finding.wrong))
+        .collect()
+}
+
+async fn backup(
+    context: &Context,
+    is_full: bool,
+    tell: &(impl Fn(String) + Sync),
+) -> Result<Done, WorkError> {
+    let (shared, scope, name) = (&context.shared, &context.scope, &context.name);
+    let taken = match &context.source {
+        Source::Volume { path } => {
+            let scratch = scratch(shared, scope, name);
+            make_scratch(&scratch)?;
+            let request = SnapshotRequest {
+                series: context.series.clone(),
+                root: path.clone(),
+                scratch: scratch.join("q"),
+                is_full,
+            };
+            let taken = snapshot(&request, |progress| {
+                tell(format!(
+                    "{} files, read {}, {} stored",
+                    progress.files,
+                    Bytes(progress.bytes),
+                    Bytes(progress.stored_bytes)
+                ));
+            });
+            Box::pin(taken).await?
+        }
+        Source::Dumps { url_secret } => {
+            tell("connecting".to_owned());
+            let source = source(context, url_secret).await?;
+            let request = DumpRequest {
+                programs: tools(context, source.server_version).await?,
+                source,
+                series: context.series.clone(),
+                is_full,
+                patience: SILENCE_MAX,
+            };
+            let dumped = dump(&request, |progress| {
+                let (bytes, stored) = (Bytes(progress.bytes), Bytes(progress.stored_bytes));
+                tell(format!("dumped {bytes}, {stored} stored"));
+            });
+            Box::pin(dumped).await?
+        }
+        Source::Log => unreachable!("a server with a log has an archive"),
+    };
+    // What is too old goes with each backup that has come, never without one.
+    tell("pruning what is too old".to_owned());
+    if let Err(error) = pruning(context, false).await {
+        tracing::warn!(%scope, store = %name, %error, "nothing was pruned after the backup");
+    }
+    Ok(Done::BackedUp(line(&taken)))
+}
+
+/// Where the database is, and what it is.
+async fn source(context: &Context, url_secret: &str) -> Result<DumpSource, WorkError> {
+    let hint =
+        || format!("`landfast doctor` says what is wrong with the address in `{url_secret}`");
+    let unusable = |reason: String| WorkError::new(reason, hint());
+    let url = stores::secret_of_store(
+        &context.shared,
+        &context.scope,
+        url_secret,
+        Some(&context.secrets),
+    );
+    let url = url
+        .map_err(unusable)?
+        .ok_or_else(|| unusable(format!("the secret `{url_secret}` is not set")))?;
+    let mut address = PostgresAddress::parse(&url).map_err(|error| unusable(chain(&error)))?;
+    address.set_application_name("landfast backup");
+    let connection = address.connect().await;
+    let connection = connection.map_err(|error| unusable(chain(&error)))?;
+    let asked = connection
+        .client
+        .query_one(
+            "SELECT current_setting('server_version_num')::int, current_database()::text",
+            &[],
+        )
+        .await;
+    let row = asked.map_err(|error| unusable(chain(&error)))?;
+    Ok(DumpSource {
+        variables: address.variables(),
+        server_version: row.get(0),
+        database: row.get(1),
+    })
+}
+
+/// PostgreSQL's programs of the server's version, or of a newer one.
+async fn tools(context: &Context, server_version: i32) -> Result<Programs, WorkError> {
+    let major = server_version / 10_000;
+    let has_all = |folder: &PathBuf| {
+        let needed = ["pg_dump", "pg_restore", "initdb", "pg_amcheck"];
+        needed.iter().all(|name| folder.join(name).is_file())
+    };
+    let mut folders = (major..=major + NEWER_MAX).filter_map(|major| {
+        let wanted = programs(Engine::Postgres, &major.to_string());
+        // One that is found by its name alone may be of any version.
+        let server = landfast_datastore::Program {
+            places: wanted
+                .server
+                .places
+                .into_iter()
+                .filter(|place| place.starts_with('/'))
+                .collect(),
+            ..wanted.server
+        };
+        Some(stores::find(&server)?.parent()?.to_owned())
+    });
+    let folder = folders.find(has_all).ok_or_else(|| {
+        WorkError::new(
+            format!("the server is PostgreSQL {major}, and no programs of that version or a newer one are installed here"),
+            format!("apt-get install postgresql-{major}: its programs dump the server, and prove the dump"),
+        )
+    })?;
+    let user = user_of(&context.shared, &context.scope, &context.name).await;
+    let user = user.map_err(|reason| WorkError::new(reason, "look at the server's log"))?;
+    Ok(Programs { folder, user })
+}
+
+async fn verification(
+    context: &Context,
+    tell: &(impl Fn(String) + Sync),
+    found: &mut Found,
+) -> Result<Done, WorkError> {
+    tell("reading the list".to_owned());
+    let verified = verify(&context.series, |objects| {
+        tell(format!("read {objects} objects"));
+    })
+    .await?;
+    let findings = named(&verified.findings);
+    found.findings = Some(findings.clone());
+    if !findings.is_empty() {
+        let count = findings.len();
+        return Err(WorkError {
+            reason: format!("{count} objects of the repository are not as they should be"),
+            hint: Some(
+                "a full backup makes new ones: `landfast backup now --full`; older ones may be lost"
+                    .to_owned(),
+            ),
+            reach: None,
+            findings,
+        });
+    }
+    Ok(Done::Verified(Verified {
+        objects: verified.objects,
+        bytes: verified.bytes,
+        findings: Vec::<Finding>::new(),
+    }))
+}
+
+async fn pruning(context: &Context, is_dry: bool) -> Result<Pruned, WorkError> {
+    let days = context.spec.keep.as_secs().div_ceil(DAY.as_secs());
+    let retention = Retention {
+        daily: usize::try_from(days).unwrap_or(usize::MAX),
+        ..Retention::DEFAULT
+    };
+    let drill = context.drill.as_ref();
+    let proven = drill.filter(|drill| drill.failure.is_none());
+    let proven = proven.and_then(|drill| drill.backup.as_ref());
+    let pruned = prune(&context.series, &retention, proven, BURIED, is_dry).await?;
+    Ok(Pruned {
+        keep: Keep {
+            backups: pruned.keep,
+            ..Keep::default()
+        },
+        buried: pruned.buried,
+        wal: Vec::new(),
+        deleted: pruned.deleted,
+    })
+}
+
+async fn drilling(
+    context: &Context,
+    is_full: bool,
+    tell: &(impl Fn(String) + Sync),
+    found: &mut Found,
+) -> Result<Done, WorkError> {
+    let at = context.shared.clock.now();
+    let before = context.drill.as_ref();
+    let drilled = Box::pin(try_drill(context, is_full, at, tell, found)).await;
+    let record = match drilled {
+        Ok(record) => record,
+        Err(error) => {
+            let reason = error.reason.clone();
+            found.drill = Some(DrillRecord::failed(at, is_full, reason, before));
+            return Err(error);
+        }
+    };
+    found.drill = Some(record.clone());
+    match &record.failure {
+        None => Ok(Done::Drilled(record)),
+        Some(failure) => Err(WorkError::new(
+            failure.clone(),
+            "the newest backup was restored, and what it holds is not right: look at what is backed up, then `landfast backup verify`",
+        )),
+    }
+}
+
+async fn try_drill(
+    context: &Context,
+    is_full: bool,
+    at: Timestamp,
+    tell: &(impl Fn(String) + Sync),
+    found: &mut Found,
+) -> Result<DrillRecord, WorkError> {
+    let scratch = scratch(&context.shared, &context.scope, &context.name);
+    make_scratch(&scratch)?;
+    let mut wrong = Vec::new();
+    if is_full {
+        let verified = verify(&context.series, |objects| {
+            tell(format!("read {objects} objects"));
+        })
+        .await?;
+        let findings = named(&verified.findings);
+        wrong.extend(findings.iter().cloned());
+        found.findings = Some(findings);
+    }
+    let loaded = context.series.load().await?;
+    let newest = loaded.find(None)?.clone();
+    let (phases, checks) = match &context.source {
+        Source::Volume { .. } => volume_drill(context, &loaded, &scratch, tell).await?,
+        Source::Dumps { .. } => {
+            // The file, and about twice as much for tables with their indexes.
+            room(&scratch, newest.bytes.saturating_mul(3))?;
+            let landfast_backup_files::Content::Dump { server_version, .. } = &newest.content
+            else {
+                return Err(WorkError::new("the newest backup is no dump", "make one"));
+            };
+            let checks = context.spec.drill.checks.iter();
+            let programs = tools(context, *server_version).await?;
+            let (shared, scope, name) = (&context.shared, &context.scope, &context.name);
+            let owner = stores::owner_of(scope, name);
+            let (maker, data) = (programs.folder.join("initdb"), scratch.join("d"));
+            let made = stores::make_throwaway(shared, owner, &maker, &INITDB, &data).await;
+            made.map_err(|reason| WorkError::new(reason, "look at the server's log"))?;
+            let request = DumpDrillRequest {
+                series: context.series.clone(),
+                programs,
+                is_made: true,
+                scratch: scratch.clone(),
+                checks: checks
+                    .map(|(name, check)| SqlCheck {
+                        name: name.clone(),
+                        database: String::new(),
+                        sql: check.sql.clone(),
+                        expected: check.expect.clone(),
+                    })
+                    .collect(),
+                reads_everything: is_full,
+            };
+            let drilled = drill_dump(&request, &loaded, Some(&newest.id), tell).await?;
+            let mut checks = drilled.checks;
+            for check in checks.iter_mut().filter(|check| check.name == "rows") {
+                check.name = format!("{} rows in {} tables", drilled.rows, drilled.tables);
+            }
+            (drilled.phases, checks)
+        }
+        Source::Log => unreachable!("a server with a log has an archive"),
+    };
+    let failed = checks.iter().filter_map(|check| {
+        let wrong = check.wrong.as_ref()?;
+        Some(format!("{}: {wrong}", check.name))
+    });
+    wrong.extend(failed);
+    let failure = (!wrong.is_empty()).then(|| wrong.join("; "));
+    let before = context.drill.as_ref().and_then(|before| before.passed_at);
+    Ok(DrillRecord {
+        at,
+        repository: String::new(),
+        is_full,
+        passed_at: if failure.is_none() { Some(at) } else { before },
+        rpo: Some(at.since(newest.at)),
+        backup: Some(newest.id),
+        reached: None,
+        phases,
+        rates: None,
+        checks,
+        failure,
+    })
+}
+
+async fn volume_drill(
+    context: &Context,
+    loaded: &Loaded,
+    scratch: &Path,
+    tell: &(impl Fn(String) + Sync),
+) -> Result<(DrillPhases, Vec<Check>), WorkError> {
+    let copy = scratch.join("x");
+    let remove = || match fs::remove_dir_all(&copy) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(WorkError::new(
+            format!("failed to remove `{}`: {error}", copy.display()),
+            "remove it by hand",
+        )),
+        _ => Ok(()),
+    };
+    remove()?;
+    room(scratch, loaded.find(None)?.bytes)?;
+    let begun = now();
+    let restored = restore(&context.series, loaded, None, &copy, |progress| {
+        let (bytes, total) = (Bytes(progress.bytes), Bytes(progress.total));
+        tell(format!("restored {bytes} of {total}"));
+    });
+    let restored = restored.await?;
+    let mut checks = vec![Check {
+        name: format!("{} files", restored.files),
+        wrong: None,
+    }];
+    checks.extend(restored.sqlite.iter().map(|check| Check {
+        name: format!("integrity of {}", check.path),
+        wrong: check.wrong.clone(),
+    }));
+    let phases = DrillPhases {
+        restore: now().duration_since(begun),
+        ..DrillPhases::default()
+    };
+    remove()?;
+    Ok((phases, checks))
+}
+
+/// Refuses what would fill the disk.
+fn room(folder: &Path, bytes: u64) -> Result<(), WorkError> {
+    let there = folder.ancestors().find(|folder| folder.exists());
+    let Some(told) = there.and_then(|there| rustix::fs::statvfs(there).ok()) else {
+        return Ok(());
+    };
+    let free = told.f_bavail.saturating_mul(told.f_frsize);
+    let needed = bytes.saturating_add(SPARE);
+    if needed <= free {
+        return Ok(());
+    }
+    let (needed, free, folder) = (Bytes(needed), Bytes(free), folder.display());
+    Err(WorkError::new(
+        format!("a copy needs {needed}, and `{folder}` has {free}"),
+        "make room there, or restore on another host",
+    ))
+}
+
+async fn restoring(
+    context: &Context,
+    order: &RestoreOrder,
+    tell: &(impl Fn(String) + Sync),
+) -> Result<Done, WorkError> {
+    let begun = now();
+    let folder = match (&order.into, &context.source) {
+        (RestoreInto::Folder(folder), _) => folder.clone(),
+        // Beside the volume, where one of that name would lie.
+        (RestoreInto::Store(name), Source::Volume { path }) => {
+            let parent = path.parent().unwrap_or(Path::new("/"));
+            parent.join(name.as_str())
+        }
+        (RestoreInto::Store(_), Source::Dumps { .. } | Source::Log) => {
+            let name = &context.name;
+            return Err(WorkError::new(
+                "a dump of a server that is somebody else's becomes no store here",
+                format!(
+                    "`landfast restore export {name} --into FOLDER`, then `pg_restore --dbname=… FOLDER/{DUMP}` where it is to go"
+                ),
+            ));
+        }
+    };
+    let loaded = context.series.load().await?;
+    let id = match &order.target {
+        Target::Latest => None,
+        Target::Time(at) => Some(loaded.before(*at)?.id.clone()),
+        Target::Lsn(_) | Target::Point(_) => {
+            return Err(WorkError::new(
+                "there is no log: dumps and snapshots are gone back to by time",
+                "give `--time`, or nothing for the newest",
+            ));
+        }
+    };
+    room(&folder, loaded.find(id.as_ref())?.bytes)?;
+    let restored = restore(&context.series, &loaded, id.as_ref(), &folder, |progress| {
+        let (bytes, total) = (Bytes(progress.bytes), Bytes(progress.total));
+        tell(format!("restored {bytes} of {total}"));
+    });
+    let restored = restored.await?;
+    let mut warnings = restored.wrong();
+    warnings.extend(restored.snapshot.notes.iter().map(ToString::to_string));
+    Ok(Done::Restored {
+        backup: restored.snapshot.id.clone(),
+        reached: restored.snapshot.at.to_string(),
+        at: Some(restored.snapshot.at),
+        into: RestoreInto::Folder(folder),
+        lost: None,
+        warnings,
+        took: now().duration_since(begun),
+    })
+}
