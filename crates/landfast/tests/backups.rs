@@ -209,12 +209,11 @@ fn archive_migrations_and_rehearsals_go_on_with_the_passwords_of_a_rotation() {
             let asked = ["store", "psql", "main", "--", "-Atc", insert.as_str()];
             shop.host.run(&shop.app, &asked).status.success()
         });
-        let before = shown(&shop)["restorable_to"].to_string();
+        let before = shown(&shop)["restorable_to"].clone();
         shop.host.until("it is archived again", || {
             let now = shown(&shop);
-            now["troubles"].to_string() == "[]"
-                && !now["restorable_to"].is_null()
-                && now["restorable_to"].to_string() != before
+            let is_well = now["troubles"].as_array().is_some_and(Vec::is_empty);
+            is_well && !now["restorable_to"].is_null() && now["restorable_to"] != before
         });
         shop.ok(&["backup", "now", "main"]);
         shop.ok(&["drill", "main"]);
