@@ -59,6 +59,8 @@ const SPOOL_BYTES_MAX: u64 = 1 << 30;
 const POINT_PATIENCE: Duration = Duration::from_secs(30);
 /// How long what waits may take to be shipped before an archiver ends.
 const STOP_MAX: Duration = Duration::from_secs(10);
+/// So often it is tried to remove what a restore left.
+const UNBORN_TRIES: usize = 20;
 /// Who begins what nobody asked for.
 const CLOCK: &str = "schedule";
 
@@ -877,12 +879,17 @@ impl Keeper {
 
     /// What a restore has left that did not come to its end.
     async fn remove_unborn(&self, name: StoreName) {
-        let (shared, scope, of) = (Arc::clone(&self.shared), self.scope.clone(), name.clone());
-        let remove = move || stores::remove_unborn(&shared, &scope, &of);
-        let removed = tokio::task::spawn_blocking(remove).await;
-        let removed = removed.map_err(|error| error.to_string());
-        if let Err(reason) = removed.and_then(|removed| removed) {
-            tracing::warn!(scope = %self.scope, store = %name, reason, "what a restore left stays until the next one of that name");
+        // A server that was killed with the restore still writes there for a moment.
+        for _ in 0..UNBORN_TRIES {
+            let (shared, scope, of) = (Arc::clone(&self.shared), self.scope.clone(), name.clone());
+            let remove = move || stores::remove_unborn(&shared, &scope, &of);
+            let removed = tokio::task::spawn_blocking(remove).await;
+            let removed = removed.map_err(|error| error.to_string());
+            let Err(reason) = removed.and_then(|removed| removed) else {
+                return;
+            };
+            tracing::warn!(scope = %self.scope, store = %name, reason, "what a restore left is not removed yet");
+            sleep(TICK).await;
         }
     }
 

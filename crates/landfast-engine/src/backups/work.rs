@@ -358,6 +358,10 @@ async fn try_drill(
         && let Err(error) = fs::remove_dir_all(&copy)
     {
         tracing::debug!(%error, "a copy of a drill stays until the next restore into it");
+        // A server that was killed a moment ago still writes there. What is half removed is ours all the same.
+        if let Err(error) = fs::write(copy.join(UNFINISHED), "a drill\n") {
+            tracing::debug!(%error, "nothing is left of it");
+        }
     }
     room(&context.archive, folder).await?;
     let checks = context.spec.drill.checks.iter();

@@ -80,7 +80,12 @@ pub(super) fn fork(shared: &Shared, store: &Store) -> Result<Vec<String>, String
     if !signal.exists() {
         return Ok(Vec::new());
     }
-    let told = ["restore_command=false", "recovery_target_timeline=current"];
+    // A restored server was recovered with settings of its own, which only a standby would have to match.
+    let told = [
+        "restore_command=false",
+        "recovery_target_timeline=current",
+        "hot_standby=off",
+    ];
     let told = told.into_iter();
     Ok(told
         .flat_map(|setting| ["-c".to_owned(), setting.to_owned()])
