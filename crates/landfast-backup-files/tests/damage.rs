@@ -355,7 +355,9 @@ fn kill_9_in_the_middle_leaves_what_was_there_and_the_next_goes_on() {
     child.kill().unwrap();
     child.wait().unwrap();
     runtime.block_on(async {
-        let left = files(&world.objects().join("packs/000002"));
+        let mut left = files(&world.objects().join("packs/000002"));
+        // What was being put has no name yet, and is no object.
+        left.retain(|path| !path.file_name().unwrap().to_string_lossy().starts_with('.'));
         assert!(!left.is_empty());
         let loaded = world.series.load().await.unwrap();
         assert_eq!(loaded.snapshots, [first]);

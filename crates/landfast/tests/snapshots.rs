@@ -274,6 +274,9 @@ fn a_database_of_somebody_else_is_dumped_proven_and_exported() {
         "{said}"
     );
 
+    let said = world.ok(&["status"]);
+    assert!(said.contains("backups of main: would be lost"), "{said}");
+
     sql("shop", "INSERT INTO items VALUES (5000)");
     world.ok(&["backup", "now", "main"]);
     let into = world.host.path("exported").display().to_string();

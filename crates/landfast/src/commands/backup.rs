@@ -409,7 +409,7 @@ fn list_lines(stores: &[StoreBackups], paint: Paint) -> Vec<String> {
 }
 
 /// What is lost with the server or the host, where that goes by the clock.
-fn rpo(one: &StoreBackups) -> Option<String> {
+pub(super) fn rpo(one: &StoreBackups) -> Option<String> {
     let most = ms(one.interval_ms?);
     let between = match one.source {
         BackupSource::Dumps => "dumps",

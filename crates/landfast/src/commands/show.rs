@@ -194,6 +194,15 @@ fn status_lines(status: &EnvironmentStatus, now: Timestamp, paint: Paint) -> Vec
         lines.push(String::new());
         lines.extend(super::store::show_lines(store, paint));
     }
+    let lost = status.backups.iter().filter_map(|one| {
+        let rpo = super::backup::rpo(one)?;
+        Some(format!("backups of {}: {rpo}", one.store))
+    });
+    let lost: Vec<_> = lost.collect();
+    if !lost.is_empty() {
+        lines.push(String::new());
+        lines.extend(lost);
+    }
     if !status.routes.is_empty() {
         lines.push(String::new());
         for route in &status.routes {
