@@ -22,14 +22,15 @@ pub struct Pruned {
     pub deleted: usize,
 }
 
-/// Prunes a series. A tombstone stands for `delay`, and until there is a newer snapshot; then the objects go. The backup that
-/// was `proven` last stays as well. With `is_dry` nothing is changed.
+/// Prunes a series. A tombstone stands for `delay`, and until there is a newer snapshot; then the objects go. What is at most `recent`
+/// older than the newest stays as well, and the backup that was `proven` last. With `is_dry` nothing is changed.
 ///
 /// # Errors
 /// Those of the repository; [`FilesError::Unsound`] where anything is missing or damaged: first that is looked at.
 pub async fn prune(
     series: &Series,
     retention: &Retention,
+    recent: Duration,
     proven: Option<&BackupId>,
     delay: Duration,
     is_dry: bool,
@@ -48,6 +49,14 @@ pub async fn prune(
         is_good: true,
     });
     let mut keep = which_to_keep(&kept.collect::<Vec<_>>(), retention);
+    let newest_at = loaded.snapshots.iter().map(|snapshot| snapshot.at).max();
+    for snapshot in &loaded.snapshots {
+        if newest_at.is_some_and(|newest| !recent.is_zero() && newest.since(snapshot.at) <= recent)
+        {
+            let reasons = keep.entry(snapshot.id.clone()).or_default();
+            reasons.insert(KeepReason::Recent);
+        }
+    }
     if let Some(proven) = proven.filter(|id| loaded.list.snapshots.contains_key(id)) {
         let reasons = keep.entry(proven.clone()).or_default();
         reasons.insert(KeepReason::Proven);

@@ -114,7 +114,9 @@ impl Walk {
     ) -> Result<(), RepositoryError> {
         let mut databases = BTreeSet::new();
         for name in &names {
-            if beside(name).is_some_and(|of| databases.contains(&of)) {
+            if beside(name).is_some_and(|of| databases.contains(&of))
+                && is_of_database(folder.as_fd(), name)
+            {
                 continue;
             }
             let path = path.join(name);
@@ -360,6 +362,18 @@ impl Walk {
     ) -> Result<Option<EntryKind>, RepositoryError> {
         let now = clock::now().as_micros().div_euclid(1_000_000);
         let (from, to) = (self.root.join(place.path.as_os()), self.scratch.join("db"));
+        // SQLite opens them, and would wait for the other end of a pipe for ever.
+        let is_strange = |end: &&&str| {
+            let mut name = place.name.clone();
+            name.push(end);
+            let about = statat(place.folder, &name, AtFlags::SYMLINK_NOFOLLOW);
+            about.is_ok_and(|about| FileType::from_raw_mode(about.st_mode) != FileType::RegularFile)
+        };
+        if let Some(end) = BESIDE.iter().find(is_strange) {
+            let reason = format!("what is named like it with `{end}` is no file");
+            self.note(place.path, NoteKind::NotSqlite { reason });
+            return Ok(None);
+        }
         let local = |doing: &str, source| RepositoryError::Local {
             doing: format!("{doing} `{}`", to.display()),
             source,
@@ -454,6 +468,32 @@ fn beside(name: &OsString) -> Option<OsString> {
         Some(OsString::from_vec(rest.to_vec()))
     });
     ends.filter(|rest| !rest.is_empty())
+}
+
+/// Whether a file that is named like one of SQLite's is one.
+fn is_of_database(folder: BorrowedFd<'_>, name: &OsString) -> bool {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let Ok(file) = openat(folder, name, flags, Mode::empty()) else {
+        return false;
+    };
+    let is_plain = fstat(&file)
+        .is_ok_and(|about| FileType::from_raw_mode(about.st_mode) == FileType::RegularFile);
+    let mut head = [0; 8];
+    let file = File::from(file);
+    let is_own = match file.read_at(&mut head, 0) {
+        Ok(0) => true,
+        Ok(_) => {
+            // A log, its index (in the byte order of the machine), and a journal; one that was ended has zeros there.
+            let word = u32::from_be_bytes([head[0], head[1], head[2], head[3]]);
+            let index = u32::from_ne_bytes([head[0], head[1], head[2], head[3]]);
+            matches!(word, 0x377f_0682 | 0x377f_0683)
+                || index == 3_007_000
+                || head == [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7]
+                || head == [0; 8]
+        }
+        Err(_) => false,
+    };
+    is_plain && is_own
 }
 
 fn is_database(file: &File) -> bool {

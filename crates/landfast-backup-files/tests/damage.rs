@@ -60,7 +60,15 @@ async fn each_object_that_is_changed_cut_or_gone_is_named() {
             assert_eq!(named, [&name], "{findings:?}");
             // What the list and the manifests say is looked at before anything is removed.
             if name.ends_with("/list") || name.ends_with("/manifest") {
-                let pruned = prune(&world.series, &ONE, None, Duration::ZERO, false).await;
+                let pruned = prune(
+                    &world.series,
+                    &ONE,
+                    Duration::ZERO,
+                    None,
+                    Duration::ZERO,
+                    false,
+                )
+                .await;
                 assert!(matches!(pruned, Err(FilesError::Unsound(_))), "{name}");
             }
             fs::write(&path, &whole).unwrap();
@@ -122,31 +130,60 @@ async fn an_old_list_is_told_from_a_new_one() {
 #[tokio::test]
 async fn what_is_too_old_goes_in_two_steps_and_the_newest_never() {
     let world = World::new().await;
-    let empty = prune(&world.series, &ONE, None, Duration::ZERO, false).await;
+    let empty = prune(
+        &world.series,
+        &ONE,
+        Duration::ZERO,
+        None,
+        Duration::ZERO,
+        false,
+    )
+    .await;
     assert!(matches!(empty, Err(FilesError::Empty)));
     world.write("file", noise(1, 50_000));
     world.write("same", noise(9, 50_000));
     world.snapshot().await;
     let none = Retention { daily: 0, ..ONE };
-    let kept = prune(&world.series, &none, None, Duration::ZERO, false)
-        .await
-        .unwrap();
+    let kept = prune(
+        &world.series,
+        &none,
+        Duration::ZERO,
+        None,
+        Duration::ZERO,
+        false,
+    )
+    .await
+    .unwrap();
     assert!(kept.keep[&BackupId::of(1)].contains(&KeepReason::LastGood));
     for seed in 2..5 {
         world.write("file", noise(seed, 50_000));
         world.snapshot().await;
     }
     let proven = BackupId::of(2);
-    let dry = prune(&world.series, &none, Some(&proven), Duration::ZERO, true)
-        .await
-        .unwrap();
+    let dry = prune(
+        &world.series,
+        &none,
+        Duration::ZERO,
+        Some(&proven),
+        Duration::ZERO,
+        true,
+    )
+    .await
+    .unwrap();
     assert_eq!(dry.buried, [BackupId::of(1), BackupId::of(3)]);
     assert!(dry.keep[&proven].contains(&KeepReason::Proven));
     assert_eq!(world.series.load().await.unwrap().snapshots.len(), 4);
     let before = files(&world.objects()).len();
-    let pruned = prune(&world.series, &none, None, Duration::ZERO, false)
-        .await
-        .unwrap();
+    let pruned = prune(
+        &world.series,
+        &none,
+        Duration::ZERO,
+        None,
+        Duration::ZERO,
+        false,
+    )
+    .await
+    .unwrap();
     assert_eq!((pruned.buried.len(), pruned.deleted), (3, 0));
     assert_eq!(files(&world.objects()).len(), before);
     assert_eq!(world.series.load().await.unwrap().snapshots.len(), 1);
@@ -154,13 +191,23 @@ async fn what_is_too_old_goes_in_two_steps_and_the_newest_never() {
     world.write("file", noise(7, 50_000));
     world.snapshot().await;
     let delay = Duration::from_secs(3_600);
-    let early = prune(&world.series, &none, None, delay, false)
+    let recent = Duration::from_secs(3_600);
+    let kept = prune(&world.series, &none, recent, None, delay, true).await;
+    assert_eq!(kept.unwrap().buried, [], "there is no log between them");
+    let early = prune(&world.series, &none, Duration::ZERO, None, delay, false)
         .await
         .unwrap();
     assert_eq!(early.deleted, 0);
-    let pruned = prune(&world.series, &none, None, Duration::ZERO, false)
-        .await
-        .unwrap();
+    let pruned = prune(
+        &world.series,
+        &none,
+        Duration::ZERO,
+        None,
+        Duration::ZERO,
+        false,
+    )
+    .await
+    .unwrap();
     assert!(pruned.deleted > 0);
     assert_eq!(verified(&world).await.findings, []);
     let packs = files(&world.objects().join("packs"));
@@ -372,7 +419,14 @@ fn kill_9_in_the_middle_leaves_what_was_there_and_the_next_goes_on() {
         let older = restore(&world.series, &loaded, Some(&older), &to, |_| {}).await;
         assert_eq!(files(&older.unwrap().folder), [to.join("first")]);
         let delay = Duration::from_secs(3_600);
-        let pruned = prune(&world.series, &Retention::DEFAULT, None, delay, false);
+        let pruned = prune(
+            &world.series,
+            &Retention::DEFAULT,
+            Duration::ZERO,
+            None,
+            delay,
+            false,
+        );
         assert_eq!(pruned.await.unwrap().deleted, left.len());
         let to = world.restore().await.folder;
         assert_eq!(fs::read(to.join("big")).unwrap(), noise(1, 40 << 20));

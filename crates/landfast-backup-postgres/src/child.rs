@@ -178,10 +178,16 @@ impl Running {
         Ok(status.success())
     }
 
-    /// The end of what it said, in one line.
+    /// The end of what it said, in one line. Without the lines in which PostgreSQL shows rows: this is told to people and webhooks.
     pub(crate) fn said(&self) -> String {
         let lines = lock(&self.lines);
-        let last: Vec<_> = lines.iter().rev().take(4).map(String::as_str).collect();
+        let shows = |line: &&str| {
+            ["DETAIL:", "CONTEXT:", "STATEMENT:"]
+                .iter()
+                .any(|word| line.contains(word))
+        };
+        let told = lines.iter().rev().map(String::as_str);
+        let last: Vec<_> = told.filter(|line| !shows(line)).take(4).collect();
         last.into_iter().rev().collect::<Vec<_>>().join(" / ")
     }
 

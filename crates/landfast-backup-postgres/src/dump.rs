@@ -422,6 +422,8 @@ async fn load(programs: &Programs, server: &Server, file: &Path) -> Result<(), B
             "--no-owner",
             "--no-privileges",
             "--no-comments",
+            "--no-security-labels",
+            "--no-tablespaces",
             // They would make the copy send or receive.
             "--no-publications",
             "--no-subscriptions",

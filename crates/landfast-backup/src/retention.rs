@@ -46,6 +46,8 @@ pub enum KeepReason {
     Newer,
     /// The one that a drill has proven last.
     Proven,
+    /// Little older than the newest: there is no log that leads to the moments between.
+    Recent,
 }
 
 /// What stays.

@@ -39,9 +39,9 @@ pub struct Store {
     pub release: ReleaseId,
     /// Whether that manifest names it. A store that is not named is kept and runs on.
     pub named: bool,
-    /// Where it listens, on 127.0.0.1: the same from its first answer to its end.
+    /// Where it listens, on 127.0.0.1: the same from its first answer to its deletion.
     pub port: u16,
-    /// It has answered at that port once, so instances may know it. What an older Landfast wrote does not say.
+    /// It has answered at that port since it was made or undeleted, so instances may know it. What an older Landfast wrote does not say.
     #[serde(default = "yes")]
     pub was_ready: bool,
     /// The number of its newest start.
@@ -387,9 +387,11 @@ impl Store {
     fn advance(&mut self, now: Timestamp, input: &Input) {
         let is_current = |other: &InstanceId| self.instance() == Some(other);
         let next = match (&self.phase, input) {
-            // Making ⇒ Down: the data is there.
+            // Making ⇒ Down: the data is there. While one was deleted nobody was given its address, and somebody else may have taken
+            // its port.
             (Phase::Making { .. }, Input::Made) => {
                 self.failures = 0;
+                self.was_ready = false;
                 Some(Phase::Down {
                     since: now,
                     again_at: now,

@@ -233,6 +233,14 @@ fn what_may_have_been_written_is_not_left_behind_by_itself() {
     }
     bench.until("parked");
     assert_eq!(given(&bench.environment, 2), "copy");
+    for supersede in [false, true] {
+        let topology = bench.environment.releases[&ReleaseId(1)].topology.clone();
+        let newer = bench.deploy_over(topology, plan(rolling()), supersede);
+        assert!(
+            matches!(newer, Err(Rejected::RolloutMoving { .. })),
+            "{newer:?}"
+        );
+    }
     bench.confirms = true;
     // A person may say so.
     bench.abort().unwrap();

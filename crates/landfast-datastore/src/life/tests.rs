@@ -306,6 +306,13 @@ fn deleting_waits_and_can_be_taken_back_until_then() {
     assert_eq!(deleted.decide(at(65), &Input::Tick), Ok(Outcome::Unchanged));
     let back = told(&deleted, 60, Input::Undelete);
     assert_eq!(back.pending(), Some(Action::Make));
+    let again = told(&told(&back, 60, Input::Made), 60, Input::Tick);
+    let taken = Input::StartFailed {
+        instance: again.instance().unwrap().clone(),
+        reason: "its port 15000 is taken".into(),
+        free_port: Some(15_001),
+    };
+    assert_eq!(told(&again, 61, taken).port, 15_001);
     let release = ReleaseId(3);
     let named = told(
         &deleted,

@@ -806,8 +806,8 @@ impl Keeper {
 
     /// The disks that get full, of those that the store and what waits for the repository lie on.
     fn full_disks(&self) -> BTreeMap<String, String> {
-        let store = stores::places(&self.shared, &self.scope, &self.store).folder;
-        let spool = work::scratch(&self.shared, &self.scope, &self.store);
+        let store = stores::places(&self.shared, &self.scope, &self.server).folder;
+        let spool = work::scratch(&self.shared, &self.scope, &self.server);
         let disk = |folder: &Path| fs::metadata(folder).ok().map(|about| about.dev());
         let spool = Some(spool).filter(|spool| disk(spool) != disk(&store));
         let full = |(topic, folder): (&str, PathBuf)| {
@@ -1093,10 +1093,12 @@ async fn begin(
             result: Err(format!("the store is {}", store.word())),
         };
     }
-    if is_other && let Err(reason) = follows(&shared, &store, &archive).await {
+    // It is written down before the first WAL is shipped: afterwards the timeline of this one looks like that of another server.
+    if is_other {
+        let followed = follows(&shared, &store, &archive).await;
         return Tried {
             open: Some(open),
-            result: Err(reason),
+            result: followed.map(|()| None),
         };
     }
     let (sender, events) = mpsc::unbounded_channel();

@@ -592,14 +592,18 @@ fn attend(shared: &Arc<Shared>) {
             };
             let secrets = spec.secrets().into_iter().chain(own);
             let pinned = |name: &str| Some((name.to_owned(), *body.secrets.get(name)?));
+            let server = match source {
+                Source::Log => view.state.served_by(None, name).clone(),
+                Source::Dumps { .. } | Source::Volume { .. } => (*name).clone(),
+            };
             let wanted = Wanted {
                 source: source.clone(),
                 spec: (*spec).clone(),
-                server: view.state.served_by(None, name).clone(),
+                server: server.clone(),
                 secrets: secrets.filter_map(pinned).collect(),
                 renewed: shared
                     .stores
-                    .rotation(scope, name)
+                    .rotation(scope, &server)
                     .map_or(0, |view| view.renewed),
             };
             match shared.backups.handle(scope, name) {

@@ -61,6 +61,9 @@ pub struct DrillRecord {
     pub is_full: bool,
     /// The last one that passed, this one included.
     pub passed_at: Option<Timestamp>,
+    /// The backup that it proved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub passed: Option<BackupId>,
     pub backup: Option<BackupId>,
     pub reached: Option<Lsn>,
     /// What was lost if the host had been lost when it began: the age of the newest heartbeat in the copy.
@@ -96,6 +99,10 @@ impl DrillRecord {
             } else {
                 before.and_then(|before| before.passed_at)
             },
+            passed: match passed {
+                true => Some(backup.clone()),
+                false => before.and_then(Self::proven).cloned(),
+            },
             backup: Some(backup),
             reached: Some(report.facts.reached),
             rpo: report
@@ -109,6 +116,12 @@ impl DrillRecord {
         }
     }
 
+    /// The backup that a drill proved last.
+    pub(crate) fn proven(&self) -> Option<&BackupId> {
+        let own = self.backup.as_ref().filter(|_| self.failure.is_none());
+        own.or(self.passed.as_ref())
+    }
+
     /// One that did not come as far as a report.
     pub(crate) fn failed(at: Timestamp, is_full: bool, why: String, before: Option<&Self>) -> Self {
         Self {
@@ -116,6 +129,7 @@ impl DrillRecord {
             repository: String::new(),
             is_full,
             passed_at: before.and_then(|before| before.passed_at),
+            passed: before.and_then(Self::proven).cloned(),
             backup: None,
             reached: None,
             rpo: None,

@@ -250,16 +250,17 @@ async fn verification(
     }))
 }
 
+/// Every snapshot and dump of so long stays: nothing else leads to the moments between.
+const RECENT: Duration = Duration::from_secs(2 * 24 * 3_600);
+
 async fn pruning(context: &Context, is_dry: bool) -> Result<Pruned, WorkError> {
     let days = context.spec.keep.as_secs().div_ceil(DAY.as_secs());
     let retention = Retention {
         daily: usize::try_from(days).unwrap_or(usize::MAX),
         ..Retention::DEFAULT
     };
-    let drill = context.drill.as_ref();
-    let proven = drill.filter(|drill| drill.failure.is_none());
-    let proven = proven.and_then(|drill| drill.backup.as_ref());
-    let pruned = prune(&context.series, &retention, proven, BURIED, is_dry).await?;
+    let proven = context.drill.as_ref().and_then(DrillRecord::proven);
+    let pruned = prune(&context.series, &retention, RECENT, proven, BURIED, is_dry).await?;
     Ok(Pruned {
         keep: Keep {
             backups: pruned.keep,
@@ -365,12 +366,18 @@ async fn try_drill(
     });
     wrong.extend(failed);
     let failure = (!wrong.is_empty()).then(|| wrong.join("; "));
-    let before = context.drill.as_ref().and_then(|before| before.passed_at);
+    let before = context.drill.as_ref();
+    let proven = before.and_then(DrillRecord::proven).cloned();
+    let before = before.and_then(|before| before.passed_at);
     Ok(DrillRecord {
         at,
         repository: String::new(),
         is_full,
         passed_at: if failure.is_none() { Some(at) } else { before },
+        passed: match failure {
+            None => Some(newest.id.clone()),
+            Some(_) => proven,
+        },
         rpo: Some(at.since(newest.at)),
         backup: Some(newest.id),
         reached: None,
@@ -407,6 +414,16 @@ async fn volume_drill(
         name: format!("{} files", restored.files),
         wrong: None,
     }];
+    let notes = &loaded.find(None)?.notes;
+    checks.extend(
+        notes
+            .iter()
+            .filter(|note| note.kind.is_trouble())
+            .map(|note| Check {
+                name: "everything is in it".to_owned(),
+                wrong: Some(note.to_string()),
+            }),
+    );
     checks.extend(restored.sqlite.iter().map(|check| Check {
         name: format!("integrity of {}", check.path),
         wrong: check.wrong.clone(),

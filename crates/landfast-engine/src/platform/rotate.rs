@@ -251,7 +251,7 @@ fn releases_of(
 fn migrates(view: &View, name: &StoreName) -> bool {
     let by_hand = view.state.by_hand.as_ref();
     let rollout = view.state.rollout.as_ref().map(|rollout| &rollout.phase);
-    by_hand.is_some_and(|run| run.store == *name)
+    by_hand.is_some_and(|run| view.state.served_by(None, &run.store) == name)
         || matches!(
             rollout,
             Some(RolloutPhase::Rehearsing | RolloutPhase::Migrating | RolloutPhase::Contracting)

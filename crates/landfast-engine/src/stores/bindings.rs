@@ -9,6 +9,7 @@ use tokio::time::sleep;
 use super::{COLLECTION, CommandError, Stores, host, key};
 use crate::{
     actions::{RETRY_FIRST, RETRY_MAX, chain},
+    backups::Source,
     shared::Shared,
 };
 
@@ -46,7 +47,8 @@ pub fn is_bound(shared: &Shared, scope: &Scope, store: &StoreName) -> Option<Str
 pub(crate) async fn retire(shared: &Shared, scope: &Scope, name: &StoreName) {
     let is_backed_up = || {
         let views = shared.backups.of(scope);
-        views.iter().any(|view| view.server == *name)
+        let mut logs = views.iter().filter(|view| view.source == Source::Log);
+        logs.any(|view| view.server == *name)
     };
     while is_backed_up() {
         sleep(ASK_EVERY).await;

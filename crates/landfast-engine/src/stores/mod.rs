@@ -419,6 +419,11 @@ pub(crate) fn may_begin(shared: &Shared, scope: &Scope, name: &StoreName) -> Res
     if newest.is_some_and(|(_, body)| body.spec.stores.contains_key(name)) {
         return Err(format!("the manifest names a store `{name}`"));
     }
+    if newest.is_some_and(|(_, body)| body.spec.volumes.contains_key(name)) {
+        return Err(format!(
+            "there is a volume `{name}`, and backups go by the name"
+        ));
+    }
     let data = places(shared, scope, name).data();
     match data.exists() && !data.join(landfast_backup_postgres::UNFINISHED).exists() {
         true => Err(format!("`{}` is there already", data.display())),

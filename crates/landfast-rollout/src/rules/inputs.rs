@@ -288,6 +288,14 @@ impl Draft {
                 Ok(())
             }
             Phase::Sealing | Phase::Contracting => Ok(()),
+            // What may have been written to the new store is left behind by nobody but a person who says `abort`.
+            phase
+                if rollout.switching.is_some()
+                    && rollout.exposed
+                    && !matches!(phase, Phase::Reverting { .. }) =>
+            {
+                Err(self.is_moving(rollout))
+            }
             // It is on its way out already, for one that waits: that one is superseded.
             Phase::Reverting { .. } if self.state.queued.is_some() => Ok(()),
             _ if supersede || rollout.is_waiting() => {

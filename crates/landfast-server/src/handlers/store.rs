@@ -83,7 +83,9 @@ pub(crate) async fn restart(
     Path((app, environment, store)): InStore,
 ) -> Answer<Response> {
     let (scope, name) = named(&app, &environment, &store)?;
-    told(&state, &scope, &name, Input::Restart).await
+    let view = known(&state, &scope)?;
+    let server = view.state.served_by(None, &name);
+    told(&state, &scope, server, Input::Restart).await
 }
 
 pub(crate) async fn rotate(
@@ -112,7 +114,10 @@ pub(crate) async fn rotate(
         platform.rotate_store(&scope, &name, actor(&headers)).await
     };
     match done {
-        Ok(_) => answer(&state, &scope, &name, StatusCode::ACCEPTED),
+        Ok(_) => {
+            let server = view.state.served_by(None, &name);
+            answer(&state, &scope, server, StatusCode::ACCEPTED)
+        }
         Err(RotateError::Store(stores::CommandError::Unknown)) => Err(unknown(&scope, &name)),
         Err(error) => Err(error.into()),
     }

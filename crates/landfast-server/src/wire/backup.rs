@@ -200,6 +200,7 @@ fn reason_word(reason: KeepReason) -> &'static str {
         KeepReason::Bad => "bad, for a look",
         KeepReason::Newer => "newer than the newest good one",
         KeepReason::Proven => "the one that a drill has proven last",
+        KeepReason::Recent => "of the last two days",
     }
 }
 
