@@ -520,8 +520,8 @@ fn a_server_that_is_killed_in_the_middle_of_anything_goes_on() {
         shop.host
             .until("it is under way", || !shown(&shop)["running"].is_null());
         shop.host.kill_server();
-        drop(begun.wait());
         shop.host.start_server();
+        drop(begun.wait());
         // What it left that was to become a store goes with the next start.
         let left = shop.host.path("state/stores/shop/production/copy");
         shop.host.until("nothing half is left", || !left.exists());

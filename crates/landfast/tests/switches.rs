@@ -428,8 +428,8 @@ fn a_server_that_dies_while_an_app_moves_ends_in_one_of_the_two() {
             }
         }
         shop.host.kill_server();
-        drop(begun.wait());
         shop.host.start_server();
+        drop(begun.wait());
         shop.host.until("it has ended", || phase(&shop) == "none");
         shop.host
             .until("it serves", || shop.host.get(HOST, "/").0 == 200);
