@@ -281,7 +281,11 @@ pub async fn drill_dump(
     phases.restore = step.elapsed();
     let step = clock::instant();
     on_step("restoring the dump into it".to_owned());
-    load(&request.programs, &server, &copy.join(DUMP)).await?;
+    let owner = Server {
+        login: OWNER.to_owned(),
+        ..server.clone()
+    };
+    load(&request.programs, &server, &owner, &copy).await?;
     phases.replay = step.elapsed();
     let step = clock::instant();
     on_step("asking what there is".to_owned());
@@ -292,9 +296,9 @@ pub async fn drill_dump(
             ..wanted.clone()
         };
         // They may write, and the rows are counted after them.
-        checks.push(sql_check(&server, &wanted).await);
+        checks.push(sql_check(&owner, &wanted).await);
     }
-    let (tables, rows) = counted(&server).await?;
+    let (tables, rows) = counted(&owner).await?;
     checks.push(check("rows", Ok(())));
     if let Some(expected) = schema {
         let program = server.reach(request.programs.program("pg_dump"), None);
@@ -330,6 +334,8 @@ pub async fn drill_dump(
 
 /// In the scratch server.
 const DATABASE: &str = "restored";
+/// Owns what is restored, and has no rights beyond it: a dump holds code of whoever could write to the database.
+const OWNER: &str = "owner";
 
 fn emptied(folder: &Path) -> Result<(), BackupError> {
     match fs::remove_dir_all(folder) {
@@ -394,10 +400,15 @@ async fn scratch_server(
     let begun = clock::instant();
     loop {
         if let Ok(session) = server.connect().await {
-            let create =
-                format!("CREATE DATABASE {DATABASE} TEMPLATE template0 ENCODING 'UTF8' LOCALE 'C'");
-            let made = session.client.batch_execute(&create).await;
-            made.map_err(BackupError::server("make a database"))?;
+            for create in [
+                format!("CREATE ROLE {OWNER} LOGIN"),
+                format!(
+                    "CREATE DATABASE {DATABASE} OWNER {OWNER} TEMPLATE template0 ENCODING 'UTF8' LOCALE 'C'"
+                ),
+            ] {
+                let made = session.client.batch_execute(&create).await;
+                made.map_err(BackupError::server("make a database"))?;
+            }
             return Ok((server, running));
         }
         if begun.elapsed() > READY_MAX {
@@ -413,25 +424,64 @@ async fn scratch_server(
     }
 }
 
-async fn load(programs: &Programs, server: &Server, file: &Path) -> Result<(), BackupError> {
-    let program = server.reach(programs.program("pg_restore"), None);
-    let program = program
-        .args([
-            "--exit-on-error",
-            // The logins of the other server are not here.
-            "--no-owner",
-            "--no-privileges",
-            "--no-comments",
-            "--no-security-labels",
-            "--no-tablespaces",
-            // They would make the copy send or receive.
-            "--no-publications",
-            "--no-subscriptions",
-        ])
-        .arg(format!("--dbname={DATABASE}"))
-        .arg(file);
-    let loaded = child::run(&program).await;
-    loaded.map(drop).map_err(BackupError::Program)
+/// Restores a dump as its owner. Schemas and extensions come first and from the administrator: they are the server's own code, and
+/// many extensions are made by nobody else.
+async fn load(
+    programs: &Programs,
+    server: &Server,
+    owner: &Server,
+    folder: &Path,
+) -> Result<(), BackupError> {
+    let file = folder.join(DUMP);
+    let list = programs.program("pg_restore").arg("--list").arg(&file);
+    let list = child::run(&list).await.map_err(BackupError::Program)?;
+    let (first, rest): (Vec<&str>, Vec<&str>) = list.lines().partition(|line| {
+        // `2; 3079 16384 EXTENSION - pgcrypto`
+        let kind = line.split_whitespace().nth(3);
+        matches!(kind, Some("SCHEMA" | "EXTENSION"))
+    });
+    for (name, lines, whose) in [("first", first, server), ("rest", rest, owner)] {
+        let chosen = folder.join(name);
+        let written = fs::write(&chosen, lines.join("\n") + "\n");
+        written.map_err(BackupError::io("write", &chosen))?;
+        let program = whose.reach(programs.program("pg_restore"), None);
+        let program = program
+            .args([
+                "--exit-on-error",
+                // The logins of the other server are not here.
+                "--no-owner",
+                "--no-privileges",
+                "--no-comments",
+                "--no-security-labels",
+                "--no-tablespaces",
+                // They would make the copy send or receive.
+                "--no-publications",
+                "--no-subscriptions",
+            ])
+            .arg(format!("--use-list={}", chosen.display()))
+            .arg(format!("--dbname={DATABASE}"))
+            .arg(&file);
+        let loaded = child::run(&program).await;
+        loaded.map_err(BackupError::Program)?;
+        if name == "first" {
+            hand_over(server).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Gives the schemas to the owner of what comes into them.
+async fn hand_over(server: &Server) -> Result<(), BackupError> {
+    const SCHEMAS: &str = "SELECT format('ALTER SCHEMA %I OWNER TO %I', nspname, $1::text) FROM pg_namespace \
+        WHERE nspname NOT LIKE 'pg\\_%' AND nspname NOT IN ('information_schema', 'public')";
+    let failed = || BackupError::server("hand the schemas over");
+    let session = server.connect_to(DATABASE).await?;
+    let rows = session.client.query(SCHEMAS, &[&OWNER]).await;
+    for row in rows.map_err(failed())? {
+        let done = session.client.batch_execute(row.get(0)).await;
+        done.map_err(failed())?;
+    }
+    Ok(())
 }
 
 /// Tables and the rows in them.

@@ -188,3 +188,29 @@ async fn a_damaged_dump_is_not_proven() {
         "{failed}"
     );
 }
+
+#[tokio::test]
+async fn what_a_dump_brings_has_no_rights_here() {
+    let world = World::new().await;
+    let outside = tempfile::tempdir().unwrap();
+    fs::set_permissions(outside.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    let mark = outside.path().join("mark");
+    // It does what it can, and is called while the dump is restored, and by a check.
+    let program = format!(
+        "CREATE SCHEMA apart AUTHORIZATION theirs; CREATE EXTENSION pg_stat_statements WITH SCHEMA apart; \
+         CREATE FUNCTION apart.sneak() RETURNS int LANGUAGE plpgsql AS $$ \
+         BEGIN COPY (SELECT 1) TO PROGRAM 'cat > {}'; RETURN 1; EXCEPTION WHEN insufficient_privilege THEN RETURN 0; END $$; \
+         ALTER FUNCTION apart.sneak() OWNER TO theirs; \
+         SET ROLE theirs; CREATE MATERIALIZED VIEW apart.sneaked AS SELECT apart.sneak() AS n; RESET ROLE",
+        mark.display()
+    );
+    world.sql("shop", &program);
+    assert!(!mark.exists());
+    world.dump(PASSWORD).await.unwrap();
+    let drilled = world.drill("SELECT apart.sneak()", "0").await.unwrap();
+    assert_eq!(drilled.wrong(), Vec::<String>::new());
+    assert!(!mark.exists(), "it ran as somebody who may start programs");
+    // With the rights of an administrator it would have.
+    world.sql("shop", "SELECT apart.sneak()");
+    assert!(mark.exists());
+}

@@ -231,6 +231,15 @@ fn a_volume_is_backed_up_proven_damaged_and_restored_beside() {
     assert!(said.contains("volume `uploads`"), "{said}");
     world.ok(&["backup", "now", "uploads", "--full"]);
     world.ok(&["drill", "uploads"]);
+    // An empty folder, as where a disk is not mounted, is not taken for what was there.
+    fs::rename(&volume, volumes.join("away")).unwrap();
+    fs::create_dir(&volume).unwrap();
+    let said = world.refused(&["backup", "now", "uploads"], 1);
+    assert!(
+        said.contains("is empty") && said.contains("--full"),
+        "{said}"
+    );
+    world.ok(&["backup", "now", "uploads", "--full"]);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -112,6 +112,9 @@ async fn backup(
         Source::Volume { path } => {
             let scratch = scratch(shared, scope, name);
             make_scratch(&scratch)?;
+            if !is_full {
+                is_there(context, path).await?;
+            }
             let request = SnapshotRequest {
                 series: context.series.clone(),
                 root: path.clone(),
@@ -152,6 +155,31 @@ async fn backup(
         tracing::warn!(%scope, store = %name, %error, "nothing was pruned after the backup");
     }
     Ok(Done::BackedUp(line(&taken)))
+}
+
+/// Refuses a folder that is empty and was not: its disk is not mounted, or the host is another one.
+async fn is_there(context: &Context, path: &Path) -> Result<(), WorkError> {
+    let unread = |error: io::Error| {
+        let hint = "look whether it is there and can be read";
+        WorkError::new(
+            format!("failed to read `{}`: {error}", path.display()),
+            hint,
+        )
+    };
+    if fs::read_dir(path).map_err(unread)?.next().is_some() {
+        return Ok(());
+    }
+    let loaded = context.series.load().await?;
+    let Some(newest) = loaded.snapshots.last().filter(|newest| newest.bytes > 0) else {
+        return Ok(());
+    };
+    let (path, bytes, name) = (path.display(), Bytes(newest.bytes), &context.name);
+    Err(WorkError::new(
+        format!("`{path}` is empty, and the newest snapshot holds {bytes}"),
+        format!(
+            "look whether its disk is mounted; `landfast restore run {name} --as NAME` brings the newest back, and `landfast backup now {name} --full` takes it as it is"
+        ),
+    ))
 }
 
 /// Where the database is, and what it is.
@@ -396,7 +424,7 @@ async fn volume_drill(
 ) -> Result<(DrillPhases, Vec<Check>), WorkError> {
     let copy = scratch.join("x");
     let remove = || match fs::remove_dir_all(&copy) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(WorkError::new(
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(WorkError::new(
             format!("failed to remove `{}`: {error}", copy.display()),
             "remove it by hand",
         )),
