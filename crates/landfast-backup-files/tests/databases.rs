@@ -14,6 +14,7 @@ use std::{
 use common::{World, files};
 use landfast_backup_files::{Content, NoteKind};
 use rusqlite::Connection;
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 fn block<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Runtime::new().unwrap().block_on(future)
@@ -127,6 +128,42 @@ async fn what_only_begins_like_a_database_is_taken_as_it_lies() {
     let to = world.restore().await.folder;
     assert_eq!(fs::read(to.join("odd.db")).unwrap(), content);
     assert_eq!(fs::read(to.join("odd.db-wal")).unwrap(), b"beside");
+}
+
+#[tokio::test]
+async fn a_pipe_beside_a_database_holds_nothing_up() {
+    let world = World::new().await;
+    let mut connection = database(&world, "app.db", "DELETE");
+    add(&mut connection, 10);
+    drop(connection);
+    let (pipe, mode) = (
+        world.tree().join("app.db-journal"),
+        Mode::from_raw_mode(0o600),
+    );
+    mknodat(CWD, pipe, FileType::Fifo, mode, 0).unwrap();
+    let taken = tokio::time::timeout(Duration::from_secs(120), world.snapshot()).await;
+    let notes = taken.expect("it waits for the other end of the pipe").notes;
+    assert!(notes.iter().any(|note| note.kind.is_trouble()), "{notes:?}");
+    let path = world.restore().await.folder.join("app.db");
+    assert_eq!(counted(&path), (10, 10));
+}
+
+#[tokio::test]
+async fn what_is_only_named_like_a_part_of_a_database_is_taken() {
+    let world = World::new().await;
+    for name in ["sales", "shop"] {
+        drop(database(&world, name, "DELETE"));
+    }
+    world.write("sales-journal/march", "a folder");
+    let letter = "a letter about the sale of a wall";
+    world.write("shop-wal", letter);
+    world.snapshot().await;
+    let to = world.restore().await.folder;
+    assert_eq!(
+        fs::read(to.join("sales-journal/march")).unwrap(),
+        b"a folder"
+    );
+    assert_eq!(fs::read_to_string(to.join("shop-wal")).unwrap(), letter);
 }
 
 #[tokio::test]

@@ -438,4 +438,19 @@ pub(super) mod tests {
         book.fit(&other, at(301));
         assert_eq!(book.due(at(24 * 60 + 301)), Some(Kind::Full));
     }
+
+    #[test]
+    fn what_was_proven_stays_so_when_later_drills_fail() {
+        let at = Timestamp::EPOCH;
+        let passed = DrillRecord {
+            backup: Some(BackupId::of(3)),
+            failure: None,
+            ..DrillRecord::failed(at, false, String::new(), None)
+        };
+        let mut drill = passed;
+        for _ in 0..2 {
+            drill = DrillRecord::failed(at, false, "it is torn".to_owned(), Some(&drill));
+            assert_eq!(drill.proven(), Some(&BackupId::of(3)));
+        }
+    }
 }
