@@ -25,7 +25,7 @@ use serde_json::Value;
 use support::{
     disk::Disk,
     host::Host,
-    shop::{ITEMS, Shop},
+    shop::{ITEMS, NOTHING_DUE, Shop},
 };
 
 /// Backed up into a folder of the host, with a check of its own.
@@ -36,7 +36,7 @@ fn shop() -> (Shop, PathBuf) {
 fn backed_up(shop: Shop) -> (Shop, PathBuf) {
     let to = shop.host.path("backups");
     let backup = format!(
-        "migrations = \"migrations\"\n\n[stores.main.backup]\nto = \"{}\"\nship = \"1s\"\n\n\
+        "migrations = \"migrations\"\n\n[stores.main.backup]\nto = \"{}\"\nship = \"1s\"\n{NOTHING_DUE}\
          [stores.main.backup.drill.checks.items]\nsql = \"SELECT count(*) > 0 FROM items\"\nexpect = \"t\"\n",
         to.display()
     );

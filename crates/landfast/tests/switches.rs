@@ -23,7 +23,7 @@ use std::{
 };
 
 use serde_json::Value;
-use support::shop::{ITEMS, Shop};
+use support::shop::{ITEMS, NOTHING_DUE, Shop};
 
 /// Keeps a session of its database open, and says for each request how many items there are. It is not ready on the port that a file
 /// names.
@@ -82,7 +82,7 @@ fn shop() -> Shop {
     fs::write(&script, APP).unwrap();
     fs::set_permissions(script, fs::Permissions::from_mode(0o755)).unwrap();
     let backup = format!(
-        "migrations = \"migrations\"\n\n[stores.main.backup]\nto = \"{}\"\nship = \"1s\"\n",
+        "migrations = \"migrations\"\n\n[stores.main.backup]\nto = \"{}\"\nship = \"1s\"\n{NOTHING_DUE}",
         shop.host.path("backups").display()
     );
     shop.edit("migrations = \"migrations\"\n", &backup);

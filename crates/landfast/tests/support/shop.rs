@@ -42,6 +42,11 @@ standby = "1s"
 healthy_deadline = "30s"
 "#;
 
+/// What follows in `[stores.main.backup]` so that nothing comes due in a test, whatever the hour and the day of the week.
+/// 29 February comes least often.
+pub const NOTHING_DUE: &str = "full = \"0 0 29 2 * UTC\"\n\n[stores.main.backup.drill]\n\
+    light = \"0 0 29 2 * UTC\"\nfull = \"0 0 29 2 * UTC\"\n\n";
+
 /// The table of the first migration.
 pub const ITEMS: &str = "CREATE TABLE items (id bigint PRIMARY KEY, name varchar(40));";
 
