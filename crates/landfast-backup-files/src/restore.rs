@@ -12,7 +12,7 @@ use std::{
 };
 
 use landfast_backup::BackupId;
-use landfast_repository::{FileSink, RestoreProgress, restore_files};
+use landfast_repository::{FileSink, RestoreProgress, freeing, restore_files};
 use rustix::{
     fs::{AtFlags, CWD, RenameFlags, Timespec, Timestamps, UTIME_OMIT, renameat_with, utimensat},
     process::geteuid,
@@ -224,12 +224,7 @@ impl Making {
     fn remove(&self) -> Result<(), FilesError> {
         for path in [self.content(), self.tree()] {
             open_up(&path);
-            match fs::remove_dir_all(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(FilesError::io("remove", path)(error));
-                }
-                _ => {}
-            }
+            freeing::remove_tree(&path).map_err(FilesError::io("remove", path))?;
         }
         fs::remove_dir_all(&self.folder).map_err(FilesError::io("remove", &self.folder))
     }

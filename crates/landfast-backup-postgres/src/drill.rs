@@ -1,11 +1,12 @@
 //! A drill: the newest chain restored into a scratch server, checked, measured, removed.
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
 };
 
 use landfast_backup::{Check, DrillFacts, DrillPhases, Rates, Verdict, judge_drill};
+use landfast_repository::freeing;
 use landfast_types::{Digest, Timestamp};
 use serde::{Deserialize, Serialize};
 
@@ -96,7 +97,12 @@ pub async fn drill(
         checks: begun_checks.elapsed(),
         ..phases
     };
-    fs::remove_dir_all(&data).map_err(BackupError::io("remove", &data))?;
+    let copy = data.clone();
+    let removed = tokio::task::spawn_blocking(move || freeing::remove_tree(&copy)).await;
+    removed
+        .map_err(io::Error::other)
+        .flatten()
+        .map_err(BackupError::io("remove", &data))?;
     let facts = DrillFacts {
         // A restore that ends elsewhere is an error before this.
         wanted: reached,

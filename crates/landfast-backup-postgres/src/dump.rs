@@ -17,6 +17,7 @@ use std::{
 
 use landfast_backup::{BackupId, Check, DrillPhases};
 use landfast_backup_files::{Content, FilesError, Loaded, Series, Snapshot, store_file};
+use landfast_repository::freeing;
 use landfast_types::{Digest, Secret, Timestamp};
 use rustix::process::Signal;
 
@@ -338,12 +339,7 @@ const DATABASE: &str = "restored";
 const OWNER: &str = "owner";
 
 fn emptied(folder: &Path) -> Result<(), BackupError> {
-    match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(BackupError::io("remove", folder)(error))
-        }
-        _ => Ok(()),
-    }
+    freeing::remove_tree(folder).map_err(BackupError::io("remove", folder))
 }
 
 async fn make_data(programs: &Programs, data: &Path) -> Result<(), BackupError> {

@@ -135,9 +135,7 @@ impl Driver {
             }
             if events.len() >= BATCH {
                 self.tell(std::mem::take(&mut events)).await?;
-                for path in shipped.drain(..) {
-                    spool::remove(&path)?;
-                }
+                spool::remove_all(std::mem::take(&mut shipped)).await?;
             }
             self.status.send_if_modified(|status| {
                 let is_changed = status.backlog != backlog;
@@ -146,9 +144,7 @@ impl Driver {
             });
         }
         self.tell(events).await?;
-        for path in shipped {
-            spool::remove(&path)?;
-        }
+        spool::remove_all(shipped).await?;
         if matches!(self.known_receiver, ReceiverState::Broken { .. }) {
             self.break_chain(newest).await?;
         }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use landfast_backup::{Lsn, Segment, SegmentBytes, Timeline, scan_from_segment_start, scan_wal};
+use landfast_repository::freeing;
 
 use crate::BackupError;
 
@@ -46,7 +47,8 @@ pub(crate) struct Listing {
 
 pub(crate) fn make(folder: &Path) -> Result<(), BackupError> {
     let made = fs::create_dir_all(folder)
-        .and_then(|()| fs::set_permissions(folder, fs::Permissions::from_mode(0o700)));
+        .and_then(|()| fs::set_permissions(folder, fs::Permissions::from_mode(0o700)))
+        .and_then(|()| freeing::sweep(folder));
     made.map_err(BackupError::io("make", folder))
 }
 
@@ -97,12 +99,16 @@ pub(crate) fn mend(folder: &Path, size: SegmentBytes) -> Result<(), BackupError>
 }
 
 pub(crate) fn remove(path: &Path) -> Result<(), BackupError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(BackupError::io("remove", path)(error))
-        }
-        _ => Ok(()),
-    }
+    freeing::remove_file(path).map_err(BackupError::io("remove", path))
+}
+
+/// The same for what was shipped, while the server writes.
+pub(crate) async fn remove_all(paths: Vec<PathBuf>) -> Result<(), BackupError> {
+    let work = move || paths.iter().try_for_each(|path| remove(path));
+    let removed = tokio::task::spawn_blocking(work).await;
+    removed.map_err(|error| {
+        BackupError::io("remove from", Path::new("the spool"))(io::Error::other(error))
+    })?
 }
 
 /// Where whole records end, carried on from segment to segment so that one that runs over is checked whole.

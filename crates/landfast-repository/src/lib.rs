@@ -14,6 +14,7 @@
 //! or returns a key, and knows nothing of databases. What else lies in the folder or bucket is left alone.
 
 mod error;
+pub mod freeing;
 mod key;
 mod manifest;
 mod pages;

@@ -21,7 +21,7 @@ use object_store::{
     path::Path as ObjectPath,
 };
 
-use crate::RepositoryError;
+use crate::{RepositoryError, freeing};
 
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// For one request with all its repetitions. A pack of 16 MiB gets through at 2 Mbit/s.
@@ -204,12 +204,8 @@ impl Storage {
         match &self.kind {
             Kind::Folder(folder) => {
                 let path = folder.join(name);
-                match blocking(move || fs::remove_file(path)).await {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                        Err(self.failed("delete", name, error))
-                    }
-                    _ => Ok(()),
-                }
+                let removed = blocking(move || freeing::remove_file(&path)).await;
+                removed.map_err(|error| self.failed("delete", name, error))
             }
             Kind::S3 { bucket, .. } => {
                 let path = self.path(name);

@@ -18,6 +18,7 @@ use landfast_backup_postgres::{
 };
 use landfast_datastore::programs;
 use landfast_datastore_client::PostgresAddress;
+use landfast_repository::freeing;
 use landfast_spec::{BackupSpec, Engine};
 use landfast_types::{Bytes, Scope, StoreName, Timestamp};
 use tokio::sync::watch;
@@ -423,14 +424,18 @@ async fn volume_drill(
     tell: &(impl Fn(String) + Sync),
 ) -> Result<(DrillPhases, Vec<Check>), WorkError> {
     let copy = scratch.join("x");
-    let remove = || match fs::remove_dir_all(&copy) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(WorkError::new(
-            format!("failed to remove `{}`: {error}", copy.display()),
-            "remove it by hand",
-        )),
-        _ => Ok(()),
+    let remove = async || {
+        let going = copy.clone();
+        let removed = tokio::task::spawn_blocking(move || freeing::remove_tree(&going)).await;
+        let removed = removed.map_err(io::Error::other).flatten();
+        removed.map_err(|error| {
+            WorkError::new(
+                format!("failed to remove `{}`: {error}", copy.display()),
+                "remove it by hand",
+            )
+        })
     };
-    remove()?;
+    remove().await?;
     room(scratch, loaded.find(None)?.bytes)?;
     let begun = now();
     let restored = restore(&context.series, loaded, None, &copy, |progress| {
@@ -460,7 +465,7 @@ async fn volume_drill(
         restore: now().duration_since(begun),
         ..DrillPhases::default()
     };
-    remove()?;
+    remove().await?;
     Ok((phases, checks))
 }
 
