@@ -13,6 +13,7 @@ mod support;
 use std::{
     fs,
     path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use landfast_testbed::Postgres;
@@ -51,14 +52,20 @@ struct World {
     to: PathBuf,
 }
 
+/// Once a day, and not while a test runs: twelve hours from now.
+fn daily() -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let hour = now.as_secs() / 3_600 + 12;
+    format!("0 {} * * *", hour % 24)
+}
+
 impl World {
     fn new(more: &str) -> Self {
         let host = Host::start();
         let to = host.path("backups");
-        // Nothing comes due in a test, whatever the day: 29 February comes least often.
         let more = more
             .replace("@TO@", &to.display().to_string())
-            .replace("@NEVER@", "0 0 29 2 * UTC");
+            .replace("@DAILY@", &daily());
         let app = host.app("shop", &APP.replace("@MORE@", &more));
         Self { host, app, to }
     }
@@ -130,8 +137,8 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 #[test]
 fn a_volume_is_backed_up_proven_damaged_and_restored_beside() {
     let mut world = World::new(
-        "volumes = { uploads = \"managed\" }\n\n[volumes.uploads.backup]\nto = \"@TO@\"\nwhen = \"@NEVER@\"\n\
-         full = \"@NEVER@\"\n\n[volumes.uploads.backup.drill]\nlight = \"@NEVER@\"\nfull = \"@NEVER@\"\n",
+        "volumes = { uploads = \"managed\" }\n\n[volumes.uploads.backup]\nto = \"@TO@\"\nwhen = \"@DAILY@\"\n\
+         full = \"@DAILY@\"\n\n[volumes.uploads.backup.drill]\nlight = \"@DAILY@\"\nfull = \"@DAILY@\"\n",
     );
     world.ok(&["deploy", "--wait", "seal"]);
     let volumes = world.host.path("state/volumes/shop/production");
@@ -260,8 +267,8 @@ fn a_database_of_somebody_else_is_dumped_proven_and_exported() {
     sql("shop", table);
     let world = World::new(
         "uses = [\"main\"]\n\n[stores.main]\nengine = \"postgres\"\nexternal = { url_secret = \"MAIN_ADDRESS\" }\n\n\
-         [stores.main.backup]\nto = \"@TO@\"\nfull = \"@NEVER@\"\n\n\
-         [stores.main.backup.drill]\nlight = \"@NEVER@\"\nfull = \"@NEVER@\"\n\n\
+         [stores.main.backup]\nto = \"@TO@\"\nfull = \"@DAILY@\"\n\n\
+         [stores.main.backup.drill]\nlight = \"@DAILY@\"\nfull = \"@DAILY@\"\n\n\
          [stores.main.backup.drill.checks.items]\nsql = \"SELECT count(*) > 0 FROM items\"\nexpect = \"t\"\n",
     );
     let url = format!(
