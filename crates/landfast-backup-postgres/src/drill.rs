@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    pin::Pin,
 };
 
 use landfast_backup::{Check, DrillFacts, DrillPhases, Rates, Verdict, judge_drill};
@@ -43,9 +44,14 @@ pub struct DrillReport {
     pub phases: DrillPhases,
     /// For the next estimate.
     pub rates: Rates,
+    /// Of the backup's files.
+    pub bytes: u64,
     /// Of each database that was asked for.
     pub schemas: Vec<(String, Digest)>,
 }
+
+/// What else is done with a copy once it was checked. Whatever becomes of the copy, it is removed.
+pub type OnCopy<'a> = Box<dyn FnOnce(Server) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> + Send + 'a>;
 
 /// Restores, checks, and removes the copy. The report is there whether it passed or not.
 ///
@@ -54,6 +60,18 @@ pub struct DrillReport {
 pub async fn drill(
     request: &DrillRequest,
     on_step: impl FnMut(RestoreStep) + Send,
+) -> Result<DrillReport, BackupError> {
+    drill_and(request, on_step, None).await
+}
+
+/// The same, with something that is done with the copy after its checks; it is none of them.
+///
+/// # Errors
+/// As [`drill`].
+pub async fn drill_and(
+    request: &DrillRequest,
+    on_step: impl FnMut(RestoreStep) + Send,
+    on_copy: Option<OnCopy<'_>>,
 ) -> Result<DrillReport, BackupError> {
     let begun = clock::now();
     let restored = restore(&request.restore, on_step).await?;
@@ -88,12 +106,18 @@ pub async fn drill(
     let (reached, plan) = (restored.reached, restored.plan.clone());
     let bytes = restored.backup.bytes;
     let has_checksums = restored.backup.has_checksums;
+    let mut checking = begun_checks.elapsed();
+    if let Some(on_copy) = on_copy {
+        on_copy(restored.server.clone()).await;
+    }
+    let begun_checks = clock::instant();
     restored.finish().await?;
     if request.reads_everything && has_checksums {
         checks.push(checksums(programs, &data).await);
     }
+    checking += begun_checks.elapsed();
     let phases = DrillPhases {
-        checks: begun_checks.elapsed(),
+        checks: checking,
         ..phases
     };
     fs::remove_dir_all(&data).map_err(BackupError::io("remove", &data))?;
@@ -118,6 +142,7 @@ pub async fn drill(
             restore: rate(bytes, phases.restore),
             replay: rate(plan.wal_bytes(), phases.replay),
         },
+        bytes,
         schemas,
     })
 }

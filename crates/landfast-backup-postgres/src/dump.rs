@@ -25,7 +25,7 @@ use crate::{
     base_backup::blocking_file,
     child::{self, Program, Running},
     clock,
-    drill::{amcheck, check, sql_check},
+    drill::{OnCopy, amcheck, check, sql_check},
     restore::{PORT, make_configuration, own_tree},
 };
 
@@ -243,7 +243,8 @@ impl DumpDrill {
     }
 }
 
-/// Restores a dump into a server of our own, checks it, and removes all of it.
+/// Restores a dump into a server of our own, checks it, and removes all of it. Before that something may be done with it, as the owner of
+/// what is in it.
 ///
 /// # Errors
 /// Where there is nothing to check: that drill has failed, too.
@@ -252,6 +253,7 @@ pub async fn drill_dump(
     loaded: &Loaded,
     id: Option<&BackupId>,
     mut on_step: impl FnMut(String) + Send,
+    on_copy: Option<OnCopy<'_>>,
 ) -> Result<DumpDrill, BackupError> {
     let begun = clock::now();
     let (data, run, copy) = (
@@ -314,6 +316,13 @@ pub async fn drill_dump(
         checks.push(amcheck(&request.programs, &server).await);
     }
     phases.checks = step.elapsed();
+    if let Some(on_copy) = on_copy {
+        on_copy(Server {
+            database: DATABASE.to_owned(),
+            ..owner
+        })
+        .await;
+    }
     running.signal(Signal::INT);
     running
         .wait()

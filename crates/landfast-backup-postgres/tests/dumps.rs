@@ -97,7 +97,7 @@ impl World {
             reads_everything: true,
         };
         let loaded = self.series.load().await.unwrap();
-        drill_dump(&request, &loaded, None, |_| {}).await
+        drill_dump(&request, &loaded, None, |_| {}, None).await
     }
 
     fn packs(&self) -> Vec<PathBuf> {

@@ -11,7 +11,7 @@ use landfast_api::{
     SecretHistory, SecretImported, SecretList, SecretRevealRequest, SecretRevokeRequest,
     SecretRollbackRequest, SecretRotateRequest, SecretRotated, SecretValue, SecretsKey,
     SecretsKeyRotated, SecretsKeyText, Store, StoreConnection, StoreDeleteRequest, StoreList,
-    StoreRotateRequest, StoreSwitchRequest, StoreSwitched, Traffic, paths,
+    StoreRotateRequest, StoreSwitchRequest, StoreSwitched, Traffic, paths, RehearseFrom,
 };
 use landfast_types::Scope;
 
@@ -547,8 +547,13 @@ impl Client {
         scope: &Scope,
         store: &str,
         request: &MigrateRequest,
+        from: Option<RehearseFrom>,
     ) -> Result<Lines<MigrateFrame>, Error> {
-        let path = under(paths::MIGRATIONS_REHEARSE, scope, &[store]);
+        let mut path = under(paths::MIGRATIONS_REHEARSE, scope, &[store]);
+        match from {
+            Some(RehearseFrom::Backup) => path.push_str("?from=backup"),
+            None => {}
+        }
         Lines::open(self, post(&path, "the rehearsal").json(request)).await
     }
 

@@ -9,14 +9,14 @@ use std::{
     time::Duration,
 };
 
-use landfast_backup::BackupState;
+use landfast_backup::{BackupState, Writes};
 use landfast_backup_files::{FilesError, Series};
 use landfast_backup_postgres::{
     Archive, BackupError, Loaded, Programs, Server, WalArchiveConfig, WalArchiver, WalEvent,
     WalStatus, forget_slot,
 };
 use landfast_datastore::{Phase, Store};
-use landfast_spec::RepositorySpec;
+use landfast_spec::{OnWalLimit, RepositorySpec};
 use landfast_types::{Bytes, Scope, StoreName, Timestamp};
 use serde_json::json;
 use tokio::{
@@ -26,8 +26,9 @@ use tokio::{
 };
 
 use super::{
-    BackupView, Done, Kind, Message, OrderError, Progress, Source, Wanted, Work, WorkError, place,
-    record::{Book, COLLECTION},
+    BackupView, Done, Kind, Message, OrderError, Progress, Source, Wanted, Work, WorkError, limit,
+    place,
+    record::{Book, COLLECTION, StoppedWrites},
     series,
     work::{self, Found},
 };
@@ -129,6 +130,8 @@ pub(super) struct Keeper {
     wants_full: bool,
     /// What was told to the webhook and has not ended.
     told: bool,
+    /// What the server is to go by.
+    writes: watch::Sender<Writes>,
 }
 
 impl Keeper {
@@ -156,6 +159,7 @@ impl Keeper {
             owed: BTreeMap::new(),
             wants_full: false,
             told: false,
+            writes: watch::Sender::default(),
         }
     }
 
@@ -201,10 +205,15 @@ impl Keeper {
             };
             self.book.fit(&wanted.spec, self.shared.clock.wall());
             self.server = wanted.server.clone();
+            self.leave_stopped().await;
             self.save().await;
             let (ended, drill) = (self.book.ended.clone(), self.book.drill.clone());
             let (drills, findings) = (self.book.drills.clone(), self.book.findings.clone());
             let since = self.book.since.as_ref().map(|since| since.at);
+            let stopped = self.book.stopped.as_ref();
+            let stopped = stopped.map(|stopped| (stopped.since, stopped.writes));
+            self.writes
+                .send_replace(stopped.map_or(Writes::Free, |(_, writes)| writes));
             self.show(|view| {
                 if view.spec.to != wanted.spec.to {
                     // What there is in another repository is not known yet.
@@ -217,6 +226,7 @@ impl Keeper {
                 view.drill = drill;
                 view.drills = drills;
                 view.since = since.unwrap_or(view.since);
+                view.stopped.clone_from(&stopped);
                 for finding in findings {
                     if !view.findings.contains(&finding) {
                         view.findings.push(finding);
@@ -240,6 +250,15 @@ impl Keeper {
         let (mut try_at, mut wait) = (now(), RETRY_FIRST);
         let mut look_at: Option<Instant> = None;
         let mut room_at = now();
+        let (seen_sender, mut seen) = mpsc::channel(1);
+        let mut guards = JoinSet::new();
+        if wanted.source == Source::Log
+            && (wanted.spec.on_wal_limit == OnWalLimit::StopWrites || self.book.stopped.is_some())
+        {
+            let of = (self.scope.clone(), self.server.clone());
+            let writes = self.writes.subscribe();
+            guards.spawn(limit::watch(Arc::clone(&self.shared), of, writes, seen_sender));
+        }
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -307,6 +326,7 @@ impl Keeper {
                         }
                     }
                 }
+                Some(seen) = seen.recv() => self.weigh(seen, wanted).await,
                 Some(event) = next(&mut events) => self.note(&event),
                 seen = changed(&mut status) => match seen {
                     Some(seen) => self.show(|view| view.wal = Some(seen)),
@@ -521,6 +541,7 @@ impl Keeper {
         Ok(Context::Log(Box::new(work::Context {
             shared: Arc::clone(&self.shared),
             store: known,
+            name: self.store.clone(),
             spec: wanted.spec.clone(),
             archive: archive.clone(),
             archiver: self.archiver.clone(),
@@ -640,13 +661,68 @@ impl Keeper {
         let work = match kind {
             Kind::Full => Work::BackUp { is_full: true },
             Kind::Incremental => Work::BackUp { is_full: false },
-            Kind::LightDrill => Work::Drill { is_full: false },
-            Kind::FullDrill => Work::Drill { is_full: true },
+            Kind::LightDrill | Kind::FullDrill => Work::Drill {
+                is_full: kind == Kind::FullDrill,
+                migrations: None,
+            },
             Kind::Verify => Work::Verify,
             Kind::Prune | Kind::Restore => return,
         };
         if let Err(error) = self.begin_work(work, CLOCK.to_owned(), wanted, works).await {
             tracing::warn!(scope = %self.scope, store = %self.store, %error, "{kind} was not begun");
+        }
+    }
+
+    /// Stops writes, or lets them go on, by what waits for the archive.
+    async fn weigh(&mut self, seen: limit::Seen, wanted: &Wanted) {
+        let now = *self.writes.borrow();
+        let next = match wanted.spec.on_wal_limit {
+            OnWalLimit::StopWrites => now.next(seen.waiting, wanted.spec.wal_limit.0),
+            OnWalLimit::Break => Writes::Free,
+        };
+        self.show(|view| view.waiting = Some(seen.waiting));
+        if next == Writes::Free && seen.writes == Writes::Free {
+            // It is written down until the server goes by it.
+            if self.book.stopped.take().is_some() {
+                tracing::info!(scope = %self.scope, store = %self.store, "the archive has caught up; the app may write");
+                self.save().await;
+                self.show(|view| view.stopped = None);
+            }
+        }
+        if next == now {
+            return;
+        }
+        if next != Writes::Free {
+            let at = self.shared.clock.now();
+            let since = self.book.stopped.as_ref().map_or(at, |known| known.since);
+            self.book.stopped = Some(StoppedWrites {
+                server: self.server.clone(),
+                writes: next,
+                since,
+            });
+            self.save().await;
+            self.show(|view| view.stopped = Some((since, next)));
+        }
+        self.writes.send_replace(next);
+    }
+
+    /// Another server is archived now, or none: the app of the one before may write there.
+    async fn leave_stopped(&mut self) {
+        let is_left = |stopped: &StoppedWrites| stopped.server != self.server;
+        let Some(stopped) = self.book.stopped.clone().filter(is_left) else {
+            return;
+        };
+        self.lift(&stopped.server).await;
+        self.book.stopped = None;
+    }
+
+    /// Tried until it is done: a store whose server is down is done with.
+    async fn lift(&self, server: &StoreName) {
+        let mut wait = RETRY_FIRST;
+        while let Err(reason) = limit::lift(&self.shared, &self.scope, server).await {
+            tracing::warn!(scope = %self.scope, store = %server, reason, "its app may not write yet");
+            sleep(wait).await;
+            wait = (wait * 2).min(RETRY_MAX);
         }
     }
 
@@ -922,6 +998,9 @@ impl Keeper {
         if self.views.borrow().source != Source::Log {
             return self.save().await;
         }
+        if let Some(stopped) = self.book.stopped.take() {
+            self.lift(&stopped.server).await;
+        }
         let mut wait = RETRY_FIRST;
         while let Some(store) = self.known() {
             let forgotten = forget(&self.shared, &store).await;
@@ -1008,6 +1087,12 @@ pub(super) async fn sweep(shared: Arc<Shared>) {
                 continue;
             }
             let mut wait = RETRY_FIRST;
+            while let Err(reason) = limit::lift(&shared, scope, &store.name).await {
+                tracing::warn!(%scope, store = %store.name, reason, "its app may not write yet");
+                sleep(wait).await;
+                wait = (wait * 2).min(RETRY_MAX);
+            }
+            wait = RETRY_FIRST;
             while let Err(reason) = forget(&shared, store).await {
                 tracing::warn!(%scope, store = %store.name, reason, "its replication slot is there still");
                 sleep(wait).await;
@@ -1024,7 +1109,7 @@ async fn forget(shared: &Shared, store: &Store) -> Result<(), String> {
 }
 
 /// The slot of a server that Landfast runs is Landfast's alone.
-const SLOT: &str = "landfast";
+pub(super) const SLOT: &str = "landfast";
 
 async fn begin(
     (shared, scope, name): (Arc<Shared>, Scope, StoreName),

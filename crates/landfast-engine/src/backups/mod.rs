@@ -8,8 +8,10 @@
 //! It never writes into the data of a store or a volume, and removes from a repository only what pruning has buried.
 
 mod keeper;
+mod limit;
 mod place;
 mod record;
+mod rehearsal;
 mod series;
 mod work;
 
@@ -20,7 +22,9 @@ use std::{
     time::Duration,
 };
 
-use landfast_backup::{AcceptedLoss, BackupId, BackupState, Hole, Lsn, RestorablePoint, Target};
+use landfast_backup::{
+    AcceptedLoss, BackupId, BackupState, Hole, Lsn, RestorablePoint, Target, Writes,
+};
 use landfast_backup_postgres::{Pruned, Verified, WalStatus};
 use landfast_spec::{AppSpec, BackupSpec, Engine, Gate, Place, Volume};
 use landfast_types::{Scope, StoreName, Timestamp};
@@ -34,6 +38,7 @@ use self::keeper::Keeper;
 pub use self::{
     place::{KeyView, confirm_key, export_key, key},
     record::{DrillRecord, Ended, Kind},
+    rehearsal::{DrillRehearsal, MigrationsOf},
 };
 use crate::{actions::chain, planning::Refusal, shared::Shared};
 
@@ -62,7 +67,11 @@ pub enum Work {
     BackUp { is_full: bool },
     Verify,
     Prune { is_dry: bool },
-    Drill { is_full: bool },
+    Drill {
+        is_full: bool,
+        /// Migrations to rehearse on the copy instead of those of the newest release.
+        migrations: Option<Arc<MigrationsOf>>,
+    },
     Restore(RestoreOrder),
 }
 
@@ -107,8 +116,8 @@ impl Work {
             Self::BackUp { is_full: false } => Kind::Incremental,
             Self::Verify => Kind::Verify,
             Self::Prune { .. } => Kind::Prune,
-            Self::Drill { is_full: true } => Kind::FullDrill,
-            Self::Drill { is_full: false } => Kind::LightDrill,
+            Self::Drill { is_full: true, .. } => Kind::FullDrill,
+            Self::Drill { is_full: false, .. } => Kind::LightDrill,
             Self::Restore(_) => Kind::Restore,
         }
     }
@@ -253,6 +262,10 @@ pub struct BackupView {
     pub drills: BTreeMap<Kind, DrillRecord>,
     /// Disks that get full, of the store and of what waits to be shipped: a topic and a sentence.
     pub disks: BTreeMap<String, String>,
+    /// Since when the app does not write, because too much waits for the archive.
+    pub stopped: Option<(Timestamp, Writes)>,
+    /// Bytes that wait for the archive, where writes are to stop for it.
+    pub waiting: Option<u64>,
     /// How long a restore to the newest moment would take.
     pub rto: Option<Duration>,
     /// Since when the manifest wants it backed up.
@@ -312,7 +325,7 @@ impl BackupView {
                 self.restorable_to().is_some() && !self.is_overdue(now)
             }
         };
-        self.trouble.is_none() && is_fresh
+        self.trouble.is_none() && self.stopped.is_none() && is_fresh
     }
 
     /// What is wrong now, worst first. Empty is green.
@@ -340,6 +353,9 @@ impl BackupView {
     /// What keeps one from going back to the newest moment.
     fn grave(&self, now: Timestamp) -> Vec<String> {
         let mut troubles = Vec::new();
+        troubles.extend(
+            [Writes::Closed, Writes::ReadOnly].map(|writes| self.writes_stopped(writes)).into_iter().flatten(),
+        );
         if let Some((since, reason)) = &self.trouble {
             let what = match self.source {
                 Source::Log => "archived",
@@ -347,13 +363,7 @@ impl BackupView {
             };
             troubles.push(format!("nothing is {what} since {since}: {reason}"));
         }
-        if self.is_overdue(now)
-            && let Some(at) = self.restorable_to()
-        {
-            troubles.push(format!(
-                "the newest backup is of {at}, and the schedule has asked twice since"
-            ));
-        }
+        troubles.extend(self.overdue(now));
         let wal = self.wal.as_ref();
         if let Some(hole) = wal.and_then(|wal| wal.broken.as_ref()) {
             let (from, to) = (hole.from, hole.to);
@@ -377,6 +387,29 @@ impl BackupView {
         troubles.extend(self.drill_failed());
         troubles.extend(self.unproven(now));
         troubles
+    }
+
+    /// That the app does not write, or is not let in either, and when it will be again.
+    fn writes_stopped(&self, writes: Writes) -> Option<String> {
+        let (since, _) = self.stopped.filter(|(_, now)| *now >= writes)?;
+        let limit = self.spec.wal_limit;
+        match writes {
+            Writes::Free => None,
+            Writes::ReadOnly => Some(format!(
+                "writes are stopped since {since}: what waits for the archive has reached `wal_limit` ({limit}); they go on by themselves when half of it is shipped"
+            )),
+            Writes::Closed => Some(format!(
+                "nobody is let into the database: its log grew on while writes were stopped, so somebody asks for transactions that write (`wal_limit` is {limit})"
+            )),
+        }
+    }
+
+    /// That the schedule has asked twice in vain.
+    fn overdue(&self, now: Timestamp) -> Option<String> {
+        let at = self.restorable_to().filter(|_| self.is_overdue(now))?;
+        Some(format!(
+            "the newest backup is of {at}, and the schedule has asked twice since"
+        ))
     }
 
     fn drill_failed(&self) -> Option<String> {
@@ -406,6 +439,9 @@ impl BackupView {
         let mut put = |topic: &str, state, text: Option<String>| {
             standing.extend(text.map(|text| (topic.to_owned(), (state, text))));
         };
+        put("writes", "stopped", self.writes_stopped(Writes::ReadOnly));
+        put("closed", "stopped", self.writes_stopped(Writes::Closed));
+        put("overdue", "late", self.overdue(now));
         put("unproven", "unproven", self.unproven(now));
         put("drill", "failed", self.drill_failed());
         for (topic, text) in &self.disks {
@@ -508,6 +544,15 @@ impl Backups {
         let book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
         let views = book.values().map(|handle| handle.view.borrow().clone());
         views.collect()
+    }
+
+    /// How those of one store or volume stand, as that changes.
+    pub fn watch(
+        &self,
+        scope: &Scope,
+        name: &StoreName,
+    ) -> Option<watch::Receiver<Arc<BackupView>>> {
+        Some(self.handle(scope, name)?.view)
     }
 
     /// Begins work; it goes on when nobody follows it.
@@ -679,6 +724,8 @@ fn begin(shared: &Arc<Shared>, scope: &Scope, name: &StoreName, wanted: Wanted) 
         drill: None,
         drills: BTreeMap::new(),
         disks: BTreeMap::new(),
+        stopped: None,
+        waiting: None,
         rto: None,
         since: shared.clock.now(),
     };
@@ -766,6 +813,8 @@ mod tests {
             drill: None,
             drills: BTreeMap::new(),
             disks: BTreeMap::new(),
+            stopped: None,
+            waiting: None,
             rto: None,
             since: Timestamp::EPOCH,
         }
@@ -818,10 +867,45 @@ mod tests {
         view.disks = [(full.0.to_owned(), full.1.to_owned())].into();
         let told = ["damaged", "disk of the store", "the full backup"];
         assert_eq!(topics(&view, 50 * HOUR), told);
+        view.disks.clear();
+        view.stopped = Some((Timestamp::EPOCH, Writes::ReadOnly));
+        assert_eq!(
+            topics(&view, 50 * HOUR),
+            ["damaged", "the full backup", "writes"]
+        );
+        view.stopped = Some((Timestamp::EPOCH, Writes::Closed));
+        let told = ["closed", "damaged", "the full backup", "writes"];
+        assert_eq!(topics(&view, 50 * HOUR), told);
+        assert!(view.troubles(Timestamp::EPOCH)[0].contains("nobody is let in"));
         let text = &view.standing(Timestamp::EPOCH)["damaged"].1;
         assert_eq!(
             text,
             "2 objects of the repository are damaged: `packs/1` is missing, …"
         );
+    }
+
+    #[test]
+    fn a_schedule_that_asked_twice_in_vain_is_told() {
+        let mut view = view();
+        view.source = Source::Dumps {
+            url_secret: "URL".into(),
+        };
+        view.spec.incremental = None;
+        view.backups = vec![BackupLine {
+            id: BackupId::of(1),
+            at: Timestamp::EPOCH + 3 * HOUR,
+            state: BackupState::Good,
+            stop: None,
+            bytes: 1,
+            stored_bytes: 1,
+            took: HOUR,
+            parent: None,
+            notes: Vec::new(),
+        }];
+        // At 3 each day.
+        assert_eq!(topics(&view, 30 * HOUR), [""; 0]);
+        let late = view.standing(Timestamp::EPOCH + 51 * HOUR);
+        assert_eq!(late["overdue"].0, "late");
+        assert!(view.troubles(Timestamp::EPOCH + 51 * HOUR).contains(&late["overdue"].1));
     }
 }

@@ -13,8 +13,8 @@ use landfast_backup_files::{
     FilesError, Loaded, Series, Snapshot, SnapshotRequest, prune, restore, snapshot, verify,
 };
 use landfast_backup_postgres::{
-    DUMP, DumpDrillRequest, DumpRequest, DumpSource, Finding, INITDB, Programs, Pruned, SqlCheck,
-    Verified, drill_dump, dump,
+    DUMP, DumpDrillRequest, DumpRequest, DumpSource, Finding, INITDB, OnCopy, Programs, Pruned,
+    SqlCheck, Verified, drill_dump, dump,
 };
 use landfast_datastore::programs;
 use landfast_datastore_client::PostgresAddress;
@@ -23,7 +23,9 @@ use landfast_types::{Bytes, Scope, StoreName, Timestamp};
 use tokio::sync::watch;
 
 use super::{
-    BackupLine, Done, DrillRecord, Progress, RestoreInto, RestoreOrder, Source, Work, WorkError,
+    BackupLine, Done, DrillRecord, DrillRehearsal, MigrationsOf, Progress, RestoreInto,
+    RestoreOrder, Source, Work, WorkError,
+    rehearsal::Plan,
     work::{BURIED, DAY, Found, SPARE, make_scratch, scratch, user_of},
 };
 use crate::{actions::chain, client::now, shared::Shared, stores};
@@ -71,7 +73,13 @@ pub(crate) async fn perform(
         Work::BackUp { is_full } => backup(context, *is_full, &tell).await,
         Work::Verify => verification(context, &tell, &mut found).await,
         Work::Prune { is_dry } => pruning(context, *is_dry).await.map(Done::Pruned),
-        Work::Drill { is_full } => drilling(context, *is_full, &tell, &mut found).await,
+        Work::Drill {
+            is_full,
+            migrations,
+        } => {
+            let what = (*is_full, migrations.as_deref());
+            drilling(context, what, &tell, &mut found).await
+        }
         Work::Restore(order) => restoring(context, order, &tell).await,
     };
     (done, found)
@@ -302,13 +310,14 @@ async fn pruning(context: &Context, is_dry: bool) -> Result<Pruned, WorkError> {
 
 async fn drilling(
     context: &Context,
-    is_full: bool,
-    tell: &(impl Fn(String) + Sync),
+    (is_full, migrations): (bool, Option<&MigrationsOf>),
+    tell: &(impl Fn(String) + Send + Sync),
     found: &mut Found,
 ) -> Result<Done, WorkError> {
     let at = context.shared.clock.now();
     let before = context.drill.as_ref();
-    let drilled = Box::pin(try_drill(context, is_full, at, tell, found)).await;
+    let drilled = try_drill(context, (is_full, migrations), at, tell, found);
+    let drilled = Box::pin(drilled).await;
     let record = match drilled {
         Ok(record) => record,
         Err(error) => {
@@ -329,9 +338,9 @@ async fn drilling(
 
 async fn try_drill(
     context: &Context,
-    is_full: bool,
+    (is_full, migrations): (bool, Option<&MigrationsOf>),
     at: Timestamp,
-    tell: &(impl Fn(String) + Sync),
+    tell: &(impl Fn(String) + Send + Sync),
     found: &mut Found,
 ) -> Result<DrillRecord, WorkError> {
     let scratch = scratch(&context.shared, &context.scope, &context.name);
@@ -348,6 +357,7 @@ async fn try_drill(
     }
     let loaded = context.series.load().await?;
     let newest = loaded.find(None)?.clone();
+    let mut rehearsal = None;
     let (phases, checks) = match &context.source {
         Source::Volume { .. } => volume_drill(context, &loaded, &scratch, tell).await?,
         Source::Dumps { .. } => {
@@ -379,7 +389,15 @@ async fn try_drill(
                     .collect(),
                 reads_everything: is_full,
             };
-            let drilled = drill_dump(&request, &loaded, Some(&newest.id), tell).await?;
+            let plan = Plan::of(shared, scope, name, migrations).await;
+            let on_copy = plan.map(|plan| {
+                let rehearsal = &mut rehearsal;
+                let on_copy: OnCopy<'_> = Box::new(move |server| {
+                    Box::pin(async move { *rehearsal = Some(plan.run(server, None, tell).await) })
+                });
+                on_copy
+            });
+            let drilled = drill_dump(&request, &loaded, Some(&newest.id), tell, on_copy).await?;
             let mut checks = drilled.checks;
             for check in checks.iter_mut().filter(|check| check.name == "rows") {
                 check.name = format!("{} rows in {} tables", drilled.rows, drilled.tables);
@@ -406,6 +424,11 @@ async fn try_drill(
             None => Some(newest.id.clone()),
             Some(_) => proven,
         },
+        rehearsal: rehearsal.map(|rehearsal| DrillRehearsal {
+            copied: Bytes(newest.bytes),
+            copying: phases.rto(),
+            ..rehearsal
+        }),
         rpo: Some(at.since(newest.at)),
         backup: Some(newest.id),
         reached: None,

@@ -17,6 +17,7 @@ mod host;
 mod keeper;
 mod lineage;
 pub(crate) mod rotation;
+mod writes;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -54,6 +55,7 @@ pub(crate) use self::{
     credentials::rewrap as rewrap_credential,
     host::{access, find, make_throwaway, owner_of, places},
     lineage::lineage,
+    writes::{allow_writes, hold_writes},
 };
 use crate::{
     actions::chain, driver::View, planning::Refusal, release::ReleaseBody, shared::Shared,
