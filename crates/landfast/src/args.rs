@@ -827,6 +827,9 @@ pub(crate) enum RestoreCommand {
         /// Do not ask
         #[arg(long)]
         yes: bool,
+        /// Go on where the archive does not have all that was written to the old store: it is in that store alone then
+        #[arg(long)]
+        accept_loss: bool,
     },
     /// Restore into a folder of the server's host, and leave the files there
     #[command(

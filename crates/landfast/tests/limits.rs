@@ -191,3 +191,40 @@ fn writes_stop_before_the_chain_breaks_and_go_on_when_the_archive_has_caught_up(
     let insert = "INSERT INTO items VALUES (9, 'copy')";
     shop.ok(&["store", "psql", "copy", "--", "-Atc", insert]);
 }
+
+/// Drivers that open each transaction as one that writes do not notice that a server is read-only by its settings.
+#[test]
+fn who_overrules_a_read_only_server_again_and_again_is_not_let_in_any_more() {
+    let shop = Shop::beside_others("postgres");
+    let to = shop.host.path("backups");
+    let backup = format!(
+        "migrations = \"migrations\"\n\n[stores.main.backup]\nto = \"{}\"\nship = \"1s\"\nwal_limit = \"64MiB\"\n\
+         on_wal_limit = \"stop-writes\"\n{NOTHING_DUE}",
+        to.display()
+    );
+    shop.edit("migrations = \"migrations\"\n", &backup);
+    shop.migration("0001_items.sql", ITEMS);
+    shop.ok(&["deploy", "--wait", "seal"]);
+    shop.sql("CREATE TABLE filled (n int, text text)");
+    shop.host.until("the first backup is proven", || {
+        let shown = shown(&shop);
+        !shown["drill"]["passed_at"].is_null() && shown["running"].is_null()
+    });
+    let away = take_away(&to);
+    let insist = "BEGIN READ WRITE; INSERT INTO filled SELECT n, repeat(md5(n::text), 8) FROM generate_series(1, 3000) n; COMMIT";
+    let insist = ["store", "psql", "main", "--", "-Atc", insist];
+    let closed = (0..2_000).find_map(|_| {
+        let said = shop.host.run(&shop.app, &insist).stderr;
+        let said = String::from_utf8_lossy(&said).into_owned();
+        said.contains("pg_hba.conf").then_some(said)
+    });
+    assert!(closed.is_some(), "it wrote on and on");
+    assert!(troubles(&shop).contains("nobody is let into the database"));
+    let status = shop.ok(&["status"]);
+    assert!(status.contains("nobody is let into the database"), "{status}");
+    fs::remove_file(&to).unwrap();
+    fs::rename(&away, &to).unwrap();
+    shop.host.until("the app writes again", || write(&shop).is_ok());
+    shop.host
+        .until("nothing is wrong", || troubles(&shop) == "[]");
+}

@@ -60,6 +60,8 @@ const SPOOL_BYTES_MAX: u64 = 1 << 30;
 const POINT_PATIENCE: Duration = Duration::from_secs(30);
 /// How long what waits may take to be shipped before an archiver ends.
 const STOP_MAX: Duration = Duration::from_secs(10);
+/// How long the last of a store that another one takes the place of may take to be shipped.
+const REST_MAX: Duration = Duration::from_secs(60);
 /// So often it is tried to remove what a restore left.
 const UNBORN_TRIES: usize = 20;
 /// Who begins what nobody asked for.
@@ -234,6 +236,7 @@ impl Keeper {
                 }
             });
             self.serve(&wanted).await;
+            self.ship_rest().await;
             // The archiver is one writer: the next begins when it has ended.
             self.end_archiver().await;
             self.open = None;
@@ -966,6 +969,24 @@ impl Keeper {
             };
             tracing::warn!(scope = %self.scope, store = %name, reason, "what a restore left is not removed yet");
             sleep(TICK).await;
+        }
+    }
+
+    /// Another server takes over: nobody goes on with what this one has written last.
+    async fn ship_rest(&self) {
+        let next = self.wanted.borrow().as_ref().map(|next| next.server.clone());
+        if next.is_none_or(|next| next == self.server) {
+            return;
+        }
+        let (Some(archiver), Some(Open::Log { server, .. })) = (&self.archiver, &self.open) else {
+            return;
+        };
+        if let Err(error) = archiver.catch_up(server, REST_MAX).await {
+            let why = chain(&error);
+            self.alert(
+                "failed",
+                &format!("what store `{}` wrote last is not in the archive, and in the old store alone: {why}", self.server),
+            );
         }
     }
 

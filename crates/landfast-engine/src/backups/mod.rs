@@ -464,6 +464,21 @@ impl BackupView {
         standing
     }
 
+    /// Why what was written of late may not be in the archive of a log.
+    pub(crate) fn is_unshipped(&self) -> Option<String> {
+        if self.source != Source::Log {
+            return None;
+        }
+        if let Some((_, reason)) = &self.trouble {
+            return Some(reason.clone());
+        }
+        let Some(wal) = &self.wal else {
+            return Some("it is not archived just now".to_owned());
+        };
+        let away = wal.failing.clone().or(wal.unreadable.clone());
+        away.or_else(|| wal.is_late.then(|| "the archive does not advance".to_owned()))
+    }
+
     fn good(&self) -> impl DoubleEndedIterator<Item = &BackupLine> {
         let backups = self.backups.iter();
         backups.filter(|backup| backup.state == BackupState::Good)

@@ -124,8 +124,19 @@ pub(super) async fn restore(
 ) -> Result<Exit, Failure> {
     let scope = scope(global)?;
     let (store, request, no_wait) = match command {
-        RestoreCommand::Switch { store, to, yes } => {
-            return switch(printer, client, &scope, &store, to, yes).await;
+        RestoreCommand::Switch {
+            store,
+            to,
+            yes,
+            accept_loss,
+        } => {
+            let request = StoreSwitchRequest {
+                to,
+                dry_run: true,
+                accept_loss,
+                ..StoreSwitchRequest::default()
+            };
+            return switch(printer, client, &scope, &store, request, yes).await;
         }
         RestoreCommand::Run {
             store,
@@ -168,14 +179,9 @@ async fn switch(
     client: &Client,
     scope: &Scope,
     store: &str,
-    to: String,
+    mut request: StoreSwitchRequest,
     yes: bool,
 ) -> Result<Exit, Failure> {
-    let mut request = StoreSwitchRequest {
-        to,
-        dry_run: true,
-        ..StoreSwitchRequest::default()
-    };
     let asked = client.switch_store(scope, store, &request).await?;
     for line in switch_lines(scope, &asked.plan) {
         printer.say(&line);
