@@ -160,6 +160,9 @@ pub struct DrillCheck {
     /// What was wrong.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wrong: Option<String>,
+    /// What a check of the user's own gave instead; told here alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gave: Option<String>,
 }
 
 /// Work that is under way.

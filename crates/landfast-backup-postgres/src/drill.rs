@@ -4,15 +4,22 @@ use std::{
     fs,
     path::{Path, PathBuf},
     pin::Pin,
+    time::Duration,
 };
 
 use landfast_backup::{Check, DrillFacts, DrillPhases, Rates, Verdict, judge_drill};
 use landfast_types::{Digest, Timestamp};
 use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
 
 use crate::{
     BackupError, Programs, RestoreRequest, RestoreStep, Server, UNFINISHED, child, clock, restore,
 };
+
+/// A program that works for nobody to see for so long is ended.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(15 * 60);
+/// How long a check of the user's own may take.
+const CHECK_MAX: Duration = Duration::from_secs(3_600);
 
 /// A check of the user's own: a query whose first column of the first row is compared as text.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,7 +107,8 @@ pub async fn drill_and(
     }
     // It brings an extension of its own, so the schema was read before.
     if request.reads_everything {
-        checks.push(amcheck(programs, &restored.server).await);
+        let working = restored.running.pid();
+        checks.push(amcheck(programs, &restored.server, working).await);
     }
     let newest = heartbeat(&restored.server, &request.heartbeat_database).await;
     let (reached, plan) = (restored.reached, restored.plan.clone());
@@ -130,7 +138,7 @@ pub async fn drill_and(
         begun,
         checks,
     };
-    let rate = |bytes: u64, took: std::time::Duration| {
+    let rate = |bytes: u64, took: Duration| {
         let millis = took.as_millis().max(1);
         u64::try_from(u128::from(bytes) * 1_000 / millis).unwrap_or(u64::MAX)
     };
@@ -147,17 +155,12 @@ pub async fn drill_and(
     })
 }
 
-pub(crate) fn check(name: &str, wrong: Result<(), String>) -> Check {
-    Check {
-        name: name.to_owned(),
-        wrong: wrong.err(),
-    }
-}
-
-pub(crate) async fn amcheck(programs: &Programs, server: &Server) -> Check {
+/// `working`: the process of the copy's server.
+pub(crate) async fn amcheck(programs: &Programs, server: &Server, working: Option<u32>) -> Check {
     let program = server.reach(programs.program("pg_amcheck"), None);
     let program = program.args(["--all", "--install-missing", "--heapallindexed"]);
-    check("pg_amcheck", child::run(&program).await.map(drop))
+    let ran = child::run_while(&program, PATIENCE, working).await;
+    Check::of("pg_amcheck", ran.map(drop))
 }
 
 async fn checksums(programs: &Programs, data: &PathBuf) -> Check {
@@ -166,14 +169,16 @@ async fn checksums(programs: &Programs, data: &PathBuf) -> Check {
         .arg("--check")
         .arg("--pgdata")
         .arg(data);
-    check("pg_checksums", child::run(&program).await.map(drop))
+    let ran = child::run_while(&program, PATIENCE, None).await;
+    Check::of("pg_checksums", ran.map(drop))
 }
 
 pub(crate) async fn sql_check(server: &Server, wanted: &SqlCheck) -> Check {
     let asked = async {
         let session = server.connect_to(&wanted.database).await?;
-        let rows = session.client.simple_query(&wanted.sql).await;
-        let rows = rows.map_err(BackupError::server("run the check"))?;
+        let rows = timeout(CHECK_MAX, session.client.simple_query(&wanted.sql)).await;
+        let late = |_| BackupError::Stopped(format!("it took longer than {} s", CHECK_MAX.as_secs()));
+        let rows = rows.map_err(late)?.map_err(BackupError::server("run the check"))?;
         let value = rows.iter().find_map(|message| {
             let tokio_postgres::SimpleQueryMessage::Row(row) = message else {
                 return None;
@@ -182,16 +187,29 @@ pub(crate) async fn sql_check(server: &Server, wanted: &SqlCheck) -> Check {
         });
         Ok::<_, BackupError>(value.flatten())
     };
-    let wrong = match asked.await {
-        Ok(Some(value)) if value == wanted.expected => Ok(()),
-        Ok(Some(value)) => Err(format!(
-            "it gave `{value}` instead of `{}`",
-            wanted.expected
-        )),
-        Ok(None) => Err("it gave nothing".to_owned()),
-        Err(error) => Err(crate::receiver::chain(&error)),
+    let (wrong, gave) = match asked.await {
+        Ok(Some(value)) if value == wanted.expected => (Ok(()), None),
+        Ok(Some(value)) => {
+            let wrong = format!("it gave another answer than `{}`", wanted.expected);
+            (Err(wrong), Some(value))
+        }
+        Ok(None) => (Err("it gave nothing".to_owned()), None),
+        Err(error) => {
+            let said = crate::receiver::chain(&error);
+            // What a server says of a statement may hold values of rows.
+            match &error {
+                BackupError::Server { source, .. } if source.as_db_error().is_some() => {
+                    let code = source.code().map_or("", |code| code.code());
+                    (Err(format!("it failed with SQLSTATE {code}")), Some(said))
+                }
+                _ => (Err(said), None),
+            }
+        }
     };
-    check(&wanted.name, wrong)
+    Check {
+        gave,
+        ..Check::of(&wanted.name, wrong)
+    }
 }
 
 /// The digest of what `pg_dump --schema-only` writes of a database: the same for two of the same schema. `folder` is for the
@@ -215,7 +233,8 @@ pub async fn schema_digest(
             "--no-subscriptions",
         ])
         .arg(format!("--dbname={database}"));
-    let dumped = child::run(&program).await.map_err(BackupError::Program);
+    let dumped = child::run_while(&program, PATIENCE, None).await;
+    let dumped = dumped.map_err(BackupError::Program);
     if let Some(passwords) = passwords {
         fs::remove_file(&passwords).map_err(BackupError::io("remove", &passwords))?;
     }
@@ -241,9 +260,9 @@ async fn schema(
                 Some(expected) if expected != digest => Err("it is another one".to_owned()),
                 _ => Ok(()),
             };
-            (check(&name, wrong), Some(digest))
+            (Check::of(name, wrong), Some(digest))
         }
-        Err(why) => (check(&name, Err(crate::receiver::chain(&why))), None),
+        Err(why) => (Check::of(name, Err(crate::receiver::chain(&why))), None),
     }
 }
 

@@ -228,3 +228,69 @@ fn who_overrules_a_read_only_server_again_and_again_is_not_let_in_any_more() {
     shop.host
         .until("nothing is wrong", || troubles(&shop) == "[]");
 }
+
+/// Nobody archives while the server of Landfast is dead, and the database gives up what it may not keep.
+#[test]
+fn a_chain_that_broke_is_told_and_a_full_backup_begins_by_itself() {
+    let mut shop = Shop::beside_others("postgres");
+    let hook = Hook::start();
+    let to = shop.host.path("backups");
+    let backup = format!(
+        "migrations = \"migrations\"\nsettings = {{ max_wal_size = \"64MB\", min_wal_size = \"32MB\" }}\n\n\
+         [stores.main.backup]\nto = \"{}\"\nship = \"1s\"\nwal_limit = \"64MiB\"\n{NOTHING_DUE}",
+        to.display()
+    );
+    shop.edit("migrations = \"migrations\"\n", &backup);
+    shop.edit("[deploy]\n", &hook.line());
+    shop.migration("0001_items.sql", ITEMS);
+    shop.ok(&["deploy", "--wait", "seal"]);
+    shop.sql("CREATE TABLE filled (n int, text text)");
+    shop.host.until("the first backup is proven", || {
+        let shown = shown(&shop);
+        !shown["drill"]["passed_at"].is_null() && shown["running"].is_null()
+    });
+    let url = shop.ok(&["store", "connect", "main", "--reveal", "--json"]);
+    let url: Value = serde_json::from_str(&url).unwrap();
+    let url = url["url"].as_str().unwrap().to_owned();
+    let first = shown(&shop)["backups"][0]["id"].clone();
+
+    shop.host.kill_server();
+    let mut rounds = 0;
+    let is_lost = || {
+        let mut session = session(&url);
+        say(
+            &mut session,
+            "INSERT INTO filled SELECT n, repeat(md5(n::text), 8) FROM generate_series(1, 25000) n; \
+             SELECT wal_status FROM pg_replication_slots;",
+        );
+        drop(session.stdin.take());
+        let output = session.wait_with_output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8_lossy(&output.stdout).contains("lost")
+    };
+    while !is_lost() {
+        rounds += 1;
+        assert!(rounds < 120, "the database kept all of it");
+    }
+    shop.host.start_server();
+    shop.host.until("it is told", || !hook.told("broken").is_empty());
+    shop.host.until("a full backup came by itself", || {
+        let shown = shown(&shop);
+        let backups = shown["backups"].as_array().unwrap().clone();
+        let newest = backups.last().unwrap();
+        newest["id"] != first && newest["parent"].is_null() && shown["running"].is_null()
+    });
+    assert_eq!(shown(&shop)["ended"]["full"]["by"], "schedule");
+    shop.host
+        .until("nothing is wrong", || troubles(&shop) == "[]");
+    shop.ok(&["drill", "main"]);
+    shop.ok(&["restore", "run", "main", "--as", "copy"]);
+    shop.host.until("the restored store is ready", || {
+        let stores = shop.json(&["store", "list"]);
+        let mut stores = stores["stores"].as_array().unwrap().iter();
+        stores.any(|store| store["name"] == "copy" && store["state"] == "ready")
+    });
+    let counted = "SELECT count(*) FROM filled";
+    let copy = shop.ok(&["store", "psql", "copy", "--", "-Atc", counted]);
+    assert_eq!(shop.sql(counted), copy.trim());
+}

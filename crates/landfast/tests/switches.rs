@@ -544,3 +544,71 @@ fn what_waits_for_an_archive_that_is_away_keeps_a_switch_from_beginning() {
     fs::rename(&away, &to).unwrap();
     until_proven(&shop);
 }
+
+/// Passwords, restarts and the archive are those of the store that serves the name; what else has the old store's name is in nobody's way.
+#[test]
+fn what_is_asked_of_a_name_reaches_the_store_that_serves_it() {
+    let mut shop = shop();
+    restored(&shop, "copy", &[]);
+    switch(&shop, "copy");
+    until_state(&shop, "main", "deleted");
+    shop.host.until("the archive is of the new one", || {
+        let shown = shown(&shop);
+        shown["served_by"] == "copy" && !shown["restorable_to"].is_null()
+    });
+    // It was written down whose archive it is before anything of it was shipped.
+    shop.host.kill_server();
+    shop.host.start_server();
+    until_proven(&shop);
+
+    let pid = || {
+        let folder = shop.host.path("state/stores/shop/production/copy/data");
+        let text = fs::read_to_string(folder.join("postmaster.pid")).unwrap_or_default();
+        text.lines().next().unwrap_or_default().to_owned()
+    };
+    let (address, began) = (shop.address(), pid());
+    let said = shop.ok(&["store", "rotate", "main"]);
+    assert!(said.contains("has one password"), "{said}");
+    assert_ne!(shop.address(), address);
+    assert!(shop.address().contains(&format!(":{}/", port(&shop, "copy"))));
+    shop.ok(&["store", "restart", "main"]);
+    shop.host.until("its server is another one", || {
+        store(&shop, "copy")["state"] == "ready" && pid() != began
+    });
+    assert_eq!(store(&shop, "main")["state"], "deleted");
+    // The archive follows with the new password.
+    shop.host.until("it takes a row", || {
+        let insert = ["store", "psql", "main", "--", "-Atc", "INSERT INTO items VALUES (8000)"];
+        shop.host.run(&shop.app, &insert).status.success()
+    });
+    let before = shown(&shop)["restorable_to"].clone();
+    shop.host.until("it is archived again", || {
+        let now = shown(&shop);
+        let is_well = now["troubles"].as_array().is_some_and(Vec::is_empty);
+        is_well && !now["restorable_to"].is_null() && now["restorable_to"] != before
+    });
+    shop.ok(&["backup", "now", "main"]);
+    shop.ok(&["drill", "main"]);
+    restored(&shop, "later", &[]);
+    assert_eq!(ask(&shop, "later", "SELECT count(*) FROM items WHERE id = 8000"), "1");
+
+    // A volume of the same name is backed up for itself.
+    shop.edit("grace = \"2s\"\n", "grace = \"2s\"\nvolumes = { copy = \"managed\" }\n");
+    let never = "0 0 29 2 * UTC";
+    let to = shop.host.path("backups").display().to_string();
+    shop.edit(
+        "[routes.public]",
+        &format!(
+            "[volumes.copy.backup]\nto = \"{to}\"\nwhen = \"{never}\"\nfull = \"{never}\"\n\n[volumes.copy.backup.drill]\n\
+             light = \"{never}\"\nfull = \"{never}\"\n\n[routes.public]"
+        ),
+    );
+    shop.ok(&["deploy", "--wait", "seal"]);
+    shop.host.until("the volume is backed up", || {
+        let shown = shop.json(&["backup", "show", "copy"]);
+        !shown["restorable_to"].is_null() && shown["running"].is_null()
+    });
+    until_proven(&shop);
+    switch(&shop, "main");
+    until_state(&shop, "copy", "deleted");
+}

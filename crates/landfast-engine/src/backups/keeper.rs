@@ -439,7 +439,7 @@ impl Keeper {
         if let Some(running) = &self.running {
             return Err(OrderError::Busy(running.work.kind()));
         }
-        let mut context = self.context(&work, wanted)?;
+        let mut context = self.context(&work, &by, wanted)?;
         let kind = work.kind();
         let before = self.book.clone();
         self.book.begin(kind, self.shared.clock.wall(), &by);
@@ -511,7 +511,7 @@ impl Keeper {
     }
 
     /// What work is done with, where it can be done now.
-    fn context(&self, work: &Work, wanted: &Wanted) -> Result<Context, OrderError> {
+    fn context(&self, work: &Work, by: &str, wanted: &Wanted) -> Result<Context, OrderError> {
         let Some(open) = &self.open else {
             return Err(OrderError::NotRunning(self.why_not()));
         };
@@ -526,6 +526,7 @@ impl Keeper {
                     secrets: wanted.secrets.clone(),
                     series: series.clone(),
                     drill: self.book.drill.clone(),
+                    is_asked: by != CLOCK,
                 })));
             }
             Open::Log {

@@ -122,6 +122,13 @@ impl DrillRecord {
         }
     }
 
+    /// What checks that failed gave, a line each: for whoever may see the data.
+    pub(crate) fn gave(&self) -> Vec<String> {
+        let checks = self.checks.iter();
+        let gave = checks.filter_map(|check| Some((&check.name, check.gave.as_ref()?)));
+        gave.map(|(name, gave)| format!("{name} gave `{gave}`")).collect()
+    }
+
     /// The backup that a drill proved last.
     pub(crate) fn proven(&self) -> Option<&BackupId> {
         let own = self.backup.as_ref().filter(|_| self.failure.is_none());

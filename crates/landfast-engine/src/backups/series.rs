@@ -1,7 +1,8 @@
 //! One piece of work on the dumps of a store, or the snapshots of a volume, from its beginning to its end.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    ffi::OsString,
     fs, io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -10,7 +11,7 @@ use std::{
 
 use landfast_backup::{BackupState, Check, DrillPhases, Keep, Retention, Target};
 use landfast_backup_files::{
-    FilesError, Loaded, Series, Snapshot, SnapshotRequest, prune, restore, snapshot, verify,
+    Content, Entry, FilesError, Loaded, Series, Snapshot, SnapshotRequest, prune, restore, snapshot, verify,
 };
 use landfast_backup_postgres::{
     DUMP, DumpDrillRequest, DumpRequest, DumpSource, Finding, INITDB, OnCopy, Programs, Pruned,
@@ -19,7 +20,7 @@ use landfast_backup_postgres::{
 use landfast_datastore::programs;
 use landfast_datastore_client::PostgresAddress;
 use landfast_spec::{BackupSpec, Engine};
-use landfast_types::{Bytes, Scope, StoreName, Timestamp};
+use landfast_types::{Bytes, Digest, Scope, StoreName, Timestamp};
 use tokio::sync::watch;
 
 use super::{
@@ -47,6 +48,8 @@ pub(crate) struct Context {
     pub(crate) secrets: BTreeMap<String, u64>,
     pub(crate) series: Series,
     pub(crate) drill: Option<DrillRecord>,
+    /// A person wants it, and not the clock.
+    pub(crate) is_asked: bool,
 }
 
 impl From<FilesError> for WorkError {
@@ -116,11 +119,12 @@ async fn backup(
     tell: &(impl Fn(String) + Sync),
 ) -> Result<Done, WorkError> {
     let (shared, scope, name) = (&context.shared, &context.scope, &context.name);
+    let takes_as_it_is = is_full && context.is_asked;
     let taken = match &context.source {
         Source::Volume { path } => {
             let scratch = scratch(shared, scope, name);
             make_scratch(&scratch)?;
-            if !is_full {
+            if !takes_as_it_is {
                 is_there(context, path).await?;
             }
             let request = SnapshotRequest {
@@ -142,6 +146,9 @@ async fn backup(
         Source::Dumps { url_secret } => {
             tell("connecting".to_owned());
             let source = source(context, url_secret).await?;
+            if !takes_as_it_is {
+                is_the_same(context, &source).await?;
+            }
             let request = DumpRequest {
                 programs: tools(context, source.server_version).await?,
                 source,
@@ -165,7 +172,7 @@ async fn backup(
     Ok(Done::BackedUp(line(&taken)))
 }
 
-/// Refuses a folder that is empty and was not: its disk is not mounted, or the host is another one.
+/// Refuses a folder that has nothing of what was there: its disk is not mounted, or another one is.
 async fn is_there(context: &Context, path: &Path) -> Result<(), WorkError> {
     let unread = |error: io::Error| {
         let hint = "look whether it is there and can be read";
@@ -174,18 +181,53 @@ async fn is_there(context: &Context, path: &Path) -> Result<(), WorkError> {
             hint,
         )
     };
-    if fs::read_dir(path).map_err(unread)?.next().is_some() {
-        return Ok(());
-    }
     let loaded = context.series.load().await?;
     let Some(newest) = loaded.snapshots.last().filter(|newest| newest.bytes > 0) else {
         return Ok(());
     };
+    let names = fs::read_dir(path).map_err(unread)?.flatten();
+    let names: BTreeSet<OsString> = names.map(|entry| entry.file_name()).collect();
+    let entries = context.series.entries(newest).await?;
+    let is_known = |entry: &Entry| match entry.path.split() {
+        Some((folder, name)) => folder.0.is_empty() && names.contains(&name),
+        None => false,
+    };
+    if entries.iter().any(is_known) {
+        return Ok(());
+    }
     let (path, bytes, name) = (path.display(), Bytes(newest.bytes), &context.name);
+    let what = match names.is_empty() {
+        true => "is empty",
+        false => "has nothing of what was there",
+    };
     Err(WorkError::new(
-        format!("`{path}` is empty, and the newest snapshot holds {bytes}"),
+        format!("`{path}` {what}, and the newest snapshot holds {bytes}"),
         format!(
             "look whether its disk is mounted; `landfast restore run {name} --as NAME` brings the newest back, and `landfast backup now {name} --full` takes it as it is"
+        ),
+    ))
+}
+
+/// Refuses a database that is not the one that was dumped before.
+async fn is_the_same(context: &Context, source: &DumpSource) -> Result<(), WorkError> {
+    let loaded = context.series.load().await?;
+    let newest = loaded.snapshots.last().map(|newest| &newest.content);
+    let Some(Content::Dump {
+        source: Some(known),
+        database,
+        ..
+    }) = newest
+    else {
+        return Ok(());
+    };
+    if source.identity.is_none_or(|identity| identity == *known) {
+        return Ok(());
+    }
+    let (name, now) = (&context.name, &source.database);
+    Err(WorkError::new(
+        format!("`{now}` at its address is not the database `{database}` that was dumped before, but another one, or of another server"),
+        format!(
+            "look whether the address is right; `landfast backup now {name} --full` takes it as it is, as after a move to another server"
         ),
     ))
 }
@@ -216,10 +258,25 @@ async fn source(context: &Context, url_secret: &str) -> Result<DumpSource, WorkE
         )
         .await;
     let row = asked.map_err(|error| unusable(chain(&error)))?;
+    let database: String = row.get(1);
+    // Not every login may ask that.
+    let known = connection
+        .client
+        .query_one(
+            "SELECT system_identifier::text, (SELECT oid::text FROM pg_database WHERE datname = current_database()) \
+             FROM pg_control_system()",
+            &[],
+        )
+        .await;
+    let identity = known.ok().map(|known| {
+        let (system, oid): (&str, &str) = (known.get(0), known.get(1));
+        Digest::of(format!("{system}/{oid}").as_bytes())
+    });
     Ok(DumpSource {
         variables: address.variables(),
         server_version: row.get(0),
-        database: row.get(1),
+        database,
+        identity,
     })
 }
 
@@ -329,10 +386,13 @@ async fn drilling(
     found.drill = Some(record.clone());
     match &record.failure {
         None => Ok(Done::Drilled(record)),
-        Some(failure) => Err(WorkError::new(
-            failure.clone(),
-            "the newest backup was restored, and what it holds is not right: look at what is backed up, then `landfast backup verify`",
-        )),
+        Some(failure) => Err(WorkError {
+            findings: record.gave(),
+            ..WorkError::new(
+                failure.clone(),
+                "the newest backup was restored, and what it holds is not right: look at what is backed up, then `landfast backup verify`",
+            )
+        }),
     }
 }
 
@@ -363,7 +423,7 @@ async fn try_drill(
         Source::Dumps { .. } => {
             // The file, and about twice as much for tables with their indexes.
             room(&scratch, newest.bytes.saturating_mul(3))?;
-            let landfast_backup_files::Content::Dump { server_version, .. } = &newest.content
+            let Content::Dump { server_version, .. } = &newest.content
             else {
                 return Err(WorkError::new("the newest backup is no dump", "make one"));
             };
@@ -388,6 +448,7 @@ async fn try_drill(
                     })
                     .collect(),
                 reads_everything: is_full,
+                patience: SILENCE_MAX,
             };
             let plan = Plan::of(shared, scope, name, migrations).await;
             let on_copy = plan.map(|plan| {
@@ -461,23 +522,17 @@ async fn volume_drill(
         tell(format!("restored {bytes} of {total}"));
     });
     let restored = restored.await?;
-    let mut checks = vec![Check {
-        name: format!("{} files", restored.files),
-        wrong: None,
-    }];
+    let mut checks = vec![Check::of(format!("{} files", restored.files), Ok(()))];
     let notes = &loaded.find(None)?.notes;
     checks.extend(
         notes
             .iter()
             .filter(|note| note.kind.is_trouble())
-            .map(|note| Check {
-                name: "everything is in it".to_owned(),
-                wrong: Some(note.to_string()),
-            }),
+            .map(|note| Check::of("everything is in it", Err(note.to_string()))),
     );
-    checks.extend(restored.sqlite.iter().map(|check| Check {
-        name: format!("integrity of {}", check.path),
-        wrong: check.wrong.clone(),
+    checks.extend(restored.sqlite.iter().map(|check| {
+        let wrong = check.wrong.clone().map_or(Ok(()), Err);
+        Check::of(format!("integrity of {}", check.path), wrong)
     }));
     let phases = DrillPhases {
         restore: now().duration_since(begun),

@@ -332,10 +332,13 @@ async fn drilling(
     found.drill = Some(record.clone());
     match &record.failure {
         None => Ok(Done::Drilled(record)),
-        Some(failure) => Err(WorkError::new(
-            failure.clone(),
-            "the newest backup was restored, and what it holds is not right: look at the server, then `landfast backup verify`",
-        )),
+        Some(failure) => Err(WorkError {
+            findings: record.gave(),
+            ..WorkError::new(
+                failure.clone(),
+                "the newest backup was restored, and what it holds is not right: look at the server, then `landfast backup verify`",
+            )
+        }),
     }
 }
 

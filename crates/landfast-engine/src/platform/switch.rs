@@ -330,7 +330,7 @@ struct Kept<'a> {
 
 impl<'a> Kept<'a> {
     fn of(shared: &'a Shared, scope: &'a Scope, store: &'a StoreName) -> Self {
-        let is_ours = shared.stores.reserve(scope, store);
+        let is_ours = shared.stores.hold_lent(scope, store);
         Self {
             shared,
             scope,
@@ -343,7 +343,7 @@ impl<'a> Kept<'a> {
 impl Drop for Kept<'_> {
     fn drop(&mut self) {
         if self.is_ours {
-            self.shared.stores.release_name(self.scope, self.store);
+            self.shared.stores.release_lent(self.scope, self.store);
         }
     }
 }

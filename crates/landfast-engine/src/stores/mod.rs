@@ -132,6 +132,8 @@ pub struct Stores {
     book: Mutex<BTreeMap<(Scope, StoreName), Handle>>,
     tasks: Mutex<JoinSet<()>>,
     reserved: Mutex<Reserved>,
+    /// Stores that were had back, as long as somebody sees to what becomes of them.
+    lent: Mutex<Reserved>,
 }
 
 impl Stores {
@@ -371,15 +373,15 @@ fn take_back(shared: &Arc<Shared>, view: &View, store: &Store) {
     let mut specs = view.bodies.values().map(|body| &body.spec);
     let is_used = view.state.is_bound(&name).is_some()
         || serves.is_some_and(|serves| specs.any(|spec| spec.stores.contains_key(serves)));
-    // Whoever moves an app to it holds its name until that is recorded, and whoever deletes it until that is done.
-    if !store.lent || is_used || !shared.stores.reserve(&scope, &name) {
+    // Whoever moves an app to it holds it until that is recorded, and whoever deletes it until that is done.
+    if !store.lent || is_used || !shared.stores.hold_lent(&scope, &name) {
         return;
     }
     tracing::info!(%scope, store = %name, "nothing came of what it was had back for");
     let work = Arc::clone(shared);
     shared.stores.spawn(async move {
         retire(&work, &scope, &name).await;
-        work.stores.release_name(&scope, &name);
+        work.stores.release_lent(&scope, &name);
     });
 }
 

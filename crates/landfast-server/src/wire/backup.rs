@@ -130,6 +130,7 @@ fn drill(store: &StoreName, record: &DrillRecord) -> Drill {
             .map(|check| DrillCheck {
                 name: check.name.clone(),
                 wrong: check.wrong.clone(),
+                gave: check.gave.clone(),
             })
             .collect(),
         rehearsal: record

@@ -559,6 +559,9 @@ fn show_lines(one: &StoreBackups, paint: Paint) -> Vec<String> {
                 paint.bad(why)
             )),
         }
+        let checks = drill.checks.iter();
+        let gave = checks.filter_map(|check| Some((&check.name, check.gave.as_ref()?)));
+        lines.extend(gave.map(|(name, gave)| format!("  {name} gave `{gave}`")));
         lines.extend(rehearsed_lines(drill, paint));
     }
     lines
