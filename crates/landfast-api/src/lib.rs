@@ -64,7 +64,7 @@ pub use crate::{
         MigrateAcceptRequest, MigrateFrame, MigratePlan, MigrateRequest, MigrateUpRequest,
         Migration, MigrationFinding, MigrationLock, MigrationPhase, MigrationRecord,
         MigrationRehearsal, MigrationStage, MigrationState, MigrationStatus, MigrationWay,
-        PendingMigration, RehearsedMigration, ReleaseOutlook, Schema, RehearseFrom, RehearseQuery,
+        PendingMigration, RehearseFrom, RehearseQuery, RehearsedMigration, ReleaseOutlook, Schema,
     },
     openapi::{Endpoint, Method, endpoints, openapi, openapi_json},
     problem::{Diagnostic, DiagnosticSeverity, Moving, PROBLEM_TYPE_PREFIX, Problem, ProblemCode},

@@ -90,7 +90,13 @@ pub fn endpoints() -> Vec<Endpoint> {
             Flag,
             "Begin when what is under way for this store has ended, instead of being refused",
         )],
-        ..post(path, id, summary, body, Body::Lines(BackupFrame::name().into_owned()))
+        ..post(
+            path,
+            id,
+            summary,
+            body,
+            Body::Lines(BackupFrame::name().into_owned()),
+        )
     };
     let begins = |path, id, summary, body| Endpoint {
         answers: vec![(202, "A rollout began", json::<Rollout>())],

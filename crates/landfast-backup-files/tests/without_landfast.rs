@@ -45,7 +45,9 @@ fn seen(root: &Path) -> Vec<(PathBuf, u32, u64, i64, i64, Vec<u8>)> {
             let path = entry.unwrap().path();
             let about = fs::symlink_metadata(&path).unwrap();
             let content = match about.file_type() {
-                kind if kind.is_symlink() => fs::read_link(&path).unwrap().into_os_string().into_vec(),
+                kind if kind.is_symlink() => {
+                    fs::read_link(&path).unwrap().into_os_string().into_vec()
+                }
                 kind if kind.is_file() => fs::read(&path).unwrap(),
                 _ => {
                     folders.push(path.clone());
@@ -58,7 +60,14 @@ fn seen(root: &Path) -> Vec<(PathBuf, u32, u64, i64, i64, Vec<u8>)> {
             };
             let links = if about.is_file() { about.nlink() } else { 0 };
             let below = path.strip_prefix(root).unwrap().to_owned();
-            found.push((below, mode, links, about.mtime(), about.mtime_nsec(), content));
+            found.push((
+                below,
+                mode,
+                links,
+                about.mtime(),
+                about.mtime_nsec(),
+                content,
+            ));
         }
     }
     found.sort();
@@ -109,22 +118,40 @@ async fn a_snapshot_comes_back_without_landfast() {
         .unwrap();
     assert_eq!(whole, "ok");
     let earlier = world.folder.path().join("earlier");
-    ok(&world, &[series, "tree", &ids[0], earlier.to_str().unwrap()]);
+    ok(
+        &world,
+        &[series, "tree", &ids[0], earlier.to_str().unwrap()],
+    );
     assert!(!earlier.join("later.txt").exists() && earlier.join("a/same").exists());
 
     // Nothing is overwritten, and what is damaged is not taken for a backup.
-    assert!(!by_hand(&world, &[series, "tree", &ids[0], to.to_str().unwrap()]).status.success());
+    assert!(
+        !by_hand(&world, &[series, "tree", &ids[0], to.to_str().unwrap()])
+            .status
+            .success()
+    );
     let packs = common::files(&world.objects().join("packs"));
-    let pack = packs.iter().max_by_key(|path| fs::metadata(path).unwrap().len());
+    let pack = packs
+        .iter()
+        .max_by_key(|path| fs::metadata(path).unwrap().len());
     let pack = pack.unwrap();
     let mut bytes = fs::read(pack).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     fs::write(pack, bytes).unwrap();
     let to = world.folder.path().join("damaged");
-    assert!(!by_hand(&world, &[series, "tree", &ids[1], to.to_str().unwrap()]).status.success());
+    assert!(
+        !by_hand(&world, &[series, "tree", &ids[1], to.to_str().unwrap()])
+            .status
+            .success()
+    );
     // The test's folder is removed.
-    for root in [world.tree(), earlier, restored.folder, world.folder.path().join("by-hand")] {
+    for root in [
+        world.tree(),
+        earlier,
+        restored.folder,
+        world.folder.path().join("by-hand"),
+    ] {
         fs::set_permissions(root.join("a/b"), fs::Permissions::from_mode(0o700)).unwrap();
     }
 }

@@ -245,9 +245,11 @@ pub(crate) async fn run_while(
         running.wait().await.map_err(failed)?;
         let seconds = begun.elapsed().as_secs();
         let said = running.said();
-        return Err(format!("`{name}` came no further, and was ended after {seconds} s: {said}")
-            .trim_end_matches([':', ' '])
-            .to_owned());
+        return Err(
+            format!("`{name}` came no further, and was ended after {seconds} s: {said}")
+                .trim_end_matches([':', ' '])
+                .to_owned(),
+        );
     };
     if is_well {
         return Ok(output);
@@ -299,7 +301,9 @@ fn done_by(pids: &[u32]) -> u64 {
         let io = std::fs::read_to_string(entry.path().join("io")).unwrap_or_default();
         let bytes = io.lines().filter_map(|line| {
             let (name, count) = line.split_once(": ")?;
-            ["rchar", "wchar"].contains(&name).then(|| count.parse::<u64>().ok())?
+            ["rchar", "wchar"]
+                .contains(&name)
+                .then(|| count.parse::<u64>().ok())?
         });
         Some(number(11)? + number(12)? + bytes.sum::<u64>())
     });
@@ -343,7 +347,10 @@ mod tests {
         let server = program("/usr/bin/python3").args(["-c", "while True: pass"]);
         let server = Running::start(&server).await.unwrap();
         let waits = program("/bin/sleep").args(["3"]);
-        assert_eq!(run_while(&waits, PATIENCE, server.pid()).await, Ok(String::new()));
+        assert_eq!(
+            run_while(&waits, PATIENCE, server.pid()).await,
+            Ok(String::new())
+        );
         let fails = program("/bin/ls").args(["/is/not/there"]);
         assert!(run_while(&fails, PATIENCE, None).await.is_err());
     }

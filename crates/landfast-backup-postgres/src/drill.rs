@@ -58,7 +58,8 @@ pub struct DrillReport {
 }
 
 /// What else is done with a copy once it was checked. Whatever becomes of the copy, it is removed.
-pub type OnCopy<'a> = Box<dyn FnOnce(Server) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> + Send + 'a>;
+pub type OnCopy<'a> =
+    Box<dyn FnOnce(Server) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> + Send + 'a>;
 
 /// Restores, checks, and removes the copy. The report is there whether it passed or not.
 ///
@@ -177,8 +178,11 @@ pub(crate) async fn sql_check(server: &Server, wanted: &SqlCheck) -> Check {
     let asked = async {
         let session = server.connect_to(&wanted.database).await?;
         let rows = timeout(CHECK_MAX, session.client.simple_query(&wanted.sql)).await;
-        let late = |_| BackupError::Stopped(format!("it took longer than {} s", CHECK_MAX.as_secs()));
-        let rows = rows.map_err(late)?.map_err(BackupError::server("run the check"))?;
+        let late =
+            |_| BackupError::Stopped(format!("it took longer than {} s", CHECK_MAX.as_secs()));
+        let rows = rows
+            .map_err(late)?
+            .map_err(BackupError::server("run the check"))?;
         let value = rows.iter().find_map(|message| {
             let tokio_postgres::SimpleQueryMessage::Row(row) = message else {
                 return None;

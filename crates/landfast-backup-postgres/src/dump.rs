@@ -303,7 +303,10 @@ pub async fn drill_dump(
     phases.replay = step.elapsed();
     let step = clock::instant();
     on_step("asking what there is".to_owned());
-    let mut checks: Vec<Check> = left_out.iter().map(|what| Check::of(what, Ok(()))).collect();
+    let mut checks: Vec<Check> = left_out
+        .iter()
+        .map(|what| Check::of(what, Ok(())))
+        .collect();
     for wanted in &request.checks {
         let wanted = SqlCheck {
             database: DATABASE.to_owned(),
@@ -632,8 +635,14 @@ mod tests {
     #[test]
     fn reads_the_list_of_a_dump() {
         for (line, expected) in [
-            ("2; 3079 16384 EXTENSION - pgcrypto ", Some(("EXTENSION", "pgcrypto"))),
-            ("7; 2615 16390 SCHEMA - apart theirs", Some(("SCHEMA", "apart"))),
+            (
+                "2; 3079 16384 EXTENSION - pgcrypto ",
+                Some(("EXTENSION", "pgcrypto")),
+            ),
+            (
+                "7; 2615 16390 SCHEMA - apart theirs",
+                Some(("SCHEMA", "apart")),
+            ),
             (
                 "3466; 3466 16400 EVENT TRIGGER - watch postgres",
                 Some(("EVENT TRIGGER", "watch")),

@@ -163,10 +163,7 @@ async fn a_dump_is_proven_in_a_server_of_its_own() {
         assert!(!world.folder.path().join(name).exists(), "{name}");
     }
     let drilled = world.drill("SELECT count(*) FROM few", "10").await.unwrap();
-    assert_eq!(
-        drilled.wrong(),
-        ["items: it gave another answer than `10`"]
-    );
+    assert_eq!(drilled.wrong(), ["items: it gave another answer than `10`"]);
     assert_eq!(drilled.checks[0].gave.as_deref(), Some("9"));
     // What is the same is not stored again.
     let second = world.dump(PASSWORD).await.unwrap();
@@ -254,7 +251,11 @@ async fn what_cannot_be_loaded_here_is_named_and_the_rest_is_proven() {
     let drilled = world.drill(roles, "1").await.unwrap();
     assert_eq!(drilled.wrong(), Vec::<String>::new());
     assert_eq!(drilled.rows, 50_000);
-    let names: Vec<_> = drilled.checks.iter().map(|check| check.name.as_str()).collect();
+    let names: Vec<_> = drilled
+        .checks
+        .iter()
+        .map(|check| check.name.as_str())
+        .collect();
     assert!(
         names[0].contains("event trigger `watching`") && !names.contains(&"schema"),
         "{names:?}"
@@ -262,8 +263,15 @@ async fn what_cannot_be_loaded_here_is_named_and_the_rest_is_proven() {
     world.sql("shop", "DROP EVENT TRIGGER watching");
     world.dump(PASSWORD).await.unwrap();
     let drilled = world.drill("SELECT 1", "1").await.unwrap();
-    let names: Vec<_> = drilled.checks.iter().map(|check| check.name.as_str()).collect();
-    assert_eq!((drilled.wrong().len(), names.contains(&"schema")), (0, true));
+    let names: Vec<_> = drilled
+        .checks
+        .iter()
+        .map(|check| check.name.as_str())
+        .collect();
+    assert_eq!(
+        (drilled.wrong().len(), names.contains(&"schema")),
+        (0, true)
+    );
 }
 
 /// A view that waits for ever where it is restored, and not where it was made.
@@ -294,17 +302,42 @@ async fn a_dump_comes_back_without_landfast() {
     let world = World::new().await;
     let taken = world.dump(PASSWORD).await.unwrap();
     let to = world.folder.path().join("by-hand");
-    by_hand(&world, &[world.series.name(), "tree", &taken.id.to_string(), to.to_str().unwrap()]);
+    by_hand(
+        &world,
+        &[
+            world.series.name(),
+            "tree",
+            &taken.id.to_string(),
+            to.to_str().unwrap(),
+        ],
+    );
     world.sql("postgres", "CREATE DATABASE back");
     let mut restore = std::process::Command::new(programs().folder.join("pg_restore"));
     restore
-        .args(["--no-owner", "--exit-on-error", "--username=postgres", "--dbname=back"])
-        .arg(format!("--host={}", world.postgres.socket_folder().display()))
+        .args([
+            "--no-owner",
+            "--exit-on-error",
+            "--username=postgres",
+            "--dbname=back",
+        ])
+        .arg(format!(
+            "--host={}",
+            world.postgres.socket_folder().display()
+        ))
         .arg(format!("--port={}", world.postgres.port()))
         .arg(to.join("dump"));
     let output = restore.output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert_eq!(world.sql("back", "SELECT count(*), max(name) FROM items").trim(), "50000|item 9999");
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert_eq!(
+        world
+            .sql("back", "SELECT count(*), max(name) FROM items")
+            .trim(),
+        "50000|item 9999"
+    );
 }
 
 fn by_hand(world: &World, arguments: &[&str]) {
@@ -316,5 +349,9 @@ fn by_hand(world: &World, arguments: &[&str]) {
         .args(arguments)
         .output()
         .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }

@@ -7,11 +7,11 @@ use landfast_api::{
     DeployRequest, Diagnosis, DoctorRequest, EnvironmentStatus, ExecFrame, ExecRequest, Health,
     History, Host, JobRun, LogLine, LogQuery, MigrateAcceptRequest, MigrateFrame, MigratePlan,
     MigrateRequest, MigrateUpRequest, MigrationStatus, Plan, PlanRequest, ReasonRequest,
-    RollbackRequest, Rollout, RolloutList, RouteList, ScaleAnswer, ScaleRequest, Secret,
-    SecretHistory, SecretImported, SecretList, SecretRevealRequest, SecretRevokeRequest,
+    RehearseFrom, RollbackRequest, Rollout, RolloutList, RouteList, ScaleAnswer, ScaleRequest,
+    Secret, SecretHistory, SecretImported, SecretList, SecretRevealRequest, SecretRevokeRequest,
     SecretRollbackRequest, SecretRotateRequest, SecretRotated, SecretValue, SecretsKey,
     SecretsKeyRotated, SecretsKeyText, Store, StoreConnection, StoreDeleteRequest, StoreList,
-    StoreRotateRequest, StoreSwitchRequest, StoreSwitched, Traffic, paths, RehearseFrom,
+    StoreRotateRequest, StoreSwitchRequest, StoreSwitched, Traffic, paths,
 };
 use landfast_types::Scope;
 

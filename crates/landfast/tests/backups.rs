@@ -355,7 +355,10 @@ fn a_drill_rehearses_what_is_pending_and_says_nothing_of_the_backup_by_it() {
     // What it may not do there it may not do here: it runs as the owner, not as an administrator.
     shop.migration("0003_bad.sql", "COPY items TO PROGRAM 'cat';");
     let said = shop.refused(&from_backup, 3);
-    assert!(said.contains("0003_bad") || said.contains("permission denied"), "{said}");
+    assert!(
+        said.contains("0003_bad") || said.contains("permission denied"),
+        "{said}"
+    );
     let now = shown(&shop);
     assert!(now["drill"]["failure"].is_null(), "{now}");
     assert!(!now["drill"]["rehearsal"]["failure"].is_null(), "{now}");
@@ -418,7 +421,10 @@ fn whoever_wants_a_backup_waits_for_what_is_under_way_unless_told_not_to() {
     let output = shop.host.run(&shop.app, &["backup", "now", "main"]);
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");
-    assert!(said.contains("waiting for the full drill, begun by"), "{said}");
+    assert!(
+        said.contains("waiting for the full drill, begun by"),
+        "{said}"
+    );
     assert_eq!(drill.wait().unwrap().code(), Some(0));
     assert_eq!(gone.wait().unwrap().code(), Some(0));
     let now = shown(&shop)["backups"].as_array().unwrap().len();

@@ -42,7 +42,8 @@ fn take_away(to: &Path) -> PathBuf {
 
 /// About 8 MiB of log each time; what the server says.
 fn write(shop: &Shop) -> Result<(), String> {
-    let rows = "INSERT INTO filled SELECT n, repeat(md5(n::text), 8) FROM generate_series(1, 25000) n";
+    let rows =
+        "INSERT INTO filled SELECT n, repeat(md5(n::text), 8) FROM generate_series(1, 25000) n";
     let output = shop
         .host
         .run(&shop.app, &["store", "psql", "main", "--", "-Atc", rows]);
@@ -105,7 +106,10 @@ fn writes_stop_before_the_chain_breaks_and_go_on_when_the_archive_has_caught_up(
     let url: Value = serde_json::from_str(&url).unwrap();
     let url = url["url"].as_str().unwrap();
     let (mut open, mut reader) = (session(url), session(url));
-    say(&mut open, "BEGIN; INSERT INTO items VALUES (1, 'never committed');");
+    say(
+        &mut open,
+        "BEGIN; INSERT INTO items VALUES (1, 'never committed');",
+    );
     say(&mut reader, "SELECT count(*) FROM items;");
     let mut written = 0;
     let refused = loop {
@@ -119,7 +123,8 @@ fn writes_stop_before_the_chain_breaks_and_go_on_when_the_archive_has_caught_up(
         refused.contains("read-only transaction") || refused.contains("administrator command"),
         "{refused}"
     );
-    shop.host.until("it is told", || !hook.told("stopped").is_empty());
+    shop.host
+        .until("it is told", || !hook.told("stopped").is_empty());
     let status = shop.ok(&["status"]);
     assert!(status.contains("writes are stopped since"), "{status}");
     let label = "{app=\"shop\",environment=\"production\",store=\"main\"}";
@@ -149,7 +154,9 @@ fn writes_stop_before_the_chain_breaks_and_go_on_when_the_archive_has_caught_up(
     shop.host.kill_server();
     assert!(write(&shop).is_err());
     shop.host.start_server();
-    let pid = shop.host.path("state/stores/shop/production/main/data/postmaster.pid");
+    let pid = shop
+        .host
+        .path("state/stores/shop/production/main/data/postmaster.pid");
     let pid = fs::read_to_string(pid).unwrap();
     let pid = pid.lines().next().unwrap().parse().unwrap();
     rustix::process::kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
@@ -167,7 +174,8 @@ fn writes_stop_before_the_chain_breaks_and_go_on_when_the_archive_has_caught_up(
 
     fs::remove_file(&to).unwrap();
     fs::rename(&away, &to).unwrap();
-    shop.host.until("the app writes again", || write(&shop).is_ok());
+    shop.host
+        .until("the app writes again", || write(&shop).is_ok());
     written += 1;
     shop.host.until("that is told", || {
         hook.told("well").concat().contains("writes are stopped")
@@ -185,7 +193,10 @@ fn writes_stop_before_the_chain_breaks_and_go_on_when_the_archive_has_caught_up(
     });
     let counted = "SELECT count(*) FROM filled";
     let copy = shop.ok(&["store", "psql", "copy", "--", "-Atc", counted]);
-    assert!(copy.trim().parse::<u64>().unwrap() >= written * 25_000, "{copy} of {written}");
+    assert!(
+        copy.trim().parse::<u64>().unwrap() >= written * 25_000,
+        "{copy} of {written}"
+    );
     assert_eq!(shop.sql(counted), copy.trim());
     // And nothing of it came along.
     let insert = "INSERT INTO items VALUES (9, 'copy')";
@@ -221,10 +232,14 @@ fn who_overrules_a_read_only_server_again_and_again_is_not_let_in_any_more() {
     assert!(closed.is_some(), "it wrote on and on");
     assert!(troubles(&shop).contains("nobody is let into the database"));
     let status = shop.ok(&["status"]);
-    assert!(status.contains("nobody is let into the database"), "{status}");
+    assert!(
+        status.contains("nobody is let into the database"),
+        "{status}"
+    );
     fs::remove_file(&to).unwrap();
     fs::rename(&away, &to).unwrap();
-    shop.host.until("the app writes again", || write(&shop).is_ok());
+    shop.host
+        .until("the app writes again", || write(&shop).is_ok());
     shop.host
         .until("nothing is wrong", || troubles(&shop) == "[]");
 }
@@ -273,12 +288,13 @@ fn a_chain_that_broke_is_told_and_a_full_backup_begins_by_itself() {
         assert!(rounds < 120, "the database kept all of it");
     }
     shop.host.start_server();
-    shop.host.until("it is told", || !hook.told("broken").is_empty());
+    shop.host
+        .until("it is told", || !hook.told("broken").is_empty());
     shop.host.until("a full backup came by itself", || {
         let shown = shown(&shop);
         let backups = shown["backups"].as_array().unwrap().clone();
-        let newest = backups.last().unwrap();
-        newest["id"] != first && newest["parent"].is_null() && shown["running"].is_null()
+        let is_new = |newest: &Value| newest["id"] != first && newest["parent"].is_null();
+        backups.last().is_some_and(is_new) && shown["running"].is_null()
     });
     assert_eq!(shown(&shop)["ended"]["full"]["by"], "schedule");
     shop.host

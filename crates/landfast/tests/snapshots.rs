@@ -214,7 +214,10 @@ fn a_volume_is_backed_up_proven_damaged_and_restored_beside() {
     let label = "{app=\"shop\",environment=\"production\",store=\"uploads\"}";
     for line in [
         format!("landfast_backup_up{label} 1"),
-        format!("landfast_backup_interval_seconds{label} {}", BETWEEN_MS / 1_000),
+        format!(
+            "landfast_backup_interval_seconds{label} {}",
+            BETWEEN_MS / 1_000
+        ),
     ] {
         assert!(metrics.contains(&line), "{line}: {metrics}");
     }
@@ -315,7 +318,10 @@ fn a_database_of_somebody_else_is_dumped_proven_and_exported() {
     );
     // What stands in the database is for whoever asks, and for nobody who is only told.
     let status = world.ok(&["status"]);
-    assert!(status.contains("another answer than") && !status.contains("`f`"), "{status}");
+    assert!(
+        status.contains("another answer than") && !status.contains("`f`"),
+        "{status}"
+    );
     sql("postgres", "ALTER ROLE app PASSWORD 'another'");
     let said = world.refused(&["backup", "now", "main"], 1);
     assert!(said.contains("password authentication failed"), "{said}");

@@ -490,7 +490,12 @@ fn a_store_goes_by_the_manifest_of_today_before_it_serves_and_jobs_wait() {
     assert_eq!(ask(&shop, "main", "SHOW work_mem"), "3MB");
     let now = store(&shop, "copy");
     assert_eq!(now["serves"], "main", "{now}");
-    assert!(now["waits_for_restart"].as_array().is_none_or(Vec::is_empty), "{now}");
+    assert!(
+        now["waits_for_restart"]
+            .as_array()
+            .is_none_or(Vec::is_empty),
+        "{now}"
+    );
     // The archive has all that the old store wrote, and a place of before.
     until_proven(&shop);
     let points = shown(&shop)["points"].to_string();
@@ -511,10 +516,7 @@ fn a_store_that_was_had_back_in_vain_is_deleted_again() {
     fs::write(&script, APP.replace("sleep(600)", "sleep(601)")).unwrap();
     fs::set_permissions(script, fs::Permissions::from_mode(0o755)).unwrap();
     shop.ok(&["deploy", "--wait", "promotion"]);
-    let said = shop.refused(
-        &["restore", "switch", "main", "--to", "main", "--yes"],
-        11,
-    );
+    let said = shop.refused(&["restore", "switch", "main", "--to", "main", "--yes"], 11);
     assert!(said.contains("seal"), "{said}");
     until_state(&shop, "main", "deleted");
     assert_eq!(items(&shop), "100");
@@ -570,7 +572,10 @@ fn what_is_asked_of_a_name_reaches_the_store_that_serves_it() {
     let said = shop.ok(&["store", "rotate", "main"]);
     assert!(said.contains("has one password"), "{said}");
     assert_ne!(shop.address(), address);
-    assert!(shop.address().contains(&format!(":{}/", port(&shop, "copy"))));
+    assert!(
+        shop.address()
+            .contains(&format!(":{}/", port(&shop, "copy")))
+    );
     shop.ok(&["store", "restart", "main"]);
     shop.host.until("its server is another one", || {
         store(&shop, "copy")["state"] == "ready" && pid() != began
@@ -578,7 +583,14 @@ fn what_is_asked_of_a_name_reaches_the_store_that_serves_it() {
     assert_eq!(store(&shop, "main")["state"], "deleted");
     // The archive follows with the new password.
     shop.host.until("it takes a row", || {
-        let insert = ["store", "psql", "main", "--", "-Atc", "INSERT INTO items VALUES (8000)"];
+        let insert = [
+            "store",
+            "psql",
+            "main",
+            "--",
+            "-Atc",
+            "INSERT INTO items VALUES (8000)",
+        ];
         shop.host.run(&shop.app, &insert).status.success()
     });
     let before = shown(&shop)["restorable_to"].clone();
@@ -590,10 +602,16 @@ fn what_is_asked_of_a_name_reaches_the_store_that_serves_it() {
     shop.ok(&["backup", "now", "main"]);
     shop.ok(&["drill", "main"]);
     restored(&shop, "later", &[]);
-    assert_eq!(ask(&shop, "later", "SELECT count(*) FROM items WHERE id = 8000"), "1");
+    assert_eq!(
+        ask(&shop, "later", "SELECT count(*) FROM items WHERE id = 8000"),
+        "1"
+    );
 
     // A volume of the same name is backed up for itself.
-    shop.edit("grace = \"2s\"\n", "grace = \"2s\"\nvolumes = { copy = \"managed\" }\n");
+    shop.edit(
+        "grace = \"2s\"\n",
+        "grace = \"2s\"\nvolumes = { copy = \"managed\" }\n",
+    );
     let never = "0 0 29 2 * UTC";
     let to = shop.host.path("backups").display().to_string();
     shop.edit(

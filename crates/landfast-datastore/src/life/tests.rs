@@ -287,7 +287,11 @@ fn a_store_that_is_lent_is_fitted_first_and_no_longer_lent_once_it_is_named_or_d
         release: ReleaseId(2),
         wanted: None,
     };
-    let deleted = told(&told(&told(&ready(), 5, detached), 6, delete()), 7, ended(1));
+    let deleted = told(
+        &told(&told(&ready(), 5, detached), 6, delete()),
+        7,
+        ended(1),
+    );
     let mut larger = wanted();
     larger.memory = Bytes(2 << 30);
     let fit = Input::Fit {

@@ -260,7 +260,12 @@ impl Keeper {
         {
             let of = (self.scope.clone(), self.server.clone());
             let writes = self.writes.subscribe();
-            guards.spawn(limit::watch(Arc::clone(&self.shared), of, writes, seen_sender));
+            guards.spawn(limit::watch(
+                Arc::clone(&self.shared),
+                of,
+                writes,
+                seen_sender,
+            ));
         }
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -975,7 +980,11 @@ impl Keeper {
 
     /// Another server takes over: nobody goes on with what this one has written last.
     async fn ship_rest(&self) {
-        let next = self.wanted.borrow().as_ref().map(|next| next.server.clone());
+        let next = self
+            .wanted
+            .borrow()
+            .as_ref()
+            .map(|next| next.server.clone());
         if next.is_none_or(|next| next == self.server) {
             return;
         }

@@ -78,13 +78,16 @@ async fn look(
 /// # Errors
 /// A sentence.
 pub(super) async fn lift(shared: &Shared, scope: &Scope, server: &StoreName) -> Result<(), String> {
-    look(shared, scope, server, (Writes::Free, true)).await.map(drop)
+    look(shared, scope, server, (Writes::Free, true))
+        .await
+        .map(drop)
 }
 
 /// Closed segments that wait to be shipped.
 fn spooled(folder: &Path) -> u64 {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    let is_segment = |name: &str| name.len() == 24 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let is_segment =
+        |name: &str| name.len() == 24 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
     let closed = entries.filter(|entry| entry.file_name().to_str().is_some_and(is_segment));
     closed
         .filter_map(|entry| Some(entry.metadata().ok()?.len()))

@@ -64,9 +64,13 @@ pub enum Source {
 /// What a person or the clock asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Work {
-    BackUp { is_full: bool },
+    BackUp {
+        is_full: bool,
+    },
     Verify,
-    Prune { is_dry: bool },
+    Prune {
+        is_dry: bool,
+    },
     Drill {
         is_full: bool,
         /// Migrations to rehearse on the copy instead of those of the newest release.
@@ -354,7 +358,10 @@ impl BackupView {
     fn grave(&self, now: Timestamp) -> Vec<String> {
         let mut troubles = Vec::new();
         troubles.extend(
-            [Writes::Closed, Writes::ReadOnly].map(|writes| self.writes_stopped(writes)).into_iter().flatten(),
+            [Writes::Closed, Writes::ReadOnly]
+                .map(|writes| self.writes_stopped(writes))
+                .into_iter()
+                .flatten(),
         );
         if let Some((since, reason)) = &self.trouble {
             let what = match self.source {
@@ -476,7 +483,10 @@ impl BackupView {
             return Some("it is not archived just now".to_owned());
         };
         let away = wal.failing.clone().or(wal.unreadable.clone());
-        away.or_else(|| wal.is_late.then(|| "the archive does not advance".to_owned()))
+        away.or_else(|| {
+            wal.is_late
+                .then(|| "the archive does not advance".to_owned())
+        })
     }
 
     fn good(&self) -> impl DoubleEndedIterator<Item = &BackupLine> {
@@ -921,6 +931,9 @@ mod tests {
         assert_eq!(topics(&view, 30 * HOUR), [""; 0]);
         let late = view.standing(Timestamp::EPOCH + 51 * HOUR);
         assert_eq!(late["overdue"].0, "late");
-        assert!(view.troubles(Timestamp::EPOCH + 51 * HOUR).contains(&late["overdue"].1));
+        assert!(
+            view.troubles(Timestamp::EPOCH + 51 * HOUR)
+                .contains(&late["overdue"].1)
+        );
     }
 }

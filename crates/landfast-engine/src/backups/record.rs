@@ -126,7 +126,8 @@ impl DrillRecord {
     pub(crate) fn gave(&self) -> Vec<String> {
         let checks = self.checks.iter();
         let gave = checks.filter_map(|check| Some((&check.name, check.gave.as_ref()?)));
-        gave.map(|(name, gave)| format!("{name} gave `{gave}`")).collect()
+        gave.map(|(name, gave)| format!("{name} gave `{gave}`"))
+            .collect()
     }
 
     /// The backup that a drill proved last.

@@ -109,10 +109,19 @@ impl Plan {
             let set = self.set?;
             let url = match app_database {
                 Some(database) => owned(&server, database).await?,
-                None => address(&server, &server.login, &Secret::new(String::new()), &server.database),
+                None => address(
+                    &server,
+                    &server.login,
+                    &Secret::new(String::new()),
+                    &server.database,
+                ),
             };
             let tell = |text: String| tell(format!("rehearsing: {text}"));
-            let ran = timeout(REHEARSAL_MAX, by_hand::on_copy(&set, &url, &self.budget, &tell)).await;
+            let ran = timeout(
+                REHEARSAL_MAX,
+                by_hand::on_copy(&set, &url, &self.budget, &tell),
+            )
+            .await;
             let late = |_| format!("they took longer than {}", format_duration(REHEARSAL_MAX));
             ran.map_err(late)?.map_err(|error| chain(&error))
         };
@@ -154,7 +163,12 @@ async fn owned(server: &Server, database: String) -> Result<Secret<String>, Stri
     Ok(address(server, &login, &password, &database))
 }
 
-fn address(server: &Server, login: &str, password: &Secret<String>, database: &str) -> Secret<String> {
+fn address(
+    server: &Server,
+    login: &str,
+    password: &Secret<String>,
+    database: &str,
+) -> Secret<String> {
     let quoted = |text: &str| format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"));
     let (host, port) = (quoted(&server.host), server.port);
     let (login, password) = (quoted(login), quoted(password.reveal()));

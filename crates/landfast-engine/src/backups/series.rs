@@ -11,7 +11,8 @@ use std::{
 
 use landfast_backup::{BackupState, Check, DrillPhases, Keep, Retention, Target};
 use landfast_backup_files::{
-    Content, Entry, FilesError, Loaded, Series, Snapshot, SnapshotRequest, prune, restore, snapshot, verify,
+    Content, Entry, FilesError, Loaded, Series, Snapshot, SnapshotRequest, prune, restore,
+    snapshot, verify,
 };
 use landfast_backup_postgres::{
     DUMP, DumpDrillRequest, DumpRequest, DumpSource, Finding, INITDB, OnCopy, Programs, Pruned,
@@ -225,7 +226,9 @@ async fn is_the_same(context: &Context, source: &DumpSource) -> Result<(), WorkE
     }
     let (name, now) = (&context.name, &source.database);
     Err(WorkError::new(
-        format!("`{now}` at its address is not the database `{database}` that was dumped before, but another one, or of another server"),
+        format!(
+            "`{now}` at its address is not the database `{database}` that was dumped before, but another one, or of another server"
+        ),
         format!(
             "look whether the address is right; `landfast backup now {name} --full` takes it as it is, as after a move to another server"
         ),
@@ -423,8 +426,7 @@ async fn try_drill(
         Source::Dumps { .. } => {
             // The file, and about twice as much for tables with their indexes.
             room(&scratch, newest.bytes.saturating_mul(3))?;
-            let Content::Dump { server_version, .. } = &newest.content
-            else {
+            let Content::Dump { server_version, .. } = &newest.content else {
                 return Err(WorkError::new("the newest backup is no dump", "make one"));
             };
             let checks = context.spec.drill.checks.iter();

@@ -289,7 +289,8 @@ impl Platform {
         let wanted = wanted.expect("it was judged as one that Landfast runs");
         let known = tell(StoreInput::Fit { wanted }).await?;
         let lineage = |name| stores::lineage(&self.shared, scope, name).map(|it| it.timeline);
-        let is_behind = matches!((lineage(&plan.from), lineage(to)), (Ok(old), Ok(new)) if new <= old);
+        let is_behind =
+            matches!((lineage(&plan.from), lineage(to)), (Ok(old), Ok(new)) if new <= old);
         if plan.was_deleted {
             tell(StoreInput::Lend).await?;
         } else if is_behind || !known.store.waits_for_restart().is_empty() {

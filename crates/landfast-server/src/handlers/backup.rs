@@ -11,8 +11,7 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use landfast_api::{
     At, BackupFrame, BackupKey, BackupKeyText, BackupList, BackupRequest, DrillRequest,
-    MigrateFrame, Problem,
-    ProblemCode, PruneRequest, RestoreRequest, RestoreTarget, WaitQuery,
+    MigrateFrame, Problem, ProblemCode, PruneRequest, RestoreRequest, RestoreTarget, WaitQuery,
 };
 use landfast_backup::{AcceptedLoss, Lsn, Target};
 use landfast_engine::{

@@ -8,9 +8,8 @@ use std::{
 use anyhow::anyhow;
 use landfast_api::{
     At, Backup, BackupFrame, BackupRequest, BackupSource, Drill, DrillRequest, MigrationRehearsal,
-    PruneRequest,
-    RestoreRequest, RestoreTarget, Restored, StoreBackups, StoreSwitchPlan, StoreSwitchRequest,
-    WaitQuery,
+    PruneRequest, RestoreRequest, RestoreTarget, Restored, StoreBackups, StoreSwitchPlan,
+    StoreSwitchRequest, WaitQuery,
 };
 use landfast_client::{Client, Error, Lines};
 
