@@ -201,12 +201,17 @@ pub(crate) async fn sql_check(server: &Server, wanted: &SqlCheck) -> Check {
         Err(error) => {
             let said = crate::receiver::chain(&error);
             // What a server says of a statement may hold values of rows.
-            match &error {
-                BackupError::Server { source, .. } if source.as_db_error().is_some() => {
-                    let code = source.code().map_or("", |code| code.code());
-                    (Err(format!("it failed with SQLSTATE {code}")), Some(said))
+            let code = if let BackupError::Server { source, .. } = &error {
+                source.code()
+            } else {
+                None
+            };
+            match code {
+                Some(code) => {
+                    let wrong = format!("it failed with SQLSTATE {}", code.code());
+                    (Err(wrong), Some(said))
                 }
-                _ => (Err(said), None),
+                None => (Err(said), None),
             }
         }
     };

@@ -331,7 +331,7 @@ async fn drilling(
     };
     found.drill = Some(record.clone());
     match &record.failure {
-        None => Ok(Done::Drilled(record)),
+        None => Ok(Done::Drilled(Box::new(record))),
         Some(failure) => Err(WorkError {
             findings: record.gave(),
             ..WorkError::new(
