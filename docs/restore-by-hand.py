@@ -1,11 +1,17 @@
 #!/usr/bin/env python3
 """Reads a backup repository in a folder without Landfast.
 
+    restore-by-hand.py REPOSITORY KEYFILE names
     restore-by-hand.py REPOSITORY KEYFILE ARCHIVE list
     restore-by-hand.py REPOSITORY KEYFILE ARCHIVE files BACKUP TARGET
     restore-by-hand.py REPOSITORY KEYFILE ARCHIVE wal TARGET
+    restore-by-hand.py REPOSITORY KEYFILE SERIES list
+    restore-by-hand.py REPOSITORY KEYFILE SERIES tree SNAPSHOT TARGET
 
+`names` prints what there is: an archive for each managed PostgreSQL (`shop/production/main`), a series for each volume
+(`shop/production/_volumes/uploads`) and each external PostgreSQL (`shop/production/_dumps/main`).
 `files` writes the data folder of a backup, `wal` the WAL the archive has, as files that `restore_command = 'cp TARGET/%f %p'` finds.
+`tree` writes the files of a snapshot, with their owners (as root), rights and times; of a dump that is TARGET/dump, for `pg_restore`.
 Needs Python 3.9, its package `cryptography`, and libzstd. A repository in a bucket is copied to a folder first, as it is.
 """
 
@@ -79,6 +85,15 @@ class Repository:
         return sorted(found)
 
 
+def names(repository):
+    found = set()
+    for name in repository.names(""):
+        for part in ("/backups/", "/snapshots/"):
+            if part in name and name.endswith("/manifest"):
+                found.add(name.split(part, 1)[0])
+    return sorted(found)
+
+
 def backups(repository, archive):
     for name in repository.names(f"{archive}/backups"):
         if name.endswith("/manifest"):
@@ -108,8 +123,13 @@ def restore_files(repository, archive, backup, target):
             at += 12
             writes.setdefault(frame, []).append((path, place, offset, length))
             place += length
+    write_pages(repository, tree["packs"], writes)
+    print(f"{manifest['bytes']} bytes; WAL is needed from {manifest['start']} to at least {manifest['stop']}")
+
+
+def write_pages(repository, packs, writes):
     first = 0
-    for pack in tree["packs"]:
+    for pack in packs:
         sealed = repository.sealed(pack["name"])
         cipher = repository.cipher(pack["name"], sealed)
         start = HEAD
@@ -123,7 +143,93 @@ def restore_files(repository, archive, backup, target):
                         file.write(data[offset : offset + size])
             start += length
         first += len(pack["frames"])
-    print(f"{manifest['bytes']} bytes; WAL is needed from {manifest['start']} to at least {manifest['stop']}")
+
+
+def snapshots(repository, series):
+    """Those that the list names, oldest first; one that is not as the list says is refused."""
+    known = json.loads(repository.get(f"{series}/list"))
+    for number, digest in sorted(known["snapshots"].items()):
+        name = f"{series}/snapshots/{number}/manifest"
+        manifest = repository.get(name)
+        if hashlib.sha256(manifest).hexdigest() != digest:
+            raise SystemExit(f"{name}: not the one that the list speaks of")
+        yield json.loads(manifest)
+
+
+def raw(text):
+    """A path as the file system has it: what is no UTF-8 is written \\xFF, and a backslash is doubled."""
+    found = bytearray()
+    rest = text.encode()
+    while rest:
+        if rest[:1] != b"\\":
+            found += rest[:1]
+            rest = rest[1:]
+        elif rest[1:2] == b"\\":
+            found += b"\\"
+            rest = rest[2:]
+        else:
+            found.append(int(rest[2:4], 16))
+            rest = rest[4:]
+    return bytes(found)
+
+
+def restore_tree(repository, series, number, target):
+    manifest = next((one for one in snapshots(repository, series) if one["id"] == number), None)
+    if manifest is None:
+        raise SystemExit(f"there is no snapshot {number}")
+    parts = {}
+    for part in ("entries", "map"):
+        parts[part] = repository.get(f"{series}/snapshots/{number}/{part}")
+        assert hashlib.sha256(parts[part]).hexdigest() == manifest[part], f"not the {part} of this snapshot"
+    entries, places = json.loads(parts["entries"]), parts["map"]
+    root = os.fsencode(os.path.abspath(target))
+    os.mkdir(root, 0o700)
+    folders = {b""}
+    writes = {}
+    at = 0
+    for entry in entries:
+        path = entry["path"] = raw(entry["path"])
+        if not path and entry["kind"] == "folder":
+            continue
+        # Nothing that a snapshot says leads out of the folder, or through a link: those come last.
+        parent, _, name = path.rpartition(b"/")
+        if name in (b"", b".", b"..") or b"\0" in path or parent not in folders:
+            raise SystemExit(f"{path!r} lies in no folder of the snapshot")
+        full = os.path.join(root, path)
+        if entry["kind"] == "folder":
+            os.mkdir(full, 0o700)
+            folders.add(path)
+        elif entry["kind"] == "file":
+            os.close(os.open(full, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o600))
+            (count,) = struct.unpack_from("<I", places, at)
+            at += 4
+            place = 0
+            for _ in range(count):
+                frame, offset, length = struct.unpack_from("<III", places, at)
+                at += 12
+                writes.setdefault(frame, []).append((full, place, offset, length))
+                place += length
+    write_pages(repository, manifest["packs"], writes)
+    for entry in entries:
+        full = os.path.join(root, entry["path"])
+        if entry["kind"] == "hard_link":
+            os.link(os.path.join(root, raw(entry["to"])), full, follow_symlinks=False)
+        elif entry["kind"] == "symlink":
+            os.symlink(raw(entry["target"]), full)
+    # From the deepest up: a folder may be closed, and its time changes with what is made in it.
+    for entry in reversed(entries):
+        full = os.path.join(root, entry["path"])
+        is_link = entry["kind"] == "symlink"
+        if os.geteuid() == 0:
+            os.chown(full, entry["uid"], entry["gid"], follow_symlinks=False)
+        if not is_link:
+            os.chmod(full, entry["mode"] if os.geteuid() == 0 else entry["mode"] & 0o1777)
+        seconds, nanoseconds = entry["changed"]
+        changed = seconds * 1_000_000_000 + nanoseconds
+        os.utime(full, ns=(changed, changed), follow_symlinks=False)
+    for note in manifest.get("notes", []):
+        print(f"not as one would expect: {note}")
+    print(f"{manifest['bytes']} bytes, as of {manifest['at']}")
 
 
 def restore_wal(repository, archive, target):
@@ -149,11 +255,24 @@ def restore_wal(repository, archive, target):
 
 
 def main():
-    folder, keyfile, archive, verb, *rest = sys.argv[1:]
-    repository = Repository(folder, keyfile)
-    if verb == "list":
+    if len(sys.argv) < 4:
+        raise SystemExit(__doc__)
+    repository = Repository(*sys.argv[1:3])
+    if sys.argv[3:] == ["names"]:
+        print("\n".join(names(repository)))
+        return
+    if len(sys.argv) < 5:
+        raise SystemExit(__doc__)
+    archive, verb, *rest = sys.argv[3:]
+    is_series = bool(repository.names(f"{archive}/snapshots"))
+    if verb == "list" and is_series:
+        for manifest in snapshots(repository, archive):
+            print(manifest["id"], manifest["at"], manifest["content"]["kind"], manifest["bytes"])
+    elif verb == "list":
         for manifest in backups(repository, archive):
             print(manifest["id"], manifest["state"], manifest["start"], manifest["stop"], manifest["bytes"])
+    elif verb == "tree":
+        restore_tree(repository, archive, *rest)
     elif verb == "files":
         restore_files(repository, archive, *rest)
     elif verb == "wal":

@@ -6,7 +6,7 @@ use landfast_types::Secret as Hidden;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{At, Problem};
+use crate::{At, MigrationRehearsal, Problem};
 
 /// The backups of an environment's stores.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -64,6 +64,12 @@ pub struct StoreBackups {
     /// Segments of the log that wait on the server's host.
     #[serde(default)]
     pub waiting_segments: u64,
+    /// Since when the app does not write: what waits for the archive has reached its limit, and the chain is not to break.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub writes_stopped_at: Option<At>,
+    /// What waits for the archive, where writes are to stop for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting_bytes: Option<u64>,
     /// How long a restore to the newest moment would take, by what drills took.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restore_ms: Option<u64>,
@@ -142,6 +148,9 @@ pub struct Drill {
     /// By phase: `plan`, `restore`, `replay`, `checks`.
     pub phases_ms: BTreeMap<String, u64>,
     pub checks: Vec<DrillCheck>,
+    /// What the migrations that were pending did on the copy. It says nothing of the backup.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rehearsal: Option<MigrationRehearsal>,
 }
 
 /// One check of a drill.
@@ -151,6 +160,9 @@ pub struct DrillCheck {
     /// What was wrong.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wrong: Option<String>,
+    /// What a check of the user's own gave instead; told here alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gave: Option<String>,
 }
 
 /// Work that is under way.
@@ -171,6 +183,14 @@ pub struct BackupEnded {
     /// Why it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
+}
+
+/// Whether work on backups waits for what is under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct WaitQuery {
+    /// Begin when what is under way for this store has ended, instead of being refused; whoever goes away before that begins nothing.
+    #[serde(default)]
+    pub wait: bool,
 }
 
 /// Asks for a backup.
@@ -272,12 +292,16 @@ pub struct BackupKeyText {
     pub text: Hidden<String>,
 }
 
-/// One piece of what work on backups tells. It goes on when nobody reads. The last piece is none of `progress`.
+/// One piece of what work on backups tells. Once begun, it goes on when nobody reads. The last piece is none of `waiting` and `progress`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum BackupFrame {
     /// In one line.
     Progress {
+        text: String,
+    },
+    /// It has not begun: something else is under way, in one line.
+    Waiting {
         text: String,
     },
     /// A backup is there. It may be a bad one.

@@ -39,7 +39,7 @@ pub use crate::{
     backup::{
         Backup, BackupEnded, BackupFrame, BackupKey, BackupKeyText, BackupList, BackupRequest,
         BackupSource, BackupWork, Drill, DrillCheck, DrillRequest, PruneRequest, RestorePoint,
-        RestoreRequest, RestoreTarget, Restored, StoreBackups,
+        RestoreRequest, RestoreTarget, Restored, StoreBackups, WaitQuery,
     },
     certificate::{
         Certificate, CertificateAlert, CertificateList, CertificateSource, CertificateState,
@@ -64,7 +64,7 @@ pub use crate::{
         MigrateAcceptRequest, MigrateFrame, MigratePlan, MigrateRequest, MigrateUpRequest,
         Migration, MigrationFinding, MigrationLock, MigrationPhase, MigrationRecord,
         MigrationRehearsal, MigrationStage, MigrationState, MigrationStatus, MigrationWay,
-        PendingMigration, RehearsedMigration, ReleaseOutlook, Schema,
+        PendingMigration, RehearseFrom, RehearseQuery, RehearsedMigration, ReleaseOutlook, Schema,
     },
     openapi::{Endpoint, Method, endpoints, openapi, openapi_json},
     problem::{Diagnostic, DiagnosticSeverity, Moving, PROBLEM_TYPE_PREFIX, Problem, ProblemCode},

@@ -241,6 +241,22 @@ pub struct ReleaseOutlook {
     pub lacks: Vec<String>,
 }
 
+/// What a rehearsal's copy is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct RehearseQuery {
+    /// Nothing: the database that runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<RehearseFrom>,
+}
+
+/// What else it can be made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RehearseFrom {
+    /// The newest backup, restored into a server of its own.
+    Backup,
+}
+
 /// What migrations did on a copy of a database.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct MigrationRehearsal {

@@ -84,6 +84,20 @@ pub fn endpoints() -> Vec<Endpoint> {
         answers: vec![(200, "", answer)],
         ..get(path, id, summary, Body::None)
     };
+    let works = |path, id, summary, body| Endpoint {
+        query: &[(
+            "wait",
+            Flag,
+            "Begin when what is under way for this store has ended, instead of being refused",
+        )],
+        ..post(
+            path,
+            id,
+            summary,
+            body,
+            Body::Lines(BackupFrame::name().into_owned()),
+        )
+    };
     let begins = |path, id, summary, body| Endpoint {
         answers: vec![(202, "A rollout began", json::<Rollout>())],
         idempotency_key: true,
@@ -539,40 +553,35 @@ pub fn endpoints() -> Vec<Endpoint> {
             "The backups of one store, and how far a restore reaches",
             json::<StoreBackups>(),
         ),
-        post(
+        works(
             paths::STORE_BACKUPS,
             "back_up",
             "Makes a backup now; goes on when nobody reads the answer",
             json::<BackupRequest>(),
-            Body::Lines(BackupFrame::name().into_owned()),
         ),
-        post(
+        works(
             paths::BACKUPS_VERIFY,
             "verify_backups",
             "Reads every byte of a store's backups",
             Body::None,
-            Body::Lines(BackupFrame::name().into_owned()),
         ),
-        post(
+        works(
             paths::BACKUPS_PRUNE,
             "prune_backups",
             "Removes what is older than the manifest keeps",
             json::<PruneRequest>(),
-            Body::Lines(BackupFrame::name().into_owned()),
         ),
-        post(
+        works(
             paths::DRILLS,
             "drill",
             "Restores the newest backup into a server of its own, checks it and removes it",
             json::<DrillRequest>(),
-            Body::Lines(BackupFrame::name().into_owned()),
         ),
-        post(
+        works(
             paths::RESTORES,
             "restore",
             "Restores into a new store beside the old, or into a folder",
             json::<RestoreRequest>(),
-            Body::Lines(BackupFrame::name().into_owned()),
         ),
         get(
             paths::BACKUP_KEY,
@@ -621,13 +630,20 @@ pub fn endpoints() -> Vec<Endpoint> {
             json::<MigrateRequest>(),
             Body::Lines(MigrateFrame::name().into_owned()),
         ),
-        post(
-            paths::MIGRATIONS_REHEARSE,
-            "rehearse_migrations",
-            "Runs what is pending on a copy of a managed database, and says what each migration costs",
-            json::<MigrateRequest>(),
-            Body::Lines(MigrateFrame::name().into_owned()),
-        ),
+        Endpoint {
+            query: &[(
+                "from",
+                Text,
+                "`backup`: the copy is the newest backup, restored into a server of its own, which is a drill; of the database that runs without it",
+            )],
+            ..post(
+                paths::MIGRATIONS_REHEARSE,
+                "rehearse_migrations",
+                "Runs what is pending on a copy of a database, and says what each migration costs",
+                json::<MigrateRequest>(),
+                Body::Lines(MigrateFrame::name().into_owned()),
+            )
+        },
         post(
             paths::MIGRATIONS_ACCEPT,
             "accept_migration",

@@ -237,6 +237,9 @@ pub struct StoreSwitchRequest {
     pub to: String,
     /// Say what would be done, and do nothing.
     pub dry_run: bool,
+    /// Also where not all that was written to the old store is in its archive.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub accept_loss: bool,
     /// `app/environment/store`, typed by the person who means it; not needed to ask what would be done.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub confirm: String,

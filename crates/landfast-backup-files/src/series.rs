@@ -75,6 +75,9 @@ pub enum Content {
         /// `150018`
         server_version: i32,
         database: String,
+        /// Of the server and the database it was, where those told.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        source: Option<Digest>,
         /// Of its schema, where it was the same before and after.
         schema: Option<Digest>,
     },

@@ -11,6 +11,7 @@ use std::{
         Arc, LazyLock, Mutex, PoisonError,
         mpsc::{Sender, channel},
     },
+    time::Duration,
 };
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group, setpriority_process};
@@ -19,10 +20,18 @@ use tokio::{
     process::{Child, ChildStdout},
     sync::oneshot,
     task::JoinHandle,
+    time::sleep,
 };
+
+use crate::clock;
 
 /// Of programs that give way to others (`nice(2)`): as much as the threads that compress what they write.
 const NICENESS: i32 = 5;
+/// No helper works longer, whatever it does.
+const LONGEST: Duration = Duration::from_secs(24 * 3_600);
+/// How often it is looked whether a helper does anything.
+const LOOKS: u32 = 20;
+const LOOK_MAX: Duration = Duration::from_secs(5);
 /// Lines of a child's messages that are kept.
 const LINES_MAX: usize = 40;
 
@@ -171,7 +180,7 @@ impl Running {
         let status = self.child.wait().await?;
         if let Some(reading) = &mut self.reading {
             // A grandchild may hold the pipe open.
-            let patience = std::time::Duration::from_secs(2);
+            let patience = Duration::from_secs(2);
             drop(tokio::time::timeout(patience, reading).await);
             self.reading = None;
         }
@@ -214,17 +223,35 @@ impl Drop for Running {
     }
 }
 
-/// Runs a program to its end and gives what it printed.
-pub(crate) async fn run(program: &Program) -> Result<String, String> {
-    use tokio::io::AsyncReadExt as _;
+/// Runs a program to its end and gives what it printed. One that does nothing for so long is ended: neither it nor `working`, a server
+/// with its processes, computes, reads or writes.
+pub(crate) async fn run_while(
+    program: &Program,
+    patience: Duration,
+    working: Option<u32>,
+) -> Result<String, String> {
     let name = program.name();
     let failed = |error: io::Error| format!("`{name}`: {error}");
     let mut running = Running::start(program).await.map_err(failed)?;
-    let mut output = String::new();
-    if let Some(mut stdout) = running.stdout() {
-        stdout.read_to_string(&mut output).await.map_err(failed)?;
-    }
-    if running.wait().await.map_err(failed)? {
+    let pids: Vec<u32> = running.pid().into_iter().chain(working).collect();
+    let begun = clock::instant();
+    let ended = tokio::select! {
+        ended = finish(&mut running) => Some(ended.map_err(failed)?),
+        () = until_idle(&pids, patience) => None,
+        () = sleep(LONGEST) => None,
+    };
+    let Some((output, is_well)) = ended else {
+        running.signal(Signal::KILL);
+        running.wait().await.map_err(failed)?;
+        let seconds = begun.elapsed().as_secs();
+        let said = running.said();
+        return Err(
+            format!("`{name}` came no further, and was ended after {seconds} s: {said}")
+                .trim_end_matches([':', ' '])
+                .to_owned(),
+        );
+    };
+    if is_well {
         return Ok(output);
     }
     let said = running.said();
@@ -233,6 +260,54 @@ pub(crate) async fn run(program: &Program) -> Result<String, String> {
     Err(format!("`{name}` failed: {said} {printed}")
         .trim_end()
         .to_owned())
+}
+
+async fn finish(running: &mut Running) -> io::Result<(String, bool)> {
+    use tokio::io::AsyncReadExt as _;
+    let mut output = String::new();
+    if let Some(mut stdout) = running.stdout() {
+        stdout.read_to_string(&mut output).await?;
+    }
+    Ok((output, running.wait().await?))
+}
+
+/// Until none of these processes, nor one that they started, has done anything for so long.
+async fn until_idle(pids: &[u32], patience: Duration) {
+    let mut known = (done_by(pids), clock::instant());
+    loop {
+        sleep((patience / LOOKS).min(LOOK_MAX)).await;
+        let done = done_by(pids);
+        if done != known.0 {
+            known = (done, clock::instant());
+        } else if known.1.elapsed() >= patience {
+            return;
+        }
+    }
+}
+
+/// What processes and those they started have computed, read and written: a number that grows as long as they do anything.
+fn done_by(pids: &[u32]) -> u64 {
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let own = processes.filter_map(|entry| {
+        let pid = entry.file_name().to_str()?.parse::<u32>().ok()?;
+        let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
+        // The name of a program may hold anything, a bracket too.
+        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+        let number = |at: usize| fields.get(at).and_then(|field| field.parse::<u64>().ok());
+        let parent = u32::try_from(number(1)?).ok()?;
+        if !pids.contains(&pid) && !pids.contains(&parent) {
+            return None;
+        }
+        let io = std::fs::read_to_string(entry.path().join("io")).unwrap_or_default();
+        let bytes = io.lines().filter_map(|line| {
+            let (name, count) = line.split_once(": ")?;
+            ["rchar", "wchar"]
+                .contains(&name)
+                .then(|| count.parse::<u64>().ok())?
+        });
+        Some(number(11)? + number(12)? + bytes.sum::<u64>())
+    });
+    own.fold(0, u64::wrapping_add)
 }
 
 fn lock(lines: &Mutex<VecDeque<String>>) -> std::sync::MutexGuard<'_, VecDeque<String>> {
@@ -245,4 +320,38 @@ fn lock(lines: &Mutex<VecDeque<String>>) -> std::sync::MutexGuard<'_, VecDeque<S
 )]
 fn spawn(work: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
     tokio::spawn(work)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_millis(800);
+
+    fn program(path: &str) -> Program {
+        Program::new(Path::new(path))
+    }
+
+    #[tokio::test]
+    async fn whoever_does_nothing_is_ended_and_whoever_works_is_not() {
+        let slept = program("/bin/sleep").args(["600"]);
+        let ended = run_while(&slept, PATIENCE, None).await.unwrap_err();
+        assert!(ended.contains("`sleep` came no further"), "{ended}");
+        // It computes for longer than anybody waits for one that does nothing, and prints at its end only.
+        let works = program("/usr/bin/python3").args([
+            "-c",
+            "import time\nend = time.process_time() + 2\nwhile time.process_time() < end: pass\nprint('done')",
+        ]);
+        assert_eq!(run_while(&works, PATIENCE, None).await.unwrap(), "done\n");
+        // Or a server works for it.
+        let server = program("/usr/bin/python3").args(["-c", "while True: pass"]);
+        let server = Running::start(&server).await.unwrap();
+        let waits = program("/bin/sleep").args(["3"]);
+        assert_eq!(
+            run_while(&waits, PATIENCE, server.pid()).await,
+            Ok(String::new())
+        );
+        let fails = program("/bin/ls").args(["/is/not/there"]);
+        assert!(run_while(&fails, PATIENCE, None).await.is_err());
+    }
 }

@@ -3,16 +3,24 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    pin::Pin,
+    time::Duration,
 };
 
 use landfast_backup::{Check, DrillFacts, DrillPhases, Rates, Verdict, judge_drill};
 use landfast_repository::freeing;
 use landfast_types::{Digest, Timestamp};
 use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
 
 use crate::{
     BackupError, Programs, RestoreRequest, RestoreStep, Server, UNFINISHED, child, clock, restore,
 };
+
+/// A program that works for nobody to see for so long is ended.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(15 * 60);
+/// How long a check of the user's own may take.
+const CHECK_MAX: Duration = Duration::from_secs(3_600);
 
 /// A check of the user's own: a query whose first column of the first row is compared as text.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,9 +52,15 @@ pub struct DrillReport {
     pub phases: DrillPhases,
     /// For the next estimate.
     pub rates: Rates,
+    /// Of the backup's files.
+    pub bytes: u64,
     /// Of each database that was asked for.
     pub schemas: Vec<(String, Digest)>,
 }
+
+/// What else is done with a copy once it was checked. Whatever becomes of the copy, it is removed.
+pub type OnCopy<'a> =
+    Box<dyn FnOnce(Server) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> + Send + 'a>;
 
 /// Restores, checks, and removes the copy. The report is there whether it passed or not.
 ///
@@ -55,6 +69,18 @@ pub struct DrillReport {
 pub async fn drill(
     request: &DrillRequest,
     on_step: impl FnMut(RestoreStep) + Send,
+) -> Result<DrillReport, BackupError> {
+    drill_and(request, on_step, None).await
+}
+
+/// The same, with something that is done with the copy after its checks; it is none of them.
+///
+/// # Errors
+/// As [`drill`].
+pub async fn drill_and(
+    request: &DrillRequest,
+    on_step: impl FnMut(RestoreStep) + Send,
+    on_copy: Option<OnCopy<'_>>,
 ) -> Result<DrillReport, BackupError> {
     let begun = clock::now();
     let restored = restore(&request.restore, on_step).await?;
@@ -83,18 +109,25 @@ pub async fn drill(
     }
     // It brings an extension of its own, so the schema was read before.
     if request.reads_everything {
-        checks.push(amcheck(programs, &restored.server).await);
+        let working = restored.running.pid();
+        checks.push(amcheck(programs, &restored.server, working).await);
     }
     let newest = heartbeat(&restored.server, &request.heartbeat_database).await;
     let (reached, plan) = (restored.reached, restored.plan.clone());
     let bytes = restored.backup.bytes;
     let has_checksums = restored.backup.has_checksums;
+    let mut checking = begun_checks.elapsed();
+    if let Some(on_copy) = on_copy {
+        on_copy(restored.server.clone()).await;
+    }
+    let begun_checks = clock::instant();
     restored.finish().await?;
     if request.reads_everything && has_checksums {
         checks.push(checksums(programs, &data).await);
     }
+    checking += begun_checks.elapsed();
     let phases = DrillPhases {
-        checks: begun_checks.elapsed(),
+        checks: checking,
         ..phases
     };
     let copy = data.clone();
@@ -112,7 +145,7 @@ pub async fn drill(
         begun,
         checks,
     };
-    let rate = |bytes: u64, took: std::time::Duration| {
+    let rate = |bytes: u64, took: Duration| {
         let millis = took.as_millis().max(1);
         u64::try_from(u128::from(bytes) * 1_000 / millis).unwrap_or(u64::MAX)
     };
@@ -124,21 +157,17 @@ pub async fn drill(
             restore: rate(bytes, phases.restore),
             replay: rate(plan.wal_bytes(), phases.replay),
         },
+        bytes,
         schemas,
     })
 }
 
-pub(crate) fn check(name: &str, wrong: Result<(), String>) -> Check {
-    Check {
-        name: name.to_owned(),
-        wrong: wrong.err(),
-    }
-}
-
-pub(crate) async fn amcheck(programs: &Programs, server: &Server) -> Check {
+/// `working`: the process of the copy's server.
+pub(crate) async fn amcheck(programs: &Programs, server: &Server, working: Option<u32>) -> Check {
     let program = server.reach(programs.program("pg_amcheck"), None);
     let program = program.args(["--all", "--install-missing", "--heapallindexed"]);
-    check("pg_amcheck", child::run(&program).await.map(drop))
+    let ran = child::run_while(&program, PATIENCE, working).await;
+    Check::of("pg_amcheck", ran.map(drop))
 }
 
 async fn checksums(programs: &Programs, data: &PathBuf) -> Check {
@@ -147,14 +176,19 @@ async fn checksums(programs: &Programs, data: &PathBuf) -> Check {
         .arg("--check")
         .arg("--pgdata")
         .arg(data);
-    check("pg_checksums", child::run(&program).await.map(drop))
+    let ran = child::run_while(&program, PATIENCE, None).await;
+    Check::of("pg_checksums", ran.map(drop))
 }
 
 pub(crate) async fn sql_check(server: &Server, wanted: &SqlCheck) -> Check {
     let asked = async {
         let session = server.connect_to(&wanted.database).await?;
-        let rows = session.client.simple_query(&wanted.sql).await;
-        let rows = rows.map_err(BackupError::server("run the check"))?;
+        let rows = timeout(CHECK_MAX, session.client.simple_query(&wanted.sql)).await;
+        let late =
+            |_| BackupError::Stopped(format!("it took longer than {} s", CHECK_MAX.as_secs()));
+        let rows = rows
+            .map_err(late)?
+            .map_err(BackupError::server("run the check"))?;
         let value = rows.iter().find_map(|message| {
             let tokio_postgres::SimpleQueryMessage::Row(row) = message else {
                 return None;
@@ -163,16 +197,34 @@ pub(crate) async fn sql_check(server: &Server, wanted: &SqlCheck) -> Check {
         });
         Ok::<_, BackupError>(value.flatten())
     };
-    let wrong = match asked.await {
-        Ok(Some(value)) if value == wanted.expected => Ok(()),
-        Ok(Some(value)) => Err(format!(
-            "it gave `{value}` instead of `{}`",
-            wanted.expected
-        )),
-        Ok(None) => Err("it gave nothing".to_owned()),
-        Err(error) => Err(crate::receiver::chain(&error)),
+    let (wrong, gave) = match asked.await {
+        Ok(Some(value)) if value == wanted.expected => (Ok(()), None),
+        Ok(Some(value)) => {
+            let wrong = format!("it gave another answer than `{}`", wanted.expected);
+            (Err(wrong), Some(value))
+        }
+        Ok(None) => (Err("it gave nothing".to_owned()), None),
+        Err(error) => {
+            let said = crate::receiver::chain(&error);
+            // What a server says of a statement may hold values of rows.
+            let code = if let BackupError::Server { source, .. } = &error {
+                source.code()
+            } else {
+                None
+            };
+            match code {
+                Some(code) => {
+                    let wrong = format!("it failed with SQLSTATE {}", code.code());
+                    (Err(wrong), Some(said))
+                }
+                None => (Err(said), None),
+            }
+        }
     };
-    check(&wanted.name, wrong)
+    Check {
+        gave,
+        ..Check::of(&wanted.name, wrong)
+    }
 }
 
 /// The digest of what `pg_dump --schema-only` writes of a database: the same for two of the same schema. `folder` is for the
@@ -196,7 +248,8 @@ pub async fn schema_digest(
             "--no-subscriptions",
         ])
         .arg(format!("--dbname={database}"));
-    let dumped = child::run(&program).await.map_err(BackupError::Program);
+    let dumped = child::run_while(&program, PATIENCE, None).await;
+    let dumped = dumped.map_err(BackupError::Program);
     if let Some(passwords) = passwords {
         fs::remove_file(&passwords).map_err(BackupError::io("remove", &passwords))?;
     }
@@ -222,9 +275,9 @@ async fn schema(
                 Some(expected) if expected != digest => Err("it is another one".to_owned()),
                 _ => Ok(()),
             };
-            (check(&name, wrong), Some(digest))
+            (Check::of(name, wrong), Some(digest))
         }
-        Err(why) => (check(&name, Err(crate::receiver::chain(&why))), None),
+        Err(why) => (Check::of(name, Err(crate::receiver::chain(&why))), None),
     }
 }
 

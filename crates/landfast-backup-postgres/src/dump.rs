@@ -26,7 +26,7 @@ use crate::{
     base_backup::blocking_file,
     child::{self, Program, Running},
     clock,
-    drill::{amcheck, check, sql_check},
+    drill::{OnCopy, PATIENCE, amcheck, sql_check},
     restore::{PORT, make_configuration, own_tree},
 };
 
@@ -48,6 +48,8 @@ pub struct DumpSource {
     /// `150018`
     pub server_version: i32,
     pub database: String,
+    /// Of the server and the database, where it tells: another one is told apart by it.
+    pub identity: Option<Digest>,
 }
 
 /// What to dump, and where to.
@@ -81,12 +83,16 @@ impl DumpSource {
     }
 
     /// Of the schema, as it is just now. Owners and rights are those of another server, and not compared.
-    async fn schema(&self, programs: &Programs) -> Result<Digest, BackupError> {
-        schema_of(self.program(programs)).await
+    async fn schema(&self, programs: &Programs, patience: Duration) -> Result<Digest, BackupError> {
+        schema_of(self.program(programs), patience, None).await
     }
 }
 
-async fn schema_of(program: Program) -> Result<Digest, BackupError> {
+async fn schema_of(
+    program: Program,
+    patience: Duration,
+    working: Option<u32>,
+) -> Result<Digest, BackupError> {
     let program = program.args([
         "--schema-only",
         "--no-owner",
@@ -96,7 +102,8 @@ async fn schema_of(program: Program) -> Result<Digest, BackupError> {
         "--no-subscriptions",
         LOCK_WAIT,
     ]);
-    let text = child::run(&program).await.map_err(BackupError::Program)?;
+    let ran = child::run_while(&program, patience, working).await;
+    let text = ran.map_err(BackupError::Program)?;
     // Newer minor versions begin and end a dump with a random word; the head names the version of the server.
     let is_other = |line: &&str| {
         ["\\restrict", "\\unrestrict", "--"]
@@ -117,7 +124,7 @@ pub async fn dump(
 ) -> Result<Snapshot, BackupError> {
     let begun = clock::instant();
     let (source, programs) = (&request.source, &request.programs);
-    let before = source.schema(programs).await?;
+    let before = source.schema(programs, request.patience).await?;
     let program = source
         .program(programs)
         // Compressed with all the rest, and page by page the same where it is.
@@ -174,10 +181,11 @@ pub async fn dump(
         }
         Err(error) => return Err(error),
     };
-    let after = source.schema(programs).await?;
+    let after = source.schema(programs, request.patience).await?;
     let content = Content::Dump {
         server_version: source.server_version,
         database: source.database.clone(),
+        source: source.identity,
         // A migration that came between leaves nothing to compare with.
         schema: (before == after).then_some(before),
     };
@@ -210,6 +218,8 @@ pub struct DumpDrillRequest {
     pub is_made: bool,
     /// Reads every page and index too.
     pub reads_everything: bool,
+    /// How long the programs, and the server that works for them, may do nothing before they are ended.
+    pub patience: Duration,
 }
 
 /// Arguments of `initdb` for a server that is thrown away.
@@ -244,7 +254,8 @@ impl DumpDrill {
     }
 }
 
-/// Restores a dump into a server of our own, checks it, and removes all of it.
+/// Restores a dump into a server of our own, checks it, and removes all of it. Before that something may be done with it, as the owner of
+/// what is in it.
 ///
 /// # Errors
 /// Where there is nothing to check: that drill has failed, too.
@@ -253,6 +264,7 @@ pub async fn drill_dump(
     loaded: &Loaded,
     id: Option<&BackupId>,
     mut on_step: impl FnMut(String) + Send,
+    on_copy: Option<OnCopy<'_>>,
 ) -> Result<DumpDrill, BackupError> {
     let begun = clock::now();
     let (data, run, copy) = (
@@ -286,11 +298,16 @@ pub async fn drill_dump(
         login: OWNER.to_owned(),
         ..server.clone()
     };
-    load(&request.programs, &server, &owner, &copy).await?;
+    let working = running.pid();
+    let watch = (request.patience, working);
+    let left_out = load(&request.programs, &server, &owner, &copy, watch).await?;
     phases.replay = step.elapsed();
     let step = clock::instant();
     on_step("asking what there is".to_owned());
-    let mut checks = Vec::new();
+    let mut checks: Vec<Check> = left_out
+        .iter()
+        .map(|what| Check::of(what, Ok(())))
+        .collect();
     for wanted in &request.checks {
         let wanted = SqlCheck {
             database: DATABASE.to_owned(),
@@ -300,21 +317,30 @@ pub async fn drill_dump(
         checks.push(sql_check(&owner, &wanted).await);
     }
     let (tables, rows) = counted(&owner).await?;
-    checks.push(check("rows", Ok(())));
-    if let Some(expected) = schema {
+    checks.push(Check::of("rows", Ok(())));
+    // What was left out is missing in it.
+    if let Some(expected) = schema.filter(|_| left_out.is_empty()) {
         let program = server.reach(request.programs.program("pg_dump"), None);
-        let found = schema_of(program.arg(format!("--dbname={DATABASE}"))).await?;
-        let wrong = match found == *expected {
+        let program = program.arg(format!("--dbname={DATABASE}"));
+        let found = schema_of(program, request.patience, working).await?;
+        let wrong = match found == expected {
             true => Ok(()),
             false => Err("it is another one than was dumped".to_owned()),
         };
-        checks.push(check("schema", wrong));
+        checks.push(Check::of("schema", wrong));
     }
     // It brings an extension of its own, so the schema was read before.
     if request.reads_everything {
-        checks.push(amcheck(&request.programs, &server).await);
+        checks.push(amcheck(&request.programs, &server, working).await);
     }
     phases.checks = step.elapsed();
+    if let Some(on_copy) = on_copy {
+        on_copy(Server {
+            database: DATABASE.to_owned(),
+            ..owner
+        })
+        .await;
+    }
     running.signal(Signal::INT);
     running
         .wait()
@@ -351,7 +377,8 @@ async fn make_data(programs: &Programs, data: &Path) -> Result<(), BackupError> 
     make().map_err(BackupError::io("make", data))?;
     let mut initdb = programs.program("initdb").args(INITDB);
     initdb.user = programs.user;
-    let made = child::run(&initdb.arg("--pgdata").arg(data)).await;
+    let initdb = initdb.arg("--pgdata").arg(data);
+    let made = child::run_while(&initdb, PATIENCE, None).await;
     made.map(drop).map_err(BackupError::Program)
 }
 
@@ -420,50 +447,140 @@ async fn scratch_server(
     }
 }
 
-/// Restores a dump as its owner. Schemas and extensions come first and from the administrator: they are the server's own code, and
-/// many extensions are made by nobody else.
+/// What a line of a dump's list speaks of, and its name: `2; 3079 16384 EXTENSION - pgcrypto`.
+fn entry(line: &str) -> Option<(&'static str, String)> {
+    const KINDS: [&str; 8] = [
+        "EVENT TRIGGER",
+        "EXTENSION",
+        "FOREIGN DATA WRAPPER",
+        "FOREIGN TABLE",
+        "POLICY",
+        "SCHEMA",
+        "SERVER",
+        "USER MAPPING",
+    ];
+    let (_, rest) = line.split_once("; ")?;
+    let rest = rest.splitn(3, ' ').nth(2)?;
+    let kind = KINDS.into_iter().find(|kind| {
+        let behind = rest.strip_prefix(kind);
+        behind.is_some_and(|behind| behind.starts_with(' '))
+    })?;
+    // The folder of names that it lies in, or `-`, then its own.
+    let mut words = rest[kind.len()..].split_whitespace().skip(1);
+    Some((kind, words.next().unwrap_or_default().to_owned()))
+}
+
+/// Restores a dump as its owner; gives what was left out, and why, a line each. Schemas and extensions come first and from the
+/// administrator: they are the server's own code, and many extensions are made by nobody else. Policies come last, when the roles they are
+/// for have been made.
 async fn load(
     programs: &Programs,
     server: &Server,
     owner: &Server,
     folder: &Path,
-) -> Result<(), BackupError> {
+    (patience, working): (Duration, Option<u32>),
+) -> Result<Vec<String>, BackupError> {
     let file = folder.join(DUMP);
     let list = programs.program("pg_restore").arg("--list").arg(&file);
-    let list = child::run(&list).await.map_err(BackupError::Program)?;
-    let (first, rest): (Vec<&str>, Vec<&str>) = list.lines().partition(|line| {
-        // `2; 3079 16384 EXTENSION - pgcrypto`
-        let kind = line.split_whitespace().nth(3);
-        matches!(kind, Some("SCHEMA" | "EXTENSION"))
-    });
-    for (name, lines, whose) in [("first", first, server), ("rest", rest, owner)] {
+    let list = child::run_while(&list, patience, None).await;
+    let list = list.map_err(BackupError::Program)?;
+    let installed = installed(server).await?;
+    let (mut first, mut rest, mut policies) = (Vec::new(), Vec::new(), Vec::new());
+    let mut left_out = Vec::new();
+    for line in list.lines() {
+        match entry(line) {
+            Some(("EXTENSION", name)) if !installed.contains(&name) => left_out.push(format!(
+                "without the extension `{name}`, which is not installed here"
+            )),
+            Some(("SCHEMA" | "EXTENSION", _)) => first.push(line),
+            Some(("POLICY", _)) => policies.push(line),
+            Some(("EVENT TRIGGER", name)) => left_out.push(format!(
+                "without the event trigger `{name}`, which would run code of the dump as an administrator"
+            )),
+            Some((kind, name)) => {
+                let kind = kind.to_lowercase();
+                left_out.push(format!(
+                    "without the {kind} `{name}`, which leads to another server"
+                ));
+            }
+            None => rest.push(line),
+        }
+    }
+    let run = async |name: &str, lines: &[&str], whose: &Server| {
         let chosen = folder.join(name);
         let written = fs::write(&chosen, lines.join("\n") + "\n");
         written.map_err(BackupError::io("write", &chosen))?;
         let program = whose.reach(programs.program("pg_restore"), None);
+        let mut program = program.args([
+            "--exit-on-error",
+            // The logins of the other server are not here.
+            "--no-owner",
+            "--no-privileges",
+            "--no-comments",
+            "--no-security-labels",
+            "--no-tablespaces",
+            // They would make the copy send or receive.
+            "--no-publications",
+            "--no-subscriptions",
+        ]);
+        if name == "policies" {
+            program = program.arg("--single-transaction");
+        }
         let program = program
-            .args([
-                "--exit-on-error",
-                // The logins of the other server are not here.
-                "--no-owner",
-                "--no-privileges",
-                "--no-comments",
-                "--no-security-labels",
-                "--no-tablespaces",
-                // They would make the copy send or receive.
-                "--no-publications",
-                "--no-subscriptions",
-            ])
             .arg(format!("--use-list={}", chosen.display()))
             .arg(format!("--dbname={DATABASE}"))
             .arg(&file);
-        let loaded = child::run(&program).await;
-        loaded.map_err(BackupError::Program)?;
-        if name == "first" {
-            hand_over(server).await?;
+        let loaded = child::run_while(&program, patience, working).await;
+        loaded.map(drop).map_err(BackupError::Program)
+    };
+    run("first", &first, server).await?;
+    hand_over(server).await?;
+    if let Err(error) = run("rest", &rest, owner).await {
+        return Err(match (left_out.as_slice(), error) {
+            ([], error) => error,
+            (left_out, error) => BackupError::Program(format!(
+                "{error}; it was restored {}: install what it needs, and drill it again",
+                left_out.join(", ")
+            )),
+        });
+    }
+    for _ in 0..ROLES_MAX {
+        match run("policies", &policies, owner).await {
+            Ok(()) => break,
+            Err(BackupError::Program(said)) => match missing_role(&said) {
+                Some(role) => make_role(server, role).await?,
+                None => return Err(BackupError::Program(said)),
+            },
+            Err(error) => return Err(error),
         }
     }
-    Ok(())
+    Ok(left_out)
+}
+
+/// Roles that the policies of one dump are for.
+const ROLES_MAX: usize = 1_000;
+
+/// `ERROR:  role "app" does not exist`
+fn missing_role(said: &str) -> Option<&str> {
+    let (_, rest) = said.split_once("ERROR:  role \"")?;
+    Some(rest.split_once("\" does not exist")?.0)
+}
+
+/// One that nobody logs in as, and that may nothing.
+async fn make_role(server: &Server, role: &str) -> Result<(), BackupError> {
+    let session = server.connect().await?;
+    let create = format!("CREATE ROLE \"{}\" NOLOGIN", role.replace('"', "\"\""));
+    let made = session.client.batch_execute(&create).await;
+    made.map_err(BackupError::server("make a role"))
+}
+
+/// The extensions that the copy's server has.
+async fn installed(server: &Server) -> Result<Vec<String>, BackupError> {
+    let session = server.connect().await?;
+    let asked = "SELECT name::text FROM pg_available_extensions";
+    let rows = session.client.query(asked, &[]).await;
+    let rows = rows.map_err(BackupError::server("list its extensions"))?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
 /// Gives the schemas to the owner of what comes into them.
@@ -504,5 +621,42 @@ impl From<FilesError> for BackupError {
             return Self::Repository(error);
         }
         Self::Files(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_the_list_of_a_dump() {
+        for (line, expected) in [
+            (
+                "2; 3079 16384 EXTENSION - pgcrypto ",
+                Some(("EXTENSION", "pgcrypto")),
+            ),
+            (
+                "7; 2615 16390 SCHEMA - apart theirs",
+                Some(("SCHEMA", "apart")),
+            ),
+            (
+                "3466; 3466 16400 EVENT TRIGGER - watch postgres",
+                Some(("EVENT TRIGGER", "watch")),
+            ),
+            (
+                "3467; 3256 16410 POLICY public items mine theirs",
+                Some(("POLICY", "items")),
+            ),
+            ("3468; 0 16410 ROW SECURITY public items theirs", None),
+            ("215; 1259 16391 TABLE public items theirs", None),
+            (";     Format: CUSTOM", None),
+            ("3342; 0 0 COMMENT - EXTENSION pgcrypto ", None),
+        ] {
+            let expected = expected.map(|(kind, name)| (kind, name.to_owned()));
+            assert_eq!(entry(line), expected, "{line}");
+        }
+        let said = "`pg_restore` failed: pg_restore: error: could not execute query: ERROR:  role \"a b\" does not exist / Command was: …";
+        assert_eq!(missing_role(said), Some("a b"));
+        assert_eq!(missing_role("ERROR:  relation \"a\" does not exist"), None);
     }
 }

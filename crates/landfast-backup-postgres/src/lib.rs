@@ -32,7 +32,7 @@ mod wal_get;
 pub use crate::{
     archive::{Archive, BackupManifest, Finding, Loaded},
     base_backup::{BackupProgress, BackupRequest, back_up},
-    drill::{DrillReport, DrillRequest, SqlCheck, drill, schema_digest},
+    drill::{DrillReport, DrillRequest, OnCopy, SqlCheck, drill, drill_and, schema_digest},
     dump::{
         DUMP, DumpDrill, DumpDrillRequest, DumpProgress, DumpRequest, DumpSource, INITDB,
         drill_dump, dump,

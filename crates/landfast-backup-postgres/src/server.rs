@@ -101,6 +101,8 @@ impl Server {
             .user(&self.login)
             .dbname(database)
             .application_name("landfast backup")
+            // The heartbeat goes on where nobody else may write.
+            .options("-c default_transaction_read_only=off")
             .connect_timeout(CONNECT_MAX);
         if let Some(password) = &self.password {
             config.password(password.reveal());

@@ -1,6 +1,10 @@
 //! Dumps of a database that is somebody else's, and what a drill of them shows.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "helpers of tests, and programs that are looked at from outside"
+)]
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf, sync::Arc, time::Duration};
 
@@ -29,7 +33,9 @@ impl World {
         // The server's user has to pass through.
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o711)).unwrap();
         let place = Place::Folder(folder.path().join("repository"));
-        let keys = Arc::new(Keyring::new(Key::generate().unwrap()));
+        let key = Key::generate().unwrap();
+        key.write(&folder.path().join("backup.key")).unwrap();
+        let keys = Arc::new(Keyring::new(key));
         let repository = Repository::create(Storage::new(&place).unwrap(), keys);
         let series = Series::new(repository.await.unwrap(), "shop/production/_dumps/main");
         let world = Self {
@@ -68,6 +74,7 @@ impl World {
             ],
             server_version: 150_000,
             database: "shop".to_owned(),
+            identity: None,
         }
     }
 
@@ -83,6 +90,16 @@ impl World {
     }
 
     async fn drill(&self, sql: &str, expected: &str) -> Result<DumpDrill, BackupError> {
+        self.drill_within(Duration::from_secs(300), sql, expected)
+            .await
+    }
+
+    async fn drill_within(
+        &self,
+        patience: Duration,
+        sql: &str,
+        expected: &str,
+    ) -> Result<DumpDrill, BackupError> {
         let request = DumpDrillRequest {
             series: self.series.clone(),
             programs: programs(),
@@ -95,9 +112,10 @@ impl World {
             }],
             is_made: false,
             reads_everything: true,
+            patience,
         };
         let loaded = self.series.load().await.unwrap();
-        drill_dump(&request, &loaded, None, |_| {}).await
+        drill_dump(&request, &loaded, None, |_| {}, None).await
     }
 
     fn packs(&self) -> Vec<PathBuf> {
@@ -145,7 +163,8 @@ async fn a_dump_is_proven_in_a_server_of_its_own() {
         assert!(!world.folder.path().join(name).exists(), "{name}");
     }
     let drilled = world.drill("SELECT count(*) FROM few", "10").await.unwrap();
-    assert_eq!(drilled.wrong(), ["items: it gave `9` instead of `10`"]);
+    assert_eq!(drilled.wrong(), ["items: it gave another answer than `10`"]);
+    assert_eq!(drilled.checks[0].gave.as_deref(), Some("9"));
     // What is the same is not stored again.
     let second = world.dump(PASSWORD).await.unwrap();
     assert!(second.same_bytes > second.bytes / 2, "{second:?}");
@@ -213,4 +232,126 @@ async fn what_a_dump_brings_has_no_rights_here() {
     // With the rights of an administrator it would have.
     world.sql("shop", "SELECT apart.sneak()");
     assert!(mark.exists());
+}
+
+/// Roles and triggers of another server, and extensions that are not installed here, make no dump a bad one.
+#[tokio::test]
+async fn what_cannot_be_loaded_here_is_named_and_the_rest_is_proven() {
+    let world = World::new().await;
+    world.sql(
+        "shop",
+        "CREATE ROLE \"their app\"; CREATE ROLE other; \
+         ALTER TABLE items ENABLE ROW LEVEL SECURITY; \
+         CREATE POLICY mine ON items TO \"their app\", other USING (n > 0); \
+         CREATE FUNCTION watch() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN RAISE NOTICE 'made'; END $$; \
+         CREATE EVENT TRIGGER watching ON ddl_command_end EXECUTE FUNCTION watch()",
+    );
+    world.dump(PASSWORD).await.unwrap();
+    let roles = "SELECT count(*) FROM pg_policies WHERE roles @> '{\"their app\",other}'";
+    let drilled = world.drill(roles, "1").await.unwrap();
+    assert_eq!(drilled.wrong(), Vec::<String>::new());
+    assert_eq!(drilled.rows, 50_000);
+    let names: Vec<_> = drilled
+        .checks
+        .iter()
+        .map(|check| check.name.as_str())
+        .collect();
+    assert!(
+        names[0].contains("event trigger `watching`") && !names.contains(&"schema"),
+        "{names:?}"
+    );
+    world.sql("shop", "DROP EVENT TRIGGER watching");
+    world.dump(PASSWORD).await.unwrap();
+    let drilled = world.drill("SELECT 1", "1").await.unwrap();
+    let names: Vec<_> = drilled
+        .checks
+        .iter()
+        .map(|check| check.name.as_str())
+        .collect();
+    assert_eq!(
+        (drilled.wrong().len(), names.contains(&"schema")),
+        (0, true)
+    );
+}
+
+/// A view that waits for ever where it is restored, and not where it was made.
+#[tokio::test]
+async fn a_dump_that_stands_still_as_it_is_restored_is_given_up() {
+    let world = World::new().await;
+    world.sql(
+        "shop",
+        "CREATE FUNCTION still() RETURNS int LANGUAGE plpgsql AS $$ BEGIN \
+         IF current_database() <> 'shop' THEN PERFORM pg_sleep(3600); END IF; RETURN 1; END $$; \
+         ALTER FUNCTION still() OWNER TO theirs; \
+         SET ROLE theirs; CREATE MATERIALIZED VIEW stands AS SELECT still() AS n; RESET ROLE",
+    );
+    world.dump(PASSWORD).await.unwrap();
+    let patience = Duration::from_secs(5);
+    let failed = world.drill_within(patience, "SELECT 1", "1").await;
+    let failed = failed.unwrap_err().to_string();
+    assert!(failed.contains("`pg_restore` came no further"), "{failed}");
+    // What it left is no obstacle to the next.
+    world.sql("shop", "DROP MATERIALIZED VIEW stands");
+    world.dump(PASSWORD).await.unwrap();
+    world.drill("SELECT 1", "1").await.unwrap();
+}
+
+/// The way back without Landfast: the dump is a file in the snapshot.
+#[tokio::test]
+async fn a_dump_comes_back_without_landfast() {
+    let world = World::new().await;
+    let taken = world.dump(PASSWORD).await.unwrap();
+    let to = world.folder.path().join("by-hand");
+    by_hand(
+        &world,
+        &[
+            world.series.name(),
+            "tree",
+            &taken.id.to_string(),
+            to.to_str().unwrap(),
+        ],
+    );
+    world.sql("postgres", "CREATE DATABASE back");
+    let mut restore = std::process::Command::new(programs().folder.join("pg_restore"));
+    restore
+        .args([
+            "--no-owner",
+            "--exit-on-error",
+            "--username=postgres",
+            "--dbname=back",
+        ])
+        .arg(format!(
+            "--host={}",
+            world.postgres.socket_folder().display()
+        ))
+        .arg(format!("--port={}", world.postgres.port()))
+        .arg(to.join("dump"));
+    let output = restore.output().unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert_eq!(
+        world
+            .sql("back", "SELECT count(*), max(name) FROM items")
+            .trim(),
+        "50000|item 9999"
+    );
+}
+
+fn by_hand(world: &World, arguments: &[&str]) {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/restore-by-hand.py");
+    let output = std::process::Command::new("/usr/bin/python3")
+        .arg(script)
+        .arg(world.folder.path().join("repository"))
+        .arg(world.folder.path().join("backup.key"))
+        .args(arguments)
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }

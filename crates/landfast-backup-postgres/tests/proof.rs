@@ -52,7 +52,8 @@ async fn a_drill_measures_and_a_wrong_answer_fails_it() {
     let Verdict::Failed { reasons } = report.verdict else {
         panic!("it passed");
     };
-    assert_eq!(reasons, ["orders: it gave `5000` instead of `4999`"]);
+    assert_eq!(reasons, ["orders: it gave another answer than `4999`"]);
+    assert_eq!(report.facts.checks[0].gave.as_deref(), Some("5000"));
     // A copy writes nothing into the archive.
     assert!(world.archive.repository().list("").await.unwrap().len() <= objects + 1);
 }

@@ -31,8 +31,22 @@ impl DrillPhases {
 pub struct Check {
     /// `pg_amcheck`, `pg_checksums`, `schema`, or the name of the user's own.
     pub name: String,
-    /// What was wrong; `None` where nothing was.
+    /// What was wrong; `None` where nothing was. Told to webhooks, so nothing of the database is in it.
     pub wrong: Option<String>,
+    /// What a check of the user's own gave, or the server said to it, where that was wrong: for whoever may see the data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gave: Option<String>,
+}
+
+impl Check {
+    /// A check that passed, or what was wrong.
+    pub fn of(name: impl Into<String>, wrong: Result<(), String>) -> Self {
+        Self {
+            name: name.into(),
+            wrong: wrong.err(),
+            gave: None,
+        }
+    }
 }
 
 /// What was seen.
@@ -96,10 +110,7 @@ mod tests {
             is_in_recovery: false,
             newest: Some(Timestamp::from_millis(10_000)),
             begun: Timestamp::from_millis(14_000),
-            checks: vec![Check {
-                name: "pg_amcheck".into(),
-                wrong: None,
-            }],
+            checks: vec![Check::of("pg_amcheck", Ok(()))],
         }
     }
 

@@ -17,6 +17,7 @@ mod restore;
 mod retention;
 mod rto;
 mod wal;
+mod writes;
 
 pub use crate::{
     carry::{Carry, pages_to_drop},
@@ -34,4 +35,5 @@ pub use crate::{
     retention::{Keep, KeepReason, Kept, Retention, what_to_keep, which_to_keep},
     rto::{Rates, RtoEstimate, estimate_rto},
     wal::{Scan, ScanStop, XLOG_PAGE, scan_from_segment_start, scan_wal},
+    writes::Writes,
 };

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use landfast_api::{
     BackupFrame, BackupKey, BackupKeyText, BackupList, BackupRequest, DrillRequest, PruneRequest,
-    RestoreRequest, StoreBackups, paths,
+    RestoreRequest, StoreBackups, WaitQuery, paths,
 };
 use landfast_types::{Scope, Secret};
 
@@ -25,14 +25,15 @@ impl Client {
         self.ask(get(&path, "the backups")).await
     }
 
-    /// Makes a backup. It goes on when the answer is dropped, as all of these do.
+    /// Makes a backup. Once begun, it goes on when the answer is dropped, as all of these do.
     pub async fn back_up(
         &self,
         scope: &Scope,
         store: &str,
         request: &BackupRequest,
+        wait: WaitQuery,
     ) -> Result<Lines<BackupFrame>, Error> {
-        let path = under(paths::STORE_BACKUPS, scope, &[store]);
+        let path = waiting(under(paths::STORE_BACKUPS, scope, &[store]), wait);
         Lines::open(self, post(&path, "the backup").json(request)).await
     }
 
@@ -41,8 +42,9 @@ impl Client {
         &self,
         scope: &Scope,
         store: &str,
+        wait: WaitQuery,
     ) -> Result<Lines<BackupFrame>, Error> {
-        let path = under(paths::BACKUPS_VERIFY, scope, &[store]);
+        let path = waiting(under(paths::BACKUPS_VERIFY, scope, &[store]), wait);
         Lines::open(self, post(&path, "the verification")).await
     }
 
@@ -52,8 +54,9 @@ impl Client {
         scope: &Scope,
         store: &str,
         request: &PruneRequest,
+        wait: WaitQuery,
     ) -> Result<Lines<BackupFrame>, Error> {
-        let path = under(paths::BACKUPS_PRUNE, scope, &[store]);
+        let path = waiting(under(paths::BACKUPS_PRUNE, scope, &[store]), wait);
         Lines::open(self, post(&path, "the pruning").json(request)).await
     }
 
@@ -63,8 +66,9 @@ impl Client {
         scope: &Scope,
         store: &str,
         request: &DrillRequest,
+        wait: WaitQuery,
     ) -> Result<Lines<BackupFrame>, Error> {
-        let path = under(paths::DRILLS, scope, &[store]);
+        let path = waiting(under(paths::DRILLS, scope, &[store]), wait);
         Lines::open(self, post(&path, "the drill").json(request)).await
     }
 
@@ -74,8 +78,9 @@ impl Client {
         scope: &Scope,
         store: &str,
         request: &RestoreRequest,
+        wait: WaitQuery,
     ) -> Result<Lines<BackupFrame>, Error> {
-        let path = under(paths::RESTORES, scope, &[store]);
+        let path = waiting(under(paths::RESTORES, scope, &[store]), wait);
         Lines::open(self, post(&path, "the restore").json(request)).await
     }
 
@@ -94,5 +99,12 @@ impl Client {
         let call = post(paths::BACKUP_KEY_CONFIRM, "the copy");
         self.ask(call.bytes(Bytes::copy_from_slice(copy.reveal())))
             .await
+    }
+}
+
+fn waiting(path: String, WaitQuery { wait }: WaitQuery) -> String {
+    match wait {
+        true => format!("{path}?wait=true"),
+        false => path,
     }
 }

@@ -7,8 +7,8 @@ use landfast_api::{
     DeployRequest, Diagnosis, DoctorRequest, EnvironmentStatus, ExecFrame, ExecRequest, Health,
     History, Host, JobRun, LogLine, LogQuery, MigrateAcceptRequest, MigrateFrame, MigratePlan,
     MigrateRequest, MigrateUpRequest, MigrationStatus, Plan, PlanRequest, ReasonRequest,
-    RollbackRequest, Rollout, RolloutList, RouteList, ScaleAnswer, ScaleRequest, Secret,
-    SecretHistory, SecretImported, SecretList, SecretRevealRequest, SecretRevokeRequest,
+    RehearseFrom, RollbackRequest, Rollout, RolloutList, RouteList, ScaleAnswer, ScaleRequest,
+    Secret, SecretHistory, SecretImported, SecretList, SecretRevealRequest, SecretRevokeRequest,
     SecretRollbackRequest, SecretRotateRequest, SecretRotated, SecretValue, SecretsKey,
     SecretsKeyRotated, SecretsKeyText, Store, StoreConnection, StoreDeleteRequest, StoreList,
     StoreRotateRequest, StoreSwitchRequest, StoreSwitched, Traffic, paths,
@@ -547,8 +547,13 @@ impl Client {
         scope: &Scope,
         store: &str,
         request: &MigrateRequest,
+        from: Option<RehearseFrom>,
     ) -> Result<Lines<MigrateFrame>, Error> {
-        let path = under(paths::MIGRATIONS_REHEARSE, scope, &[store]);
+        let mut path = under(paths::MIGRATIONS_REHEARSE, scope, &[store]);
+        match from {
+            Some(RehearseFrom::Backup) => path.push_str("?from=backup"),
+            None => {}
+        }
         Lines::open(self, post(&path, "the rehearsal").json(request)).await
     }
 

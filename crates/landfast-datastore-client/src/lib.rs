@@ -277,6 +277,51 @@ impl Session {
         .await
     }
 
+    /// Has a PostgreSQL read its configuration again.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn reload(&mut self) -> Result<(), StoreError> {
+        within(async {
+            match &mut self.0 {
+                Inner::Postgres(session) => session.reload().await.map(drop),
+                Inner::Mariadb(_) => Err(StoreError::NotAsked(Engine::Mariadb)),
+                Inner::Redis(_) => Err(StoreError::NotAsked(Engine::Redis)),
+            }
+        })
+        .await
+    }
+
+    /// Ends the sessions of a PostgreSQL's other logins: those whose transaction has written, or all. Gives how many.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn end_others(&mut self, is_everybody: bool) -> Result<u64, StoreError> {
+        within(async {
+            match &mut self.0 {
+                Inner::Postgres(session) => session.end_others(is_everybody).await,
+                Inner::Mariadb(_) => Err(StoreError::NotAsked(Engine::Mariadb)),
+                Inner::Redis(_) => Err(StoreError::NotAsked(Engine::Redis)),
+            }
+        })
+        .await
+    }
+
+    /// How many bytes of its log a PostgreSQL keeps for a replication slot.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn kept_for(&mut self, slot: &str) -> Result<u64, StoreError> {
+        within(async {
+            match &mut self.0 {
+                Inner::Postgres(session) => session.kept_for(slot).await,
+                Inner::Mariadb(_) => Err(StoreError::NotAsked(Engine::Mariadb)),
+                Inner::Redis(_) => Err(StoreError::NotAsked(Engine::Redis)),
+            }
+        })
+        .await
+    }
+
     /// Measures it.
     ///
     /// # Errors

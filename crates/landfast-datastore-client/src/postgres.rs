@@ -237,6 +237,24 @@ impl Session {
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
+    pub(crate) async fn end_others(&self, is_everybody: bool) -> Result<u64, StoreError> {
+        // Who has a number of its own has written.
+        const END: &str = "\
+            SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+            WHERE backend_type = 'client backend' AND usename <> current_user AND ($1 OR backend_xid IS NOT NULL)";
+        let row = self.client.query_one(END, &[&is_everybody]).await;
+        let row = row.map_err(failed("end the sessions of others"))?;
+        Ok(positive(row.get(0)))
+    }
+
+    pub(crate) async fn kept_for(&self, slot: &str) -> Result<u64, StoreError> {
+        const KEPT: &str = "\
+            SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint FROM pg_replication_slots WHERE slot_name = $1";
+        let row = self.client.query_opt(KEPT, &[&slot]).await;
+        let row = row.map_err(failed("ask what it keeps for its archive"))?;
+        Ok(row.map_or(0, |row| positive(row.get(0))))
+    }
+
     pub(crate) async fn measure(&mut self) -> Result<Measures, StoreError> {
         let mut measures = self.counts().await?;
         measures.slow = self.slow().await?;
@@ -391,6 +409,8 @@ async fn open(
         .password(access.password.reveal().as_bytes())
         .dbname(database)
         .application_name("landfast")
+        // Also where nobody else may write just now.
+        .options("-c default_transaction_read_only=off")
         .connect_timeout(ANSWER_MAX);
     let (client, connection) = config.connect(NoTls).await.map_err(failed("connect"))?;
     connections.spawn(async move {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use landfast_spec::{Engine, Place, StoreSpec};
+use landfast_spec::{Engine, OnWalLimit, Place, StoreSpec};
 use landfast_types::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -32,10 +32,16 @@ impl Wanted {
         };
         let mut settings = settings.clone();
         if let Some(backup) = &spec.backup {
-            // What is kept for the archive does not fill the disk.
-            let limit = format!("{}MB", backup.wal_limit.0 >> 20);
-            let setting = settings.entry("max_slot_wal_keep_size".to_owned());
-            setting.or_insert(limit);
+            let setting = "max_slot_wal_keep_size".to_owned();
+            match backup.on_wal_limit {
+                // What is kept for the archive does not fill the disk.
+                OnWalLimit::Break => {
+                    let limit = format!("{}MB", backup.wal_limit.0 >> 20);
+                    settings.entry(setting).or_insert(limit);
+                }
+                // Before it does, nobody writes.
+                OnWalLimit::StopWrites => drop(settings.insert(setting, "-1".to_owned())),
+            }
         }
         Some(Self {
             engine: spec.engine,

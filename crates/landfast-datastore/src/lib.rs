@@ -23,6 +23,8 @@ pub use crate::{
     measure::{Costly, Measures, Replica, SLOW_FROM, Statement, TOLD_MAX, Waiting, without_values},
     pool::{Demand, KEPT_BACK, SHARE_MAX, TooMany, pool_max, pools_fit},
     programs::{Program, Programs, parse_version, programs, version_fits},
-    server::{Configuration, PORTS, Places, Server, port_from, server},
+    server::{
+        Configuration, PORTS, Places, Server, closed_access, port_from, read_only_settings, server,
+    },
     url::{connection_url, with_application_name},
 };

@@ -50,6 +50,9 @@ pub struct Store {
     /// Starts in a row that did not last.
     #[serde(default)]
     pub failures: u32,
+    /// It was had back to take the place of another store, and has not done so yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lent: bool,
     /// Grows with each change.
     #[serde(default)]
     pub changes: u64,
@@ -149,6 +152,12 @@ pub enum Input {
     },
     /// A person wants it back.
     Undelete,
+    /// It is to take the place of another store, and is to be what that is wanted to be.
+    Fit {
+        wanted: Wanted,
+    },
+    /// A person wants it back, to take the place of another store. It is deleted again where that does not come about.
+    Lend,
     /// Its data is gone.
     Removed,
     /// Time has passed.
@@ -221,6 +230,7 @@ impl Store {
             was_ready: false,
             starts: 0,
             failures: 0,
+            lent: false,
             changes: 1,
             phase: Phase::Making {
                 again_at: now,
@@ -240,6 +250,11 @@ impl Store {
             Input::Restart => next.restart()?,
             Input::Delete { by, delay } => next.delete(now, by, *delay)?,
             Input::Undelete => next.undelete(now)?,
+            Input::Fit { wanted } => next.fit(wanted)?,
+            Input::Lend => {
+                next.undelete(now)?;
+                next.lent = true;
+            }
             Input::Removed if self.phase == Phase::Removing => return Ok(Outcome::Gone),
             Input::Removed => {}
             Input::Made
@@ -368,11 +383,8 @@ impl Store {
             return Ok(());
         }
         if let Some(wanted) = wanted {
-            if let Change::Refused { reason, hint } = self.change_to(wanted) {
-                let name = self.name.clone();
-                return Err(Rejected::Refused { name, reason, hint });
-            }
-            self.wanted = wanted.clone();
+            self.fit(wanted)?;
+            self.lent = false;
             // What a manifest names is in use: nobody means to remove it any more.
             match self.undelete(now) {
                 Ok(()) | Err(Rejected::NotDeleted(_)) => {}
@@ -381,6 +393,15 @@ impl Store {
         }
         self.release = release;
         self.named = wanted.is_some();
+        Ok(())
+    }
+
+    fn fit(&mut self, wanted: &Wanted) -> Result<(), Rejected> {
+        if let Change::Refused { reason, hint } = self.change_to(wanted) {
+            let name = self.name.clone();
+            return Err(Rejected::Refused { name, reason, hint });
+        }
+        self.wanted = wanted.clone();
         Ok(())
     }
 
@@ -540,6 +561,7 @@ impl Store {
             return Err(Rejected::InUse(name));
         }
         let (at, until, by) = (now, now + delay, by.to_owned());
+        self.lent = false;
         self.phase = match &self.phase {
             Phase::Deleted { until, .. } => return Err(Rejected::Deleted(name, *until)),
             Phase::Stopping {

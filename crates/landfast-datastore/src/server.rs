@@ -45,6 +45,12 @@ impl Places {
         self.folder.join("configuration")
     }
 
+    /// What a PostgreSQL reads behind all else, if it is there: apart from the configuration, which is written anew at each start, and
+    /// from the data, which are backed up.
+    pub fn stopped_writes(&self) -> PathBuf {
+        self.folder.join("stopped-writes.conf")
+    }
+
     /// The socket Landfast itself connects to.
     pub fn socket(&self, engine: Engine, port: u16) -> PathBuf {
         match engine {
@@ -267,6 +273,8 @@ fn postgres(wanted: &Wanted, places: &Places, port: u16, extensions: &[&str]) ->
     for (name, value) in fixed {
         line(&mut text, &format!("{name} = {value}"));
     }
+    let stopped = quoted(&places.stopped_writes());
+    line(&mut text, &format!("include_if_exists = {stopped}"));
     let access = format!(
         "{HEAD}local all all scram-sha-256\nlocal replication all scram-sha-256\n\
          host all all 127.0.0.1/32 scram-sha-256\nhost replication all 127.0.0.1/32 scram-sha-256\n"
@@ -295,6 +303,18 @@ fn postgres(wanted: &Wanted, places: &Places, port: u16, extensions: &[&str]) ->
         // Fast shutdown: sessions end, nothing is lost. SIGTERM would wait for clients to leave by themselves.
         stop_signal: SIGINT,
     }
+}
+
+/// The `pg_hba.conf` of a server that lets in nobody but its administrator, over its socket.
+pub fn closed_access(administrator: &str) -> String {
+    format!(
+        "{HEAD}local all {administrator} scram-sha-256\nlocal replication {administrator} scram-sha-256\n"
+    )
+}
+
+/// The settings of a server whose app does not write.
+pub fn read_only_settings() -> String {
+    format!("{HEAD}default_transaction_read_only = on\n")
 }
 
 fn mariadb(wanted: &Wanted, places: &Places, port: u16) -> Server {

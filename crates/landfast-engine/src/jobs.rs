@@ -15,7 +15,9 @@ use landfast_journal::{Change, Document, PutError};
 use landfast_rollout::{Environment, Weights};
 use landfast_spec::{JobSpec, When};
 use landfast_target::{Exit, InstanceRef, TargetError};
-use landfast_types::{Fence, InstanceId, JobName, ReleaseId, RolloutId, Scope, Timestamp};
+use landfast_types::{
+    Fence, InstanceId, JobName, ReleaseId, RolloutId, Scope, StoreName, Timestamp,
+};
 use serde::{Deserialize, Serialize};
 use tokio::{
     sync::watch,
@@ -119,8 +121,23 @@ impl RunRecord {
 pub enum BeginError {
     #[error("run {number} of job `{job}` has not ended")]
     Busy { job: JobName, number: u64 },
+    #[error(
+        "store `{0}` of the app is being moved to another server: what a run wrote would be missing there"
+    )]
+    Switching(StoreName),
     #[error("the journal did not take it: {0}")]
     Journal(String),
+}
+
+/// The store that a run uses and that is being moved just now. Whoever begins a run looks after it was recorded, and whoever moves a
+/// store looks for runs after that was: one of the two sees the other.
+fn moving(shared: &Shared, run: &Run<'_>) -> Option<StoreName> {
+    let view = shared.environment(run.scope)?;
+    let rollout = view.state.rollout.as_ref()?;
+    let switching = rollout.switching.as_ref()?;
+    let is_its_own = run.rollout == Some(rollout.id);
+    let store = &switching.switch.store;
+    (!is_its_own && run.job.uses.contains(store)).then(|| store.clone())
 }
 
 /// Which runs of an environment there are.
@@ -207,6 +224,9 @@ impl Index {
 /// # Errors
 /// [`BeginError`]; nothing was recorded then.
 pub async fn begin(shared: &Arc<Shared>, run: &Run<'_>) -> Result<RunRecord, BeginError> {
+    if let Some(store) = moving(shared, run) {
+        return Err(BeginError::Switching(store));
+    }
     let owner = Arc::clone(shared);
     let (scope, release, rollout) = (run.scope.clone(), run.body.release, run.rollout);
     let (job, cause) = (run.name.clone(), run.cause.to_owned());
@@ -311,6 +331,10 @@ pub async fn finish(
     extra: BTreeMap<String, String>,
 ) -> Result<RunRecord, String> {
     let id = reference(run.scope, &record);
+    if let Some(store) = moving(shared, run) {
+        let reason = BeginError::Switching(store).to_string();
+        return close(shared, run.scope, record, Exit::NotStarted { reason }).await;
+    }
     let connections = stores::connections(shared, run.scope, run.body, &run.job.uses).await;
     let spec = connections.and_then(|connections| {
         job_spec(shared, &id, run.body, run.name, run.job, connections, extra)

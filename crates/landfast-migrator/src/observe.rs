@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 /// The clock that durations are measured by.
@@ -16,8 +16,8 @@ pub(crate) fn now() -> Instant {
     Instant::now()
 }
 
-/// What one migration did.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+/// What one migration did. Kept in the journal: fields are added with `#[serde(default)]` only.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Observed {
     /// Its title.
     pub migration: String,
@@ -48,7 +48,7 @@ impl Observed {
 }
 
 /// A lock on a table.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TableLock {
     pub table: String,
     /// As the engine names it, such as `AccessExclusiveLock`.
@@ -59,7 +59,7 @@ pub struct TableLock {
 }
 
 /// Whom a lock stops.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Strength {
     Neither,
@@ -69,7 +69,7 @@ pub enum Strength {
 }
 
 /// How MariaDB did a definition.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Way {
     /// The statement's line.
     pub line: usize,

@@ -29,7 +29,7 @@ pub struct VolumeSpec {
 }
 
 /// How something is backed up: a PostgreSQL by its log, one of somebody else by dumps, a volume by snapshots. What has no log has no
-/// use for `keep_wal`, `ship` and `wal_limit`.
+/// use for `keep_wal`, `ship`, `wal_limit` and `on_wal_limit`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackupSpec {
     pub to: RepositorySpec,
@@ -47,9 +47,23 @@ pub struct BackupSpec {
     pub keep_wal: Duration,
     /// Between two shipments of what was written: what a lost host costs at the most, roughly.
     pub ship: Duration,
-    /// What the server keeps of its log while it cannot be shipped. Beyond it the chain breaks, which is told.
+    /// What may wait of its log while it cannot be shipped.
     pub wal_limit: Bytes,
+    /// What happens then, which is told.
+    #[serde(default)]
+    pub on_wal_limit: OnWalLimit,
     pub drill: DrillSpec,
+}
+
+/// What happens where too much of a log waits for the repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnWalLimit {
+    /// The log is given up: the app writes on, and moments of the past are lost.
+    #[default]
+    Break,
+    /// The app does not write until the archive has caught up.
+    StopWrites,
 }
 
 /// How backups are proven.
@@ -133,7 +147,7 @@ pub(crate) fn read(name: &str, at: &Cursor<'_>, engine: Engine) -> Option<Backup
     let table = at.table("backup");
     let is_external = at.has("external");
     if is_external {
-        for key in ["keep_wal", "ship", "wal_limit"] {
+        for key in ["keep_wal", "ship", "wal_limit", "on_wal_limit"] {
             if table.has(key) {
                 let message = format!(
                     "`{key}` is of the log, and `{name}` is a server of somebody else: it is dumped"
@@ -162,6 +176,10 @@ pub(crate) fn read(name: &str, at: &Cursor<'_>, engine: Engine) -> Option<Backup
         keep_wal: table.duration("keep_wal"),
         ship: table.duration("ship"),
         wal_limit: table.bytes_or_default("wal_limit"),
+        on_wal_limit: match table.text("on_wal_limit").as_deref() {
+            Some("stop-writes") => OnWalLimit::StopWrites,
+            Some(_) | None => OnWalLimit::Break,
+        },
         drill: DrillSpec {
             light: line(&drill, "light"),
             full: line(&drill, "full"),
@@ -246,6 +264,7 @@ fn of_volume(table: &Cursor<'_>) -> Option<BackupSpec> {
         keep_wal: keep,
         ship: defaults::BACKUP_SHIP.duration(),
         wal_limit: Bytes(0),
+        on_wal_limit: OnWalLimit::Break,
         // Its full drill reads every byte.
         verify: None,
         drill: DrillSpec {

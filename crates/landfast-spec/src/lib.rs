@@ -38,7 +38,7 @@ use std::collections::BTreeSet;
 use landfast_types::EnvironmentName;
 
 pub use crate::{
-    backup::{BackupSpec, CheckSpec, DrillSpec, RepositorySpec, VolumeSpec},
+    backup::{BackupSpec, CheckSpec, DrillSpec, OnWalLimit, RepositorySpec, VolumeSpec},
     catalogue::{CATALOGUE, ENV_TYPES, GATES_LATER, Key, Kind},
     code::Code,
     delivery::SecretDelivery,

@@ -34,6 +34,7 @@ fn a_folder_is_enough_and_everything_else_has_its_default() {
     assert_eq!(backup.keep, Duration::from_secs(30 * 86_400));
     assert_eq!(backup.ship, Duration::from_secs(5));
     assert_eq!(backup.wal_limit, Bytes(4 << 30));
+    assert_eq!(backup.on_wal_limit, landfast_spec::OnWalLimit::Break);
     assert!(backup.drill.checks.is_empty() && backup.secrets().is_empty());
 }
 
@@ -113,7 +114,16 @@ fn what_cannot_be_kept_is_refused_with_its_line() {
         spec.is_some_and(|spec| spec.backups().count() == 1),
         "{told}"
     );
-    for key in ["ship = \"1s\"", "keep_wal = \"1d\"", "wal_limit = \"1GiB\""] {
+    let (spec, told) = read("backup = { to = \"/b\", on_wal_limit = \"stop-writes\" }");
+    let spec = spec.unwrap_or_else(|| panic!("{told}"));
+    let (_, backup) = spec.backups().next().expect("backups");
+    assert_eq!(backup.on_wal_limit, landfast_spec::OnWalLimit::StopWrites);
+    for key in [
+        "ship = \"1s\"",
+        "keep_wal = \"1d\"",
+        "wal_limit = \"1GiB\"",
+        "on_wal_limit = \"stop-writes\"",
+    ] {
         let text =
             format!("external = {{ url_secret = \"URL\" }}\nbackup = {{ to = \"/b\", {key} }}");
         let told = said(&text);

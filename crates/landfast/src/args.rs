@@ -222,6 +222,9 @@ pub(crate) enum Command {
         /// Read every object of the repository, every page and every index too
         #[arg(long)]
         full: bool,
+        /// Be refused (exit 11) while something else is done with its backups, instead of waiting for its end
+        #[arg(long)]
+        no_wait: bool,
     },
     /// Write migrations, ask what they would do to a database and what it has seen, run them by hand
     #[command(arg_required_else_help = true)]
@@ -525,6 +528,13 @@ impl MigrateCommand {
     }
 }
 
+/// What a rehearsal's copy is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RehearseSource {
+    /// The newest backup
+    Backup,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum MigrateCommand {
     /// Show what a database says was done to it, beside the files of the folder
@@ -556,11 +566,14 @@ pub(crate) enum MigrateCommand {
     },
     /// Run pending migrations on a copy of the database, and show what each costs
     #[command(
-        after_help = "The copy is made beside it, on the same server, and removed at the end: managed databases only. Ends with 3 when a migration fails, or costs more than `[stores.NAME.rehearsal]` allows; rollouts then refuse it, too.\n\nExample:\n  landfast migrate rehearse"
+        after_help = "The copy is made beside it, on the same server, and removed at the end: managed databases only. With `--from backup` it is the newest backup, restored into a server of its own, which drills that backup as well; of an external database its dump. Ends with 3 when a migration fails, or costs more than `[stores.NAME.rehearsal]` allows; rollouts then refuse it, too.\n\nExample:\n  landfast migrate rehearse\n  landfast migrate rehearse --from backup"
     )]
     Rehearse {
         #[command(flatten)]
         store: MigrateStore,
+        /// What the copy is made of, instead of the database that runs
+        #[arg(long, value_enum, value_name = "WHAT")]
+        from: Option<RehearseSource>,
     },
     /// Take the newest migration back by its way down
     #[command(
@@ -797,6 +810,9 @@ pub(crate) enum RestoreCommand {
         /// Take what ends at this place, and lose what lies behind: the place that a refused restore named
         #[arg(long, value_name = "LSN")]
         accept_loss: Option<String>,
+        /// Be refused (exit 11) while something else is done with its backups, instead of waiting for its end
+        #[arg(long)]
+        no_wait: bool,
     },
     /// Have the app use a restored store in place of the one it was restored from
     #[command(
@@ -811,6 +827,9 @@ pub(crate) enum RestoreCommand {
         /// Do not ask
         #[arg(long)]
         yes: bool,
+        /// Go on where the archive does not have all that was written to the old store: it is in that store alone then
+        #[arg(long)]
+        accept_loss: bool,
     },
     /// Restore into a folder of the server's host, and leave the files there
     #[command(
@@ -827,6 +846,9 @@ pub(crate) enum RestoreCommand {
         /// Take what ends at this place, and lose what lies behind: the place that a refused restore named
         #[arg(long, value_name = "LSN")]
         accept_loss: Option<String>,
+        /// Be refused (exit 11) while something else is done with its backups, instead of waiting for its end
+        #[arg(long)]
+        no_wait: bool,
     },
 }
 
@@ -853,12 +875,18 @@ pub(crate) enum BackupCommand {
         /// Store everything again, so that no older object is needed
         #[arg(long)]
         full: bool,
+        /// Be refused (exit 11) while something else is done with its backups, instead of waiting for its end
+        #[arg(long)]
+        no_wait: bool,
     },
     /// Read every byte of its backups; ends with 1 and names what is wrong
     #[command(after_help = "Example:\n  landfast backup verify main")]
     Verify {
         /// The name of the store or volume
         store: String,
+        /// Be refused (exit 11) while something else is done with its backups, instead of waiting for its end
+        #[arg(long)]
+        no_wait: bool,
     },
     /// Remove what is older than the manifest keeps; done after each backup, too
     #[command(
@@ -870,6 +898,9 @@ pub(crate) enum BackupCommand {
         /// Only say what would go
         #[arg(long)]
         dry_run: bool,
+        /// Be refused (exit 11) while something else is done with its backups, instead of waiting for its end
+        #[arg(long)]
+        no_wait: bool,
     },
     /// Describe the key that backups of the host are sealed under, export it, show that a copy is one
     #[command(

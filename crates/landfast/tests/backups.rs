@@ -12,10 +12,7 @@ mod support;
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::TcpListener,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -24,6 +21,7 @@ use rustix::process::{Pid, Signal};
 use serde_json::Value;
 use support::{
     disk::Disk,
+    hook::Hook,
     host::Host,
     shop::{ITEMS, NOTHING_DUE, Shop},
 };
@@ -228,58 +226,6 @@ fn archive_migrations_and_rehearsals_go_on_with_the_passwords_of_a_rotation() {
     assert!(stores["trouble"].is_null(), "{stores}");
 }
 
-/// Takes whatever is posted to it.
-struct Hook {
-    port: u16,
-    bodies: Arc<Mutex<Vec<Value>>>,
-}
-
-impl Hook {
-    fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let bodies = Arc::<Mutex<Vec<Value>>>::default();
-        let taken = Arc::clone(&bodies);
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let mut reader = BufReader::new(stream.unwrap());
-                let mut length = 0;
-                loop {
-                    let mut line = String::new();
-                    reader.read_line(&mut line).unwrap();
-                    let line = line.trim().to_ascii_lowercase();
-                    if let Some(bytes) = line.strip_prefix("content-length:") {
-                        length = bytes.trim().parse().unwrap();
-                    }
-                    if line.is_empty() {
-                        break;
-                    }
-                }
-                let mut body = vec![0; length];
-                reader.read_exact(&mut body).unwrap();
-                taken
-                    .lock()
-                    .unwrap()
-                    .extend(serde_json::from_slice::<Value>(&body));
-                let answer = b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n";
-                reader.get_mut().write_all(answer).unwrap();
-            }
-        });
-        Self { port, bodies }
-    }
-
-    fn line(&self) -> String {
-        format!("[deploy]\nwebhook = \"http://127.0.0.1:{}/\"\n", self.port)
-    }
-
-    /// What was told in a state.
-    fn told(&self, state: &str) -> Vec<String> {
-        let bodies = self.bodies.lock().unwrap();
-        let of_state = bodies.iter().filter(|body| body["state"] == state);
-        of_state.map(|body| body["text"].to_string()).collect()
-    }
-}
-
 #[test]
 fn what_stays_wrong_is_told_once_and_outlives_the_server() {
     let (mut shop, to) = shop();
@@ -381,6 +327,117 @@ fn a_disk_that_gets_full_is_told_before_it_is() {
     shop.host.until("it is over", || told("well") == 1);
     assert_eq!(told("disk"), 1);
     drop(disk);
+}
+
+#[test]
+fn a_drill_rehearses_what_is_pending_and_says_nothing_of_the_backup_by_it() {
+    let (shop, _to) = shop();
+    until_proven(&shop);
+    // Of the folder, which nobody has deployed.
+    shop.migration(
+        "0002_wide.sql",
+        "-- landfast: allow=PG030 a rehearsal\nALTER TABLE items ALTER COLUMN name TYPE varchar(20);",
+    );
+    let from_backup = ["migrate", "rehearse", "--from", "backup"];
+    let said = shop.ok(&from_backup);
+    assert!(
+        said.contains("0002_wide") && said.contains("items everybody"),
+        "{said}"
+    );
+    let drill = shown(&shop)["drill"].clone();
+    let seen = &drill["rehearsal"]["migrations"][0];
+    assert_eq!(seen["rewritten"].to_string(), "[\"items\"]", "{drill}");
+    assert!(seen["wal_bytes"].as_u64().is_some_and(|bytes| bytes > 0));
+    // The database that runs was not touched.
+    let width = "SELECT character_maximum_length FROM information_schema.columns WHERE table_name = 'items' AND column_name = 'name'";
+    assert_eq!(shop.sql(width), "40");
+    assert_eq!(shop.applied(), "1");
+    // What it may not do there it may not do here: it runs as the owner, not as an administrator.
+    shop.migration("0003_bad.sql", "COPY items TO PROGRAM 'cat';");
+    let said = shop.refused(&from_backup, 3);
+    assert!(
+        said.contains("0003_bad") || said.contains("permission denied"),
+        "{said}"
+    );
+    let now = shown(&shop);
+    assert!(now["drill"]["failure"].is_null(), "{now}");
+    assert!(!now["drill"]["rehearsal"]["failure"].is_null(), "{now}");
+    assert_eq!(now["troubles"].to_string(), "[]", "{now}");
+    let said = shop.ok(&["backup", "show", "main"]);
+    assert!(
+        said.contains("proven") && said.contains("the rehearsal failed"),
+        "{said}"
+    );
+    for name in ["0002_wide.sql", "0003_bad.sql"] {
+        fs::remove_file(shop.app.join("migrations").join(name)).unwrap();
+    }
+
+    // Of the newest release: what waits for its seal.
+    shop.edit("standby = \"1s\"\n", "standby = \"10m\"\n");
+    shop.migration(
+        "0002_less.sql",
+        "-- landfast: phase=contract\nALTER TABLE items DROP COLUMN name;",
+    );
+    shop.host.build(&shop.app, "2", "-");
+    shop.ok(&["deploy", "--wait", "promotion"]);
+    let said = shop.ok(&["drill", "main"]);
+    assert!(
+        said.contains("proven") && said.contains("0002_less"),
+        "{said}"
+    );
+    let columns = "SELECT count(*) FROM information_schema.columns WHERE table_name = 'items'";
+    assert_eq!(shop.sql(columns), "2");
+}
+
+#[test]
+fn whoever_wants_a_backup_waits_for_what_is_under_way_unless_told_not_to() {
+    let (shop, _to) = shop();
+    until_proven(&shop);
+    // A question that takes its time.
+    let slow = "[stores.main.backup.drill.checks.items]\n";
+    shop.edit(
+        slow,
+        &format!("[stores.main.backup.drill.checks.slow]\nsql = \"SELECT 't' FROM pg_sleep(15)\"\nexpect = \"t\"\n\n{slow}"),
+    );
+    shop.ok(&["deploy", "--wait", "seal"]);
+    let begin = || {
+        let drill = shop.begin(&["drill", "main", "--full"]);
+        shop.host
+            .until("it is under way", || !shown(&shop)["running"].is_null());
+        drill
+    };
+    let mut drill = begin();
+    for arguments in [
+        &["backup", "now", "main", "--no-wait"][..],
+        &["drill", "main", "--no-wait"],
+        &["backup", "verify", "main", "--no-wait"],
+    ] {
+        let said = shop.refused(arguments, 11);
+        assert!(said.contains("the full drill is under way"), "{said}");
+    }
+    // Whoever goes away begins nothing; whoever stays is told what is waited for, and then has a backup.
+    let mut gone = shop.begin(&["backup", "now", "main", "--full"]);
+    let before = shown(&shop)["backups"].as_array().unwrap().len();
+    let output = shop.host.run(&shop.app, &["backup", "now", "main"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert!(
+        said.contains("waiting for the full drill, begun by"),
+        "{said}"
+    );
+    assert_eq!(drill.wait().unwrap().code(), Some(0));
+    assert_eq!(gone.wait().unwrap().code(), Some(0));
+    let now = shown(&shop)["backups"].as_array().unwrap().len();
+    assert_eq!(now, before + 2);
+
+    let mut drill = begin();
+    let mut gone = shop.begin(&["backup", "now", "main"]);
+    std::thread::sleep(Duration::from_millis(500));
+    gone.kill().unwrap();
+    gone.wait().unwrap();
+    assert_eq!(drill.wait().unwrap().code(), Some(0));
+    shop.ok(&["backup", "verify", "main"]);
+    assert_eq!(shown(&shop)["backups"].as_array().unwrap().len(), now);
 }
 
 #[test]

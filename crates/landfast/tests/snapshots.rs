@@ -44,7 +44,8 @@ standby = "1s"
 healthy_deadline = "30s"
 "#;
 
-const DAY_MS: u64 = 86_400_000;
+/// From one 29 February to the next.
+const BETWEEN_MS: u64 = 1_461 * 86_400_000;
 
 struct World {
     host: Host,
@@ -164,7 +165,7 @@ fn a_volume_is_backed_up_proven_damaged_and_restored_beside() {
     );
     let shown = world.shown("uploads");
     assert_eq!(shown["source"], "volume");
-    assert_eq!(shown["interval_ms"], DAY_MS);
+    assert_eq!(shown["interval_ms"], BETWEEN_MS);
     assert_eq!(shown["troubles"].to_string(), "[]", "{shown}");
     assert!(!shown["restorable_to"].is_null() && !shown["rpo_ms"].is_null());
     let said = world.ok(&["backup", "show", "uploads"]);
@@ -220,7 +221,10 @@ fn a_volume_is_backed_up_proven_damaged_and_restored_beside() {
     let label = "{app=\"shop\",environment=\"production\",store=\"uploads\"}";
     for line in [
         format!("landfast_backup_up{label} 1"),
-        format!("landfast_backup_interval_seconds{label} 86400"),
+        format!(
+            "landfast_backup_interval_seconds{label} {}",
+            BETWEEN_MS / 1_000
+        ),
     ] {
         assert!(metrics.contains(&line), "{line}: {metrics}");
     }
@@ -242,9 +246,13 @@ fn a_volume_is_backed_up_proven_damaged_and_restored_beside() {
     assert!(said.contains("volume `uploads`"), "{said}");
     world.ok(&["backup", "now", "uploads", "--full"]);
     world.ok(&["drill", "uploads"]);
-    // An empty folder, as where a disk is not mounted, is not taken for what was there.
+    // Another disk, or an empty folder as where none is mounted, is not taken for what was there.
     fs::rename(&volume, volumes.join("away")).unwrap();
     fs::create_dir(&volume).unwrap();
+    fs::write(volume.join("other"), "of another disk").unwrap();
+    let said = world.refused(&["backup", "now", "uploads"], 1);
+    assert!(said.contains("has nothing of what was there"), "{said}");
+    fs::remove_file(volume.join("other")).unwrap();
     let said = world.refused(&["backup", "now", "uploads"], 1);
     assert!(
         said.contains("is empty") && said.contains("--full"),
@@ -283,7 +291,7 @@ fn a_database_of_somebody_else_is_dumped_proven_and_exported() {
     world.until_proven("main");
     let shown = world.shown("main");
     assert_eq!(shown["source"], "dumps");
-    assert_eq!(shown["interval_ms"], DAY_MS);
+    assert_eq!(shown["interval_ms"], BETWEEN_MS);
     assert_eq!(shown["troubles"].to_string(), "[]", "{shown}");
     let checks = shown["drill"]["checks"].to_string();
     for name in ["1000 rows in", "schema", "items"] {
@@ -311,7 +319,16 @@ fn a_database_of_somebody_else_is_dumped_proven_and_exported() {
     sql("shop", "DELETE FROM items");
     world.ok(&["backup", "now", "main"]);
     let said = world.refused(&["drill", "main"], 1);
-    assert!(said.contains("items: it gave `f` instead of `t`"), "{said}");
+    assert!(
+        said.contains("items: it gave another answer than `t`") && said.contains("items gave `f`"),
+        "{said}"
+    );
+    // What stands in the database is for whoever asks, and for nobody who is only told.
+    let status = world.ok(&["status"]);
+    assert!(
+        status.contains("another answer than") && !status.contains("`f`"),
+        "{status}"
+    );
     sql("postgres", "ALTER ROLE app PASSWORD 'another'");
     let said = world.refused(&["backup", "now", "main"], 1);
     assert!(said.contains("password authentication failed"), "{said}");
@@ -322,4 +339,22 @@ fn a_database_of_somebody_else_is_dumped_proven_and_exported() {
         "{status}"
     );
     assert!(!status.contains("pass-of-theirs"), "{status}");
+
+    // Another database of the same name's address is not the one that was dumped; a person may say that it is to be.
+    sql("postgres", "CREATE DATABASE other OWNER app");
+    let url = format!("postgres://app:another@127.0.0.1:{}/other", theirs.port());
+    let set = world
+        .host
+        .run_with(&world.app, &["secret", "set", "MAIN_ADDRESS"], &url);
+    assert!(set.status.success(), "{set:?}");
+    world.host.build(&world.app, "2", "-");
+    world.ok(&["deploy", "--wait", "seal"]);
+    world.host.until("another one is told apart", || {
+        let output = world.host.run(&world.app, &["backup", "now", "main"]);
+        assert!(!output.status.success());
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        said.contains("is not the database `shop` that was dumped before")
+    });
+    world.ok(&["backup", "now", "main", "--full"]);
+    world.ok(&["backup", "now", "main"]);
 }

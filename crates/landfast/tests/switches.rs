@@ -455,3 +455,178 @@ fn a_server_that_dies_while_an_app_moves_ends_in_one_of_the_two() {
     let written = "SELECT string_agg(id::text, ' ' ORDER BY id) FROM items WHERE id >= 5000";
     assert_eq!(shop.sql(written), "5000 5001 5002 5003");
 }
+
+fn ask(shop: &Shop, store: &str, statement: &str) -> String {
+    let said = shop.ok(&["store", "psql", store, "--", "-Atc", statement]);
+    said.trim().to_owned()
+}
+
+/// What was restored before the manifest asked for more runs with what it asks for when it takes its place, not when it was restored.
+#[test]
+fn a_store_goes_by_the_manifest_of_today_before_it_serves_and_jobs_wait() {
+    let shop = shop();
+    restored(&shop, "copy", &[]);
+    assert_eq!(ask(&shop, "copy", "SHOW max_connections"), "51");
+    shop.edit(
+        "memory = \"256MiB\"\n",
+        "memory = \"256MiB\"\nsettings = { max_connections = \"77\", work_mem = \"3MB\" }\n",
+    );
+    shop.ok(&["deploy", "--wait", "seal"]);
+    shop.ok(&["store", "restart", "main"]);
+    until_state(&shop, "main", "ready");
+    // It is not ready as long as this says so.
+    let flag = shop.host.path("flags/flag");
+    fs::write(&flag, port(&shop, "copy")).unwrap();
+    let mut begun = shop.begin(&["restore", "switch", "main", "--to", "copy", "--yes"]);
+    shop.host.until("the new release is being started", || {
+        phase(&shop) == "starting the new release"
+    });
+    // By hand or by the clock: what it wrote would be missing.
+    let said = shop.refused(&["run", "long", "--detach"], 11);
+    assert!(said.contains("another server"), "{said}");
+    fs::remove_file(&flag).unwrap();
+    assert_eq!(begun.wait().unwrap().code(), Some(0));
+    assert_eq!(ask(&shop, "main", "SHOW max_connections"), "77");
+    assert_eq!(ask(&shop, "main", "SHOW work_mem"), "3MB");
+    let now = store(&shop, "copy");
+    assert_eq!(now["serves"], "main", "{now}");
+    assert!(
+        now["waits_for_restart"]
+            .as_array()
+            .is_none_or(Vec::is_empty),
+        "{now}"
+    );
+    // The archive has all that the old store wrote, and a place of before.
+    until_proven(&shop);
+    let points = shown(&shop)["points"].to_string();
+    assert!(points.contains("before-switch-"), "{points}");
+}
+
+#[test]
+fn a_store_that_was_had_back_in_vain_is_deleted_again() {
+    let shop = shop();
+    restored(&shop, "copy", &[]);
+    switch(&shop, "copy");
+    until_state(&shop, "main", "deleted");
+    until_proven(&shop);
+    // A rollout that has not ended keeps the switch from being recorded.
+    shop.edit("standby = \"1s\"\n", "standby = \"10m\"\n");
+    shop.host.build(&shop.app, "2", "-");
+    let script = shop.app.join("build/app.py");
+    fs::write(&script, APP.replace("sleep(600)", "sleep(601)")).unwrap();
+    fs::set_permissions(script, fs::Permissions::from_mode(0o755)).unwrap();
+    shop.ok(&["deploy", "--wait", "promotion"]);
+    let said = shop.refused(&["restore", "switch", "main", "--to", "main", "--yes"], 11);
+    assert!(said.contains("seal"), "{said}");
+    until_state(&shop, "main", "deleted");
+    assert_eq!(items(&shop), "100");
+}
+
+#[test]
+fn what_waits_for_an_archive_that_is_away_keeps_a_switch_from_beginning() {
+    let shop = shop();
+    restored(&shop, "copy", &[]);
+    let to = shop.host.path("backups");
+    let away = to.with_extension("away");
+    fs::rename(&to, &away).unwrap();
+    fs::write(&to, "").unwrap();
+    assert_eq!(shop.host.get(HOST, "/add/5000").1, "5000");
+    let ask_switch = ["restore", "switch", "main", "--to", "copy", "--yes"];
+    let said = shop.refused(&ask_switch, 11);
+    assert!(
+        said.contains("not in its archive") && said.contains("--accept-loss"),
+        "{said}"
+    );
+    assert_eq!(phase(&shop), "none");
+    assert_eq!(items(&shop), "101");
+    let accepted = [&ask_switch[..], &["--accept-loss"]].concat();
+    shop.ok(&accepted);
+    assert_eq!(items(&shop), "100");
+    fs::remove_file(&to).unwrap();
+    fs::rename(&away, &to).unwrap();
+    until_proven(&shop);
+}
+
+/// Passwords, restarts and the archive are those of the store that serves the name; what else has the old store's name is in nobody's way.
+#[test]
+fn what_is_asked_of_a_name_reaches_the_store_that_serves_it() {
+    let mut shop = shop();
+    restored(&shop, "copy", &[]);
+    switch(&shop, "copy");
+    until_state(&shop, "main", "deleted");
+    shop.host.until("the archive is of the new one", || {
+        let shown = shown(&shop);
+        shown["served_by"] == "copy" && !shown["restorable_to"].is_null()
+    });
+    // It was written down whose archive it is before anything of it was shipped.
+    shop.host.kill_server();
+    shop.host.start_server();
+    until_proven(&shop);
+
+    let pid = || {
+        let folder = shop.host.path("state/stores/shop/production/copy/data");
+        let text = fs::read_to_string(folder.join("postmaster.pid")).unwrap_or_default();
+        text.lines().next().unwrap_or_default().to_owned()
+    };
+    let (address, began) = (shop.address(), pid());
+    let said = shop.ok(&["store", "rotate", "main"]);
+    assert!(said.contains("has one password"), "{said}");
+    assert_ne!(shop.address(), address);
+    assert!(
+        shop.address()
+            .contains(&format!(":{}/", port(&shop, "copy")))
+    );
+    shop.ok(&["store", "restart", "main"]);
+    shop.host.until("its server is another one", || {
+        store(&shop, "copy")["state"] == "ready" && pid() != began
+    });
+    assert_eq!(store(&shop, "main")["state"], "deleted");
+    // The archive follows with the new password.
+    shop.host.until("it takes a row", || {
+        let insert = [
+            "store",
+            "psql",
+            "main",
+            "--",
+            "-Atc",
+            "INSERT INTO items VALUES (8000)",
+        ];
+        shop.host.run(&shop.app, &insert).status.success()
+    });
+    let before = shown(&shop)["restorable_to"].clone();
+    shop.host.until("it is archived again", || {
+        let now = shown(&shop);
+        let is_well = now["troubles"].as_array().is_some_and(Vec::is_empty);
+        is_well && !now["restorable_to"].is_null() && now["restorable_to"] != before
+    });
+    shop.ok(&["backup", "now", "main"]);
+    shop.ok(&["drill", "main"]);
+    restored(&shop, "later", &[]);
+    assert_eq!(
+        ask(&shop, "later", "SELECT count(*) FROM items WHERE id = 8000"),
+        "1"
+    );
+
+    // A volume of the same name is backed up for itself.
+    shop.edit(
+        "grace = \"2s\"\n",
+        "grace = \"2s\"\nvolumes = { copy = \"managed\" }\n",
+    );
+    let never = "0 0 29 2 * UTC";
+    let to = shop.host.path("backups").display().to_string();
+    shop.edit(
+        "[routes.public]",
+        &format!(
+            "[volumes.copy.backup]\nto = \"{to}\"\nwhen = \"{never}\"\nfull = \"{never}\"\n\n[volumes.copy.backup.drill]\n\
+             light = \"{never}\"\nfull = \"{never}\"\n\n[routes.public]"
+        ),
+    );
+    shop.ok(&["deploy", "--wait", "seal"]);
+    shop.host.until("the volume is backed up", || {
+        let shown = shop.json(&["backup", "show", "copy"]);
+        !shown["restorable_to"].is_null() && shown["running"].is_null()
+    });
+    until_proven(&shop);
+    switch(&shop, "main");
+    until_state(&shop, "copy", "deleted");
+}

@@ -278,6 +278,47 @@ fn what_cannot_change_in_place_is_refused() {
 }
 
 #[test]
+fn a_store_that_is_lent_is_fitted_first_and_no_longer_lent_once_it_is_named_or_deleted() {
+    let delete = || Input::Delete {
+        by: "ann".into(),
+        delay: Duration::from_secs(60),
+    };
+    let detached = Input::Named {
+        release: ReleaseId(2),
+        wanted: None,
+    };
+    let deleted = told(
+        &told(&told(&ready(), 5, detached), 6, delete()),
+        7,
+        ended(1),
+    );
+    let mut larger = wanted();
+    larger.memory = Bytes(2 << 30);
+    let fit = Input::Fit {
+        wanted: larger.clone(),
+    };
+    let lent = told(&told(&deleted, 8, fit), 9, Input::Lend);
+    assert!(lent.lent && !lent.named);
+    // Its first start goes by what is wanted.
+    let started = told(&told(&lent, 10, Input::Made), 11, Input::Tick);
+    assert_eq!(started.applied, Some(larger.clone()));
+    assert!(started.waits_for_restart().is_empty());
+    assert!(!told(&started, 12, delete()).lent);
+    let named = Input::Named {
+        release: ReleaseId(3),
+        wanted: Some(larger),
+    };
+    assert!(!told(&started, 12, named).lent);
+    let mut smaller = wanted();
+    smaller.memory = Bytes(1);
+    let fit = Input::Fit { wanted: smaller };
+    assert!(matches!(
+        started.decide(at(13), &fit),
+        Err(Rejected::Refused { .. })
+    ));
+}
+
+#[test]
 fn deleting_waits_and_can_be_taken_back_until_then() {
     let delete = || Input::Delete {
         by: "ann".into(),

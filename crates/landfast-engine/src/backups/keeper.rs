@@ -1,32 +1,33 @@
 //! The loop of the backups of one store: it keeps the archiver running, begins what is due or asked for, and writes down the end.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    os::unix::fs::MetadataExt as _,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+mod alerts;
+mod begin;
+mod stopped;
+mod works;
 
-use landfast_backup::BackupState;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use landfast_backup::{BackupState, Writes};
 use landfast_backup_files::{FilesError, Series};
 use landfast_backup_postgres::{
-    Archive, BackupError, Loaded, Programs, Server, WalArchiveConfig, WalArchiver, WalEvent,
-    WalStatus, forget_slot,
+    Archive, BackupError, Loaded, Programs, Server, WalArchiver, WalEvent, WalStatus,
 };
-use landfast_datastore::{Phase, Store};
-use landfast_spec::RepositorySpec;
-use landfast_types::{Bytes, Scope, StoreName, Timestamp};
-use serde_json::json;
+use landfast_datastore::Store;
+use landfast_spec::OnWalLimit;
+use landfast_types::{Scope, StoreName};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
     time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
 
+pub(super) use self::begin::{SLOT, sweep};
+use self::{
+    begin::{Tried, begin, explained, forget},
+    works::Running,
+};
 use super::{
-    BackupView, Done, Kind, Message, OrderError, Progress, Source, Wanted, Work, WorkError, place,
+    BackupView, Done, Kind, Message, Source, Wanted, WorkError, limit,
     record::{Book, COLLECTION},
     series,
     work::{self, Found},
@@ -36,29 +37,23 @@ use crate::{
     client::now,
     driver::until_replaced,
     shared::{DISK_RETRY, Shared},
-    stores, webhook,
+    stores,
 };
 
 const TICK: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(60);
 /// Work that the clock began and that failed is tried again after this, then after twice as long, up to the most.
 const WORK_RETRY_FIRST: Duration = Duration::from_secs(60);
-const WORK_RETRY_MAX: Duration = Duration::from_secs(3_600);
-/// Trouble that lasts as long is told.
-const TOLD_AFTER: Duration = Duration::from_secs(45);
 /// The repository is looked through again after this.
 const LOOK_EVERY: Duration = Duration::from_secs(15 * 60);
 /// The room on the disks is looked at again after this.
 const ROOM_EVERY: Duration = Duration::from_secs(15);
-/// A disk that is so full is told, until it is less so.
-const FULL_PERCENT: u64 = 80;
-const CALM_PERCENT: u64 = 75;
-/// Closed segments that wait on this host while the repository is away, before the server keeps them.
-const SPOOL_BYTES_MAX: u64 = 1 << 30;
 /// How long a named place may take to reach the archive.
 const POINT_PATIENCE: Duration = Duration::from_secs(30);
 /// How long what waits may take to be shipped before an archiver ends.
 const STOP_MAX: Duration = Duration::from_secs(10);
+/// How long the last of a store that another one takes the place of may take to be shipped.
+const REST_MAX: Duration = Duration::from_secs(60);
 /// So often it is tried to remove what a restore left.
 const UNBORN_TRIES: usize = 20;
 /// Who begins what nobody asked for.
@@ -83,28 +78,10 @@ impl Open {
     }
 }
 
-/// The answer of a try to open the archive, and then to archive; dumps and snapshots have no archiver.
-struct Tried {
-    open: Option<Open>,
-    result: Result<Option<(WalArchiver, mpsc::UnboundedReceiver<WalEvent>)>, String>,
-}
-
 /// What the repository holds.
 enum Look {
     Log(Result<Option<Loaded>, BackupError>),
     Series(Result<landfast_backup_files::Loaded, FilesError>),
-}
-
-/// What work is done with.
-enum Context {
-    Log(Box<work::Context>),
-    Series(Box<series::Context>),
-}
-
-/// Work that was begun.
-struct Running {
-    work: Work,
-    progress: watch::Sender<Progress>,
 }
 
 pub(super) struct Keeper {
@@ -129,6 +106,8 @@ pub(super) struct Keeper {
     wants_full: bool,
     /// What was told to the webhook and has not ended.
     told: bool,
+    /// What the server is to go by.
+    writes: watch::Sender<Writes>,
 }
 
 impl Keeper {
@@ -156,6 +135,7 @@ impl Keeper {
             owed: BTreeMap::new(),
             wants_full: false,
             told: false,
+            writes: watch::Sender::default(),
         }
     }
 
@@ -201,10 +181,15 @@ impl Keeper {
             };
             self.book.fit(&wanted.spec, self.shared.clock.wall());
             self.server = wanted.server.clone();
+            self.leave_stopped().await;
             self.save().await;
             let (ended, drill) = (self.book.ended.clone(), self.book.drill.clone());
             let (drills, findings) = (self.book.drills.clone(), self.book.findings.clone());
             let since = self.book.since.as_ref().map(|since| since.at);
+            let stopped = self.book.stopped.as_ref();
+            let stopped = stopped.map(|stopped| (stopped.since, stopped.writes));
+            self.writes
+                .send_replace(stopped.map_or(Writes::Free, |(_, writes)| writes));
             self.show(|view| {
                 if view.spec.to != wanted.spec.to {
                     // What there is in another repository is not known yet.
@@ -217,6 +202,7 @@ impl Keeper {
                 view.drill = drill;
                 view.drills = drills;
                 view.since = since.unwrap_or(view.since);
+                view.stopped.clone_from(&stopped);
                 for finding in findings {
                     if !view.findings.contains(&finding) {
                         view.findings.push(finding);
@@ -224,6 +210,7 @@ impl Keeper {
                 }
             });
             self.serve(&wanted).await;
+            self.ship_rest().await;
             // The archiver is one writer: the next begins when it has ended.
             self.end_archiver().await;
             self.open = None;
@@ -240,6 +227,20 @@ impl Keeper {
         let (mut try_at, mut wait) = (now(), RETRY_FIRST);
         let mut look_at: Option<Instant> = None;
         let mut room_at = now();
+        let (seen_sender, mut seen) = mpsc::channel(1);
+        let mut guards = JoinSet::new();
+        if wanted.source == Source::Log
+            && (wanted.spec.on_wal_limit == OnWalLimit::StopWrites || self.book.stopped.is_some())
+        {
+            let of = (self.scope.clone(), self.server.clone());
+            let writes = self.writes.subscribe();
+            guards.spawn(limit::watch(
+                Arc::clone(&self.shared),
+                of,
+                writes,
+                seen_sender,
+            ));
+        }
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -307,6 +308,7 @@ impl Keeper {
                         }
                     }
                 }
+                Some(seen) = seen.recv() => self.weigh(seen, wanted).await,
                 Some(event) = next(&mut events) => self.note(&event),
                 seen = changed(&mut status) => match seen {
                     Some(seen) => self.show(|view| view.wal = Some(seen)),
@@ -406,287 +408,6 @@ impl Keeper {
         reason.unwrap_or_else(|| "it begins just now".to_owned())
     }
 
-    async fn begin_work(
-        &mut self,
-        work: Work,
-        by: String,
-        wanted: &Wanted,
-        works: &mut JoinSet<(Result<Done, WorkError>, Found)>,
-    ) -> Result<watch::Receiver<Progress>, OrderError> {
-        if let Some(running) = &self.running {
-            return Err(OrderError::Busy(running.work.kind()));
-        }
-        let mut context = self.context(&work, wanted)?;
-        let kind = work.kind();
-        let before = self.book.clone();
-        self.book.begin(kind, self.shared.clock.wall(), &by);
-        let into = work.becomes().cloned();
-        if let Some(name) = &into {
-            // Nobody else makes a store of this name, and what it leaves in the middle is known to be its own.
-            let (shared, scope) = (&self.shared, &self.scope);
-            let may_begin = stores::may_begin(shared, scope, name);
-            let reserved = may_begin.and_then(|()| match shared.stores.reserve(scope, name) {
-                true => Ok(()),
-                false => Err(format!("another restore makes a store `{name}` just now")),
-            });
-            if let Err(reason) = reserved {
-                self.book = before;
-                return Err(OrderError::Refused(format!(
-                    "{reason}; choose another name with `--as`"
-                )));
-            }
-        }
-        if let Some(begun) = &mut self.book.begun {
-            begun.into.clone_from(&into);
-        }
-        if let Err(error) = self.try_save().await {
-            self.book = before;
-            if let Some(name) = &into {
-                self.shared.stores.release_name(&self.scope, name);
-            }
-            return Err(OrderError::Journal(error));
-        }
-        let (progress, follower) = watch::channel(Progress {
-            kind,
-            begun: self.shared.clock.now(),
-            by: by.clone(),
-            doing: "begins".to_owned(),
-            ended: None,
-        });
-        tracing::info!(scope = %self.scope, store = %self.store, by, "{kind} begins");
-        let (owned, sender, view) = (work.clone(), progress.clone(), self.views.clone());
-        works.spawn(async move {
-            let show = async {
-                let mut progress = sender.subscribe();
-                while progress.changed().await.is_ok() {
-                    let now = progress.borrow_and_update().clone();
-                    view.send_modify(|view| Arc::make_mut(view).running = Some(now));
-                    sleep(TICK).await;
-                }
-            };
-            let perform = async {
-                match &mut context {
-                    Context::Log(context) => {
-                        // From here on its password stays.
-                        let (scope, store) = (&context.store.scope, &context.store.name);
-                        let _stays = context.shared.stores.work(scope, store).await;
-                        if let Ok(access) = stores::access(&context.shared, &context.store) {
-                            context.server.password = Some(access.password);
-                        }
-                        work::perform(context, &owned, &sender).await
-                    }
-                    Context::Series(context) => series::perform(context, &owned, &sender).await,
-                }
-            };
-            tokio::select! {
-                ended = perform => ended,
-                () = show => unreachable!("the sender lives as long as the work"),
-            }
-        });
-        self.running = Some(Running { work, progress });
-        Ok(follower)
-    }
-
-    /// What work is done with, where it can be done now.
-    fn context(&self, work: &Work, wanted: &Wanted) -> Result<Context, OrderError> {
-        let Some(open) = &self.open else {
-            return Err(OrderError::NotRunning(self.why_not()));
-        };
-        let (archive, server, programs) = match open {
-            Open::Series(series) => {
-                return Ok(Context::Series(Box::new(series::Context {
-                    shared: Arc::clone(&self.shared),
-                    scope: self.scope.clone(),
-                    name: self.store.clone(),
-                    spec: wanted.spec.clone(),
-                    source: wanted.source.clone(),
-                    secrets: wanted.secrets.clone(),
-                    series: series.clone(),
-                    drill: self.book.drill.clone(),
-                })));
-            }
-            Open::Log {
-                archive,
-                server,
-                programs,
-            } => (archive, server, programs),
-        };
-        let known = self
-            .known()
-            .ok_or_else(|| OrderError::Refused("there is no such store".into()))?;
-        let needs_archiver = !matches!(work, Work::Verify | Work::Restore(_));
-        if needs_archiver && self.archiver.is_none() {
-            return Err(OrderError::NotRunning(self.why_not()));
-        }
-        Ok(Context::Log(Box::new(work::Context {
-            shared: Arc::clone(&self.shared),
-            store: known,
-            spec: wanted.spec.clone(),
-            archive: archive.clone(),
-            archiver: self.archiver.clone(),
-            server: server.clone(),
-            programs: programs.clone(),
-            drill: self.book.drill.clone(),
-            ship_least: self.book.ship_least.unwrap_or(wanted.spec.ship),
-        })))
-    }
-
-    /// Whether what the clock asks for can begin.
-    fn is_ready(&self) -> bool {
-        self.archiver.is_some() || matches!(self.open, Some(Open::Series(_)))
-    }
-
-    async fn end_work(&mut self, done: Result<Done, WorkError>, found: Found) {
-        let Some(Running { work, progress }) = self.running.take() else {
-            return;
-        };
-        if let Some(name) = work.becomes() {
-            self.shared.stores.release_name(&self.scope, name);
-        }
-        let kind = work.kind();
-        let (at, by) = (self.shared.clock.wall(), progress.borrow().by.clone());
-        let failure = match &done {
-            // It is kept for a look, and nothing begins with it.
-            Ok(Done::BackedUp(line)) => match &line.state {
-                BackupState::Good => None,
-                BackupState::Bad { reason } => Some(format!("backup {} is bad: {reason}", line.id)),
-            },
-            Ok(_) => None,
-            Err(error) => Some(error.reason.clone()),
-        };
-        self.book.end(at, failure.clone());
-        if let Some(drill) = found.drill {
-            let repository = self.views.borrow().spec.to.to_string();
-            self.book.drilled(drill, repository);
-        }
-        if let Some(findings) = &found.findings {
-            self.book.findings.clone_from(findings);
-        }
-        self.save().await;
-        match &failure {
-            None => {
-                tracing::info!(scope = %self.scope, store = %self.store, "{kind} is done");
-                self.owed.remove(&kind);
-                if matches!(&done, Ok(Done::BackedUp(line)) if line.state == BackupState::Good) {
-                    self.wants_full = false;
-                    // It is proven by a restore, not by itself.
-                    if self.book.drill.is_none() {
-                        self.owed
-                            .insert(Kind::LightDrill, (now(), WORK_RETRY_FIRST));
-                    }
-                }
-            }
-            Some(reason) => {
-                tracing::error!(scope = %self.scope, store = %self.store, reason, "{kind} failed");
-                // What a verification has found is there the next time, too.
-                if by == CLOCK && kind != Kind::Verify {
-                    let wait = self
-                        .owed
-                        .get(&kind)
-                        .map_or(WORK_RETRY_FIRST, |(_, wait)| *wait);
-                    let next = (wait * 2).min(WORK_RETRY_MAX);
-                    self.owed.insert(kind, (now() + wait, next));
-                }
-                self.alert("failed", &format!("{kind} failed: {reason}"));
-            }
-        }
-        let (ended, drill) = (self.book.ended.clone(), self.book.drill.clone());
-        let drills = self.book.drills.clone();
-        let new = match &done {
-            Ok(Done::BackedUp(line)) => Some(line.clone()),
-            _ => None,
-        };
-        self.show(|view| {
-            view.running = None;
-            view.ended = ended;
-            view.drill = drill;
-            view.drills = drills;
-            // What pruning took shows when the repository is looked at.
-            view.backups.extend(new);
-            if let Some(findings) = found.findings {
-                view.findings = findings;
-            }
-        });
-        if failure.is_some() {
-            // It was told just now.
-            let standing = self.views.borrow().standing(self.shared.clock.now());
-            let failed = standing
-                .into_iter()
-                .filter(|(_, (state, _))| *state == "failed");
-            let told = failed.map(|(topic, (_, text))| (topic, text));
-            self.book.told.extend(told);
-            self.save().await;
-        }
-        progress.send_modify(|progress| progress.ended = Some(done));
-    }
-
-    /// Begins what is due, one after the other.
-    async fn begin_due(
-        &mut self,
-        wanted: &Wanted,
-        works: &mut JoinSet<(Result<Done, WorkError>, Found)>,
-    ) {
-        if self.running.is_some() || !self.is_ready() {
-            return;
-        }
-        let is_owed = |kind: &Kind| self.owed.get(kind).is_some_and(|(at, _)| *at <= now());
-        let waits = |kind: &Kind| self.owed.get(kind).is_some_and(|(at, _)| *at > now());
-        let full = (self.wants_full && !waits(&Kind::Full)).then_some(Kind::Full);
-        let owed = self.owed.keys().find(|kind| is_owed(kind)).copied();
-        let due = self.book.due(self.shared.clock.wall());
-        let Some(kind) = full.or(owed).or(due) else {
-            return;
-        };
-        let work = match kind {
-            Kind::Full => Work::BackUp { is_full: true },
-            Kind::Incremental => Work::BackUp { is_full: false },
-            Kind::LightDrill => Work::Drill { is_full: false },
-            Kind::FullDrill => Work::Drill { is_full: true },
-            Kind::Verify => Work::Verify,
-            Kind::Prune | Kind::Restore => return,
-        };
-        if let Err(error) = self.begin_work(work, CLOCK.to_owned(), wanted, works).await {
-            tracing::warn!(scope = %self.scope, store = %self.store, %error, "{kind} was not begun");
-        }
-    }
-
-    /// What the archiver tells.
-    fn note(&mut self, event: &WalEvent) {
-        let (scope, store) = (&self.scope, &self.store);
-        match event {
-            WalEvent::Receiver { state } => {
-                tracing::info!(%scope, %store, ?state, "the receiver of WAL");
-            }
-            WalEvent::ShippingFailed { why } => {
-                tracing::warn!(%scope, %store, why, "WAL is not shipped; it waits on this host");
-            }
-            WalEvent::Unreadable { why } => {
-                tracing::error!(%scope, %store, why, "what was shipped cannot be read back");
-            }
-            WalEvent::ShippingBack => tracing::info!(%scope, %store, "WAL is shipped again"),
-            WalEvent::Late { restorable } => {
-                let to = restorable.and_then(|point| point.at);
-                let to = to.map_or("nothing yet".to_owned(), |at| at.to_string());
-                let status = self.views.borrow().wal.clone().unwrap_or_default();
-                let why = status.failing.or(status.unreadable);
-                let why = why.map_or(String::new(), |why| format!(": {why}"));
-                self.alert(
-                    "late",
-                    &format!("the archive does not advance; a restore reaches {to}{why}"),
-                );
-            }
-            WalEvent::OnTime { .. } => self.alert("on-time", "the archive advances again"),
-            WalEvent::ChainBroken { hole } => {
-                self.wants_full = true;
-                let (from, to) = (hole.from, hole.to);
-                let text = format!(
-                    "the chain is broken: WAL from {from} to {to} is lost; a full backup begins"
-                );
-                self.alert("broken", &text);
-            }
-        }
-    }
-
     fn looked(&mut self, loaded: &Loaded) {
         let backups: Vec<_> = loaded.backups.iter().map(work::line).collect();
         let is_good = |backup: &&super::BackupLine| backup.state == BackupState::Good;
@@ -747,113 +468,6 @@ impl Keeper {
         }
     }
 
-    fn trouble(&self, reason: String) {
-        let at = self.shared.clock.now();
-        let known = self.views.borrow().trouble.clone();
-        if known.as_ref().is_none_or(|(_, known)| *known != reason) {
-            tracing::warn!(scope = %self.scope, store = %self.store, reason, "nothing is backed up");
-        }
-        let since = known.map_or(at, |(since, _)| since);
-        self.show(|view| {
-            view.trouble = Some((since, reason));
-        });
-    }
-
-    fn well(&mut self) {
-        self.show(|view| view.trouble = None);
-        if std::mem::take(&mut self.told) {
-            self.alert("on-time", "it is backed up again");
-        }
-    }
-
-    fn tell_trouble(&mut self) {
-        if self.told {
-            return;
-        }
-        let trouble = self.views.borrow().trouble.clone();
-        let Some((since, reason)) = trouble else {
-            return;
-        };
-        if self.shared.clock.now().since(since) >= TOLD_AFTER {
-            self.told = true;
-            self.alert("late", &format!("nothing is backed up: {reason}"));
-        }
-    }
-
-    /// Tells once what is wrong, and once that it is over; also what a server that died had told.
-    async fn tell_standing(&mut self) {
-        let standing = self.views.borrow().standing(self.shared.clock.now());
-        let told = &self.book.told;
-        let news = standing.iter().any(|(topic, _)| !told.contains_key(topic));
-        if !news && told.keys().all(|topic| standing.contains_key(topic)) {
-            return;
-        }
-        let before = std::mem::take(&mut self.book.told);
-        for (topic, text) in &before {
-            match standing.contains_key(topic) {
-                true => drop(self.book.told.insert(topic.clone(), text.clone())),
-                false => self.alert("well", &format!("this is over: {text}")),
-            }
-        }
-        for (topic, (state, text)) in standing {
-            if !before.contains_key(&topic) {
-                self.alert(state, &text);
-                self.book.told.insert(topic, text);
-            }
-        }
-        self.save().await;
-    }
-
-    /// The disks that get full, of those that the store and what waits for the repository lie on.
-    fn full_disks(&self) -> BTreeMap<String, String> {
-        let store = stores::places(&self.shared, &self.scope, &self.server).folder;
-        let spool = work::scratch(&self.shared, &self.scope, &self.server);
-        let disk = |folder: &Path| fs::metadata(folder).ok().map(|about| about.dev());
-        let spool = Some(spool).filter(|spool| disk(spool) != disk(&store));
-        let full = |(topic, folder): (&str, PathBuf)| {
-            let told = rustix::fs::statvfs(&folder).ok()?;
-            let bytes = |blocks: u64| Bytes(blocks.saturating_mul(told.f_frsize));
-            // As `df` counts: what root alone may use is neither taken nor free.
-            let taken = told.f_blocks.saturating_sub(told.f_bfree);
-            let percent = (taken * 100).div_ceil((taken + told.f_bavail).max(1));
-            let most = match self.book.told.contains_key(topic) {
-                true => CALM_PERCENT,
-                false => FULL_PERCENT,
-            };
-            let (folder, free) = (folder.display(), bytes(told.f_bavail));
-            let text = format!("the disk of `{folder}` is {percent} % full: {free} are left");
-            (percent >= most).then(|| (topic.to_owned(), text))
-        };
-        let spool = spool.map(|spool| ("disk of the log", spool));
-        let both = [("disk of the store", store)].into_iter().chain(spool);
-        both.filter_map(full).collect()
-    }
-
-    /// Tells whoever the manifest names, and the log.
-    fn alert(&self, state: &str, text: &str) {
-        let (scope, store) = (&self.scope, &self.store);
-        tracing::error!(%scope, %store, state, "backups: {text}");
-        let view = self.views.borrow().clone();
-        let message = json!({
-            "alert": "backup",
-            "environment": scope.to_string(),
-            "store": store.to_string(),
-            "state": state,
-            "text": text,
-            "restorable_to": view.restorable_to().map(|at: Timestamp| at.to_string()),
-            "at": self.shared.clock.now().to_string(),
-        });
-        let url = self.shared.environment(scope).and_then(|view| {
-            let (_, body) = view.bodies.last_key_value()?;
-            body.spec.deploy.webhook.clone()
-        });
-        if let Some(url) = url {
-            self.shared.stores.spawn(async move {
-                webhook::deliver(&url, &message.to_string(), "an alert of backups").await;
-            });
-        }
-    }
-
     fn known(&self) -> Option<Store> {
         stores::find_store(&self.shared, &self.scope, &self.server)
     }
@@ -893,6 +507,28 @@ impl Keeper {
         }
     }
 
+    /// Another server takes over: nobody goes on with what this one has written last.
+    async fn ship_rest(&self) {
+        let next = self
+            .wanted
+            .borrow()
+            .as_ref()
+            .map(|next| next.server.clone());
+        if next.is_none_or(|next| next == self.server) {
+            return;
+        }
+        let (Some(archiver), Some(Open::Log { server, .. })) = (&self.archiver, &self.open) else {
+            return;
+        };
+        if let Err(error) = archiver.catch_up(server, REST_MAX).await {
+            let why = chain(&error);
+            self.alert(
+                "failed",
+                &format!("what store `{}` wrote last is not in the archive, and in the old store alone: {why}", self.server),
+            );
+        }
+    }
+
     fn show(&self, change: impl FnOnce(&mut BackupView)) {
         self.views.send_modify(|view| change(Arc::make_mut(view)));
     }
@@ -921,6 +557,9 @@ impl Keeper {
         tracing::info!(scope = %self.scope, store = %self.store, "it is not backed up any more; what there is stays");
         if self.views.borrow().source != Source::Log {
             return self.save().await;
+        }
+        if let Some(stopped) = self.book.stopped.take() {
+            self.lift(&stopped.server).await;
         }
         let mut wait = RETRY_FIRST;
         while let Some(store) = self.known() {
@@ -983,170 +622,6 @@ impl Keeper {
         self.revision = put.map_err(|error| chain(&error))?;
         self.shared.position.send_modify(|_| {});
         Ok(())
-    }
-}
-
-/// Lets the servers keep no WAL any more for stores that were backed up once, and whose keeper died before it could do so.
-pub(super) async fn sweep(shared: Arc<Shared>) {
-    const PAGE: usize = 1_000;
-    let owner = Arc::clone(&shared);
-    let listed = tokio::task::spawn_blocking(move || owner.journal.list(COLLECTION, None, PAGE));
-    let Ok(Ok(documents)) = listed.await else {
-        return;
-    };
-    for view in shared.environments() {
-        let Some((_, body)) = view.bodies.last_key_value() else {
-            continue;
-        };
-        let scope = &view.state.scope;
-        for store in shared.stores.of(scope).iter().map(|view| &view.store) {
-            let wanted = body.spec.stores.get(&store.name);
-            let is_wanted =
-                wanted.is_some_and(|store| store.is_managed() && store.backup.is_some());
-            let key = format!("{scope}/{}", store.name);
-            if is_wanted || !documents.iter().any(|document| document.key == key) {
-                continue;
-            }
-            let mut wait = RETRY_FIRST;
-            while let Err(reason) = forget(&shared, store).await {
-                tracing::warn!(%scope, store = %store.name, reason, "its replication slot is there still");
-                sleep(wait).await;
-                wait = (wait * 2).min(RETRY_MAX);
-            }
-        }
-    }
-}
-
-async fn forget(shared: &Shared, store: &Store) -> Result<(), String> {
-    let (server, _) = work::reach(shared, store).await?;
-    let forgotten = forget_slot(&server, SLOT).await;
-    forgotten.map_err(|error| chain(&error))
-}
-
-/// The slot of a server that Landfast runs is Landfast's alone.
-const SLOT: &str = "landfast";
-
-async fn begin(
-    (shared, scope, name): (Arc<Shared>, Scope, StoreName),
-    wanted: Wanted,
-    was_there: bool,
-    is_other: bool,
-) -> Tried {
-    let failed = |reason: String| Tried {
-        open: None,
-        result: Err(reason),
-    };
-    let folder = match &wanted.source {
-        Source::Log => None,
-        Source::Dumps { .. } => Some("_dumps"),
-        Source::Volume { path } if !path.is_dir() => {
-            return failed(format!("the folder `{}` is not there yet", path.display()));
-        }
-        Source::Volume { path } => {
-            if let RepositorySpec::Folder { path: to } = &wanted.spec.to
-                && Path::new(to).starts_with(path)
-            {
-                let path = path.display();
-                return failed(format!(
-                    "the repository `{to}` lies in the volume `{path}`, which would hold itself ever more often (choose another `to`)"
-                ));
-            }
-            Some("_volumes")
-        }
-    };
-    if let Some(folder) = folder {
-        let (to, secrets) = (&wanted.spec.to, &wanted.secrets);
-        let of = (&scope, folder, &name);
-        return match place::series(&shared, of, to, secrets, was_there).await {
-            Ok(series) => Tried {
-                open: Some(Open::Series(series)),
-                result: Ok(None),
-            },
-            Err(error) => failed(explained(&error)),
-        };
-    }
-    let Some(store) = stores::find_store(&shared, &scope, &wanted.server) else {
-        return failed("the store is not there yet".to_owned());
-    };
-    // One that was lost is archived no more, and can be restored.
-    if matches!(store.phase, Phase::Making { .. } | Phase::Starting { .. }) {
-        return failed(format!("the store is {}", store.word()));
-    }
-    let to = &wanted.spec.to;
-    let archive = place::archive(&shared, &scope, &name, to, &wanted.secrets, was_there).await;
-    let archive = match archive {
-        Ok(archive) => archive,
-        Err(error) => return failed(explained(&error)),
-    };
-    let (server, programs) = match work::reach(&shared, &store).await {
-        Ok(reached) => reached,
-        Err(reason) => return failed(reason),
-    };
-    let open = Open::Log {
-        archive: archive.clone(),
-        server: server.clone(),
-        programs: programs.clone(),
-    };
-    if !matches!(store.phase, Phase::Ready { .. }) {
-        return Tried {
-            open: Some(open),
-            result: Err(format!("the store is {}", store.word())),
-        };
-    }
-    // It is written down before the first WAL is shipped: afterwards the timeline of this one looks like that of another server.
-    if is_other {
-        let followed = follows(&shared, &store, &archive).await;
-        return Tried {
-            open: Some(open),
-            result: followed.map(|()| None),
-        };
-    }
-    let (sender, events) = mpsc::unbounded_channel();
-    let config = WalArchiveConfig {
-        server,
-        programs,
-        archive,
-        spool: work::scratch(&shared, &scope, &store.name).join("w"),
-        slot: SLOT.to_owned(),
-        is_synchronous: false,
-        interval: wanted.spec.ship,
-        spool_bytes_max: SPOOL_BYTES_MAX,
-    };
-    let started = match work::make_scratch(&work::scratch(&shared, &scope, &store.name)) {
-        Ok(()) => WalArchiver::start(config, move |event| drop(sender.send(event))).await,
-        Err(error) => return failed(explained(&error)),
-    };
-    Tried {
-        open: Some(open),
-        result: match started {
-            Ok(archiver) => Ok(Some((archiver, events))),
-            Err(error) => Err(work::sentence(&error)),
-        },
-    }
-}
-
-/// Whether a server can go on with an archive that another one has filled. Each timeline of it has one history.
-async fn follows(shared: &Shared, store: &Store, archive: &Archive) -> Result<(), String> {
-    let loaded = archive
-        .load()
-        .await
-        .map_err(|error| work::sentence(&error))?;
-    let newest = loaded.and_then(|loaded| loaded.ledger.newest_timeline());
-    let own = stores::lineage(shared, &store.scope, &store.name)?.timeline;
-    match newest.filter(|newest| own <= newest.0) {
-        None => Ok(()),
-        Some(newest) => Err(format!(
-            "store `{}` is on timeline {own}, and the archive has timeline {newest} of another server: give it a repository of its own \
-             (another `to`)",
-            store.name
-        )),
-    }
-}
-
-fn explained(error: &WorkError) -> String {
-    match &error.hint {
-        Some(hint) => format!("{} ({hint})", error.reason),
-        None => error.reason.clone(),
     }
 }
 

@@ -2,11 +2,13 @@
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
-use landfast_backup::{BackupId, Check, DrillPhases, Lsn, Rates, Verdict};
+use landfast_backup::{BackupId, Check, DrillPhases, Lsn, Rates, Verdict, Writes};
 use landfast_backup_postgres::DrillReport;
 use landfast_spec::{BackupSpec, CronLine};
 use landfast_types::{StoreName, Timestamp};
 use serde::{Deserialize, Serialize};
+
+use super::rehearsal::DrillRehearsal;
 
 /// The journal's collection.
 pub(crate) const COLLECTION: &str = "backups";
@@ -71,6 +73,9 @@ pub struct DrillRecord {
     pub phases: DrillPhases,
     pub rates: Option<Rates>,
     pub checks: Vec<Check>,
+    /// What pending migrations did on the copy; of a store that has none, nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rehearsal: Option<DrillRehearsal>,
     /// Why it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
@@ -112,8 +117,17 @@ impl DrillRecord {
             phases: report.phases,
             rates: Some(report.rates),
             checks: report.facts.checks.clone(),
+            rehearsal: None,
             failure,
         }
+    }
+
+    /// What checks that failed gave, a line each: for whoever may see the data.
+    pub(crate) fn gave(&self) -> Vec<String> {
+        let checks = self.checks.iter();
+        let gave = checks.filter_map(|check| Some((&check.name, check.gave.as_ref()?)));
+        gave.map(|(name, gave)| format!("{name} gave `{gave}`"))
+            .collect()
     }
 
     /// The backup that a drill proved last.
@@ -136,6 +150,7 @@ impl DrillRecord {
             phases: DrillPhases::default(),
             rates: before.and_then(|before| before.rates),
             checks: Vec::new(),
+            rehearsal: None,
             failure: Some(why),
         }
     }
@@ -166,6 +181,15 @@ pub(crate) struct Begun {
     pub(crate) into: Option<StoreName>,
 }
 
+/// Writes that are stopped.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct StoppedWrites {
+    /// The store whose server it is.
+    pub(crate) server: StoreName,
+    pub(crate) writes: Writes,
+    pub(crate) since: Timestamp,
+}
+
 /// The document of a store. Read by later versions: fields are added with `#[serde(default)]` only.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(crate) struct Book {
@@ -194,6 +218,9 @@ pub(crate) struct Book {
     /// The newest drill of each kind.
     #[serde(default)]
     pub(crate) drills: BTreeMap<Kind, DrillRecord>,
+    /// Writes that were stopped, from before they are until they are free again.
+    #[serde(default)]
+    pub(crate) stopped: Option<StoppedWrites>,
     /// What is wrong and was told, by its topic: once it is over, that is told.
     #[serde(default)]
     pub(crate) told: BTreeMap<String, String>,
@@ -329,7 +356,7 @@ fn lines(spec: &BackupSpec) -> Vec<(Kind, &CronLine)> {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use landfast_spec::{DrillSpec, RepositorySpec};
+    use landfast_spec::{DrillSpec, OnWalLimit, RepositorySpec};
     use landfast_types::Bytes;
 
     use super::*;
@@ -349,6 +376,7 @@ pub(super) mod tests {
             keep_wal: 168 * 60 * MINUTE,
             ship: MINUTE,
             wal_limit: Bytes(1 << 30),
+            on_wal_limit: OnWalLimit::Break,
             drill: DrillSpec {
                 light: line("30 * * * * UTC"),
                 full: line("30 4 * * * UTC"),

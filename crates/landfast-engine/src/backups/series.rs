@@ -1,7 +1,8 @@
 //! One piece of work on the dumps of a store, or the snapshots of a volume, from its beginning to its end.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    ffi::OsString,
     fs, io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -10,21 +11,24 @@ use std::{
 
 use landfast_backup::{BackupState, Check, DrillPhases, Keep, Retention, Target};
 use landfast_backup_files::{
-    FilesError, Loaded, Series, Snapshot, SnapshotRequest, prune, restore, snapshot, verify,
+    Content, Entry, FilesError, Loaded, Series, Snapshot, SnapshotRequest, prune, restore,
+    snapshot, verify,
 };
 use landfast_backup_postgres::{
-    DUMP, DumpDrillRequest, DumpRequest, DumpSource, Finding, INITDB, Programs, Pruned, SqlCheck,
-    Verified, drill_dump, dump,
+    DUMP, DumpDrillRequest, DumpRequest, DumpSource, Finding, INITDB, OnCopy, Programs, Pruned,
+    SqlCheck, Verified, drill_dump, dump,
 };
 use landfast_datastore::programs;
 use landfast_datastore_client::PostgresAddress;
 use landfast_repository::freeing;
 use landfast_spec::{BackupSpec, Engine};
-use landfast_types::{Bytes, Scope, StoreName, Timestamp};
+use landfast_types::{Bytes, Digest, Scope, StoreName, Timestamp};
 use tokio::sync::watch;
 
 use super::{
-    BackupLine, Done, DrillRecord, Progress, RestoreInto, RestoreOrder, Source, Work, WorkError,
+    BackupLine, Done, DrillRecord, DrillRehearsal, MigrationsOf, Progress, RestoreInto,
+    RestoreOrder, Source, Work, WorkError,
+    rehearsal::Plan,
     work::{BURIED, DAY, Found, SPARE, make_scratch, scratch, user_of},
 };
 use crate::{actions::chain, client::now, shared::Shared, stores};
@@ -46,6 +50,8 @@ pub(crate) struct Context {
     pub(crate) secrets: BTreeMap<String, u64>,
     pub(crate) series: Series,
     pub(crate) drill: Option<DrillRecord>,
+    /// A person wants it, and not the clock.
+    pub(crate) is_asked: bool,
 }
 
 impl From<FilesError> for WorkError {
@@ -72,7 +78,13 @@ pub(crate) async fn perform(
         Work::BackUp { is_full } => backup(context, *is_full, &tell).await,
         Work::Verify => verification(context, &tell, &mut found).await,
         Work::Prune { is_dry } => pruning(context, *is_dry).await.map(Done::Pruned),
-        Work::Drill { is_full } => drilling(context, *is_full, &tell, &mut found).await,
+        Work::Drill {
+            is_full,
+            migrations,
+        } => {
+            let what = (*is_full, migrations.as_deref());
+            drilling(context, what, &tell, &mut found).await
+        }
         Work::Restore(order) => restoring(context, order, &tell).await,
     };
     (done, found)
@@ -109,11 +121,12 @@ async fn backup(
     tell: &(impl Fn(String) + Sync),
 ) -> Result<Done, WorkError> {
     let (shared, scope, name) = (&context.shared, &context.scope, &context.name);
+    let takes_as_it_is = is_full && context.is_asked;
     let taken = match &context.source {
         Source::Volume { path } => {
             let scratch = scratch(shared, scope, name);
             make_scratch(&scratch)?;
-            if !is_full {
+            if !takes_as_it_is {
                 is_there(context, path).await?;
             }
             let request = SnapshotRequest {
@@ -135,6 +148,9 @@ async fn backup(
         Source::Dumps { url_secret } => {
             tell("connecting".to_owned());
             let source = source(context, url_secret).await?;
+            if !takes_as_it_is {
+                is_the_same(context, &source).await?;
+            }
             let request = DumpRequest {
                 programs: tools(context, source.server_version).await?,
                 source,
@@ -158,7 +174,7 @@ async fn backup(
     Ok(Done::BackedUp(line(&taken)))
 }
 
-/// Refuses a folder that is empty and was not: its disk is not mounted, or the host is another one.
+/// Refuses a folder that has nothing of what was there: its disk is not mounted, or another one is.
 async fn is_there(context: &Context, path: &Path) -> Result<(), WorkError> {
     let unread = |error: io::Error| {
         let hint = "look whether it is there and can be read";
@@ -167,18 +183,55 @@ async fn is_there(context: &Context, path: &Path) -> Result<(), WorkError> {
             hint,
         )
     };
-    if fs::read_dir(path).map_err(unread)?.next().is_some() {
-        return Ok(());
-    }
     let loaded = context.series.load().await?;
     let Some(newest) = loaded.snapshots.last().filter(|newest| newest.bytes > 0) else {
         return Ok(());
     };
+    let names = fs::read_dir(path).map_err(unread)?.flatten();
+    let names: BTreeSet<OsString> = names.map(|entry| entry.file_name()).collect();
+    let entries = context.series.entries(newest).await?;
+    let is_known = |entry: &Entry| match entry.path.split() {
+        Some((folder, name)) => folder.0.is_empty() && names.contains(&name),
+        None => false,
+    };
+    if entries.iter().any(is_known) {
+        return Ok(());
+    }
     let (path, bytes, name) = (path.display(), Bytes(newest.bytes), &context.name);
+    let what = match names.is_empty() {
+        true => "is empty",
+        false => "has nothing of what was there",
+    };
     Err(WorkError::new(
-        format!("`{path}` is empty, and the newest snapshot holds {bytes}"),
+        format!("`{path}` {what}, and the newest snapshot holds {bytes}"),
         format!(
             "look whether its disk is mounted; `landfast restore run {name} --as NAME` brings the newest back, and `landfast backup now {name} --full` takes it as it is"
+        ),
+    ))
+}
+
+/// Refuses a database that is not the one that was dumped before.
+async fn is_the_same(context: &Context, source: &DumpSource) -> Result<(), WorkError> {
+    let loaded = context.series.load().await?;
+    let newest = loaded.snapshots.last().map(|newest| &newest.content);
+    let Some(Content::Dump {
+        source: Some(known),
+        database,
+        ..
+    }) = newest
+    else {
+        return Ok(());
+    };
+    if source.identity.is_none_or(|identity| identity == *known) {
+        return Ok(());
+    }
+    let (name, now) = (&context.name, &source.database);
+    Err(WorkError::new(
+        format!(
+            "`{now}` at its address is not the database `{database}` that was dumped before, but another one, or of another server"
+        ),
+        format!(
+            "look whether the address is right; `landfast backup now {name} --full` takes it as it is, as after a move to another server"
         ),
     ))
 }
@@ -209,10 +262,25 @@ async fn source(context: &Context, url_secret: &str) -> Result<DumpSource, WorkE
         )
         .await;
     let row = asked.map_err(|error| unusable(chain(&error)))?;
+    let database: String = row.get(1);
+    // Not every login may ask that.
+    let known = connection
+        .client
+        .query_one(
+            "SELECT system_identifier::text, (SELECT oid::text FROM pg_database WHERE datname = current_database()) \
+             FROM pg_control_system()",
+            &[],
+        )
+        .await;
+    let identity = known.ok().map(|known| {
+        let (system, oid): (&str, &str) = (known.get(0), known.get(1));
+        Digest::of(format!("{system}/{oid}").as_bytes())
+    });
     Ok(DumpSource {
         variables: address.variables(),
         server_version: row.get(0),
-        database: row.get(1),
+        database,
+        identity,
     })
 }
 
@@ -303,13 +371,14 @@ async fn pruning(context: &Context, is_dry: bool) -> Result<Pruned, WorkError> {
 
 async fn drilling(
     context: &Context,
-    is_full: bool,
-    tell: &(impl Fn(String) + Sync),
+    (is_full, migrations): (bool, Option<&MigrationsOf>),
+    tell: &(impl Fn(String) + Send + Sync),
     found: &mut Found,
 ) -> Result<Done, WorkError> {
     let at = context.shared.clock.now();
     let before = context.drill.as_ref();
-    let drilled = Box::pin(try_drill(context, is_full, at, tell, found)).await;
+    let drilled = try_drill(context, (is_full, migrations), at, tell, found);
+    let drilled = Box::pin(drilled).await;
     let record = match drilled {
         Ok(record) => record,
         Err(error) => {
@@ -320,19 +389,22 @@ async fn drilling(
     };
     found.drill = Some(record.clone());
     match &record.failure {
-        None => Ok(Done::Drilled(record)),
-        Some(failure) => Err(WorkError::new(
-            failure.clone(),
-            "the newest backup was restored, and what it holds is not right: look at what is backed up, then `landfast backup verify`",
-        )),
+        None => Ok(Done::Drilled(Box::new(record))),
+        Some(failure) => Err(WorkError {
+            findings: record.gave(),
+            ..WorkError::new(
+                failure.clone(),
+                "the newest backup was restored, and what it holds is not right: look at what is backed up, then `landfast backup verify`",
+            )
+        }),
     }
 }
 
 async fn try_drill(
     context: &Context,
-    is_full: bool,
+    (is_full, migrations): (bool, Option<&MigrationsOf>),
     at: Timestamp,
-    tell: &(impl Fn(String) + Sync),
+    tell: &(impl Fn(String) + Send + Sync),
     found: &mut Found,
 ) -> Result<DrillRecord, WorkError> {
     let scratch = scratch(&context.shared, &context.scope, &context.name);
@@ -349,13 +421,13 @@ async fn try_drill(
     }
     let loaded = context.series.load().await?;
     let newest = loaded.find(None)?.clone();
+    let mut rehearsal = None;
     let (phases, checks) = match &context.source {
         Source::Volume { .. } => volume_drill(context, &loaded, &scratch, tell).await?,
         Source::Dumps { .. } => {
             // The file, and about twice as much for tables with their indexes.
             room(&scratch, newest.bytes.saturating_mul(3))?;
-            let landfast_backup_files::Content::Dump { server_version, .. } = &newest.content
-            else {
+            let Content::Dump { server_version, .. } = &newest.content else {
                 return Err(WorkError::new("the newest backup is no dump", "make one"));
             };
             let checks = context.spec.drill.checks.iter();
@@ -379,8 +451,17 @@ async fn try_drill(
                     })
                     .collect(),
                 reads_everything: is_full,
+                patience: SILENCE_MAX,
             };
-            let drilled = drill_dump(&request, &loaded, Some(&newest.id), tell).await?;
+            let plan = Plan::of(shared, scope, name, migrations).await;
+            let on_copy = plan.map(|plan| {
+                let rehearsal = &mut rehearsal;
+                let on_copy: OnCopy<'_> = Box::new(move |server| {
+                    Box::pin(async move { *rehearsal = Some(plan.run(server, None, tell).await) })
+                });
+                on_copy
+            });
+            let drilled = drill_dump(&request, &loaded, Some(&newest.id), tell, on_copy).await?;
             let mut checks = drilled.checks;
             for check in checks.iter_mut().filter(|check| check.name == "rows") {
                 check.name = format!("{} rows in {} tables", drilled.rows, drilled.tables);
@@ -407,6 +488,11 @@ async fn try_drill(
             None => Some(newest.id.clone()),
             Some(_) => proven,
         },
+        rehearsal: rehearsal.map(|rehearsal| DrillRehearsal {
+            copied: Bytes(newest.bytes),
+            copying: phases.rto(),
+            ..rehearsal
+        }),
         rpo: Some(at.since(newest.at)),
         backup: Some(newest.id),
         reached: None,
@@ -443,23 +529,17 @@ async fn volume_drill(
         tell(format!("restored {bytes} of {total}"));
     });
     let restored = restored.await?;
-    let mut checks = vec![Check {
-        name: format!("{} files", restored.files),
-        wrong: None,
-    }];
+    let mut checks = vec![Check::of(format!("{} files", restored.files), Ok(()))];
     let notes = &loaded.find(None)?.notes;
     checks.extend(
         notes
             .iter()
             .filter(|note| note.kind.is_trouble())
-            .map(|note| Check {
-                name: "everything is in it".to_owned(),
-                wrong: Some(note.to_string()),
-            }),
+            .map(|note| Check::of("everything is in it", Err(note.to_string()))),
     );
-    checks.extend(restored.sqlite.iter().map(|check| Check {
-        name: format!("integrity of {}", check.path),
-        wrong: check.wrong.clone(),
+    checks.extend(restored.sqlite.iter().map(|check| {
+        let wrong = check.wrong.clone().map_or(Ok(()), Err);
+        Check::of(format!("integrity of {}", check.path), wrong)
     }));
     let phases = DrillPhases {
         restore: now().duration_since(begun),

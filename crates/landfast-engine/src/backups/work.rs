@@ -10,16 +10,19 @@ use std::{
 
 use landfast_backup::{Retention, Target, estimate_rto, plan_restore};
 use landfast_backup_postgres::{
-    Archive, BackupManifest, BackupProgress, BackupRequest, DrillRequest, Finding, Loaded,
+    Archive, BackupManifest, BackupProgress, BackupRequest, DrillRequest, Finding, Loaded, OnCopy,
     Programs, RestoreRequest, RestoreStep, Server, SqlCheck, UNFINISHED, WalArchiver, back_up,
-    drill, prune, restore, schema_digest, verify,
+    drill_and, prune, restore, schema_digest, verify,
 };
 use landfast_datastore::{Login, Store, database_name, programs};
 use landfast_spec::BackupSpec;
 use landfast_types::{Bytes, Digest, Scope, StoreName, Timestamp, format_duration};
 use tokio::sync::watch;
 
-use super::{BackupLine, Done, DrillRecord, Progress, RestoreInto, RestoreOrder, Work, WorkError};
+use super::{
+    BackupLine, Done, DrillRecord, DrillRehearsal, MigrationsOf, Progress, RestoreInto,
+    RestoreOrder, Work, WorkError, rehearsal::Plan,
+};
 use crate::{actions::chain, client::now, shared::Shared, stores};
 
 /// How long the WAL of a backup may take to reach the archive.
@@ -37,6 +40,8 @@ pub(super) const SPARE: u64 = 256 << 20;
 pub(crate) struct Context {
     pub(crate) shared: Arc<Shared>,
     pub(crate) store: Store,
+    /// The name that it serves.
+    pub(crate) name: StoreName,
     pub(crate) spec: BackupSpec,
     pub(crate) archive: Archive,
     /// Where the server runs.
@@ -148,7 +153,13 @@ pub(crate) async fn perform(
         Work::BackUp { is_full } => backup(context, *is_full, &tell).await,
         Work::Verify => verification(context, &tell, &mut found).await,
         Work::Prune { is_dry } => pruning(context, *is_dry, &tell).await,
-        Work::Drill { is_full } => drilling(context, *is_full, &tell, &mut found).await,
+        Work::Drill {
+            is_full,
+            migrations,
+        } => {
+            let what = (*is_full, migrations.as_deref());
+            drilling(context, what, &tell, &mut found).await
+        }
         Work::Restore(order) => restoring(context, order, &tell).await,
     };
     (done, found)
@@ -299,13 +310,13 @@ async fn pruning(
 
 async fn drilling(
     context: &Context,
-    is_full: bool,
-    tell: &(impl Fn(String) + Sync),
+    (is_full, migrations): (bool, Option<&MigrationsOf>),
+    tell: &(impl Fn(String) + Send + Sync),
     found: &mut Found,
 ) -> Result<Done, WorkError> {
     let at = context.shared.clock.now();
     let before = context.drill.as_ref();
-    let drilled = try_drill(context, is_full, at, tell, found).await;
+    let drilled = try_drill(context, (is_full, migrations), at, tell, found).await;
     let record = match drilled {
         Ok(record) => record,
         Err(error) => {
@@ -320,19 +331,22 @@ async fn drilling(
     };
     found.drill = Some(record.clone());
     match &record.failure {
-        None => Ok(Done::Drilled(record)),
-        Some(failure) => Err(WorkError::new(
-            failure.clone(),
-            "the newest backup was restored, and what it holds is not right: look at the server, then `landfast backup verify`",
-        )),
+        None => Ok(Done::Drilled(Box::new(record))),
+        Some(failure) => Err(WorkError {
+            findings: record.gave(),
+            ..WorkError::new(
+                failure.clone(),
+                "the newest backup was restored, and what it holds is not right: look at the server, then `landfast backup verify`",
+            )
+        }),
     }
 }
 
 async fn try_drill(
     context: &Context,
-    is_full: bool,
+    (is_full, migrations): (bool, Option<&MigrationsOf>),
     at: Timestamp,
-    tell: &(impl Fn(String) + Sync),
+    tell: &(impl Fn(String) + Send + Sync),
     found: &mut Found,
 ) -> Result<DrillRecord, WorkError> {
     let database = database_name(&context.store.scope);
@@ -384,15 +398,33 @@ async fn try_drill(
         reads_everything: is_full,
     };
     let mut backup = None;
-    let report = drill(&request, |step| {
+    let (shared, scope) = (&context.shared, &context.store.scope);
+    let plan = Plan::of(shared, scope, &context.name, migrations).await;
+    let mut rehearsal = None;
+    let app_database = database.clone();
+    let on_copy = plan.map(|plan| {
+        let rehearsal = &mut rehearsal;
+        let on_copy: OnCopy<'_> = Box::new(move |server| {
+            Box::pin(async move {
+                *rehearsal = Some(plan.run(server, Some(app_database), tell).await);
+            })
+        });
+        on_copy
+    });
+    let on_step = |step: RestoreStep| {
         if let RestoreStep::Planned(plan) = &step {
             backup = Some(plan.backup.clone());
         }
         tell(told(&step));
-    })
-    .await?;
+    };
+    let report = drill_and(&request, on_step, on_copy).await?;
     let backup = backup.expect("a restore is planned before it is done");
     let mut record = DrillRecord::of(at, is_full, backup, &report, context.drill.as_ref());
+    record.rehearsal = rehearsal.map(|rehearsal| DrillRehearsal {
+        copied: Bytes(report.bytes),
+        copying: report.phases.rto(),
+        ..rehearsal
+    });
     let mut wrong = found.findings.clone().unwrap_or_default();
     let copied = report.schemas.first().map(|(_, digest)| *digest);
     if copied.is_some_and(|copied| copied != before) && copied != Some(live().await?) {

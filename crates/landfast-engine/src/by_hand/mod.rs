@@ -16,7 +16,7 @@ use landfast_spec::AppSpec;
 use landfast_types::{Digest, Scope, StoreName};
 use tokio::{sync::mpsc, time::sleep};
 
-pub(crate) use self::rehearsal::rehearse;
+pub(crate) use self::rehearsal::{on_copy, rehearse};
 pub use self::{
     look::{Outlook, Seen, WouldRun, look, what_would_run},
     rehearsal::{Rehearsed, Trial},
@@ -173,7 +173,7 @@ impl Platform {
     }
 }
 
-async fn read_set(
+pub(crate) async fn read_set(
     shared: &Arc<Shared>,
     spec: &AppSpec,
     artifacts: &BTreeMap<String, Digest>,

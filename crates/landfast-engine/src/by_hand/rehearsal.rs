@@ -3,10 +3,11 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use landfast_datastore::Login;
-use landfast_migration::Engine;
-use landfast_migrator::{Observed, Options, Progress, Session, Stage};
+use landfast_migration::{Engine, MigrationSet};
+use landfast_migrator::{MigratorError, Observed, Options, Progress, Session, Stage};
 use landfast_spec::{AppSpec, Rehearsal as Budget};
-use landfast_types::{Bytes, Digest, StoreName, format_duration};
+use landfast_types::{Bytes, Digest, Secret, StoreName, format_duration};
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use super::{HandError, read_set};
@@ -33,8 +34,8 @@ pub struct Rehearsed {
     pub is_cut_short: bool,
 }
 
-/// One migration on the copy.
-#[derive(Debug, Clone)]
+/// One migration on the copy. Kept in the journal: fields are added with `#[serde(default)]` only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Trial {
     pub observed: Observed,
     /// Where it costs more than its budget, in words.
@@ -110,34 +111,48 @@ pub(crate) async fn rehearse(
     let copy = DatabaseCopy::make(shared, &spec.scope(), &served_by, &tell).await;
     let copy = copy.map_err(|refusal| HandError::Refused(vec![refusal]))?;
     let copying = now().duration_since(begun);
-    let at_store = |source| HandError::Migrator {
+    let budget = spec.stores.get(store).and_then(|one| one.rehearsal.clone());
+    let tried = on_copy(&set, &copy.url, &budget.unwrap_or_default(), &tell).await;
+    let tried = tried.map_err(|source| HandError::Migrator {
         store: store.clone(),
         source,
-    };
-    let mut session = Session::connect(set.engine(), &copy.url)
-        .await
-        .map_err(at_store)?;
+    })?;
+    let copied = copy.size;
+    copy.remove().await;
+    Ok(Rehearsed {
+        copied,
+        copying,
+        ..tried
+    })
+}
+
+/// Runs what is pending on a copy that is there.
+///
+/// # Errors
+/// [`MigratorError`]: it was not reached. A migration that fails is part of the answer.
+pub(crate) async fn on_copy(
+    set: &MigrationSet,
+    url: &Secret<String>,
+    budget: &Budget,
+    tell: &(impl Fn(String) + Send + Sync),
+) -> Result<Rehearsed, MigratorError> {
+    let mut session = Session::connect(set.engine(), url).await?;
     let options = Options {
         release: Some("rehearsal".to_owned()),
         ..Options::default()
     };
     let mut listener = |step: Progress| tell(step.sentence());
     let (seen, ran) = session
-        .rehearse(&set, Stage::All, &options, &mut listener)
+        .rehearse(set, Stage::All, &options, &mut listener)
         .await;
-    drop(session);
-    let copied = copy.size;
-    copy.remove().await;
-    let budget = spec.stores.get(store).and_then(|one| one.rehearsal.clone());
-    let budget = budget.unwrap_or_default();
     let trial = |observed: Observed| Trial {
-        exceeded: exceeded(&budget, &observed),
+        exceeded: exceeded(budget, &observed),
         observed,
     };
     Ok(Rehearsed {
         engine: set.engine(),
-        copied,
-        copying,
+        copied: Bytes(0),
+        copying: Duration::ZERO,
         migrations: seen.into_iter().map(trial).collect(),
         is_cut_short: ran.as_ref().is_err_and(|error| error.is_of_the_moment()),
         failure: ran.err().map(|error| explained(chain(&error))),

@@ -13,6 +13,7 @@ use crate::{
     jobs, migrations,
     planning::Refusal,
     release::{self, ReleaseBody},
+    shared::Shared,
     stores,
 };
 
@@ -23,6 +24,8 @@ pub struct SwitchOrder {
     pub store: StoreName,
     pub to: StoreName,
     pub by: String,
+    /// Also where the archive does not have all that was written to the old one.
+    pub accepts_loss: bool,
 }
 
 /// What a switch would do.
@@ -53,7 +56,7 @@ impl Platform {
     /// Begins it.
     ///
     /// # Errors
-    /// [`DeployError`] when it was refused: nothing has changed then, but that a deleted store may be back.
+    /// [`DeployError`] when it was refused: nothing has changed then. A deleted store that was had back for it is deleted again.
     pub async fn switch_store(
         &self,
         order: SwitchOrder,
@@ -65,7 +68,10 @@ impl Platform {
         }
         let view = self.environment_or_empty(scope);
         let (plan, base) = self.judge(&order, &view).await?;
-        self.bring_up(&order, &plan).await?;
+        self.ship_rest(&order, view.state.next_release()).await?;
+        // Until it is recorded for whom it is had back.
+        let kept = Kept::of(&self.shared, scope, &order.to);
+        self.bring_up(&order, &plan, &base.spec).await?;
         let body = ReleaseBody {
             release: view.state.next_release(),
             created_at: self.shared.clock.now(),
@@ -95,10 +101,26 @@ impl Platform {
             store: order.store.clone(),
             to: order.to.clone(),
             was_deleted: plan.was_deleted,
-            by: order.by,
+            by: order.by.clone(),
         };
         self.measure(scope).await?;
-        let view = self.handle_or_new(scope).command(input, Some(body)).await?;
+        let handle = self.handle_or_new(scope);
+        let view = handle.command(input, Some(body)).await?;
+        drop(kept);
+        // One that began since it was looked has seen the switch before it was started, or is seen here.
+        if let Err(held) = self.is_held(&order, &base.spec).await {
+            let reason = "a run of a job uses the store".to_owned();
+            let rollout = view.state.rollout.as_ref().map(|rollout| rollout.id);
+            if let Some(rollout) = rollout {
+                tracing::warn!(%scope, %rollout, reason, "the switch is taken back");
+            }
+            let taken_back = Input::Abort {
+                by: BY.to_owned(),
+                reason,
+            };
+            handle.command(taken_back, None).await?;
+            return Err(held);
+        }
         self.collect(scope).await;
         Ok((plan, view))
     }
@@ -139,6 +161,13 @@ impl Platform {
             ));
         }
         let was_deleted = self.may_serve(order, view, &from, &target, &wanted)?;
+        let backups = self.shared.backups.of(scope);
+        let backups = backups.iter().find(|view| view.store == *store);
+        if let Some(reason) = backups.and_then(|view| view.is_unshipped())
+            && !order.accepts_loss
+        {
+            return Err(unshipped(store, &reason));
+        }
         self.is_held(order, &base.spec).await?;
         let rollout = release::plan(&base.spec, None);
         let services = base.spec.services.values();
@@ -241,23 +270,93 @@ impl Platform {
         ))
     }
 
-    /// Has the new store run, on a timeline behind that of the old one. Its start is waited for by the rollout.
-    async fn bring_up(&self, order: &SwitchOrder, plan: &SwitchPlan) -> Result<(), DeployError> {
-        let SwitchOrder { scope, to, .. } = order;
+    /// Has the new store run, as the manifest wants it and on a timeline behind that of the old one. Its start is waited for by the
+    /// rollout.
+    async fn bring_up(
+        &self,
+        order: &SwitchOrder,
+        plan: &SwitchPlan,
+        spec: &AppSpec,
+    ) -> Result<(), DeployError> {
+        let SwitchOrder {
+            scope, store, to, ..
+        } = order;
+        let tell = async |input| {
+            let told = self.shared.stores.command(scope, to, input).await;
+            told.map_err(|error| refused("store-not-now", error.to_string(), "try again"))
+        };
+        let wanted = spec.stores.get(store).and_then(Wanted::of);
+        let wanted = wanted.expect("it was judged as one that Landfast runs");
+        let known = tell(StoreInput::Fit { wanted }).await?;
         let lineage = |name| stores::lineage(&self.shared, scope, name).map(|it| it.timeline);
-        let input = if plan.was_deleted {
-            StoreInput::Undelete
-        } else if let (Ok(old), Ok(new)) = (lineage(&plan.from), lineage(to))
-            && new <= old
-        {
-            StoreInput::Restart
-        } else {
+        let is_behind =
+            matches!((lineage(&plan.from), lineage(to)), (Ok(old), Ok(new)) if new <= old);
+        if plan.was_deleted {
+            tell(StoreInput::Lend).await?;
+        } else if is_behind || !known.store.waits_for_restart().is_empty() {
+            tell(StoreInput::Restart).await?;
+        }
+        Ok(())
+    }
+
+    /// What the old store has written is in the archive, up to now, and there is a place to go back to. What comes behind it is shipped
+    /// when the archive passes over.
+    async fn ship_rest(&self, order: &SwitchOrder, release: ReleaseId) -> Result<(), DeployError> {
+        let SwitchOrder { scope, store, .. } = order;
+        let name = format!("before-switch-{release}");
+        let Some(shipped) = self.shared.backups.point(scope, store, &name).await else {
             return Ok(());
         };
-        let told = self.shared.stores.command(scope, to, input).await;
-        told.map(drop)
-            .map_err(|error| refused("store-not-now", error.to_string(), "try again"))
+        let Err(reason) = shipped else {
+            return Ok(());
+        };
+        if order.accepts_loss {
+            tracing::warn!(%scope, %store, reason, "what the archive lacks of the old store is given up, as accepted");
+            return Ok(());
+        }
+        Err(unshipped(store, &reason))
     }
+}
+
+/// Who takes back a switch that was begun.
+const BY: &str = "restore switch";
+
+/// Nobody takes a store for one that was had back in vain while this is there.
+struct Kept<'a> {
+    shared: &'a Shared,
+    scope: &'a Scope,
+    store: &'a StoreName,
+    is_ours: bool,
+}
+
+impl<'a> Kept<'a> {
+    fn of(shared: &'a Shared, scope: &'a Scope, store: &'a StoreName) -> Self {
+        let is_ours = shared.stores.hold_lent(scope, store);
+        Self {
+            shared,
+            scope,
+            store,
+            is_ours,
+        }
+    }
+}
+
+impl Drop for Kept<'_> {
+    fn drop(&mut self) {
+        if self.is_ours {
+            self.shared.stores.release_lent(self.scope, self.store);
+        }
+    }
+}
+
+fn unshipped(store: &StoreName, reason: &str) -> DeployError {
+    refused(
+        "store-not-now",
+        format!("what was written to `{store}` of late is not in its archive: {reason}"),
+        format!(
+            "`landfast backup show {store}` shows what is wrong; `--accept-loss` goes on without it: it is in the old store alone then, which is deleted"
+        ),
+    )
 }
 
 fn refused(code: &'static str, reason: String, hint: impl Into<String>) -> DeployError {

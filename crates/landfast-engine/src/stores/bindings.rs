@@ -124,6 +124,17 @@ impl Stores {
         reserved.remove(&(scope.clone(), name.clone()));
     }
 
+    /// Nobody else sees to a store that was had back; false where somebody does.
+    pub(crate) fn hold_lent(&self, scope: &Scope, name: &StoreName) -> bool {
+        let mut lent = self.lent.lock().unwrap_or_else(PoisonError::into_inner);
+        lent.insert((scope.clone(), name.clone()))
+    }
+
+    pub(crate) fn release_lent(&self, scope: &Scope, name: &StoreName) {
+        let mut lent = self.lent.lock().unwrap_or_else(PoisonError::into_inner);
+        lent.remove(&(scope.clone(), name.clone()));
+    }
+
     pub(crate) fn is_reserved(&self, scope: &Scope, name: &StoreName) -> bool {
         let reserved = self.reserved.lock().unwrap_or_else(PoisonError::into_inner);
         reserved.contains(&(scope.clone(), name.clone()))

@@ -17,6 +17,7 @@ mod host;
 mod keeper;
 mod lineage;
 pub(crate) mod rotation;
+mod writes;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -54,6 +55,7 @@ pub(crate) use self::{
     credentials::rewrap as rewrap_credential,
     host::{access, find, make_throwaway, owner_of, places},
     lineage::lineage,
+    writes::{allow_writes, hold_writes},
 };
 use crate::{
     actions::chain, driver::View, planning::Refusal, release::ReleaseBody, shared::Shared,
@@ -130,6 +132,8 @@ pub struct Stores {
     book: Mutex<BTreeMap<(Scope, StoreName), Handle>>,
     tasks: Mutex<JoinSet<()>>,
     reserved: Mutex<Reserved>,
+    /// Stores that were had back, as long as somebody sees to what becomes of them.
+    lent: Mutex<Reserved>,
 }
 
 impl Stores {
@@ -345,6 +349,7 @@ async fn attend(shared: &Arc<Shared>) {
         }
         for known in shared.stores.of(scope) {
             let store = &known.store;
+            take_back(shared, &view, store);
             let is_moved = store.named != wanted.contains_key(&store.name);
             if store.release > body.release || (store.release == body.release && !is_moved) {
                 continue;
@@ -358,6 +363,26 @@ async fn attend(shared: &Arc<Shared>) {
             }
         }
     }
+}
+
+/// A store that was had back to take the place of another one is deleted again where nothing came of that: it was refused, or the
+/// server died before it was recorded.
+fn take_back(shared: &Arc<Shared>, view: &View, store: &Store) {
+    let (scope, name) = (store.scope.clone(), store.name.clone());
+    let serves = view.state.serves(&name);
+    let mut specs = view.bodies.values().map(|body| &body.spec);
+    let is_used = view.state.is_bound(&name).is_some()
+        || serves.is_some_and(|serves| specs.any(|spec| spec.stores.contains_key(serves)));
+    // Whoever moves an app to it holds it until that is recorded, and whoever deletes it until that is done.
+    if !store.lent || is_used || !shared.stores.hold_lent(&scope, &name) {
+        return;
+    }
+    tracing::info!(%scope, store = %name, "nothing came of what it was had back for");
+    let work = Arc::clone(shared);
+    shared.stores.spawn(async move {
+        retire(&work, &scope, &name).await;
+        work.stores.release_lent(&scope, &name);
+    });
 }
 
 /// What a manifest wants, by the stores that serve its names.

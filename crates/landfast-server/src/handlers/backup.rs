@@ -1,22 +1,29 @@
 //! Backups: how they stand, and what is done with them. Work goes on when nobody reads the answer.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Extension,
-    extract::{Path, State},
+    extract::{Path, Query, State},
     response::Response,
 };
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use landfast_api::{
-    At, BackupFrame, BackupKey, BackupKeyText, BackupList, BackupRequest, DrillRequest, Problem,
-    ProblemCode, PruneRequest, RestoreRequest, RestoreTarget,
+    At, BackupFrame, BackupKey, BackupKeyText, BackupList, BackupRequest, DrillRequest,
+    MigrateFrame, Problem, ProblemCode, PruneRequest, RestoreRequest, RestoreTarget, WaitQuery,
 };
 use landfast_backup::{AcceptedLoss, Lsn, Target};
-use landfast_engine::backups::{self, KeyView, Progress, RestoreInto, RestoreOrder, Work};
-use landfast_types::StoreName;
-use tokio::sync::{mpsc, watch};
+use landfast_engine::{
+    Shared,
+    backups::{self, KeyView, MigrationsOf, OrderError, Progress, RestoreInto, RestoreOrder, Work},
+};
+use landfast_types::{Scope, StoreName};
+use serde::Serialize;
+use tokio::{
+    sync::{mpsc, watch},
+    time::{sleep, timeout},
+};
 
 use super::{
     InEnvironment, actor,
@@ -36,6 +43,8 @@ use crate::{
 
 /// Pieces of progress that wait for a slow reader.
 const WAITING_MAX: usize = 16;
+/// Whoever waits for what is under way looks again after this, whatever was told.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 pub(crate) async fn list(
     State(state): State<AppState>,
@@ -69,44 +78,52 @@ pub(crate) async fn one(
 pub(crate) async fn back_up(
     State(state): State<AppState>,
     Path(path): InStore,
+    Query(wait): Query<WaitQuery>,
     headers: HeaderMap,
     Json(request): Json<BackupRequest>,
 ) -> Answer<Response> {
     let is_full = request.full;
-    begin(&state, &path, &headers, Work::BackUp { is_full }).await
+    begin(&state, &path, &headers, wait, Work::BackUp { is_full }).await
 }
 
 pub(crate) async fn verify(
     State(state): State<AppState>,
     Path(path): InStore,
+    Query(wait): Query<WaitQuery>,
     headers: HeaderMap,
 ) -> Answer<Response> {
-    begin(&state, &path, &headers, Work::Verify).await
+    begin(&state, &path, &headers, wait, Work::Verify).await
 }
 
 pub(crate) async fn prune(
     State(state): State<AppState>,
     Path(path): InStore,
+    Query(wait): Query<WaitQuery>,
     headers: HeaderMap,
     Json(request): Json<PruneRequest>,
 ) -> Answer<Response> {
     let is_dry = request.dry_run;
-    begin(&state, &path, &headers, Work::Prune { is_dry }).await
+    begin(&state, &path, &headers, wait, Work::Prune { is_dry }).await
 }
 
 pub(crate) async fn drill(
     State(state): State<AppState>,
     Path(path): InStore,
+    Query(wait): Query<WaitQuery>,
     headers: HeaderMap,
     Json(request): Json<DrillRequest>,
 ) -> Answer<Response> {
-    let is_full = request.full;
-    begin(&state, &path, &headers, Work::Drill { is_full }).await
+    let work = Work::Drill {
+        is_full: request.full,
+        migrations: None,
+    };
+    begin(&state, &path, &headers, wait, work).await
 }
 
 pub(crate) async fn restore(
     State(state): State<AppState>,
     Path(path): InStore,
+    Query(wait): Query<WaitQuery>,
     headers: HeaderMap,
     Json(request): Json<RestoreRequest>,
 ) -> Answer<Response> {
@@ -138,43 +155,193 @@ pub(crate) async fn restore(
         accepted: accepted.map(|reach| AcceptedLoss { reach }),
         into,
     };
-    begin(&state, &path, &headers, Work::Restore(order)).await
+    begin(&state, &path, &headers, wait, Work::Restore(order)).await
 }
 
 async fn begin(
     state: &AppState,
     (app, environment, store): &(String, String, String),
     headers: &HeaderMap,
+    WaitQuery { wait }: WaitQuery,
     work: Work,
 ) -> Answer<Response> {
     let (scope, store) = named(app, environment, store)?;
     known(state, &scope)?;
-    let shared = state.platform.shared();
-    let begun = shared
-        .backups
-        .order(&scope, &store, work, actor(headers))
-        .await?;
-    let (sender, receiver) = mpsc::channel(WAITING_MAX);
-    state.spawn(follow(begun, sender));
-    ndjson(receiver)
+    let order = Order {
+        shared: Arc::clone(state.platform.shared()),
+        scope,
+        store,
+        work,
+        by: actor(headers),
+    };
+    order.serve(state, wait, |frame| frame).await
+}
+
+/// Rehearses the migrations of a folder on a copy of the newest backup, by a drill. What is under way is waited for.
+pub(super) async fn rehearse(
+    state: &AppState,
+    (scope, store): (Scope, StoreName),
+    migrations: MigrationsOf,
+    by: String,
+) -> Answer<Response> {
+    let work = Work::Drill {
+        is_full: false,
+        migrations: Some(Arc::new(migrations)),
+    };
+    let order = Order {
+        shared: Arc::clone(state.platform.shared()),
+        scope,
+        store,
+        work,
+        by,
+    };
+    let told = |frame| match frame {
+        BackupFrame::Progress { text } | BackupFrame::Waiting { text } => {
+            MigrateFrame::Progress { text }
+        }
+        BackupFrame::Drilled { drill } => match drill.rehearsal {
+            Some(rehearsal) => MigrateFrame::Rehearsed { rehearsal },
+            None => MigrateFrame::Done {
+                migrations: Vec::new(),
+            },
+        },
+        BackupFrame::Failed { problem } => MigrateFrame::Failed { problem },
+        BackupFrame::BackedUp { .. }
+        | BackupFrame::Verified { .. }
+        | BackupFrame::Pruned { .. }
+        | BackupFrame::Restored { .. }
+        | BackupFrame::Unknown => MigrateFrame::Unknown,
+    };
+    order.serve(state, true, told).await
+}
+
+/// What is to be done, for whom.
+struct Order {
+    shared: Arc<Shared>,
+    scope: Scope,
+    store: StoreName,
+    work: Work,
+    by: String,
+}
+
+impl Order {
+    /// Answers with what happens, each piece as the caller has it.
+    async fn serve<T: Serialize + Send + 'static>(
+        self,
+        state: &AppState,
+        waits: bool,
+        told: impl Fn(BackupFrame) -> T + Send + Sync + 'static,
+    ) -> Answer<Response> {
+        let (frame_sender, frames) = mpsc::channel(WAITING_MAX);
+        let store = self.store.clone();
+        match self.begin().await {
+            Err(OrderError::Busy(_)) if waits => state.spawn(self.wait(frame_sender)),
+            begun => state.spawn(follow(store, begun?, frame_sender)),
+        }
+        let (sender, receiver) = mpsc::channel(WAITING_MAX);
+        state.spawn(pass_on(frames, sender, told));
+        ndjson(receiver)
+    }
+
+    async fn begin(&self) -> Result<watch::Receiver<Progress>, OrderError> {
+        let (work, by) = (self.work.clone(), self.by.clone());
+        let backups = &self.shared.backups;
+        backups.order(&self.scope, &self.store, work, by).await
+    }
+
+    /// Begins when what is under way has ended. Nothing is begun for whoever has gone away.
+    async fn wait(self, sender: mpsc::Sender<BackupFrame>) {
+        loop {
+            if !self.until_idle(&sender).await {
+                return;
+            }
+            let problem = match self.begin().await {
+                Ok(begun) => return follow(self.store, begun, sender).await,
+                Err(OrderError::Busy(_)) => {
+                    // What was begun a moment ago does not show yet.
+                    sleep(LOOK_EVERY).await;
+                    continue;
+                }
+                Err(error) => Failure::from(error).0,
+            };
+            if sender.send(BackupFrame::Failed { problem }).await.is_err() {
+                tracing::debug!("nobody reads on");
+            }
+            return;
+        }
+    }
+
+    /// Tells what is under way until nothing is; false when nobody reads that any more.
+    async fn until_idle(&self, sender: &mpsc::Sender<BackupFrame>) -> bool {
+        let Some(mut views) = self.shared.backups.watch(&self.scope, &self.store) else {
+            return !sender.is_closed();
+        };
+        let mut told = None;
+        loop {
+            let running = views.borrow_and_update().running.clone();
+            let Some(running) = running.filter(|running| running.ended.is_none()) else {
+                return !sender.is_closed();
+            };
+            let (kind, by, doing) = (running.kind, &running.by, &running.doing);
+            let text = format!("waiting for {kind}, begun by {by}: {doing}");
+            if told.as_ref() != Some(&text) {
+                let frame = BackupFrame::Waiting { text: text.clone() };
+                if sender.send(frame).await.is_err() {
+                    return false;
+                }
+                told = Some(text);
+            }
+            tokio::select! {
+                changed = timeout(LOOK_EVERY * 20, views.changed()) => {
+                    // Its keeper has left; another may be there.
+                    if matches!(changed, Ok(Err(_))) {
+                        return !sender.is_closed();
+                    }
+                }
+                () = sender.closed() => return false,
+            }
+        }
+    }
+}
+
+/// A line for each piece, until there is none any more, or nobody reads.
+async fn pass_on<T: Serialize + Send>(
+    mut frames: mpsc::Receiver<BackupFrame>,
+    sender: mpsc::Sender<Bytes>,
+    told: impl Fn(BackupFrame) -> T + Send + Sync,
+) {
+    loop {
+        let frame = tokio::select! {
+            frame = frames.recv() => frame,
+            () = sender.closed() => return,
+        };
+        let Some(frame) = frame else { return };
+        let mut text = Vec::new();
+        push_line(&mut text, &told(frame));
+        if sender.send(Bytes::from(text)).await.is_err() {
+            return;
+        }
+    }
 }
 
 /// Passes on what is done now, until it has ended or nobody reads.
-async fn follow(mut progress: watch::Receiver<Progress>, sender: mpsc::Sender<Bytes>) {
+async fn follow(
+    store: StoreName,
+    mut progress: watch::Receiver<Progress>,
+    sender: mpsc::Sender<BackupFrame>,
+) {
     let mut told = None;
     loop {
         let now = progress.borrow_and_update().clone();
         let frame = match &now.ended {
-            Some(ended) => wire::backup_end(ended),
+            Some(ended) => wire::backup_end(&store, ended),
             None => BackupFrame::Progress {
                 text: now.doing.clone(),
             },
         };
         let is_over = now.ended.is_some();
         if is_over || told.as_ref() != Some(&now.doing) {
-            let mut text = Vec::new();
-            push_line(&mut text, &frame);
-            if sender.send(Bytes::from(text)).await.is_err() {
+            if sender.send(frame).await.is_err() {
                 return;
             }
             told = Some(now.doing);

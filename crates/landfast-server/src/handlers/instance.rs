@@ -310,7 +310,8 @@ pub(crate) async fn run_job(
         .await
         .map_err(|error| match error {
             RunError::Unknown(_) => Failure::new(ProblemCode::JobUnknown, error.to_string()),
-            RunError::Switching(_) | RunError::Begin(BeginError::Busy { .. }) => {
+            RunError::Switching(_)
+            | RunError::Begin(BeginError::Busy { .. } | BeginError::Switching(_)) => {
                 Failure::new(ProblemCode::NotNow, error.to_string())
             }
             RunError::Begin(BeginError::Journal(reason)) => Failure::internal(reason),

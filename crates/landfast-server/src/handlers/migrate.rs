@@ -3,15 +3,19 @@
 use std::collections::BTreeMap;
 
 use axum::{
-    extract::{Path, State},
+    extract::{Path, Query, State},
     response::Response,
 };
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use landfast_api::{
     Manifest, MigrateAcceptRequest, MigrateFrame, MigrateRequest, MigrateUpRequest, ProblemCode,
+    RehearseFrom, RehearseQuery,
 };
-use landfast_engine::by_hand::{self, HandOrder, HandWish};
+use landfast_engine::{
+    backups::MigrationsOf,
+    by_hand::{self, HandOrder, HandWish},
+};
 use tokio::sync::mpsc;
 
 use super::{
@@ -122,9 +126,19 @@ fn read(
 pub(crate) async fn rehearse(
     State(state): State<AppState>,
     Path(path): InStore,
+    Query(query): Query<RehearseQuery>,
+    headers: HeaderMap,
     Json(request): Json<MigrateRequest>,
 ) -> Answer<Response> {
     let (read, store) = read(&state, &path, &request.manifest, &request.artifacts)?;
+    if query.from == Some(RehearseFrom::Backup) {
+        let of = (read.spec.scope(), store);
+        let migrations = MigrationsOf {
+            spec: read.spec,
+            artifacts: read.artifacts,
+        };
+        return super::backup::rehearse(&state, of, migrations, actor(&headers)).await;
+    }
     let (sender, receiver) = mpsc::channel(WAITING_MAX);
     let (progress, told) = mpsc::channel(WAITING_MAX);
     let platform = state.platform.clone();

@@ -156,6 +156,7 @@ pub(crate) async fn switch(
         store: name.clone(),
         to,
         by: actor(&headers),
+        accepts_loss: request.accept_loss,
     };
     if request.dry_run {
         let plan = state.platform.plan_switch(&order).await?;

@@ -10,7 +10,9 @@ use landfast_backup::{BackupState, KeepReason};
 use landfast_engine::backups::{
     BackupLine, BackupView, Done, DrillRecord, Kind, RestoreInto, Source, WorkError,
 };
-use landfast_types::Timestamp;
+use landfast_types::{StoreName, Timestamp};
+
+use super::migration::rehearsal;
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
@@ -45,6 +47,8 @@ pub(crate) fn store_backups(view: &BackupView, now: Timestamp) -> StoreBackups {
         confirmed_at: wal.and_then(|wal| wal.confirmed).map(At),
         troubles: view.troubles(now),
         waiting_segments: wal.map_or(0, |wal| wal.backlog as u64),
+        writes_stopped_at: view.stopped.map(|(since, _)| At(since)),
+        waiting_bytes: view.waiting,
         restore_ms: view.rto.map(millis),
         backups: view.backups.iter().map(backup).collect(),
         points: view
@@ -56,11 +60,11 @@ pub(crate) fn store_backups(view: &BackupView, now: Timestamp) -> StoreBackups {
                 at: At(*at),
             })
             .collect(),
-        drill: view.drill.as_ref().map(drill),
+        drill: view.drill.as_ref().map(|one| drill(&view.store, one)),
         drills: view
             .drills
             .iter()
-            .map(|(kind, record)| (word(*kind).to_owned(), drill(record)))
+            .map(|(kind, record)| (word(*kind).to_owned(), drill(&view.store, record)))
             .collect(),
         running: view.running.as_ref().map(|progress| BackupWork {
             kind: word(progress.kind).to_owned(),
@@ -101,7 +105,7 @@ fn backup(line: &BackupLine) -> Backup {
     }
 }
 
-fn drill(record: &DrillRecord) -> Drill {
+fn drill(store: &StoreName, record: &DrillRecord) -> Drill {
     let phases = &record.phases;
     let phases = [
         ("plan", phases.plan),
@@ -126,18 +130,23 @@ fn drill(record: &DrillRecord) -> Drill {
             .map(|check| DrillCheck {
                 name: check.name.clone(),
                 wrong: check.wrong.clone(),
+                gave: check.gave.clone(),
             })
             .collect(),
+        rehearsal: record
+            .rehearsal
+            .as_ref()
+            .map(|one| rehearsal(store, &one.rehearsed())),
     }
 }
 
 /// How work ended.
-pub(crate) fn backup_end(ended: &Result<Done, WorkError>) -> BackupFrame {
+pub(crate) fn backup_end(store: &StoreName, ended: &Result<Done, WorkError>) -> BackupFrame {
     let done = match ended {
         Ok(done) => done,
         Err(error) => {
             return BackupFrame::Failed {
-                problem: Box::new(problem(error)),
+                problem: Box::new(work_problem(error)),
             };
         }
     };
@@ -161,7 +170,7 @@ pub(crate) fn backup_end(ended: &Result<Done, WorkError>) -> BackupFrame {
             }
         }
         Done::Drilled(record) => BackupFrame::Drilled {
-            drill: drill(record),
+            drill: drill(store, record),
         },
         Done::Restored {
             backup,
@@ -204,7 +213,8 @@ fn reason_word(reason: KeepReason) -> &'static str {
     }
 }
 
-fn problem(error: &WorkError) -> Problem {
+/// Why work failed.
+pub(crate) fn work_problem(error: &WorkError) -> Problem {
     let mut detail = error.reason.clone();
     for finding in &error.findings {
         detail.push_str("\n  ");
@@ -245,7 +255,7 @@ pub(crate) fn backup_troubles(views: &[Arc<BackupView>], now: Timestamp) -> Vec<
 /// The figures of all backups for Prometheus.
 pub(crate) fn backup_metrics(views: &[Arc<BackupView>], now: Timestamp) -> String {
     type Figure = fn(&BackupView, Timestamp) -> Option<f64>;
-    let figures: [(&str, &str, Figure); 9] = [
+    let figures: [(&str, &str, Figure); 11] = [
         (
             "up",
             "Whether it is backed up as the manifest wants it.",
@@ -287,6 +297,19 @@ pub(crate) fn backup_metrics(views: &[Arc<BackupView>], now: Timestamp) -> Strin
             "interval_seconds",
             "The time between two dumps or snapshots: what is lost at the most.",
             |view, now| view.interval(now).map(|interval| interval.as_secs_f64()),
+        ),
+        (
+            "writes_stopped",
+            "Whether the app does not write because too much waits for the archive; where that is not wanted, nothing.",
+            |view, _| {
+                view.waiting?;
+                Some(f64::from(u8::from(view.stopped.is_some())))
+            },
+        ),
+        (
+            "waiting_bytes",
+            "What waits for the archive, where writes are to stop for it.",
+            |view, _| view.waiting.map(|bytes| bytes as f64),
         ),
         (
             "waiting_segments",

@@ -7,14 +7,16 @@ use std::{
 
 use anyhow::anyhow;
 use landfast_api::{
-    At, Backup, BackupFrame, BackupRequest, BackupSource, Drill, DrillRequest, PruneRequest,
-    RestoreRequest, RestoreTarget, Restored, StoreBackups, StoreSwitchPlan, StoreSwitchRequest,
+    At, Backup, BackupFrame, BackupRequest, BackupSource, Drill, DrillRequest, MigrationRehearsal,
+    PruneRequest, RestoreRequest, RestoreTarget, Restored, StoreBackups, StoreSwitchPlan,
+    StoreSwitchRequest, WaitQuery,
 };
 use landfast_client::{Client, Error, Lines};
 
 use landfast_types::Scope;
 
 use super::{
+    migrations::rehearsal_lines,
     moves,
     secret::{KEY_BYTES_MAX, read_file_or_stdin},
     store::typed_name,
@@ -66,18 +68,29 @@ pub(super) async fn backup(
             }
             Ok(Exit::Done)
         }
-        BackupCommand::Now { store, full } => {
+        BackupCommand::Now {
+            store,
+            full,
+            no_wait,
+        } => {
             let request = BackupRequest { full };
-            let frames = client.back_up(&scope, &store, &request).await?;
+            let frames = client.back_up(&scope, &store, &request, waits(no_wait));
+            let frames = frames.await?;
             follow(printer, &store, frames).await
         }
-        BackupCommand::Verify { store } => {
-            let frames = client.verify_backups(&scope, &store).await?;
+        BackupCommand::Verify { store, no_wait } => {
+            let frames = client.verify_backups(&scope, &store, waits(no_wait));
+            let frames = frames.await?;
             follow(printer, &store, frames).await
         }
-        BackupCommand::Prune { store, dry_run } => {
+        BackupCommand::Prune {
+            store,
+            dry_run,
+            no_wait,
+        } => {
             let request = PruneRequest { dry_run };
-            let frames = client.prune_backups(&scope, &store, &request).await?;
+            let frames = client.prune_backups(&scope, &store, &request, waits(no_wait));
+            let frames = frames.await?;
             follow(printer, &store, frames).await
         }
         BackupCommand::Key { .. } => unreachable!("it was done above"),
@@ -89,11 +102,17 @@ pub(super) async fn drill(
     global: &Global,
     client: &Client,
     store: &str,
-    full: bool,
+    (full, no_wait): (bool, bool),
 ) -> Result<Exit, Failure> {
     let request = DrillRequest { full };
-    let frames = client.drill(&scope(global)?, store, &request).await?;
-    follow(printer, store, frames).await
+    let scope = scope(global)?;
+    let frames = client.drill(&scope, store, &request, waits(no_wait));
+    follow(printer, store, frames.await?).await
+}
+
+/// A person wants it done, whatever is under way.
+fn waits(no_wait: bool) -> WaitQuery {
+    WaitQuery { wait: !no_wait }
 }
 
 pub(super) async fn restore(
@@ -103,15 +122,27 @@ pub(super) async fn restore(
     command: RestoreCommand,
 ) -> Result<Exit, Failure> {
     let scope = scope(global)?;
-    let (store, request) = match command {
-        RestoreCommand::Switch { store, to, yes } => {
-            return switch(printer, client, &scope, &store, to, yes).await;
+    let (store, request, no_wait) = match command {
+        RestoreCommand::Switch {
+            store,
+            to,
+            yes,
+            accept_loss,
+        } => {
+            let request = StoreSwitchRequest {
+                to,
+                dry_run: true,
+                accept_loss,
+                ..StoreSwitchRequest::default()
+            };
+            return switch(printer, client, &scope, &store, request, yes).await;
         }
         RestoreCommand::Run {
             store,
             name,
             to,
             accept_loss,
+            no_wait,
         } => {
             let request = RestoreRequest {
                 target: target(to),
@@ -119,13 +150,14 @@ pub(super) async fn restore(
                 folder: None,
                 accept_loss,
             };
-            (store, request)
+            (store, request, no_wait)
         }
         RestoreCommand::Export {
             store,
             into,
             to,
             accept_loss,
+            no_wait,
         } => {
             let request = RestoreRequest {
                 target: target(to),
@@ -133,11 +165,11 @@ pub(super) async fn restore(
                 folder: Some(into),
                 accept_loss,
             };
-            (store, request)
+            (store, request, no_wait)
         }
     };
-    let frames = client.restore(&scope, &store, &request).await?;
-    follow(printer, &store, frames).await
+    let frames = client.restore(&scope, &store, &request, waits(no_wait));
+    follow(printer, &store, frames.await?).await
 }
 
 /// Says what it would do, asks, and stays until the old store is let go.
@@ -146,14 +178,9 @@ async fn switch(
     client: &Client,
     scope: &Scope,
     store: &str,
-    to: String,
+    mut request: StoreSwitchRequest,
     yes: bool,
 ) -> Result<Exit, Failure> {
-    let mut request = StoreSwitchRequest {
-        to,
-        dry_run: true,
-        ..StoreSwitchRequest::default()
-    };
     let asked = client.switch_store(scope, store, &request).await?;
     for line in switch_lines(scope, &asked.plan) {
         printer.say(&line);
@@ -222,11 +249,15 @@ async fn follow(
     mut frames: Lines<BackupFrame>,
 ) -> Result<Exit, Failure> {
     let hint = format!("`landfast backup show {store}` shows how far it is");
+    let mut is_waiting = false;
     loop {
         let frame = tokio::select! {
             frame = frames.next() => frame?,
             _ = tokio::signal::ctrl_c() => {
-                let error = anyhow!("detached: it goes on by itself");
+                let error = match is_waiting {
+                    true => anyhow!("not begun: something else is under way"),
+                    false => anyhow!("detached: it goes on by itself"),
+                };
                 return Err(Failure::new(Exit::Detached, error).hint(hint));
             }
         };
@@ -238,7 +269,13 @@ async fn follow(
             printer.json_line(&frame)?;
         }
         let words = match frame {
+            BackupFrame::Waiting { text } => {
+                is_waiting = true;
+                printer.say(&text);
+                continue;
+            }
             BackupFrame::Progress { text } => {
+                is_waiting = false;
                 printer.say(&text);
                 continue;
             }
@@ -277,7 +314,10 @@ async fn follow(
                 );
                 lines.join("\n")
             }
-            BackupFrame::Drilled { drill } => drill_lines(store, &drill).join("\n"),
+            BackupFrame::Drilled { drill } => {
+                let rehearsed = rehearsed_lines(&drill, printer.paint);
+                [drill_lines(store, &drill), rehearsed].concat().join("\n")
+            }
             BackupFrame::Restored { restored } => restored_lines(store, &restored).join("\n"),
             BackupFrame::Failed { problem } => return Err(Error::Problem(problem).into()),
             BackupFrame::Unknown => continue,
@@ -325,6 +365,27 @@ fn drill_lines(store: &str, drill: &Drill) -> Vec<String> {
     let names = drill.checks.iter().map(|check| check.name.as_str());
     let names = names.collect::<Vec<_>>().join(", ");
     lines.push(format!("  checked in {}: {names}", ms(phase("checks"))));
+    lines
+}
+
+/// What pending migrations did on the copy.
+fn rehearsed_lines(drill: &Drill, paint: Paint) -> Vec<String> {
+    let rehearsal = drill.rehearsal.as_ref();
+    let told = |one: &&MigrationRehearsal| !one.migrations.is_empty() || one.failure.is_some();
+    let Some(rehearsal) = rehearsal.filter(told) else {
+        return Vec::new();
+    };
+    let mut lines = vec![format!(
+        "pending migrations were rehearsed on it, which says nothing of the backup:"
+    )];
+    let table = rehearsal_lines(rehearsal, paint).into_iter().skip(1);
+    lines.extend(table.filter(|_| !rehearsal.migrations.is_empty()));
+    for one in &rehearsal.migrations {
+        let why = one.exceeded.iter();
+        lines.extend(why.map(|why| paint.bad(&format!("{} {why}", one.name))));
+    }
+    let failure = rehearsal.failure.iter();
+    lines.extend(failure.map(|why| paint.bad(&format!("the rehearsal failed: {why}"))));
     lines
 }
 
@@ -497,6 +558,10 @@ fn show_lines(one: &StoreBackups, paint: Paint) -> Vec<String> {
                 paint.bad(why)
             )),
         }
+        let checks = drill.checks.iter();
+        let gave = checks.filter_map(|check| Some((&check.name, check.gave.as_ref()?)));
+        lines.extend(gave.map(|(name, gave)| format!("  {name} gave `{gave}`")));
+        lines.extend(rehearsed_lines(drill, paint));
     }
     lines
 }

@@ -6,7 +6,7 @@ use anyhow::anyhow;
 use landfast_api::{
     MigrateAcceptRequest, MigrateFrame, MigratePlan, MigrateRequest, MigrateUpRequest,
     MigrationRecord, MigrationRehearsal, MigrationState, MigrationStatus, PendingMigration,
-    ReleaseOutlook,
+    RehearseFrom, ReleaseOutlook,
 };
 use landfast_client::{Client, Error, Lines};
 use landfast_migration::MigrationSet;
@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use super::{deploy::Prepared, migrate};
 use crate::{
-    args::{Global, MigrateCommand, MigrateStore},
+    args::{Global, MigrateCommand, MigrateStore, RehearseSource},
     context::scope,
     exit::{Exit, Failure},
     out::{Paint, Printer},
@@ -59,13 +59,15 @@ pub(super) async fn migrate(
             let frames = client.migrate_up(&scope, &store, &request).await?;
             follow(printer, &store, frames, "applied").await
         }
-        MigrateCommand::Rehearse { store } => {
+        MigrateCommand::Rehearse { store, from } => {
             let store = migrate::store_name(global, store.store.as_ref())?;
             let request = MigrateRequest {
                 manifest,
                 artifacts,
             };
-            let frames = client.rehearse_migrations(&scope, &store, &request).await?;
+            let from = from.map(|RehearseSource::Backup| RehearseFrom::Backup);
+            let frames = client.rehearse_migrations(&scope, &store, &request, from);
+            let frames = frames.await?;
             follow(printer, &store, frames, "rehearsed").await
         }
         MigrateCommand::Down { store } => {
@@ -173,7 +175,7 @@ fn show_rehearsal(printer: &Printer, rehearsal: &MigrationRehearsal) -> Result<E
     Err(Failure::new(Exit::ManifestInvalid, error).hint("`landfast migrate plan` shows what to write instead; the budgets are in `[stores.NAME.rehearsal]`"))
 }
 
-fn rehearsal_lines(rehearsal: &MigrationRehearsal, paint: Paint) -> Vec<String> {
+pub(super) fn rehearsal_lines(rehearsal: &MigrationRehearsal, paint: Paint) -> Vec<String> {
     let took = |ms: u64| duration(Duration::from_millis(ms));
     let title = format!("store {}  {}", rehearsal.store, rehearsal.engine);
     let mut lines = vec![format!(

@@ -145,9 +145,11 @@ async fn dispatch(
         Command::Top(arguments) => top::top(printer, global, client, &arguments).await,
         Command::Backup { command } => backup::backup(printer, global, client, command).await,
         Command::Restore { command } => backup::restore(printer, global, client, command).await,
-        Command::Drill { store, full } => {
-            backup::drill(printer, global, client, &store, full).await
-        }
+        Command::Drill {
+            store,
+            full,
+            no_wait,
+        } => backup::drill(printer, global, client, &store, (full, no_wait)).await,
         Command::Routes => show::routes(printer, client).await,
         Command::Certificates { command } => {
             certificates::certificates(printer, client, command).await
