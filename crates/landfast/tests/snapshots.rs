@@ -306,6 +306,26 @@ fn a_database_of_somebody_else_is_dumped_proven_and_exported() {
     let said = world.ok(&["status"]);
     assert!(said.contains("backups of main: would be lost"), "{said}");
 
+    // Migrations of the folder, tried on the dump: of a server of somebody else there is no other copy.
+    let manifest = world.app.join("landfast.toml");
+    let before = fs::read_to_string(&manifest).unwrap();
+    world.edit(
+        "engine = \"postgres\"\n",
+        "engine = \"postgres\"\nmigrations = \"migrations\"\n",
+    );
+    fs::create_dir(world.app.join("migrations")).unwrap();
+    let wide =
+        "-- landfast: allow=PG030 a rehearsal\nALTER TABLE items ALTER COLUMN n TYPE bigint;";
+    fs::write(world.app.join("migrations/0001_wide.sql"), wide).unwrap();
+    let said = world.ok(&["migrate", "rehearse", "--from", "backup"]);
+    assert!(
+        said.contains("0001_wide") && said.contains("items everybody"),
+        "{said}"
+    );
+    let kind = "SELECT data_type FROM information_schema.columns WHERE table_name = 'items'";
+    assert_eq!(theirs.sql("shop", kind).unwrap().trim(), "integer");
+    fs::write(manifest, before).unwrap();
+
     sql("shop", "INSERT INTO items VALUES (5000)");
     world.ok(&["backup", "now", "main"]);
     let into = world.host.path("exported").display().to_string();

@@ -68,6 +68,9 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
     daemon_threads = True
 if sys.argv[1] == "wait":
     time.sleep(600)
+if sys.argv[1] == "nap":
+    time.sleep(8)
+    sys.exit(0)
 server = Server(("127.0.0.1", int(os.environ["PORT"])), Handler)
 signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
 server.serve_forever()
@@ -95,7 +98,8 @@ fn shop() -> Shop {
     shop.edit("grace = \"2s\"\n", &env);
     shop.edit(
         "[routes.public]",
-        "[jobs.long]\nartifact = \"build\"\ncommand = [\"./app.py\", \"wait\"]\nuses = [\"main\"]\n\n[routes.public]",
+        "[jobs.long]\nartifact = \"build\"\ncommand = [\"./app.py\", \"wait\"]\nuses = [\"main\"]\n\n\
+         [jobs.nap]\nartifact = \"build\"\ncommand = [\"./app.py\", \"nap\"]\nuses = [\"main\"]\n\n[routes.public]",
     );
     shop.migration("0001_items.sql", ITEMS);
     shop.ok(&["deploy", "--wait", "seal"]);
@@ -244,7 +248,7 @@ fn an_app_moves_to_a_restored_store_under_load_and_back() {
         (&noon["serves"], &noon["named"]),
         (&"main".into(), &true.into())
     );
-    assert_eq!(noon["used_by"].to_string(), "[\"api\",\"long\"]");
+    assert_eq!(noon["used_by"].to_string(), "[\"api\",\"long\",\"nap\"]");
     until_state(&shop, "main", "deleted");
     assert_eq!(store(&shop, "main")["served_by"], "noon");
     let said = shop.refused(
@@ -629,4 +633,36 @@ fn what_is_asked_of_a_name_reaches_the_store_that_serves_it() {
     until_proven(&shop);
     switch(&shop, "main");
     until_state(&shop, "copy", "deleted");
+}
+
+/// Whoever begins a run looks for a switch, and whoever switches looks for runs: whatever comes first, one of the two sees the other.
+#[test]
+fn a_run_of_a_job_and_a_switch_never_begin_both() {
+    let shop = shop();
+    restored(&shop, "copy", &[]);
+    let mut refused = 0;
+    // From the first look at what runs to the record of the switch there is time for all that was written to be shipped.
+    for delay in [0, 150, 300, 500, 800, 1_200] {
+        let serving = store(&shop, "copy")["serves"] == "main";
+        let to = if serving { "main" } else { "copy" };
+        let mut begun = shop.begin(&["restore", "switch", "main", "--to", to, "--yes"]);
+        std::thread::sleep(Duration::from_millis(delay));
+        let run = shop.host.run(&shop.app, &["run", "nap", "--detach"]);
+        let has_run = run.status.success();
+        let code = begun.wait().unwrap().code();
+        assert!(
+            !(has_run && code == Some(0)),
+            "after {delay} ms a run began on the store that was left"
+        );
+        assert!(has_run || code == Some(0), "after {delay} ms neither began");
+        refused += u32::from(has_run);
+        shop.host.until("nothing moves", || phase(&shop) == "none");
+        until_proven(&shop);
+        // It sleeps for eight seconds.
+        shop.host.until("no run is open", || {
+            let again = shop.host.run(&shop.app, &["run", "nap"]);
+            again.status.success()
+        });
+    }
+    assert!(refused > 0, "no run was ever in the way");
 }

@@ -203,6 +203,9 @@ impl Keeper {
                 view.drills = drills;
                 view.since = since.unwrap_or(view.since);
                 view.stopped.clone_from(&stopped);
+                if wanted.spec.on_wal_limit == OnWalLimit::Break {
+                    view.waiting = None;
+                }
                 for finding in findings {
                     if !view.findings.contains(&finding) {
                         view.findings.push(finding);

@@ -183,6 +183,20 @@ impl WorkError {
     }
 }
 
+impl WorkError {
+    /// What a verification found.
+    pub(crate) fn damaged(findings: Vec<String>) -> Self {
+        let count = findings.len();
+        Self {
+            findings,
+            ..Self::new(
+                format!("{count} objects of the repository are not as they should be"),
+                "a full backup makes new ones: `landfast backup now --full`; older moments may be lost",
+            )
+        }
+    }
+}
+
 impl From<landfast_backup_postgres::BackupError> for WorkError {
     fn from(error: landfast_backup_postgres::BackupError) -> Self {
         use landfast_backup::PlanError;

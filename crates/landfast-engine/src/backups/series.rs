@@ -29,7 +29,7 @@ use super::{
     BackupLine, Done, DrillRecord, DrillRehearsal, MigrationsOf, Progress, RestoreInto,
     RestoreOrder, Source, Work, WorkError,
     rehearsal::Plan,
-    work::{BURIED, DAY, Found, SPARE, make_scratch, scratch, user_of},
+    work::{BURIED, DAY, Found, make_scratch, room_for, scratch, user_of},
 };
 use crate::{actions::chain, client::now, shared::Shared, stores};
 
@@ -329,16 +329,7 @@ async fn verification(
     let findings = named(&verified.findings);
     found.findings = Some(findings.clone());
     if !findings.is_empty() {
-        let count = findings.len();
-        return Err(WorkError {
-            reason: format!("{count} objects of the repository are not as they should be"),
-            hint: Some(
-                "a full backup makes new ones: `landfast backup now --full`; older ones may be lost"
-                    .to_owned(),
-            ),
-            reach: None,
-            findings,
-        });
+        return Err(WorkError::damaged(findings));
     }
     Ok(Done::Verified(Verified {
         objects: verified.objects,
@@ -426,7 +417,7 @@ async fn try_drill(
         Source::Volume { .. } => volume_drill(context, &loaded, &scratch, tell).await?,
         Source::Dumps { .. } => {
             // The file, and about twice as much for tables with their indexes.
-            room(&scratch, newest.bytes.saturating_mul(3))?;
+            room_for(&scratch, newest.bytes.saturating_mul(3))?;
             let Content::Dump { server_version, .. } = &newest.content else {
                 return Err(WorkError::new("the newest backup is no dump", "make one"));
             };
@@ -522,7 +513,7 @@ async fn volume_drill(
         })
     };
     remove().await?;
-    room(scratch, loaded.find(None)?.bytes)?;
+    room_for(scratch, loaded.find(None)?.bytes)?;
     let begun = now();
     let restored = restore(&context.series, loaded, None, &copy, |progress| {
         let (bytes, total) = (Bytes(progress.bytes), Bytes(progress.total));
@@ -547,24 +538,6 @@ async fn volume_drill(
     };
     remove().await?;
     Ok((phases, checks))
-}
-
-/// Refuses what would fill the disk.
-fn room(folder: &Path, bytes: u64) -> Result<(), WorkError> {
-    let there = folder.ancestors().find(|folder| folder.exists());
-    let Some(told) = there.and_then(|there| rustix::fs::statvfs(there).ok()) else {
-        return Ok(());
-    };
-    let free = told.f_bavail.saturating_mul(told.f_frsize);
-    let needed = bytes.saturating_add(SPARE);
-    if needed <= free {
-        return Ok(());
-    }
-    let (needed, free, folder) = (Bytes(needed), Bytes(free), folder.display());
-    Err(WorkError::new(
-        format!("a copy needs {needed}, and `{folder}` has {free}"),
-        "make room there, or restore on another host",
-    ))
 }
 
 async fn restoring(
@@ -601,7 +574,7 @@ async fn restoring(
             ));
         }
     };
-    room(&folder, loaded.find(id.as_ref())?.bytes)?;
+    room_for(&folder, loaded.find(id.as_ref())?.bytes)?;
     let restored = restore(&context.series, &loaded, id.as_ref(), &folder, |progress| {
         let (bytes, total) = (Bytes(progress.bytes), Bytes(progress.total));
         tell(format!("restored {bytes} of {total}"));

@@ -33,7 +33,7 @@ const CATCH_UP: Duration = Duration::from_secs(30);
 pub(super) const BURIED: Duration = Duration::from_secs(24 * 3_600);
 pub(super) const DAY: Duration = Duration::from_secs(24 * 3_600);
 /// Room that a restored copy must leave free.
-pub(super) const SPARE: u64 = 256 << 20;
+const SPARE: u64 = 256 << 20;
 
 /// What work is done with.
 #[derive(Clone)]
@@ -270,16 +270,7 @@ async fn verification(
     if findings.is_empty() {
         return Ok(Done::Verified(verified));
     }
-    let count = findings.len();
-    Err(WorkError {
-        reason: format!("{count} objects of the repository are not as they should be"),
-        hint: Some(
-            "a full backup makes new ones: `landfast backup now --full`; older moments may be lost"
-                .to_owned(),
-        ),
-        reach: None,
-        findings,
-    })
+    Err(WorkError::damaged(findings))
 }
 
 async fn pruning(
@@ -470,21 +461,26 @@ async fn room(archive: &Archive, folder: &Path) -> Result<(), WorkError> {
         .backups
         .iter()
         .find(|one| one.summary.id == plan.backup);
-    let needed = backup.map_or(0, |backup| backup.bytes) + plan.wal_bytes() + SPARE;
+    room_for(
+        folder,
+        backup.map_or(0, |backup| backup.bytes) + plan.wal_bytes(),
+    )
+}
+
+/// Refuses what would fill the disk that a folder lies on, or is to lie on.
+pub(super) fn room_for(folder: &Path, bytes: u64) -> Result<(), WorkError> {
     let there = folder.ancestors().find(|folder| folder.exists());
     let Some(told) = there.and_then(|there| rustix::fs::statvfs(there).ok()) else {
         return Ok(());
     };
     let free = told.f_bavail.saturating_mul(told.f_frsize);
+    let needed = bytes.saturating_add(SPARE);
     if needed <= free {
         return Ok(());
     }
-    let (needed, free) = (Bytes(needed), Bytes(free));
+    let (needed, free, folder) = (Bytes(needed), Bytes(free), folder.display());
     Err(WorkError::new(
-        format!(
-            "a copy needs {needed}, and `{}` has {free}",
-            folder.display()
-        ),
+        format!("a copy needs {needed}, and `{folder}` has {free}"),
         "make room there, or restore on another host",
     ))
 }

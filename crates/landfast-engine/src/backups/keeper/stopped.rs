@@ -19,7 +19,8 @@ impl Keeper {
             OnWalLimit::StopWrites => now.next(seen.waiting, wanted.spec.wal_limit.0),
             OnWalLimit::Break => Writes::Free,
         };
-        self.show(|view| view.waiting = Some(seen.waiting));
+        let is_wanted = wanted.spec.on_wal_limit == OnWalLimit::StopWrites;
+        self.show(|view| view.waiting = is_wanted.then_some(seen.waiting));
         if next == Writes::Free && seen.writes == Writes::Free {
             // It is written down until the server goes by it.
             if self.book.stopped.take().is_some() {
