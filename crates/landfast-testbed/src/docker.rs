@@ -334,6 +334,18 @@ impl Dockerd {
                 "ACCEPT",
             ][..],
             &[
+                "filter",
+                "DOCKER-USER",
+                "--out-interface",
+                &inside,
+                "--match",
+                "conntrack",
+                "--ctstate",
+                "RELATED,ESTABLISHED",
+                "--jump",
+                "ACCEPT",
+            ],
+            &[
                 "nat",
                 "POSTROUTING",
                 "--source",
