@@ -14,11 +14,11 @@ mod client;
 mod exec;
 mod folder;
 mod jail;
-mod ownership;
+pub mod ownership;
 mod ports;
 mod program;
 mod start;
-mod users;
+pub mod users;
 
 use std::{
     ops::RangeInclusive,
@@ -372,6 +372,7 @@ fn observed(state: &ShimState) -> Observed {
         started_at: state.started_at,
         is_job: state.is_job,
         protections: state.protections.clone(),
+        health: None,
     }
 }
 
