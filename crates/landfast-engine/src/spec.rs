@@ -155,7 +155,7 @@ fn environment(
     env.extend(connections);
     for (name, version) in &body.secrets {
         // Whoever breaks into the app does not reach its backups.
-        if body.spec.is_for_backups(name) && !vars.contains_key(name) {
+        if body.spec.is_for_landfast(name) && !vars.contains_key(name) {
             continue;
         }
         let value = shared
