@@ -5,7 +5,9 @@ use std::{collections::BTreeMap, path::PathBuf};
 use landfast_spec::{
     EnvVar, JobSpec, ResourcesSpec, SandboxSpec, SecretDelivery, ServiceSpec, Volume,
 };
-use landfast_target::{Confinement, InstanceRef, InstanceSpec, Resources, Sandbox};
+use landfast_target::{
+    Confinement, ContainerOptions, Content, InstanceRef, InstanceSpec, Resources, Sandbox,
+};
 use landfast_types::{Digest, JobName, Protection, Scope, Secret, ServiceName};
 
 use crate::{release::ReleaseBody, shared::Shared};
@@ -30,7 +32,7 @@ pub(crate) fn instance_spec(
     let given = environment(shared, id, body, &spec.env, connections, spec.secrets)?;
     Ok(InstanceSpec {
         id: id.clone(),
-        artifact: artifact(body, &spec.artifact)?,
+        content: Content::Artifact(artifact(body, &spec.artifact)?),
         command: spec.command.clone(),
         env: given.env,
         secret_files: given.files,
@@ -40,6 +42,7 @@ pub(crate) fn instance_spec(
         log_folder: shared.folders.logs(&id.scope, &id.instance),
         is_job: false,
         sandbox: sandbox(&spec.sandbox),
+        container: ContainerOptions::default(),
     })
 }
 
@@ -66,7 +69,7 @@ pub(crate) fn job_spec(
     );
     Ok(InstanceSpec {
         id: id.clone(),
-        artifact: artifact(body, &job.artifact)?,
+        content: Content::Artifact(artifact(body, &job.artifact)?),
         command: job.command.clone(),
         env,
         secret_files: files,
@@ -76,6 +79,7 @@ pub(crate) fn job_spec(
         log_folder: shared.folders.logs(&id.scope, &id.instance),
         is_job: true,
         sandbox: sandbox(&job.sandbox),
+        container: ContainerOptions::default(),
     })
 }
 
@@ -112,10 +116,11 @@ pub fn forecast(
 ) -> Vec<Protection> {
     shared.target.forecast(&Confinement {
         scope,
-        artifact,
+        content: &Content::Artifact(*artifact),
         resources: &resources(service.resources),
         volumes: &volumes(shared, scope, &service.volumes),
         sandbox: &sandbox(&service.sandbox),
+        container: &ContainerOptions::default(),
         has_secret_files: false,
     })
 }

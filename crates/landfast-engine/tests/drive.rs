@@ -137,7 +137,7 @@ async fn what_no_environment_knows_is_swept() {
             scope: scope(),
             instance: InstanceId::new("api", ReleaseId(1), 99),
         },
-        artifact: landfast_types::Digest::of(b"any"),
+        content: landfast_target::Content::Artifact(landfast_types::Digest::of(b"any")),
         command: vec!["/bin/true".into(), "serve".into()],
         env: [].into(),
         listens: false,
@@ -147,6 +147,7 @@ async fn what_no_environment_knows_is_swept() {
         is_job: false,
         secret_files: Default::default(),
         sandbox: landfast_target::Sandbox::default(),
+        container: landfast_target::ContainerOptions::default(),
     };
     let fence = landfast_types::Fence {
         generation: platform.shared().generation,

@@ -133,6 +133,7 @@ impl Host {
             started_at: at,
             is_job: false,
             protections: Vec::new(),
+            health: None,
         })
     }
 }

@@ -7,7 +7,7 @@
 use std::{fs, io, path::Path, path::PathBuf};
 
 use landfast_shim::wire::{FilesOrder, JailOrder, Unless};
-use landfast_target::Confinement;
+use landfast_target::{Confinement, Content};
 use rustix::{
     process::geteuid,
     thread::{CapabilitySet, capabilities},
@@ -84,7 +84,10 @@ fn own_user(
     if !is_mapped(user, &fs::read_to_string("/proc/self/uid_map")?) {
         return missing(format!("user {user} is not mapped in this user namespace"));
     }
-    let artifact = settings.store.path(wanted.artifact);
+    let artifact = match wanted.content {
+        Content::Artifact(digest) => settings.store.path(digest),
+        Content::Image(_) => None,
+    };
     let needed = artifact.iter().chain(std::iter::once(&settings.temporary));
     let secrets = wanted.has_secret_files.then_some(&settings.run);
     for path in needed.chain(secrets) {

@@ -372,6 +372,7 @@ fn observed(state: &ShimState) -> Observed {
         started_at: state.started_at,
         is_job: state.is_job,
         protections: state.protections.clone(),
+        health: None,
     }
 }
 

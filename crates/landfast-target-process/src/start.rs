@@ -9,7 +9,7 @@ use landfast_shim::{
     MARK_VARIABLE, find_program,
     wire::{LogSettings, Report, SecretsOrder, ShimOrder},
 };
-use landfast_target::{InstanceSpec, Observed, StartError};
+use landfast_target::{Content, InstanceSpec, Observed, StartError};
 use landfast_types::{Fence, Secret};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -70,8 +70,11 @@ impl ProcessTarget {
         spec: &InstanceSpec,
         folder: &Folder,
     ) -> Result<ShimOrder, StartError> {
-        let Some(cwd) = self.settings.store.path(&spec.artifact) else {
-            return Err(StartError::ArtifactMissing(spec.artifact));
+        let Content::Artifact(artifact) = spec.content else {
+            return Err(StartError::NoContainers);
+        };
+        let Some(cwd) = self.settings.store.path(&artifact) else {
+            return Err(StartError::ArtifactMissing(artifact));
         };
         let path = spec.env.get("PATH").map(|path| path.reveal().as_str());
         let command = spec.command.first().cloned().unwrap_or_default();

@@ -6,16 +6,20 @@
 //!
 //! Waits have generous bounds, only so that a broken target fails instead of hanging.
 
-use std::{collections::BTreeMap, future::Future, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap, future::Future, net::SocketAddr, path::PathBuf, sync::Arc,
+    time::Duration,
+};
 
 use landfast_types::{
-    AppName, Digest, EnvironmentName, Fence, Generation, InstanceId, ReleaseId, Scope, Secret,
+    AppName, Digest, EnvironmentName, Fence, Generation, ImageId, InstanceId, ReleaseId, Scope,
+    Secret,
 };
 use tokio::time::Instant;
 
 use crate::{
-    ExecOutput, Exit, InstanceRef, InstanceSpec, Observed, ObservedState, Resources, StartError,
-    Target, TargetError,
+    ContainerOptions, Content, ExecOutput, Exit, InstanceRef, InstanceSpec, Observed,
+    ObservedState, Resources, StartError, Target, TargetError,
 };
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -25,12 +29,25 @@ const GENEROUS: Duration = Duration::from_secs(20);
 pub trait Subject: Sync {
     /// The target as a server would open it. Each call is a new value on the same world, as after a restart.
     fn open(&self) -> Arc<dyn Target>;
-    /// The artifact that holds the app.
-    fn artifact(&self) -> Digest;
+    /// What holds the app.
+    fn content(&self) -> Content;
     /// The first word of a command that runs the app.
     fn program(&self) -> String;
     /// Where logs may go.
     fn log_folder(&self) -> PathBuf;
+    /// What its containers are told, where it has any.
+    fn container(&self) -> ContainerOptions {
+        ContainerOptions::default()
+    }
+    /// Whether what an instance started gets the grace too when the instance itself has ended in it. The kernel ends
+    /// all of a container with its first process.
+    fn children_get_the_grace(&self) -> bool {
+        true
+    }
+    /// Whether an address is one that instances of this subject may be given.
+    fn may_be_given(&self, address: SocketAddr) -> bool {
+        address.ip().is_loopback()
+    }
 }
 
 /// Runs every case, each with instances of its own.
@@ -126,7 +143,7 @@ impl<S: Subject> Bench<'_, S> {
             .join(id.instance.as_str());
         InstanceSpec {
             id: id.clone(),
-            artifact: self.subject.artifact(),
+            content: self.subject.content(),
             command,
             env: BTreeMap::from([("GREETING".to_owned(), Secret::new("hello".to_owned()))]),
             listens: false,
@@ -136,6 +153,7 @@ impl<S: Subject> Bench<'_, S> {
             is_job: false,
             secret_files: Default::default(),
             sandbox: crate::Sandbox::default(),
+            container: self.subject.container(),
         }
     }
 
@@ -262,7 +280,10 @@ impl<S: Subject> Bench<'_, S> {
         let (stopped, (waited, after)) = tokio::join!(target.stop(now(), &id, grace), waiting);
         assert_eq!(stopped.expect("it stops"), waited.expect("it is here"));
         // The instance itself died of SIGTERM at once. What takes its place must not run beside its child.
-        assert!(after >= grace, "an end was told while a child still ran");
+        assert!(
+            after >= grace || !self.subject.children_get_the_grace(),
+            "an end was told while a child still ran"
+        );
         let id = self.id("left", 2);
         self.start(&*target, &id, &["child", "sleep=100", "exit=6"])
             .await;
@@ -450,7 +471,7 @@ impl<S: Subject> Bench<'_, S> {
             };
             let observed = target.start(newest(), &spec).await.expect("it starts");
             let address = observed.address.expect("it listens");
-            assert!(address.ip().is_loopback());
+            assert!(self.subject.may_be_given(address), "{address}");
             assert!(addresses.insert(address), "{address} was given twice");
             let listed = self.find(&*target, &id).await.expect("it runs");
             assert_eq!(listed.address, Some(address));
@@ -476,15 +497,21 @@ impl<S: Subject> Bench<'_, S> {
             matches!(started, Err(StartError::CommandMissing { .. })),
             "{started:?}"
         );
-        let no_artifact = InstanceSpec {
-            artifact: Digest::of(b"never stored"),
+        let unknown = Digest::of(b"never stored");
+        let content = match self.subject.content() {
+            Content::Artifact(_) => Content::Artifact(unknown),
+            Content::Image(_) => Content::Image(ImageId(unknown)),
+        };
+        let no_content = InstanceSpec {
+            content,
             ..self.spec(&id, &["serve"])
         };
-        let started = target.start(newest(), &no_artifact).await;
-        assert!(
-            matches!(started, Err(StartError::ArtifactMissing(_))),
-            "{started:?}"
-        );
+        let started = target.start(newest(), &no_content).await;
+        let missing = match content {
+            Content::Artifact(_) => matches!(started, Err(StartError::ArtifactMissing(_))),
+            Content::Image(_) => matches!(started, Err(StartError::ImageMissing(_))),
+        };
+        assert!(missing, "{started:?}");
         assert_eq!(
             self.find(&*target, &id).await,
             None,

@@ -23,9 +23,10 @@ use tokio::{
     time::Instant,
 };
 
+pub use crate::fake_images::FakeImages;
 use crate::{
-    ExecOutput, Exit, InstanceRef, InstanceSpec, Observed, ObservedState, StartError, Target,
-    TargetError,
+    Content, ExecOutput, Exit, HealthSource, ImageHealth, Images, InstanceRef, InstanceSpec,
+    Observed, ObservedState, Outage, StartError, Target, TargetError,
 };
 
 const SIGABRT: i32 = 6;
@@ -59,6 +60,7 @@ struct World {
     instances: BTreeMap<InstanceRef, Simulated>,
     newest: FenceGuard,
     artifacts: Option<BTreeSet<Digest>>,
+    images: FakeImages,
     programs: Option<BTreeSet<String>>,
     scripts: BTreeMap<String, Vec<String>>,
     address_of: Option<AddressOf>,
@@ -67,6 +69,8 @@ struct World {
     late_starts: Option<Duration>,
     buried: BTreeSet<InstanceRef>,
     unreadable: BTreeSet<InstanceRef>,
+    outage: Option<Outage>,
+    health: BTreeMap<InstanceRef, ImageHealth>,
     started: u16,
     tasks: JoinSet<()>,
 }
@@ -106,6 +110,7 @@ impl FakeTarget {
             instances: BTreeMap::new(),
             newest: FenceGuard::default(),
             artifacts: None,
+            images: FakeImages::default(),
             programs: None,
             scripts: BTreeMap::new(),
             address_of: None,
@@ -114,6 +119,8 @@ impl FakeTarget {
             late_starts: None,
             buried: BTreeSet::new(),
             unreadable: BTreeSet::new(),
+            outage: None,
+            health: BTreeMap::new(),
             started: 0,
             tasks: JoinSet::new(),
         };
@@ -125,6 +132,11 @@ impl FakeTarget {
     /// From here on only these artifacts are stored.
     pub fn store_only(&self, artifacts: impl IntoIterator<Item = Digest>) {
         self.world().artifacts = Some(artifacts.into_iter().collect());
+    }
+
+    /// The images this host's daemon has: none, until a test brings some.
+    pub fn shelf(&self) -> FakeImages {
+        self.world().images.clone()
     }
 
     /// From here on only these first words of commands name programs.
@@ -161,6 +173,22 @@ impl FakeTarget {
         } else {
             world.unreadable.remove(id);
         }
+    }
+
+    /// From here on the daemon behind this host does not answer, for this reason, or does again. What it runs goes on.
+    pub fn lose_daemon(&self, reason: Option<&str>) {
+        let mut world = self.world();
+        let since = EPOCH + world.began.elapsed();
+        world.outage = reason.map(|reason| Outage {
+            what: "the daemon of the fake".to_owned(),
+            since,
+            reason: reason.to_owned(),
+        });
+    }
+
+    /// What the image's check says of an instance that asks it, from here on. Until then it passes.
+    pub fn set_health(&self, id: &InstanceRef, health: ImageHealth) {
+        self.world().health.insert(id.clone(), health);
     }
 
     /// Ends a running instance as if by itself.
@@ -220,13 +248,27 @@ impl World {
     }
 
     fn check_readable(&self, id: &InstanceRef) -> Result<(), TargetError> {
-        if !self.unreadable.contains(id) {
+        let is_lost = self.outage.is_some() && self.instances.contains_key(id);
+        if !is_lost && !self.unreadable.contains(id) {
             return Ok(());
         }
         Err(TargetError::Io {
             doing: format!("observe instance `{}`", id.instance),
             source: io::Error::other("the test wants it to fail"),
         })
+    }
+
+    fn check_content(&self, content: &Content) -> Result<(), StartError> {
+        match content {
+            Content::Artifact(digest) => match &self.artifacts {
+                Some(stored) if !stored.contains(digest) => {
+                    Err(StartError::ArtifactMissing(*digest))
+                }
+                Some(_) | None => Ok(()),
+            },
+            Content::Image(id) if !self.images.has(id) => Err(StartError::ImageMissing(*id)),
+            Content::Image(_) => Ok(()),
+        }
     }
 
     fn has_program(&self, command: &[String]) -> bool {
@@ -246,8 +288,12 @@ impl World {
             .unwrap_or_else(|| command.iter().skip(1).cloned().collect())
     }
 
-    fn observe(instance: &Simulated) -> Observed {
+    fn observe(&self, instance: &Simulated) -> Observed {
+        let asks = instance.spec.container.health == HealthSource::Image;
+        let passing = || Some(ImageHealth::Passing);
+        let health = self.health.get(&instance.spec.id).cloned();
         let ended = instance.ended.borrow().clone();
+        let is_checked = asks && ended.is_none();
         let (state, pid) = match ended {
             None => (ObservedState::Running, Some(instance.pid)),
             Some((exit, at)) => (ObservedState::Exited { exit, at }, None),
@@ -260,6 +306,7 @@ impl World {
             started_at: instance.started_at,
             is_job: instance.spec.is_job,
             protections: Vec::new(),
+            health: health.or_else(passing).filter(|_| is_checked),
         }
     }
 
@@ -296,7 +343,7 @@ impl World {
             orders,
             ended,
         };
-        let observed = Self::observe(&instance);
+        let observed = self.observe(&instance);
         self.instances.insert(spec.id.clone(), instance);
         observed
     }
@@ -440,8 +487,11 @@ impl Target for FakeTarget {
     async fn start(&self, order: Fence, spec: &InstanceSpec) -> Result<Observed, StartError> {
         let mut world = self.world();
         world.take_generation(order)?;
+        if world.outage.is_some() {
+            return Err(failed("ask the daemon"));
+        }
         if let Some(instance) = world.instances.get(&spec.id) {
-            return Ok(World::observe(instance));
+            return Ok(world.observe(instance));
         }
         if let Some(after) = world.late_starts.take() {
             let (fake, spec) = (self.clone(), spec.clone());
@@ -458,14 +508,9 @@ impl Target for FakeTarget {
             world.failing_starts -= 1;
             return Err(failed("start a simulated process"));
         }
-        if world
-            .artifacts
-            .as_ref()
-            .is_some_and(|stored| !stored.contains(&spec.artifact))
-        {
-            return Err(StartError::ArtifactMissing(spec.artifact));
-        }
-        if !world.has_program(&spec.command) {
+        world.check_content(&spec.content)?;
+        let is_images_own = spec.content.is_image() && spec.command.is_empty();
+        if !is_images_own && !world.has_program(&spec.command) {
             let command = spec.command.first().cloned().unwrap_or_default();
             return Err(StartError::CommandMissing { command });
         }
@@ -482,6 +527,9 @@ impl Target for FakeTarget {
         {
             let mut world = self.world();
             world.take_generation(order)?;
+            if world.outage.is_some() {
+                world.check_readable(id)?;
+            }
             if let Some(instance) = world.instances.get_mut(id)
                 && instance.ended.borrow().is_none()
             {
@@ -515,20 +563,37 @@ impl Target for FakeTarget {
         let readable = world
             .instances
             .iter()
-            .filter(|(id, _)| !world.unreadable.contains(id));
+            .filter(|(id, _)| world.check_readable(id).is_ok());
         Ok(readable
-            .map(|(_, instance)| World::observe(instance))
+            .map(|(_, instance)| world.observe(instance))
             .collect())
     }
 
     async fn observe(&self, id: &InstanceRef) -> Result<Option<Observed>, TargetError> {
         let world = self.world();
         world.check_readable(id)?;
-        Ok(world.instances.get(id).map(World::observe))
+        Ok(world
+            .instances
+            .get(id)
+            .map(|instance| world.observe(instance)))
+    }
+
+    fn images(&self) -> Option<Arc<dyn Images>> {
+        Some(Arc::new(self.shelf()))
+    }
+
+    fn outages(&self) -> Vec<Outage> {
+        self.world().outage.iter().cloned().collect()
     }
 
     async fn wait(&self, id: &InstanceRef) -> Result<Exit, TargetError> {
-        self.world().check_readable(id)?;
+        {
+            // An end that cannot be told while a daemon is away is told when it is back.
+            let world = self.world();
+            if world.outage.is_none() {
+                world.check_readable(id)?;
+            }
+        }
         Ok(self.end_of(id).await.unwrap_or(Exit::Unknown))
     }
 
@@ -613,8 +678,8 @@ mod tests {
             Arc::new(self.0.clone())
         }
 
-        fn artifact(&self) -> Digest {
-            Digest::of(b"app")
+        fn content(&self) -> Content {
+            Content::Artifact(Digest::of(b"app"))
         }
 
         fn program(&self) -> String {
@@ -627,6 +692,35 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn loses_its_daemon_and_says_nothing_that_is_not_so() {
+        let (fake, id) = (FakeTarget::new(), reference(1));
+        let image = landfast_types::ImageId(Digest::of(b"image"));
+        let spec = InstanceSpec {
+            content: Content::Image(image),
+            command: Vec::new(),
+            container: crate::ContainerOptions {
+                health: HealthSource::Image,
+                ..Default::default()
+            },
+            ..spec(&id)
+        };
+        let order = Fence::default();
+        let refused = fake.start(order, &spec).await;
+        assert!(matches!(refused, Err(StartError::ImageMissing(_))));
+        let name = "shop:1".parse().unwrap();
+        fake.shelf().build(&name, image, Default::default());
+        let started = fake.start(order, &spec).await.unwrap();
+        assert_eq!(started.health, Some(ImageHealth::Passing));
+        fake.lose_daemon(Some("it hangs"));
+        assert!(fake.observe(&id).await.is_err());
+        assert!(fake.stop(order, &id, Duration::ZERO).await.is_err());
+        assert_eq!(fake.observe(&reference(2)).await.unwrap(), None);
+        assert_eq!(fake.outages()[0].reason, "it hangs");
+        fake.lose_daemon(None);
+        assert_eq!(fake.observe(&id).await.unwrap(), Some(started));
+    }
+
+    #[tokio::test]
     async fn conforms() {
         let fake = FakeTarget::new();
         fake.store_only([Digest::of(b"app")]);
@@ -634,19 +728,20 @@ mod tests {
         conformance::suite(&Conforming(fake)).await;
     }
 
-    #[tokio::test]
-    async fn does_what_the_test_wants() {
-        let fake = FakeTarget::new();
-        let id = InstanceRef {
+    fn reference(number: u64) -> InstanceRef {
+        InstanceRef {
             scope: landfast_types::Scope {
                 app: landfast_types::AppName::new("shop").unwrap(),
                 environment: landfast_types::EnvironmentName::new("production").unwrap(),
             },
-            instance: landfast_types::InstanceId::new("api", landfast_types::ReleaseId(1), 1),
-        };
-        let spec = InstanceSpec {
+            instance: landfast_types::InstanceId::new("api", landfast_types::ReleaseId(1), number),
+        }
+    }
+
+    fn spec(id: &InstanceRef) -> InstanceSpec {
+        InstanceSpec {
             id: id.clone(),
-            artifact: Digest::of(b"any"),
+            content: Content::Artifact(Digest::of(b"any")),
             command: vec!["./shop".to_owned(), "web".to_owned()],
             env: BTreeMap::new(),
             listens: true,
@@ -656,7 +751,15 @@ mod tests {
             is_job: false,
             secret_files: Default::default(),
             sandbox: crate::Sandbox::default(),
-        };
+            container: crate::ContainerOptions::default(),
+        }
+    }
+
+    #[tokio::test]
+    async fn does_what_the_test_wants() {
+        let fake = FakeTarget::new();
+        let id = reference(1);
+        let spec = spec(&id);
         let order = Fence::default();
         fake.fail_starts(1);
         assert!(fake.start(order, &spec).await.unwrap_err().is_retryable());

@@ -5,7 +5,11 @@
 //! target, the fake included.
 
 pub mod conformance;
+mod content;
 pub mod fake;
+mod fake_images;
+mod images;
+mod targets;
 
 use std::{
     collections::BTreeMap,
@@ -19,8 +23,22 @@ use std::{
 };
 
 use async_trait::async_trait;
-use landfast_types::{Bytes, Cpu, Digest, Fence, InstanceId, Protection, Scope, Secret, Timestamp};
+use landfast_types::{
+    Bytes, Cpu, Digest, Fence, ImageId, InstanceId, Protection, Scope, Secret, Timestamp,
+};
 use serde::{Deserialize, Serialize};
+
+pub use crate::{
+    content::{
+        Bind, ContainerNetwork, ContainerOptions, ContainerUser, Content, ContentError,
+        HealthSource, ImageHealth, NetworkJoin, Reservation,
+    },
+    images::{
+        ImageError, ImageFacts, Images, PinnedImage, Pull, PullProgress, PullProgressSender,
+        RegistryLogin, ResolvedImage,
+    },
+    targets::Targets,
+};
 
 /// An instance on this host: its environment and its id in it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -33,11 +51,15 @@ pub struct InstanceRef {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InstanceSpec {
     pub id: InstanceRef,
-    /// The content that is run; the working folder is its root.
-    pub artifact: Digest,
-    /// argv. The first word, when it starts with `./`, is inside the artifact; otherwise it is looked up in PATH.
+    /// What is run. The working folder is the artifact's root, or the image's own.
+    #[serde(alias = "artifact")]
+    pub content: Content,
+    /// argv. The first word, when it starts with `./`, is inside the working folder; otherwise it is looked up in PATH.
+    /// For an image it takes the place of the image's own command, and empty means that one; what an entrypoint makes
+    /// of it is the image's affair.
     pub command: Vec<String>,
-    /// The whole environment but `PORT` and `HOST`, which the target adds.
+    /// The whole environment but `PORT` and `HOST`, which the target adds, and the variables of an image, which are
+    /// beneath these.
     pub env: BTreeMap<String, Secret<String>>,
     /// Secrets given as files: the instance finds the path of each in `<NAME>_FILE`.
     #[serde(default)]
@@ -53,6 +75,9 @@ pub struct InstanceSpec {
     pub is_job: bool,
     #[serde(default)]
     pub sandbox: Sandbox,
+    /// Only for an image.
+    #[serde(default)]
+    pub container: ContainerOptions,
 }
 
 /// How far an instance is kept from what is not its own. The default is the whole of it.
@@ -134,6 +159,10 @@ pub struct Observed {
     /// What it is held to, as it was started. Empty where the target does not say.
     #[serde(default)]
     pub protections: Vec<Protection>,
+    /// What the image's own check says of a running container; `None` where nobody asked for it
+    /// ([`HealthSource::Image`]).
+    #[serde(default)]
+    pub health: Option<ImageHealth>,
 }
 
 /// Whether an instance runs.
@@ -149,8 +178,21 @@ pub enum ObservedState {
 pub enum StartError {
     #[error("artifact {0:?} is not in the store")]
     ArtifactMissing(Digest),
+    #[error("image {0} is not here")]
+    ImageMissing(ImageId),
     #[error("`{command}` is not in the artifact or in PATH")]
     CommandMissing { command: String },
+    /// Another daemon, or a server that was told to have none.
+    #[error("this server runs no containers; `landfast server run --docker` says where they run")]
+    NoContainers,
+    /// Somebody else's container has the name that this instance's would have.
+    #[error(
+        "a container named `{name}` is there and is not ours; rename it or remove it: `docker rename {name} …`"
+    )]
+    NameTaken { name: String },
+    /// What is asked for is not to be had here, now or later.
+    #[error("{0}")]
+    Impossible(String),
     #[error("no free port was found in {from}–{to}")]
     NoPort { from: u16, to: u16 },
     #[error("order refused: {0}")]
@@ -170,8 +212,12 @@ impl StartError {
         match self {
             Self::NoPort { .. } | Self::Io { .. } => true,
             Self::ArtifactMissing(_)
+            | Self::ImageMissing(_)
             | Self::CommandMissing { .. }
             | Self::NoPrograms
+            | Self::NoContainers
+            | Self::NameTaken { .. }
+            | Self::Impossible(_)
             | Self::Stale(_) => false,
         }
     }
@@ -268,10 +314,12 @@ pub struct ProgramEnd {
 #[derive(Debug, Clone, Copy)]
 pub struct Confinement<'a> {
     pub scope: &'a Scope,
-    pub artifact: &'a Digest,
+    pub content: &'a Content,
     pub resources: &'a Resources,
     pub volumes: &'a BTreeMap<String, PathBuf>,
     pub sandbox: &'a Sandbox,
+    /// Only for an image.
+    pub container: &'a ContainerOptions,
     /// Whether it is given secrets as files.
     pub has_secret_files: bool,
 }
@@ -281,10 +329,11 @@ impl InstanceSpec {
     pub fn confinement(&self) -> Confinement<'_> {
         Confinement {
             scope: &self.id.scope,
-            artifact: &self.artifact,
+            content: &self.content,
             resources: &self.resources,
             volumes: &self.volumes,
             sandbox: &self.sandbox,
+            container: &self.container,
             has_secret_files: !self.secret_files.is_empty(),
         }
     }
@@ -296,6 +345,17 @@ pub enum ExecOutput {
     Stdout(Vec<u8>),
     Stderr(Vec<u8>),
     Exited(Exit),
+}
+
+/// Something that instances depend on and that does not answer: a daemon that is stopped, or hangs. They may well run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outage {
+    /// What and where: `Docker at unix:///var/run/docker.sock`.
+    pub what: String,
+    /// The first call that failed since the last that did not.
+    pub since: Timestamp,
+    /// In a sentence.
+    pub reason: String,
 }
 
 /// A place where groups run.
@@ -372,6 +432,16 @@ pub trait Target: Send + Sync + 'static {
     /// What an instance of this environment would be held to on this host. Starts and changes nothing.
     fn forecast(&self, wanted: &Confinement<'_>) -> Vec<Protection> {
         let _nothing_is_said = wanted;
+        Vec::new()
+    }
+
+    /// The images of the daemon behind this target, where there is one.
+    fn images(&self) -> Option<Arc<dyn Images>> {
+        None
+    }
+
+    /// What does not answer just now. Instances behind it are not known to have ended.
+    fn outages(&self) -> Vec<Outage> {
         Vec::new()
     }
 

@@ -6,6 +6,7 @@
 mod digest;
 mod generation;
 mod histogram;
+mod image;
 mod name;
 mod network;
 mod protection;
@@ -17,6 +18,7 @@ pub use crate::{
     digest::{Digest, DigestError, Hasher},
     generation::{Fence, FenceGuard, Generation, StaleFence},
     histogram::Histogram,
+    image::{ImageId, ImageIdError, ImageReference, ImageReferenceError},
     name::{
         AppName, EnvironmentName, InstanceId, InstanceIdError, JobName, NAME_LEN_MAX, Name,
         NameError, ReleaseId, RolloutId, RouteName, Scope, ServiceKey, ServiceKeyError,

@@ -15,7 +15,7 @@ use std::{
 use landfast_shim::{ShimState, folder_key};
 use landfast_store::Store;
 use landfast_target::{
-    InstanceRef, InstanceSpec, Observed, Resources, Target, conformance::Subject,
+    Content, InstanceRef, InstanceSpec, Observed, Resources, Target, conformance::Subject,
 };
 use landfast_target_process::{ProcessSettings, ProcessTarget};
 use landfast_types::{
@@ -84,7 +84,7 @@ impl World {
         command.extend(words.iter().map(|word| (*word).to_owned()));
         InstanceSpec {
             id: self.id(number),
-            artifact: self.artifact,
+            content: Content::Artifact(self.artifact),
             command,
             env: BTreeMap::from([("TOKEN".to_owned(), Secret::new("s3cr3t-t0ken".to_owned()))]),
             listens: false,
@@ -94,6 +94,7 @@ impl World {
             is_job: false,
             secret_files: Default::default(),
             sandbox: landfast_target::Sandbox::default(),
+            container: landfast_target::ContainerOptions::default(),
         }
     }
 
@@ -201,8 +202,8 @@ impl Subject for World {
         self.target()
     }
 
-    fn artifact(&self) -> Digest {
-        self.artifact
+    fn content(&self) -> Content {
+        Content::Artifact(self.artifact)
     }
 
     fn program(&self) -> String {
