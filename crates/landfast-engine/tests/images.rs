@@ -2,12 +2,18 @@
 
 mod common;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
-use landfast_engine::{DeployError, DeployOrder, Deployed, ImagesError, NewValue, Platform};
+use landfast_engine::{DeployError, DeployOrder, Deployed, ImagesError, Platform, SecretCall};
+use landfast_journal::Journal;
 use landfast_rollout::Input;
+use landfast_secrets::Origin;
 use landfast_target::{Exit, ImageError, ImageFacts, ImageHealth, InstanceRef, Target as _};
-use landfast_types::{Digest, ImageId, ReleaseId, Secret};
+use landfast_types::{Digest, ImageId, ReleaseId, Secret, Timestamp};
 use tokio::{sync::mpsc, time::sleep};
 
 use crate::common::{Mortal, World, reach, scope};
@@ -107,10 +113,14 @@ async fn serving(manifest: &str) -> (World, Arc<Platform>, Arc<Mortal>) {
 async fn a_release_keeps_what_its_image_meant() {
     let (world, platform, journal) = serving(&manifest("")).await;
     // The same again is no other release; the same name with another image is.
-    let same = order(&world, &platform, &manifest("")).await.expect("resolved");
+    let same = order(&world, &platform, &manifest(""))
+        .await
+        .expect("resolved");
     assert!(matches!(
         platform.deploy(same).await.expect("it is taken"),
-        Deployed::Unchanged { release: ReleaseId(1) }
+        Deployed::Unchanged {
+            release: ReleaseId(1)
+        }
     ));
     offer(&world, 2);
     let second = deploy(&world, &platform, &journal, &manifest("")).await;
@@ -123,7 +133,10 @@ async fn a_release_keeps_what_its_image_meant() {
     // Somebody cleared it away meanwhile: the way back brings it.
     world.target.shelf().remove(&image(1));
     let name = NAME.parse().expect("a name");
-    world.target.shelf().offer(&name, image(1), ImageFacts::default());
+    world
+        .target
+        .shelf()
+        .offer(&name, image(1), ImageFacts::default());
     let back = Input::Rollback {
         to: None,
         by: "test".into(),
@@ -162,10 +175,9 @@ async fn the_last_five_images_stay_and_where_a_rollback_leads() {
     let here = |number| world.target.shelf().has(&image(number));
     let kept: Vec<u32> = (1..=8).filter(|number| here(*number)).collect();
     assert_eq!(kept, [1, 2, 3, 4, 5, 6, 7, 8], "held for an hour");
-    world.target.shelf();
-    drop(platform);
     // Another server holds nothing for a deploy of before.
     journal.life.end();
+    drop(platform);
     let (platform, journal) = world.server(u64::MAX, false).await;
     offer(&world, 9);
     deploy(&world, &platform, &journal, &manifest("")).await;
@@ -178,7 +190,9 @@ async fn a_daemon_that_goes_away_in_a_rollout_ends_nothing() {
     let (world, platform, journal) = serving(&manifest("")).await;
     let first = only_instance(&platform);
     offer(&world, 2);
-    let order = order(&world, &platform, &manifest("")).await.expect("resolved");
+    let order = order(&world, &platform, &manifest(""))
+        .await
+        .expect("resolved");
     platform.deploy(order).await.expect("it is taken");
     world.target.lose_daemon(Some("it was stopped"));
     sleep(Duration::from_millis(1_500)).await;
@@ -260,10 +274,7 @@ async fn what_is_not_to_be_had_is_told_before_anything_is_changed() {
     let tag = "landfast/shop/api:1".parse().expect("a name");
     let named = BTreeMap::from([("build:.".to_owned(), tag)]);
     let elsewhere = platform.resolve_images(&spec, &named, None).await;
-    assert!(matches!(
-        elsewhere,
-        Err(ImagesError::BuiltElsewhere { .. })
-    ));
+    assert!(matches!(elsewhere, Err(ImagesError::BuiltElsewhere { .. })));
     let shelf = world.target.shelf();
     shelf.build(&named["build:."], image(7), ImageFacts::default());
     let (sender, mut told) = mpsc::channel(16);
@@ -292,20 +303,26 @@ async fn progress_is_told_under_the_name_in_the_manifest() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_login_comes_from_the_secrets_the_manifest_names() {
     let world = World::new().await;
-    let (platform, _journal) = world.server(u64::MAX, false).await;
+    let (platform, journal) = world.server(u64::MAX, false).await;
     offer(&world, 1);
     let login = "[registries.\"registry.test\"]\nuser_secret = \"USER_NAME\"\npassword_secret = \"TOKEN\"\n";
     let text = manifest("") + login;
-    let missing = order(&world, &platform, &text).await.expect_err("no secret");
-    assert!(matches!(missing, ImagesError::LoginMissing { .. }), "{missing}");
-    let shared = platform.shared();
-    for name in ["USER_NAME", "TOKEN"] {
-        let value = NewValue::Given(Secret::new(name.to_owned()));
-        set_secret(shared, name, value);
-    }
+    let missing = order(&world, &platform, &text)
+        .await
+        .expect_err("no secret");
+    assert!(
+        matches!(missing, ImagesError::LoginMissing { .. }),
+        "{missing}"
+    );
+    let values = ["USER_NAME", "TOKEN"].map(|name| (name.to_owned(), Secret::new(name.to_owned())));
+    let call = SecretCall {
+        journal: &(journal as Arc<dyn Journal>),
+        now: Timestamp::from_micros(1),
+        scope: &scope(),
+        by: "somebody",
+    };
+    let keeper = &platform.shared().secrets;
+    let set = keeper.set(&call, &values, &Origin::Set, false, &|_| BTreeSet::new());
+    set.expect("they are taken");
     order(&world, &platform, &text).await.expect("resolved");
-}
-
-fn set_secret(shared: &landfast_engine::Shared, name: &str, value: NewValue) {
-    let _ = (shared, name, value);
 }

@@ -88,7 +88,10 @@ sandbox = { root = true, writable = true, tmpfs = ["/var/cache"], capabilities =
     assert_eq!(container.mounts["uploads"], "/data");
     assert_eq!(container.mounts.get("cache"), None);
     assert_eq!(container.reserve.memory, Some(Bytes(64 << 20)));
-    assert_eq!(container.entrypoint.as_deref(), Some(&["/app/run".to_owned()][..]));
+    assert_eq!(
+        container.entrypoint.as_deref(),
+        Some(&["/app/run".to_owned()][..])
+    );
 }
 
 #[test]
@@ -120,7 +123,10 @@ fn an_environment_runs_something_else() {
     let keys = production.images().into_keys().collect::<Vec<_>>();
     assert_eq!(keys, ["ghcr.io/acme/api:1", "ghcr.io/acme/web:1"]);
     let staging = spec_in(text, "staging");
-    assert_eq!(staging.images().into_keys().collect::<Vec<_>>(), ["build:."]);
+    assert_eq!(
+        staging.images().into_keys().collect::<Vec<_>>(),
+        ["build:."]
+    );
 }
 
 #[test]
@@ -169,7 +175,10 @@ fn secrets_that_docker_shows_are_warned_of() {
     assert_snapshot!(said(&with(
         "image = \"nginx\"\nenv = { LEVEL = \"info\", API_KEY = { required = true } }"
     )));
-    assert_eq!(said(&with("image = \"nginx\"\nenv = { LEVEL = \"info\" }")), "");
+    assert_eq!(
+        said(&with("image = \"nginx\"\nenv = { LEVEL = \"info\" }")),
+        ""
+    );
 }
 
 #[test]
@@ -192,7 +201,10 @@ fn a_release_of_before_reads_and_keeps_its_fingerprint() {
     let service = &written["services"]["api"];
     assert_eq!(service["artifact"], "api");
     for key in ["container", "registries"] {
-        assert!(service.get(key).is_none() && written.get(key).is_none(), "{key}");
+        assert!(
+            service.get(key).is_none() && written.get(key).is_none(),
+            "{key}"
+        );
     }
     for key in ["root", "writable", "tmpfs", "capabilities"] {
         assert!(service["sandbox"].get(key).is_none(), "{key}");

@@ -26,8 +26,8 @@ use landfast_routing::snapshot::{BackendState, BackendStatus, ProxyStats, ProxyS
 use landfast_secrets::Vault;
 use landfast_store::Store;
 use landfast_target::{
-    ExecOutput, Exit, Images, InstanceRef, InstanceSpec, Observed, Outage, ProgramEnd, ProgramRun, ProgramSpec,
-    StartError, Target, TargetError,
+    ExecOutput, Exit, Images, InstanceRef, InstanceSpec, Observed, Outage, ProgramEnd, ProgramRun,
+    ProgramSpec, StartError, Target, TargetError,
     fake::{Call, FakeTarget},
 };
 use landfast_types::{EnvironmentName, Fence, FenceGuard, Generation, ReleaseId, Scope, Timestamp};
