@@ -12,7 +12,6 @@
     reason = "starting servers and waiting for them is what this crate is for; no decision depends on it"
 )]
 
-mod dockerd;
 mod folder;
 mod mariadb;
 mod pgbouncer;
@@ -23,7 +22,7 @@ mod redis;
 mod s3;
 
 pub use crate::{
-    dockerd::Dockerd, mariadb::Mariadb, pgbouncer::PgBouncer, ports::free_port, postgres::Postgres,
+    mariadb::Mariadb, pgbouncer::PgBouncer, ports::free_port, postgres::Postgres,
     redis::Redis, s3::S3,
 };
 
