@@ -181,7 +181,7 @@ replicas = 2
 health = {{ ready = "http:/ready", interval = "200ms" }}
 drain = "5s"
 grace = "3s"
-resources = {{ memory = "64MiB", cpu = "1" }}
+resources = {{ memory = "64MiB", cpu = "200m" }}
 reserve = {{ memory = "16MiB" }}
 volumes = {{ data = {{ from = "managed", at = "/data" }} }}
 {service}
@@ -313,7 +313,7 @@ fn secrets_are_files_and_the_rest_is_closed() {
         assert_eq!(host["ReadonlyRootfs"], true);
         assert_eq!(host["Memory"], 64 << 20);
         assert_eq!(host["MemoryReservation"], 16 << 20);
-        assert_eq!(host["NanoCpus"], 1_000_000_000);
+        assert_eq!(host["NanoCpus"], 200_000_000);
         assert_eq!(host["Init"], true);
         let published = shown[0]["NetworkSettings"]["Ports"].as_object();
         let bound = published.into_iter().flatten().any(|(_, to)| to.is_array());
