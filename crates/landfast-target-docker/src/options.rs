@@ -20,7 +20,7 @@ use crate::name::{self, HostId};
 
 /// Processes and threads of a container whose manifest names no number.
 pub(crate) const PROCESSES_MAX: u32 = 4_096;
-/// Open descriptors of each process of a container whose manifest names no number.
+/// Open descriptors of each process of a container whose manifest names no number, as far as the host gives so many.
 pub(crate) const DESCRIPTORS_MAX: u32 = 65_536;
 /// The daemon keeps so much of what a container writes: enough for the target to read after an absence.
 const LOG_BYTES_MAX: &str = "16m";
@@ -57,7 +57,6 @@ pub(crate) struct Plan {
     pub(crate) more_networks: Vec<(String, EndpointSettings)>,
     /// The first network, where its address is.
     pub(crate) network: Option<String>,
-    pub(crate) port: Option<u16>,
     /// The first word of what will run.
     pub(crate) program: String,
 }
@@ -114,7 +113,6 @@ pub(crate) fn plan(spec: &InstanceSpec, found: &Found<'_>) -> Result<Plan, Unfit
         body,
         more_networks: networks.collect(),
         network,
-        port,
         program,
     })
 }
@@ -218,7 +216,8 @@ fn no_check() -> HealthConfig {
 fn host_config(spec: &InstanceSpec, found: &Found<'_>, network: Option<&str>) -> HostConfig {
     let (options, resources) = (&spec.container, &spec.resources);
     let memory = resources.memory.map(|memory| signed(memory.0));
-    let descriptors = i64::from(resources.descriptors.unwrap_or(DESCRIPTORS_MAX));
+    let descriptors = resources.descriptors.unwrap_or_else(descriptors_given);
+    let descriptors = i64::from(descriptors);
     let shares = options.reservation.cpu.map(|cpu| {
         let shares = cpu.millicores.saturating_mul(SHARES_OF_CORE) / 1_000;
         signed(shares.max(SHARES_MIN))
@@ -262,6 +261,13 @@ fn host_config(spec: &InstanceSpec, found: &Found<'_>, network: Option<&str>) ->
         }),
         ..Default::default()
     }
+}
+
+/// A limit that this host does not let anybody have would keep the container from starting.
+fn descriptors_given() -> u32 {
+    let most = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    let most = most.and_then(|most| u32::try_from(most).ok());
+    most.map_or(DESCRIPTORS_MAX, |most| most.min(DESCRIPTORS_MAX))
 }
 
 fn signed(number: u64) -> i64 {
@@ -348,7 +354,7 @@ pub(crate) fn protections(
         true => Protection::new(Part::Files, Enforced, "an image of its own, writable"),
     };
     let processes = resources.processes.unwrap_or(PROCESSES_MAX);
-    let descriptors = resources.descriptors.unwrap_or(DESCRIPTORS_MAX);
+    let descriptors = resources.descriptors.unwrap_or_else(descriptors_given);
     let mut all = vec![
         user,
         privileges,
@@ -535,7 +541,14 @@ mod tests {
             descriptors: Some(100),
         };
         let plan = planned(&spec, &facts()).unwrap();
-        assert_eq!((plan.port, plan.program.as_str()), (Some(9_000), "/other"));
+        assert_eq!(plan.program, "/other");
+        assert!(
+            plan.body
+                .env
+                .clone()
+                .unwrap()
+                .contains(&"PORT=9000".to_owned())
+        );
         assert_eq!(plan.network.as_deref(), Some("lf-00000000.shop.production"));
         assert_eq!(
             plan.more_networks[0].0,

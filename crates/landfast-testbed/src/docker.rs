@@ -297,6 +297,8 @@ impl Dockerd {
             .arg(program("dockerd", PACKAGE, &FOLDERS)?)
             .args(["--bridge", "none", "--insecure-registry", "10.250.0.0/16"])
             .args(["--config-file", &folder.join("none.json").to_string_lossy()])
+            // Nobody answers there, and says so at once: names that are not the daemon's own are unknown without a wait.
+            .args(["--dns", &self.world.here().to_string()])
             .args(["--cgroup-parent", &self.world.control_group()])
             .args([
                 "--default-address-pool",
