@@ -322,13 +322,46 @@ impl Dockerd {
                 .is_ok()
         })?;
         self.server = Some(server);
-        let inside = self.world.inside();
-        let rule = ["DOCKER-USER", "--in-interface", &inside, "--jump", "ACCEPT"];
-        if self
-            .within("iptables", &[&["--wait", "--check"], &rule[..]].concat())
-            .is_err()
-        {
-            self.within("iptables", &[&["--wait", "--insert"], &rule[..]].concat())?;
+        let (inside, here) = (self.world.inside(), self.world.here().to_string());
+        // What comes from the host is let through, and seen as from the daemon's own host: a store's network knows no
+        // other.
+        for rule in [
+            &[
+                "filter",
+                "DOCKER-USER",
+                "--in-interface",
+                &inside,
+                "--jump",
+                "ACCEPT",
+            ][..],
+            &[
+                "filter",
+                "DOCKER-USER",
+                "--out-interface",
+                &inside,
+                "--match",
+                "conntrack",
+                "--ctstate",
+                "RELATED,ESTABLISHED",
+                "--jump",
+                "ACCEPT",
+            ],
+            &[
+                "nat",
+                "POSTROUTING",
+                "--source",
+                &here,
+                "--jump",
+                "MASQUERADE",
+            ],
+        ] {
+            let asked = |order: &str| {
+                let words = ["--wait", "--table", rule[0], order];
+                self.within("iptables", &[&words, &rule[1..]].concat())
+            };
+            if asked("--check").is_err() {
+                asked("--insert")?;
+            }
         }
         Ok(())
     }
