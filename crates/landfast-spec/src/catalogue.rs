@@ -4,6 +4,7 @@
 use std::{collections::BTreeMap, sync::LazyLock};
 
 use crate::{
+    container::Pull,
     defaults::{self, Setting},
     delivery::SecretDelivery,
     spec::{Engine, Gate, MissingFile, Protocol, Strategy},
@@ -70,6 +71,22 @@ pub enum Kind {
     StoreNames,
     /// The name of a secret.
     SecretName,
+    /// Names of secrets.
+    SecretNames,
+    /// The name of an image.
+    ImageName,
+    /// A folder that an image is made from, or a table.
+    Build,
+    /// Arguments of a build: names to values.
+    BuildArguments,
+    /// `managed`, or an absolute path on the server's host.
+    VolumePlace,
+    /// An absolute path in a container.
+    ContainerPath,
+    /// Several of those.
+    ContainerPaths,
+    /// Capabilities of Linux.
+    Capabilities,
     /// Numbers with dots between them.
     Version,
     /// Settings of a server: names to values.
@@ -149,9 +166,11 @@ pub enum Kind {
     Tables,
     /// Tables with names of secrets.
     Secrets,
+    /// Tables with hosts of registries.
+    Registries,
     /// Variables of an environment.
     Variables,
-    /// Names to paths.
+    /// Names to paths, or to tables.
     Volumes,
     /// Overlays by environment.
     Overlays,
@@ -165,6 +184,9 @@ impl Kind {
             Self::Table
                 | Self::Tables
                 | Self::Secrets
+                | Self::Registries
+                | Self::Build
+                | Self::BuildArguments
                 | Self::Variables
                 | Self::Volumes
                 | Self::Fields
@@ -215,8 +237,6 @@ const fn duration(min_ms: u64, max_ms: u64) -> Kind {
     Kind::Duration { min_ms, max_ms }
 }
 
-const IMAGE_LATER: &str = "until then build before the deploy and name the result in `artifact`";
-
 /// Every key, in the order of the reference page.
 pub static CATALOGUE: &[Key] = &[
     key("app", Kind::Name, "The name of the app. It becomes part of paths, ids and metrics, so it is not changed later.", "\"flextime\"")
@@ -224,11 +244,24 @@ pub static CATALOGUE: &[Key] = &[
 
     key("services", Kind::Tables, "Long-running process types of the app, one table each.", "")
         .aliases(&["processes", "service", "apps"]),
-    key("services.*.artifact", Kind::ArtifactPath, "The file or folder that is deployed, from the folder of this file. It is copied by its content; instances run only from the copy.", "\"target/release/flextime\"")
-        .required().aliases(&["binary", "path", "source", "bin"]),
-    key("services.*.command", Kind::Argv, "The program and its arguments, run inside the artifact. Never a shell: `./` is the artifact, other programs are looked up in PATH.", "[\"./flextime\", \"serve\"]")
-        .required().aliases(&["cmd", "run", "exec", "entrypoint", "args", "start"]),
-    key("services.*.port", Kind::Port, "Says that the service listens. The target chooses the real port of each instance and passes it as `PORT`.", "3000")
+    key("services.*.artifact", Kind::ArtifactPath, "The file or folder that is deployed, from the folder of this file. It is copied by its content; instances are plain processes and run only from the copy. A service has `artifact`, `image` or `build`.", "\"target/release/flextime\"")
+        .aliases(&["binary", "path", "source", "bin"]),
+    key("services.*.image", Kind::ImageName, "The image that instances are containers of: `name`, `name:tag` or `name@sha256:…`, with the registry before it where it is not Docker's. A release keeps what the name meant at the deploy, by digest.", "\"ghcr.io/acme/web:1.4\"")
+        .aliases(&["container", "docker"]),
+    key("services.*.pull", Kind::Word(Pull::WORDS), "When the registry is asked for `image`. `newer`: at each deploy; where no registry has it and the host does, the host's is taken, and `plan` says so. `missing`: only where the host has none. `always`: at each deploy, or there is none. `never`: it is on the host.", "\"missing\"")
+        .default(&defaults::PULL).aliases(&["pull_policy", "image_pull_policy"]),
+    key("services.*.build", Kind::Build, "Makes the image from a folder with a Dockerfile before the deploy, where this file is, by the `docker` client: for a server that uses the same Docker. Only the context, or a table.", "\".\"")
+        .aliases(&["dockerfile_build"]),
+    key("services.*.build.context", Kind::ArtifactPath, "The folder, from the folder of this file.", "\"web\"").default(&defaults::BUILD_CONTEXT).aliases(&["path", "folder", "dir"]),
+    key("services.*.build.dockerfile", Kind::ArtifactPath, "The Dockerfile, from the context; `Dockerfile` without it.", "\"deploy/Dockerfile\"").aliases(&["file"]),
+    key("services.*.build.target", Kind::Line, "The stage that is built; the last one without it.", "\"runtime\"").aliases(&["stage"]),
+    key("services.*.build.args", Kind::BuildArguments, "Arguments of the build, by name. They stay in the image for everybody to see: what is secret goes into `secrets`.", "{ VERSION = \"1.4\" }").aliases(&["arguments", "build_args"]),
+    key("services.*.build.secrets", Kind::SecretNames, "Secrets that steps with `RUN --mount=type=secret,id=NAME` may read. They are in no layer, no argument and no cache. BuildKit only.", "[\"NPM_TOKEN\"]").aliases(&["secret"]),
+    key("services.*.build.platform", Kind::Line, "What it is built for, where that is not this machine.", "\"linux/arm64\"").aliases(&["arch", "platforms"]),
+    key("services.*.command", Kind::Argv, "The program and its arguments, run inside the artifact. Never a shell: `./` is the artifact, other programs are looked up in PATH. Of a container: in place of the image's own.", "[\"./flextime\", \"serve\"]")
+        .aliases(&["cmd", "run", "exec", "args", "start"]),
+    key("services.*.entrypoint", Kind::Argv, "In place of the image's entrypoint. Containers.", "[\"/app/run\"]"),
+    key("services.*.port", Kind::Port, "Says that the service listens. The target chooses the real port of each instance and passes it as `PORT`. Of a container: the port it listens on, which `PORT` says too; nothing is published on the host.", "3000")
         .aliases(&["ports", "listen", "internal_port"]),
     key("services.*.replicas", Kind::Count { min: 1, max: 500 }, "How many instances run.", "3")
         .default(&defaults::REPLICAS).aliases(&["instances", "scale", "count"]),
@@ -238,6 +271,10 @@ pub static CATALOGUE: &[Key] = &[
     key("services.*.resources.memory", Kind::Size { min: 1 << 20 }, "Memory of all its processes together. One that needs more is ended by the kernel, and told as out of memory.", "\"512MiB\"").aliases(&["mem", "ram"]),
     key("services.*.resources.processes", Kind::Count { min: 1, max: 1_000_000 }, "Processes and threads, all together; 4096 without it.", "1000").aliases(&["pids", "pids_limit", "tasks", "tasks_max"]),
     key("services.*.resources.descriptors", Kind::Count { min: 64, max: 1_000_000 }, "Open files and sockets of each process; 65536 without it, or as many as the host gives.", "20000").aliases(&["nofile", "files", "ulimit"]),
+    key("services.*.reserve", Kind::Table, "What is kept for one instance when the host is short of it, beside what it may use at most. Containers.", "{ cpu = \"250m\", memory = \"256MiB\" }")
+        .aliases(&["reservations", "requests"]),
+    key("services.*.reserve.cpu", Kind::Cpu, "Its share of CPU when all want some.", "\"250m\"").aliases(&["cpus"]),
+    key("services.*.reserve.memory", Kind::Size { min: 1 << 20 }, "Memory that is not taken from it while others can give some.", "\"256MiB\"").aliases(&["mem", "ram"]),
     key("services.*.sandbox", Kind::Table, "Loosens what an instance is kept from. Without it: a user of its own, no capabilities, and of the host's files only programs, libraries and their settings, its artifact, its volumes and a temporary folder. `plan` and `status` say what this host enforces.", "{ read_only = [\"/srv/models\"] }")
         .aliases(&["jail", "security", "isolation"]),
     key("services.*.sandbox.user", Kind::Word(crate::sandbox::USERS), "`own`: a user of this environment, which nothing else runs as. `server`: the server's user, without capabilities. Managed volumes are handed to the user, so change it by a deploy with `recreate`.", "\"server\"")
@@ -246,8 +283,14 @@ pub static CATALOGUE: &[Key] = &[
         .default(&defaults::SANDBOX_FILES).aliases(&["filesystem"]),
     key("services.*.sandbox.read_only", Kind::HostPaths, "Further paths on the host it may read and run programs from. They must exist.", "[\"/srv/models\"]").aliases(&["read", "read_only_paths"]),
     key("services.*.sandbox.read_write", Kind::HostPaths, "Further paths on the host it may write too. They must exist.", "[\"/run/shop\"]").aliases(&["write", "read_write_paths"]),
-    key("services.*.volumes", Kind::Volumes, "Folders outside releases, by name: never cleaned, shared by all releases. An absolute path on the host, or `\"managed\"` for a folder kept by Landfast. An instance finds each in `VOLUME_<NAME>`.", "{ uploads = \"/data/uploads\" }")
+    key("services.*.sandbox.root", Kind::Flag, "A container runs as the image's root, where the image names no other user. Without it, it then runs as a user of this environment.", "true").default(&defaults::SANDBOX_ROOT).aliases(&["run_as_root"]),
+    key("services.*.sandbox.writable", Kind::Flag, "A container may write to its image's files. What it writes is gone with the instance.", "true").default(&defaults::SANDBOX_WRITABLE).aliases(&["writable_root"]),
+    key("services.*.sandbox.tmpfs", Kind::ContainerPaths, "Folders of a container that are in memory, beside `/tmp`.", "[\"/var/cache/nginx\"]").aliases(&["temporary"]),
+    key("services.*.sandbox.capabilities", Kind::Capabilities, "Capabilities of Linux that a container keeps; without it none.", "[\"NET_BIND_SERVICE\"]").aliases(&["cap_add", "caps"]),
+    key("services.*.volumes", Kind::Volumes, "Folders outside releases, by name: never cleaned, shared by all releases. An absolute path on the host, or `\"managed\"` for a folder kept by Landfast. An instance finds each in `VOLUME_<NAME>`. A container has it at `/volumes/<name>`, or where a table says.", "{ uploads = \"/data/uploads\" }")
         .aliases(&["mounts", "disks"]),
+    key("services.*.volumes.*.from", Kind::VolumePlace, "Where the folder is: `\"managed\"` or an absolute path on the host.", "\"managed\"").required().aliases(&["source", "host"]),
+    key("services.*.volumes.*.at", Kind::ContainerPath, "Where it is in the container.", "\"/data\"").aliases(&["target", "path", "to", "mount"]),
     key("services.*.env", Kind::Variables, "Variables of the environment: a value, or a table with `type`, `default`, `value` and `required`.", "{ LOG_LEVEL = \"info\", API_BASE = { required = true } }")
         .aliases(&["environment", "envs", "variables", "vars"]),
     key("services.*.env.*.type", Kind::Word(ENV_TYPES), "What the value must look like.", "\"duration\"").aliases(&["kind"]),
@@ -258,9 +301,9 @@ pub static CATALOGUE: &[Key] = &[
         .default(&defaults::SECRETS).aliases(&["secret", "credentials"]),
     key("services.*.health", Kind::Table, "How an instance is asked whether it is well.", "{ ready = \"http:/ready\", live = \"http:/health\" }")
         .aliases(&["healthcheck", "health_check", "checks", "probes"]),
-    key("services.*.health.ready", Kind::Probe, "Whether it may get traffic: `\"http:/path\"`, `\"tcp\"` or `\"none\"`.", "\"http:/ready\"")
+    key("services.*.health.ready", Kind::Probe, "Whether it may get traffic: `\"http:/path\"`, `\"tcp\"`, `\"none\"`, or for a container `\"image\"`, the image's own HEALTHCHECK.", "\"http:/ready\"")
         .default(&defaults::PROBE_READY).aliases(&["readiness", "path", "startup"]),
-    key("services.*.health.live", Kind::Probe, "Whether it is restarted: `\"http:/path\"`, `\"tcp\"` or `\"none\"`.", "\"http:/health\"")
+    key("services.*.health.live", Kind::Probe, "Whether it is restarted: `\"http:/path\"`, `\"tcp\"`, `\"none\"`, or for a container `\"image\"`.", "\"http:/health\"")
         .default(&defaults::PROBE_LIVE).aliases(&["liveness"]),
     key("services.*.health.interval", duration(100, 5 * MINUTE), "Time between two checks.", "\"2s\"")
         .default(&defaults::PROBE_INTERVAL).aliases(&["period", "every"]),
@@ -272,7 +315,7 @@ pub static CATALOGUE: &[Key] = &[
     key("services.*.drain", duration(0, HOUR), "How long requests in flight may take once the instance left rotation.", "\"30s\"")
         .default(&defaults::DRAIN).aliases(&["drain_timeout"]),
     key("services.*.stream_drain", duration(0, DAY), "Over how long open WebSockets and SSE streams are ended once the instance left rotation.", "\"60s\"").default(&defaults::STREAM_DRAIN),
-    key("services.*.grace", duration(0, HOUR), "Time between SIGTERM and SIGKILL.", "\"10s\"")
+    key("services.*.grace", duration(0, HOUR), "Time between SIGTERM and SIGKILL; of a container between the image's stop signal and SIGKILL.", "\"10s\"")
         .default(&defaults::GRACE).aliases(&["stop_timeout", "kill_timeout", "stop_grace_period"]),
     key("services.*.after", Kind::ServiceNames, "Services that move before this one within a rollout.", "[\"api\"]")
         .aliases(&["depends_on", "requires", "needs"]),
@@ -284,13 +327,21 @@ pub static CATALOGUE: &[Key] = &[
         .default(&defaults::STICKY).aliases(&["session_affinity", "sticky_sessions", "affinity"]),
     key("services.*.uses", Kind::StoreNames, "Stores it may reach. Each store `NAME` gives it `NAME_URL`; the first PostgreSQL, MariaDB or MySQL also `DATABASE_URL`, the first Redis `REDIS_URL`, the first bucket `S3_ENDPOINT` and its companions.", "[\"main\", \"cache\"]")
         .aliases(&["stores", "databases", "links"]),
-    later("services.*.image", "A container image.", IMAGE_LATER),
-    later("services.*.build", "A folder to build a container image from.", IMAGE_LATER),
 
     key("jobs", Kind::Tables, "Processes that end: smoke tests, scheduled tasks, chores run by hand.", "")
         .aliases(&["job", "tasks", "cron", "hooks"]),
-    key("jobs.*.artifact", Kind::ArtifactPath, "As for services.", "\"target/release/flextime\"").required().aliases(&["binary", "path", "source", "bin"]),
-    key("jobs.*.command", Kind::Argv, "As for services. Exit code 0 is success.", "[\"./flextime\", \"smoke\"]").required().aliases(&["cmd", "run", "exec"]),
+    key("jobs.*.artifact", Kind::ArtifactPath, "As for services.", "\"target/release/flextime\"").aliases(&["binary", "path", "source", "bin"]),
+    key("jobs.*.image", Kind::ImageName, "As for services.", "\"ghcr.io/acme/web:1.4\"").aliases(&["container", "docker"]),
+    key("jobs.*.pull", Kind::Word(Pull::WORDS), "As for services.", "\"missing\"").default(&defaults::JOB_PULL).aliases(&["pull_policy"]),
+    key("jobs.*.build", Kind::Build, "As for services. What is built for several is built once.", "\".\""),
+    key("jobs.*.build.context", Kind::ArtifactPath, "As for services.", "\"web\"").default(&defaults::JOB_BUILD_CONTEXT),
+    key("jobs.*.build.dockerfile", Kind::ArtifactPath, "As for services.", "\"deploy/Dockerfile\""),
+    key("jobs.*.build.target", Kind::Line, "As for services.", "\"runtime\""),
+    key("jobs.*.build.args", Kind::BuildArguments, "As for services.", "{ VERSION = \"1.4\" }"),
+    key("jobs.*.build.secrets", Kind::SecretNames, "As for services.", "[\"NPM_TOKEN\"]"),
+    key("jobs.*.build.platform", Kind::Line, "As for services.", "\"linux/arm64\""),
+    key("jobs.*.command", Kind::Argv, "As for services. Exit code 0 is success.", "[\"./flextime\", \"smoke\"]").aliases(&["cmd", "run", "exec"]),
+    key("jobs.*.entrypoint", Kind::Argv, "As for services.", "[\"/app/run\"]"),
     key("jobs.*.when", Kind::When, "What starts it: `\"gate:smoke\"`, a cron line with a time zone, or `\"hand\"` (`landfast run JOB`).", "\"0 3 * * * Europe/Berlin\"")
         .default(&defaults::JOB_WHEN).aliases(&["schedule", "cron", "trigger"]),
     key("jobs.*.timeout", duration(SECOND, 7 * DAY), "How long it may take before it is stopped and counts as failed.", "\"10m\"").default(&defaults::JOB_TIMEOUT),
@@ -299,12 +350,21 @@ pub static CATALOGUE: &[Key] = &[
     key("jobs.*.resources.memory", Kind::Size { min: 1 << 20 }, "As for services.", "\"256MiB\""),
     key("jobs.*.resources.processes", Kind::Count { min: 1, max: 1_000_000 }, "As for services.", "100"),
     key("jobs.*.resources.descriptors", Kind::Count { min: 64, max: 1_000_000 }, "As for services.", "20000"),
+    key("jobs.*.reserve", Kind::Table, "As for services.", "{ memory = \"256MiB\" }"),
+    key("jobs.*.reserve.cpu", Kind::Cpu, "As for services.", "\"250m\""),
+    key("jobs.*.reserve.memory", Kind::Size { min: 1 << 20 }, "As for services.", "\"256MiB\""),
     key("jobs.*.sandbox", Kind::Table, "As for services.", "{ read_only = [\"/srv/models\"] }"),
     key("jobs.*.sandbox.user", Kind::Word(crate::sandbox::USERS), "As for services.", "\"server\"").default(&defaults::JOB_SANDBOX_USER),
     key("jobs.*.sandbox.files", Kind::Word(crate::sandbox::FILES), "As for services.", "\"host\"").default(&defaults::JOB_SANDBOX_FILES),
     key("jobs.*.sandbox.read_only", Kind::HostPaths, "As for services.", "[\"/srv/models\"]"),
     key("jobs.*.sandbox.read_write", Kind::HostPaths, "As for services.", "[\"/run/shop\"]"),
+    key("jobs.*.sandbox.root", Kind::Flag, "As for services.", "true").default(&defaults::JOB_SANDBOX_ROOT),
+    key("jobs.*.sandbox.writable", Kind::Flag, "As for services.", "true").default(&defaults::JOB_SANDBOX_WRITABLE),
+    key("jobs.*.sandbox.tmpfs", Kind::ContainerPaths, "As for services.", "[\"/var/cache/nginx\"]"),
+    key("jobs.*.sandbox.capabilities", Kind::Capabilities, "As for services.", "[\"NET_BIND_SERVICE\"]"),
     key("jobs.*.volumes", Kind::Volumes, "As for services.", "{ uploads = \"/data/uploads\" }"),
+    key("jobs.*.volumes.*.from", Kind::VolumePlace, "As for services.", "\"managed\"").required(),
+    key("jobs.*.volumes.*.at", Kind::ContainerPath, "As for services.", "\"/data\""),
     key("jobs.*.env", Kind::Variables, "As for services.", "{ LOG_LEVEL = \"info\" }").aliases(&["environment", "variables", "vars"]),
     key("jobs.*.env.*.type", Kind::Word(ENV_TYPES), "As for services.", "\"duration\""),
     key("jobs.*.env.*.default", Kind::Scalar, "As for services.", "\"1h\""),
@@ -312,8 +372,6 @@ pub static CATALOGUE: &[Key] = &[
     key("jobs.*.env.*.required", Kind::Flag, "As for services.", "true"),
     key("jobs.*.uses", Kind::StoreNames, "As for services.", "[\"main\"]").aliases(&["stores", "databases", "links"]),
     key("jobs.*.secrets", Kind::Word(SecretDelivery::WORDS), "As for services.", "\"environment\"").default(&defaults::JOB_SECRETS),
-    later("jobs.*.image", "A container image.", IMAGE_LATER),
-    later("jobs.*.build", "A folder to build a container image from.", IMAGE_LATER),
 
     key("stores", Kind::Tables, "Databases, caches and buckets of the environment: kept when releases come and go, and when the table is removed. Managed ones run on the server's host; `external` ones and buckets are only connected to.", "")
         .aliases(&["databases", "database", "store", "data"]),
@@ -488,6 +546,11 @@ pub static CATALOGUE: &[Key] = &[
         .aliases(&["rotation", "schedule", "cron"]),
     key("secrets.*.length", Kind::Count { min: 16, max: 4_096 }, "Characters of a generated value.", "64").default(&defaults::SECRET_LENGTH),
     key("secrets.*.alphabet", Kind::Word(crate::spec::ALPHABETS), "What a generated value is made of.", "\"hex\"").default(&defaults::SECRET_ALPHABET),
+
+    key("registries", Kind::Registries, "Logins for registries of images, by their hosts: `[registries.\"ghcr.io\"]`. Without one the login of the server's user counts (`docker login`).", "")
+        .aliases(&["registry", "docker"]),
+    key("registries.*.user_secret", Kind::SecretName, "The secret that holds the user's name.", "\"GHCR_USER\"").required().aliases(&["user", "username"]),
+    key("registries.*.password_secret", Kind::SecretName, "The secret that holds the password or token. Neither is given to the app.", "\"GHCR_TOKEN\"").required().aliases(&["password", "token"]),
 
     key("environments", Kind::Overlays, "Places the app runs. Each holds keys that replace those above for that place, most easily as dotted keys: `services.api.replicas = 6`. A file without any has one, `production`.", "")
         .aliases(&["environment", "env", "envs"]),

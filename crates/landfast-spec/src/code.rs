@@ -132,6 +132,16 @@ codes! {
         "A service or job that `uses` a store gets its connection in variables such as `DATABASE_URL`. The file, or a secret, gives one of these names another value, and which of the two is meant cannot be told. Remove the value, rename the variable, or take the store out of `uses`.";
     StoreSetting = "LF039", Error, "the setting is not the manifest's",
         "Ports, paths, users, authentication and durability of a managed store are set by Landfast: with other values it could not be reached, watched or recovered. All other settings of the server may be given.";
+    OneContent = "LF040", Error, "it is not clear what is run",
+        "A service or job has exactly one of `artifact` (a file or folder that runs as a plain process), `image` (a container) and `build` (an image that is made before the deploy). A table of an environment that names one of them replaces the others.";
+    ContainerOnly = "LF041", Error, "the key is for containers",
+        "The service or job is a plain process, which has no image to take an entrypoint, a check or a place for a volume from. `pull`, `entrypoint`, `reserve`, `volumes.NAME.at`, `health = { ready = \"image\" }` and `root`, `writable`, `tmpfs` and `capabilities` of `sandbox` are for `image` and `build`.";
+    ProcessOnly = "LF042", Error, "the key is for plain processes",
+        "The service or job is a container: it sees the files of its image and its volumes, and nothing of the host. `user`, `files`, `read_only` and `read_write` of `sandbox` are for an `artifact`. A folder of the host is given to a container as a volume.";
+    BadImage = "LF043", Error, "the name is not one of an image",
+        "Images are named `name`, `name:tag` or `name@sha256:…`, in lower case, with the host of the registry before it where it is not Docker's own: `ghcr.io/acme/web:1.4`.";
+    SecretsShown = "LF044", Warning, "secrets are shown by Docker",
+        "Variables of a container are part of its configuration: whoever may ask Docker sees them with `docker inspect`, and they are on the disk of the host. By default secrets are files in memory (`/run/secrets/NAME`), and the variable `NAME_FILE` says where. `secrets = \"environment\"`, or a variable in `env` without a value that a secret or a store gives, asks for the other.";
 }
 
 #[cfg(test)]

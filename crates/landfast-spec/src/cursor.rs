@@ -10,7 +10,7 @@ use crate::{
     code::Code,
     defaults::Setting,
     diagnostic::{Problem, Sink},
-    leaf::{self, Leaf},
+    leaf::{self, Leaf, Scalar},
     shape::{TABLES_MAX, join},
     spec::Share,
     tree::{Entry, Table, Value},
@@ -48,6 +48,11 @@ impl<'a> Cursor<'a> {
     /// Where the table itself is named.
     pub(crate) fn at(&self) -> Range<usize> {
         self.at.clone()
+    }
+
+    /// Its path in the file.
+    pub(crate) fn place(&self) -> &str {
+        &self.place
     }
 
     pub(crate) fn entry(&self, name: &str) -> Option<&'a Entry> {
@@ -250,6 +255,11 @@ impl<'a> Cursor<'a> {
             sink: self.sink,
             silent: self.silent,
         }
+    }
+
+    /// A value where a person chooses the key.
+    pub(crate) fn scalar(&self, name: &str, entry: &Entry) -> Option<Scalar> {
+        leaf::read_scalar(name, &entry.node, self.silent)
     }
 
     /// A bare value in the place of a variable's table.

@@ -10,6 +10,7 @@ use landfast_types::{
 use crate::{
     backup,
     code::Code,
+    container,
     cursor::Cursor,
     delivery::SecretDelivery,
     diagnostic::Problem,
@@ -45,7 +46,7 @@ pub(crate) fn app(
         Some((ServiceName::new(name).ok()?, service(name, at, &given)?))
     });
     let jobs = collect(&jobs, |name, at| {
-        Some((JobName::new(name).ok()?, job(at, &given)?))
+        Some((JobName::new(name).ok()?, job(name, at, &given)?))
     });
     let mut read = collect(&routes, |name, at| {
         Some((RouteName::new(name).ok()?, route(at)?))
@@ -69,6 +70,7 @@ pub(crate) fn app(
         };
         Some((name.to_owned(), spec))
     });
+    let registries = container::registries(root);
     let (services, jobs, stores) = (services?, jobs?, stores?);
     let of_services = services.values().map(|service| &service.volumes);
     let of_jobs = jobs.values().map(|job| &job.volumes);
@@ -83,6 +85,7 @@ pub(crate) fn app(
         stores,
         volumes,
         secrets: rotated?,
+        registries: registries?,
     })
 }
 
@@ -98,8 +101,8 @@ fn collect<'a, K: Ord, V>(
 }
 
 fn service(name: &str, at: &Cursor<'_>, given: &Given<'_>) -> Option<ServiceSpec> {
-    let artifact = at.text("artifact");
-    let command = at.texts("command");
+    let (artifact, container) = container::content("the service", name, at);
+    let command = command(name, at);
     let port = at
         .optional_count("port")
         .and_then(|port| u16::try_from(port).ok());
@@ -119,9 +122,17 @@ fn service(name: &str, at: &Cursor<'_>, given: &Given<'_>) -> Option<ServiceSpec
     let sandbox = sandbox::read(at);
     let uses = store::uses(at);
     let env = variables(at, given, &uses);
-    let health = health(name, at, at.has("port"));
+    let health = health(name, at, at.has("port"), is_container(at));
+    let secrets = word(at, "secrets", SecretDelivery::from_word);
+    if is_container(at) {
+        shown_secrets("the service", name, at, secrets, &env);
+    }
+    if artifact.is_none() && container.is_none() {
+        return None;
+    }
     Some(ServiceSpec {
-        artifact: artifact?,
+        artifact,
+        container,
         command: command?,
         port,
         replicas,
@@ -138,7 +149,7 @@ fn service(name: &str, at: &Cursor<'_>, given: &Given<'_>) -> Option<ServiceSpec
         protocol: word(at, "protocol", Protocol::from_word),
         sticky: at.flag("sticky"),
         uses,
-        secrets: word(at, "secrets", SecretDelivery::from_word),
+        secrets,
     })
 }
 
@@ -149,9 +160,9 @@ fn word<T>(at: &Cursor<'_>, key: &str, read: impl Fn(&str) -> Option<T>) -> T {
     written.unwrap_or_else(default)
 }
 
-fn job(at: &Cursor<'_>, given: &Given<'_>) -> Option<JobSpec> {
-    let artifact = at.text("artifact");
-    let command = at.texts("command");
+fn job(name: &str, at: &Cursor<'_>, given: &Given<'_>) -> Option<JobSpec> {
+    let (artifact, container) = container::content("the job", name, at);
+    let command = command(name, at);
     let when = match at.leaf("when") {
         Some(Leaf::When(when)) => when,
         _ => When::Hand,
@@ -160,8 +171,16 @@ fn job(at: &Cursor<'_>, given: &Given<'_>) -> Option<JobSpec> {
     let (resources, volumes) = (resources(at), volumes(at));
     let uses = store::uses(at);
     let env = variables(at, given, &uses);
+    let secrets = word(at, "secrets", SecretDelivery::from_word);
+    if is_container(at) {
+        shown_secrets("the job", name, at, secrets, &env);
+    }
+    if artifact.is_none() && container.is_none() {
+        return None;
+    }
     Some(JobSpec {
-        artifact: artifact?,
+        artifact,
+        container,
         command: command?,
         when,
         timeout,
@@ -170,8 +189,39 @@ fn job(at: &Cursor<'_>, given: &Given<'_>) -> Option<JobSpec> {
         volumes,
         env,
         uses,
-        secrets: word(at, "secrets", SecretDelivery::from_word),
+        secrets,
     })
+}
+
+fn is_container(at: &Cursor<'_>) -> bool {
+    at.has("image") || at.has("build")
+}
+
+/// What is started. An image may say it, an artifact does not.
+fn command(name: &str, at: &Cursor<'_>) -> Option<Vec<String>> {
+    if at.has("command") {
+        return at.texts("command");
+    }
+    if at.has("artifact") && !is_container(at) {
+        let message = format!("`command` is missing in `[{}]`", at.place());
+        let problem = Problem::new(Code::MissingKey, at.at(), message);
+        at.report(problem.help(format!("for example command = [\"./{name}\"]")));
+        return None;
+    }
+    Some(Vec::new())
+}
+
+/// Warns of what of a container's secrets Docker shows.
+fn shown_secrets(
+    what: &str,
+    name: &str,
+    at: &Cursor<'_>,
+    delivery: SecretDelivery,
+    env: &BTreeMap<String, EnvVar>,
+) {
+    let unvalued = env.iter().filter(|(_, variable)| variable.value.is_none());
+    let unvalued: Vec<_> = unvalued.map(|(name, _)| name.as_str()).collect();
+    container::shown_secrets(what, name, at, delivery, &unvalued);
 }
 
 fn resources(at: &Cursor<'_>) -> ResourcesSpec {
@@ -187,11 +237,13 @@ fn resources(at: &Cursor<'_>) -> ResourcesSpec {
 fn volumes(at: &Cursor<'_>) -> BTreeMap<String, Volume> {
     let at = at.table("volumes");
     let each = at.entries().filter_map(|(name, entry)| {
-        let volume = match entry.node.value.as_text()? {
+        let place = match entry.node.value.as_text() {
+            Some(text) => text.to_owned(),
+            None => at.variable(entry).text("from")?,
+        };
+        let volume = match place.as_str() {
             "managed" => Volume::Managed,
-            path => Volume::Path {
-                path: path.to_owned(),
-            },
+            _ => Volume::Path { path: place },
         };
         Some((name.to_owned(), volume))
     });
@@ -312,7 +364,7 @@ fn example_of(kind: EnvType) -> &'static str {
 }
 
 /// Names that nearly always hold secrets, and values that are not obviously harmless.
-fn looks_secret(name: &str, value: &str) -> bool {
+pub(crate) fn looks_secret(name: &str, value: &str) -> bool {
     const ENDS: [&str; 8] = [
         "PASSWORD",
         "PASSWD",
@@ -327,7 +379,7 @@ fn looks_secret(name: &str, value: &str) -> bool {
     ENDS.iter().any(|end| name.ends_with(end)) && value.len() >= 4 && !value.starts_with('/')
 }
 
-fn health(name: &str, service: &Cursor<'_>, listens: bool) -> HealthSpec {
+fn health(name: &str, service: &Cursor<'_>, listens: bool, is_container: bool) -> HealthSpec {
     let at = service.table("health");
     let given = |key: &str| match at.leaf(key) {
         Some(Leaf::Probe(probe)) => Some(probe),
@@ -339,6 +391,11 @@ fn health(name: &str, service: &Cursor<'_>, listens: bool) -> HealthSpec {
             let message = format!("`{name}` has no port to probe");
             let problem = Problem::new(Code::NoPort, at.span(key), message);
             at.report(problem.help("add `port`, or write \"none\""));
+        }
+        if !is_container && matches!(probe, Some(Probe::Image)) {
+            let message = format!("`{name}` is a plain process: it has no image with a check");
+            let problem = Problem::new(Code::ContainerOnly, at.span(key), message);
+            at.report(problem.help("\"http:/path\", \"tcp\" or \"none\""));
         }
     }
     if listens && !at.has("ready") {

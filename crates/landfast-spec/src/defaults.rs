@@ -140,6 +140,14 @@ settings! {
     SANDBOX_FILES = "services.*.sandbox.files", Value::Text("restricted"), "The files of the host an instance reaches, where the kernel has Landlock.", "decision 0012";
     JOB_SANDBOX_USER = "jobs.*.sandbox.user", Value::Text("own"), "The same for a run of a job.", "decision 0012";
     JOB_SANDBOX_FILES = "jobs.*.sandbox.files", Value::Text("restricted"), "The same for a run of a job.", "decision 0012";
+    SANDBOX_ROOT = "services.*.sandbox.root", Value::Flag(false), "Whether a container runs as root where its image names no user.", "decision 0031";
+    SANDBOX_WRITABLE = "services.*.sandbox.writable", Value::Flag(false), "Whether a container may write to its image's files.", "decision 0031";
+    JOB_SANDBOX_ROOT = "jobs.*.sandbox.root", Value::Flag(false), "The same for a run of a job.", "decision 0031";
+    JOB_SANDBOX_WRITABLE = "jobs.*.sandbox.writable", Value::Flag(false), "The same for a run of a job.", "decision 0031";
+    PULL = "services.*.pull", Value::Text("newer"), "When a registry is asked for an image.", "decision 0031";
+    JOB_PULL = "jobs.*.pull", Value::Text("newer"), "The same for the image of a job.", "decision 0031";
+    BUILD_CONTEXT = "services.*.build.context", Value::Text("."), "The folder that an image is built from.", "decision 0031";
+    JOB_BUILD_CONTEXT = "jobs.*.build.context", Value::Text("."), "The same for the image of a job.", "decision 0031";
     SECRETS = "services.*.secrets", Value::Text("files"), "How an instance is given secrets that `env` does not name.", "decision 0016";
     JOB_SECRETS = "jobs.*.secrets", Value::Text("files"), "The same for a run of a job.", "decision 0016";
     JOB_WHEN = "jobs.*.when", Value::Text("hand"), "What starts a job: a person.", "contract";
@@ -214,6 +222,7 @@ settings! {
     PAUSE_REQUESTS = "pause, requests", Value::Count(1_000), "Requests that wait at most while a service is paused; further ones get 503 with Retry-After.", "contract";
     PAUSE_BYTES = "pause, bytes", Value::Bytes(64 * MIB), "Bytes of waiting requests at most.", "contract";
     PAUSE_WAIT = "pause, time", Value::Millis(30 * SECOND), "How long a request waits at most.", "contract";
+    IMAGES_KEPT = "images kept", Value::Count(5), "Images of each service and job that stay on the host, beside those that a rollback leads to and those that no registry could give again.", "requirement I2, decision 0031";
     RELEASES_KEPT = "releases kept", Value::Count(10), "Releases of an environment that can be gone back to.", "contract";
 }
 

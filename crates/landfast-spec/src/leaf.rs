@@ -1,5 +1,6 @@
 //! Single values: the form of each kind of value, checked without looking at any other.
 
+mod container;
 pub(crate) mod guard;
 
 use std::{collections::BTreeSet, ops::Range, time::Duration};
@@ -66,6 +67,12 @@ pub(crate) fn read(key: &Key, name: &str, node: &Node, sink: &Sink) -> Option<Le
         Kind::ServiceNames => reader.names("service"),
         Kind::StoreNames => reader.names("store"),
         Kind::SecretName => reader.secret_name(),
+        Kind::SecretNames => reader.secret_names(),
+        Kind::ImageName => reader.image_name(),
+        Kind::VolumePlace => reader.volume_place(),
+        Kind::ContainerPath => reader.container_path(),
+        Kind::ContainerPaths => reader.container_paths(),
+        Kind::Capabilities => reader.capabilities(),
         Kind::Version => reader.version(),
         Kind::ArtifactPath => reader.artifact_path(),
         Kind::HostPath => reader.host_path(),
@@ -105,6 +112,9 @@ pub(crate) fn read(key: &Key, name: &str, node: &Node, sink: &Sink) -> Option<Le
         Kind::Table
         | Kind::Tables
         | Kind::Secrets
+        | Kind::Registries
+        | Kind::Build
+        | Kind::BuildArguments
         | Kind::Variables
         | Kind::Volumes
         | Kind::Fields
@@ -712,6 +722,7 @@ impl Reader<'_> {
         let text = self.text()?;
         match text {
             "tcp" => return Some(Leaf::Probe(Probe::Tcp)),
+            "image" => return Some(Leaf::Probe(Probe::Image)),
             "none" => return Some(Leaf::Probe(Probe::None)),
             _ => {}
         }
@@ -730,7 +741,7 @@ impl Reader<'_> {
         let help = if is_request_path(path) {
             format!("write \"http:{path}\"")
         } else {
-            "\"http:/path\", \"tcp\" or \"none\"".to_owned()
+            "\"http:/path\", \"tcp\", \"image\" or \"none\"".to_owned()
         };
         self.refuse(problem.help(help))
     }

@@ -13,6 +13,7 @@ mod backup;
 mod catalogue;
 mod check;
 mod code;
+mod container;
 mod cursor;
 mod decode;
 pub mod defaults;
@@ -41,6 +42,7 @@ pub use crate::{
     backup::{BackupSpec, CheckSpec, DrillSpec, OnWalLimit, RepositorySpec, VolumeSpec},
     catalogue::{CATALOGUE, ENV_TYPES, GATES_LATER, Key, Kind},
     code::Code,
+    container::{BuildSpec, ContainerSpec, ImageSource, Pull, RegistrySpec, ReserveSpec},
     delivery::SecretDelivery,
     diagnostic::{Diagnostic, Severity},
     public::is_public_host,

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     catalogue::{Kind, child},
+    container::CONTENT,
     tree::{Entry, Node, Table, Value},
 };
 
@@ -31,9 +32,12 @@ fn lay_over(base: &mut Table, name: &str, over: &Entry, kind: Option<Kind>, patt
     };
     match (&mut below.node.value, &over.node.value) {
         (Value::Table(base), Value::Table(over)) => {
+            if matches!(pattern, "services.*" | "jobs.*") {
+                replace_content(base, over);
+            }
             for (name, entry) in over {
                 match kind {
-                    Some(Kind::Tables | Kind::Secrets) => {
+                    Some(Kind::Tables | Kind::Secrets | Kind::Registries) => {
                         lay_over(
                             base,
                             name,
@@ -53,9 +57,25 @@ fn lay_over(base: &mut Table, name: &str, over: &Entry, kind: Option<Kind>, patt
                 }
             }
         }
+        // A folder is built without what a table said of another.
+        (Value::Table(_), Value::Text(_)) if kind == Some(Kind::Build) => *below = over.clone(),
+        // So is a volume's place, which may be a text or a table.
+        (Value::Table(_), Value::Text(_)) if pattern.contains(".volumes.") => {
+            *below = over.clone();
+        }
         // A value in the place of a table was reported already; the table is kept.
         (Value::Table(_), _) => {}
         (_, _) => *below = over.clone(),
+    }
+}
+
+/// What an environment runs takes the place of what the file runs, with all that was said of that alone.
+fn replace_content(base: &mut Table, over: &Table) {
+    if !CONTENT.iter().any(|key| over.contains_key(*key)) {
+        return;
+    }
+    for key in CONTENT.iter().filter(|key| !over.contains_key(**key)) {
+        base.remove(*key);
     }
 }
 

@@ -25,7 +25,10 @@ pub fn reference_markdown() -> String {
             write_key(&mut page, section);
             continue;
         }
-        let head = if matches!(section.kind, Kind::Tables | Kind::Secrets | Kind::Overlays) {
+        let head = if matches!(
+            section.kind,
+            Kind::Tables | Kind::Secrets | Kind::Registries | Kind::Overlays
+        ) {
             format!("[{}.NAME]", section.path)
         } else {
             format!("[{}]", section.path)
@@ -134,6 +137,14 @@ fn describe(kind: Kind) -> String {
         Kind::ServiceNames => "a list of names of services".into(),
         Kind::StoreNames => "a list of names of stores".into(),
         Kind::SecretName => "the name of a secret".into(),
+        Kind::SecretNames => "a list of names of secrets".into(),
+        Kind::ImageName => "the name of an image".into(),
+        Kind::Build => "a path without `..`, or a table".into(),
+        Kind::BuildArguments => "a table of names and values".into(),
+        Kind::VolumePlace => "`\"managed\"` or an absolute path on the server's host".into(),
+        Kind::ContainerPath => "an absolute path in the container".into(),
+        Kind::ContainerPaths => "a list of absolute paths in the container".into(),
+        Kind::Capabilities => "a list of capabilities, as capabilities(7) names them".into(),
         Kind::Version => "a version: numbers with dots".into(),
         Kind::Settings => "a table of names and values of settings".into(),
         Kind::ArtifactPath => "a path, without `..`".into(),
@@ -157,7 +168,7 @@ fn describe(kind: Kind) -> String {
         Kind::Schedule => "a cron line with a time zone".into(),
         Kind::ScheduleUtc => "a cron line, in UTC without a time zone".into(),
         Kind::BackupPlace => "an absolute path or `s3://BUCKET/PREFIX`".into(),
-        Kind::Probe => "`\"http:/path\"`, `\"tcp\"` or `\"none\"`".into(),
+        Kind::Probe => "`\"http:/path\"`, `\"tcp\"`, `\"image\"` or `\"none\"`".into(),
         Kind::Host => "a host name".into(),
         Kind::RoutePath => "a path that starts with `/`".into(),
         Kind::RequestPath => "a path that starts with `/`, perhaps with a query".into(),
@@ -178,8 +189,9 @@ fn describe(kind: Kind) -> String {
         Kind::Table => "a table".into(),
         Kind::Tables => "named tables".into(),
         Kind::Secrets => "tables named as secrets are".into(),
+        Kind::Registries => "tables named by hosts of registries".into(),
         Kind::Variables => "a table of variables".into(),
-        Kind::Volumes => "a table of names and paths".into(),
+        Kind::Volumes => "a table of names and paths, or of names and tables".into(),
         Kind::Overlays => "named tables with keys of this file".into(),
     }
 }

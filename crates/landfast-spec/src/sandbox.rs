@@ -21,6 +21,19 @@ pub struct SandboxSpec {
     pub read_only: Vec<String>,
     /// Absolute paths on the host that it may write too.
     pub read_write: Vec<String>,
+    // Left out where they are not given, so that what was stored before keeps its fingerprint.
+    /// A container runs as the root of an image that names no user.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub root: bool,
+    /// A container may write to its image's files.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub writable: bool,
+    /// Folders of a container that are in memory.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tmpfs: Vec<String>,
+    /// What a container may do beyond the ordinary, without `CAP_`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub capabilities: Vec<String>,
 }
 
 impl SandboxSpec {
@@ -37,5 +50,9 @@ pub(crate) fn read(at: &Cursor<'_>) -> SandboxSpec {
         host_files: at.text("files").is_some_and(|word| word == FILES[1]),
         read_only: at.texts("read_only").unwrap_or_default(),
         read_write: at.texts("read_write").unwrap_or_default(),
+        root: at.flag("root"),
+        writable: at.flag("writable"),
+        tmpfs: at.texts("tmpfs").unwrap_or_default(),
+        capabilities: at.texts("capabilities").unwrap_or_default(),
     }
 }

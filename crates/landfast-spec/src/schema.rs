@@ -8,6 +8,7 @@ use crate::catalogue::{Key, Kind, child, children};
 const NAME: &str = "^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$";
 const DURATION: &str = r"^\s*(0|([0-9]+(\.[0-9]+)?(us|ms|s|m|h|d)\s*)+)$";
 const VARIABLE: &str = "^[A-Za-z_][A-Za-z0-9_]*$";
+const REGISTRY: &str = r"^[A-Za-z0-9.\[\]:-]+$";
 const SETTING: &str = "^[a-z][a-z0-9_.-]*$";
 
 /// The schema, draft 2020-12.
@@ -42,6 +43,14 @@ fn table(parent: &str, wanted: impl Fn(&Key) -> bool) -> Value {
         json!({ "type": "object", "additionalProperties": false, "properties": properties });
     if !required.is_empty() {
         schema["required"] = json!(required);
+    }
+    if matches!(parent, "services.*" | "jobs.*") {
+        // What is run says what must be said of it; a plain process has no command of its own.
+        schema["anyOf"] = json!([
+            { "required": ["artifact", "command"] },
+            { "required": ["image"] },
+            { "required": ["build"] },
+        ]);
     }
     schema
 }
@@ -97,6 +106,16 @@ fn form(key: &Key) -> Value {
     match key.kind {
         Kind::Name | Kind::ServiceName => text(NAME),
         Kind::SecretName => text(VARIABLE),
+        Kind::SecretNames => json!({ "type": "array", "items": text(VARIABLE) }),
+        Kind::ImageName => text(r"^[A-Za-z0-9\[][A-Za-z0-9._:/@\[\]-]*$"),
+        Kind::Build => json!({
+            "anyOf": [{ "type": "string", "minLength": 1 }, table(key.path, |_| true)],
+        }),
+        Kind::BuildArguments => named(VARIABLE, json!({ "type": ["string", "number", "boolean"] })),
+        Kind::VolumePlace => text("^(managed|/.+)$"),
+        Kind::ContainerPath => text("^/[^:,]+$"),
+        Kind::ContainerPaths => json!({ "type": "array", "items": text("^/[^:,]+$") }),
+        Kind::Capabilities => json!({ "type": "array", "items": text("^[A-Za-z_]+$") }),
         Kind::Version => text(r"^[0-9]{1,4}(\.[0-9]{1,4}){0,2}$"),
         Kind::Settings => named(SETTING, json!({ "type": ["string", "number", "boolean"] })),
         Kind::ServiceNames | Kind::StoreNames => json!({ "type": "array", "items": text(NAME) }),
@@ -135,7 +154,7 @@ fn form(key: &Key) -> Value {
         Kind::ScheduleUtc => text(r"^\S+(\s+\S+){4,5}$"),
         Kind::BackupPlace => text("^(/|s3://)"),
         Kind::Schedule => text(r"^\S+(\s+\S+){5}$"),
-        Kind::Probe => text("^(http:/.*|tcp|none)$"),
+        Kind::Probe => text("^(http:/.*|tcp|image|none)$"),
         Kind::Host => text(r"^(\*|(\*\.)?[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*)$"),
         Kind::RoutePath | Kind::RequestPath => text("^/"),
         Kind::Url => text("^https?://"),
@@ -176,10 +195,12 @@ fn form(key: &Key) -> Value {
                 json!({ "anyOf": [scalar, table(&pattern, |_| true)] }),
             )
         }
-        Kind::Volumes => named(
-            NAME,
-            json!({ "type": "string", "pattern": "^(managed|/.+)$" }),
-        ),
+        Kind::Registries => named(REGISTRY, table(&format!("{}.*", key.path), |_| true)),
+        Kind::Volumes => {
+            let place = json!({ "type": "string", "pattern": "^(managed|/.+)$" });
+            let table = table(&format!("{}.*", key.path), |_| true);
+            named(NAME, json!({ "anyOf": [place, table] }))
+        }
         Kind::Overlays => named(NAME, json!({ "$ref": "#/$defs/overlay" })),
     }
 }

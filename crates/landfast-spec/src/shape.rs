@@ -3,6 +3,8 @@
 
 use std::ops::Range;
 
+use landfast_types::ImageReference;
+
 use crate::{
     catalogue::{Key, Kind, child, suggestion},
     code::Code,
@@ -78,19 +80,29 @@ impl Walk<'_> {
             leaf::read(key, name, &entry.node, self.sink);
             return;
         }
+        if key.kind == Kind::Build && entry.node.value.as_table().is_none() {
+            let path = Key {
+                kind: Kind::ArtifactPath,
+                ..*key
+            };
+            leaf::read(&path, name, &entry.node, self.sink);
+            return;
+        }
         let Value::Table(table) = &entry.node.value else {
             return self.sink.report(not_a_table(key, name, &entry.node));
         };
-        if matches!(key.kind, Kind::Tables | Kind::Secrets) {
+        if matches!(key.kind, Kind::Tables | Kind::Secrets | Kind::Registries) {
             self.tables(key, place, table);
         } else if key.kind == Kind::Variables {
             self.variables(key, place, table);
         } else if key.kind == Kind::Volumes {
-            self.volumes(key, table);
+            self.volumes(key, place, table);
         } else if key.kind == Kind::Fields {
             self.fields(table);
         } else if key.kind == Kind::Settings {
             self.settings(table);
+        } else if key.kind == Kind::BuildArguments {
+            self.arguments(table);
         } else if key.kind == Kind::Overlays {
             self.overlays(table);
         } else {
@@ -119,6 +131,8 @@ impl Walk<'_> {
         for (name, entry) in table {
             let problem = if matches!(key.kind, Kind::Secrets) {
                 variable_name_problem(name, &entry.key_span)
+            } else if matches!(key.kind, Kind::Registries) {
+                registry_problem(name, &entry.key_span)
             } else {
                 bad_name(&what, name, entry.key_span.clone())
             };
@@ -154,18 +168,38 @@ impl Walk<'_> {
         }
     }
 
-    fn volumes(&self, key: &Key, table: &Table) {
-        let path = Key {
-            kind: Kind::HostPath,
-            ..*key
-        };
+    fn volumes(&self, key: &Key, place: &str, table: &Table) {
+        let pattern = format!("{}.*", key.path);
         for (name, entry) in table {
             if let Some(problem) = bad_name("a volume", name, entry.key_span.clone()) {
                 self.sink.report(problem);
             }
-            let managed = matches!(&entry.node.value, Value::Text(text) if text == "managed");
-            if !managed {
-                leaf::read(&path, name, &entry.node, self.sink);
+            if let Some(inner) = entry.node.value.as_table() {
+                self.table(&pattern, &join(place, name), inner);
+            } else {
+                let from = child(&pattern, "from").expect("the catalogue has it");
+                leaf::read(from, name, &entry.node, self.sink);
+            }
+        }
+    }
+
+    fn arguments(&self, table: &Table) {
+        for (name, entry) in table {
+            let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+            if name.is_empty()
+                || name.starts_with(|c: char| c.is_ascii_digit())
+                || !name.chars().all(is_word)
+            {
+                let message = format!("`{name}` cannot name an argument of a build");
+                let problem = Problem::new(Code::BadName, entry.key_span.clone(), message);
+                let help = "use letters, digits and `_`, not starting with a digit";
+                self.sink.report(problem.help(help));
+            }
+            let read = leaf::read_scalar(name, &entry.node, self.sink);
+            if read.is_some_and(|scalar| scalar.text.contains('\0')) {
+                let message = format!("`{name}` holds a NUL character");
+                let problem = Problem::new(Code::BadValue, entry.node.span.clone(), message);
+                self.sink.report(problem);
             }
         }
     }
@@ -244,7 +278,7 @@ fn is_for_all(key: &Key) -> bool {
 
 fn not_a_table(key: &Key, name: &str, node: &Node) -> Problem {
     let help = match (&node.value, key.kind) {
-        (Value::List(_), Kind::Tables | Kind::Secrets) => Some(format!(
+        (Value::List(_), Kind::Tables | Kind::Secrets | Kind::Registries) => Some(format!(
             "each has a name of its own: write [{name}.NAME] instead of [[{name}]]"
         )),
         (Value::Text(text), _) if key.path == "services.*.health" => {
@@ -259,6 +293,17 @@ fn not_a_table(key: &Key, name: &str, node: &Node) -> Problem {
 /// Whether Landfast itself sets a variable for each instance, so that nobody else may.
 pub fn is_reserved_variable(name: &str) -> bool {
     matches!(name, "PORT" | "HOST") || name.starts_with("VOLUME_")
+}
+
+/// The host of a registry is what stands before an image's name.
+fn registry_problem(name: &str, span: &Range<usize>) -> Option<Problem> {
+    let read = format!("{name}/x").parse::<ImageReference>();
+    if read.is_ok_and(|reference| reference.registry() == name) {
+        return None;
+    }
+    let message = format!("`{name}` is not the host of a registry");
+    let problem = Problem::new(Code::BadName, span.clone(), message);
+    Some(problem.help("for example [registries.\"ghcr.io\"] or [registries.\"localhost:5000\"]"))
 }
 
 fn variable_name_problem(name: &str, span: &Range<usize>) -> Option<Problem> {

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 pub use crate::store::{Part, Place, StoreSpec};
 use crate::{
     backup::{BackupSpec, VolumeSpec},
+    container::{self, ContainerSpec, ImageSource, RegistrySpec},
     defaults,
     delivery::SecretDelivery,
     sandbox::SandboxSpec,
@@ -44,6 +45,9 @@ pub struct AppSpec {
     /// What is done with secrets by themselves, by their names.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub secrets: BTreeMap<String, SecretSpec>,
+    /// Logins of registries, by their hosts.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub registries: BTreeMap<String, RegistrySpec>,
 }
 
 /// When a secret gets another generated value, and of what kind.
@@ -111,8 +115,9 @@ impl AppSpec {
 
     /// Everything a release copies into the store, as the manifest names it.
     pub fn artifact_names(&self) -> BTreeSet<&str> {
-        let services = self.services.values().map(|service| &service.artifact);
-        let jobs = self.jobs.values().map(|job| &job.artifact);
+        let services = self.services.values();
+        let services = services.filter_map(|service| service.artifact.as_ref());
+        let jobs = self.jobs.values().filter_map(|job| job.artifact.as_ref());
         let routes = self.routes.values().flat_map(|route| {
             let files = route.files.as_ref().map(|files| &files.folder);
             files.into_iter().chain(&route.error_pages)
@@ -123,6 +128,18 @@ impl AppSpec {
         names.map(String::as_str).collect()
     }
 
+    /// Where images come from, each once by its [`ImageSource::key`], with the names of the services and jobs that run
+    /// from it.
+    pub fn images(&self) -> BTreeMap<String, (&ImageSource, BTreeSet<String>)> {
+        let services = self.services.iter();
+        let services = services
+            .filter_map(|(name, one)| Some((format!("service {name}"), one.container.as_ref()?)));
+        let jobs = self.jobs.iter();
+        let jobs =
+            jobs.filter_map(|(name, one)| Some((format!("job {name}"), one.container.as_ref()?)));
+        container::sources(services.chain(jobs))
+    }
+
     /// How stores and volumes are backed up.
     pub fn backups(&self) -> impl Iterator<Item = (&StoreName, &BackupSpec)> {
         let stores = self.stores.iter();
@@ -131,8 +148,13 @@ impl AppSpec {
         stores.chain(volumes.map(|(name, volume)| (name, &volume.backup)))
     }
 
-    /// Whether a secret is what backups are reached with, and nothing else.
-    pub fn is_for_backups(&self, name: &str) -> bool {
+    /// Whether a secret is what backups or registries are reached with, and nothing that processes are given by itself.
+    pub fn is_for_landfast(&self, name: &str) -> bool {
+        self.is_for_backups(name)
+            || container::registry_secrets(&self.registries).any(|secret| secret == name)
+    }
+
+    fn is_for_backups(&self, name: &str) -> bool {
         // What they are called where nothing else is said is never given out by itself, whether this release is backed up or not.
         let defaults = [defaults::BACKUP_ACCESS_KEY, defaults::BACKUP_SECRET_KEY];
         if defaults.iter().any(|default| default.text() == name) {
@@ -153,9 +175,14 @@ impl AppSpec {
 /// A long-running process type.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceSpec {
-    /// The file or folder that is copied into the store, as it is written in the manifest.
-    pub artifact: String,
-    /// argv, never a shell.
+    /// The file or folder that is copied into the store, as it is written in the manifest: a plain process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub artifact: Option<String>,
+    /// In the place of an artifact: a container. Exactly one of both is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<ContainerSpec>,
+    /// argv, never a shell. Empty: the image's own.
+    #[serde(default)]
     pub command: Vec<String>,
     /// The port a person wrote. The target chooses the real one and names it `PORT`; `None`: it does not listen.
     pub port: Option<u16>,
@@ -217,6 +244,16 @@ impl ServiceSpec {
         );
         // As it was before there was any of these: an upgrade of Landfast alone replaces no instance.
         let (sandboxed, uses) = (!self.sandbox.is_default(), !self.uses.is_empty());
+        if let Some(container) = &self.container {
+            let source = container.source.key();
+            let own = (
+                source,
+                &container.entrypoint,
+                &container.reserve,
+                &container.mounts,
+            );
+            return fingerprint(&(known, &self.sandbox, &self.uses, &self.secrets, own));
+        }
         match (sandboxed, uses, is_default(&self.secrets)) {
             (false, false, true) => fingerprint(&known),
             (true, false, true) => fingerprint(&(known, &self.sandbox)),
@@ -229,7 +266,12 @@ impl ServiceSpec {
 /// A process that ends.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobSpec {
-    pub artifact: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub artifact: Option<String>,
+    /// In the place of an artifact. Exactly one of both is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<ContainerSpec>,
+    #[serde(default)]
     pub command: Vec<String>,
     pub when: When,
     #[serde(with = "millis")]
@@ -387,6 +429,8 @@ pub enum Probe {
     Http { path: String },
     /// The port must accept a connection.
     Tcp,
+    /// The check that the container's image brings must pass.
+    Image,
     /// Nothing is asked: an instance that runs is well.
     None,
 }
@@ -788,7 +832,7 @@ impl TryFrom<ShareText> for Share {
 
 /// Hashes the JSON of a value with every object's keys sorted, so that the order of fields in our code does
 /// not matter.
-fn fingerprint<T: Serialize>(value: &T) -> Digest {
+pub(crate) fn fingerprint<T: Serialize>(value: &T) -> Digest {
     let json = serde_json::to_value(value).expect("these types have text keys and finite numbers");
     let mut text = String::new();
     write_canonical(&json, &mut text);

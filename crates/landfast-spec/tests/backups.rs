@@ -63,7 +63,7 @@ fn a_bucket_has_its_secrets_and_a_line_without_a_zone_counts_in_utc() {
         }
     ));
     assert_eq!(backup.drill.checks["rows"].expect, "1");
-    assert!(spec.is_for_backups("BACKUP_SECRET_KEY") && !spec.is_for_backups("OTHER"));
+    assert!(spec.is_for_landfast("BACKUP_SECRET_KEY") && !spec.is_for_landfast("OTHER"));
 }
 
 #[test]
