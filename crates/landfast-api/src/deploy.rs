@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{Diagnostic, Migration, Protection, Rollout};
+use crate::{Diagnostic, Migration, PinnedImage, Protection, Rollout};
 
 /// A manifest as its author wrote it: the server reads it itself, so that its answer names the author's lines.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -46,6 +46,9 @@ pub struct DeployRequest {
     /// The digest of each artifact, by the text the manifest names it with. All must be in the store.
     #[serde(default)]
     pub artifacts: BTreeMap<String, String>,
+    /// The images it runs, as `…/images` answered. What is not named is resolved by the server; what is built must be.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub images: BTreeMap<String, PinnedImage>,
     /// In place of the manifest's, for this rollout only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub strategy: Option<Strategy>,

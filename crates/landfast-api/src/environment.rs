@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{At, Protection, Rollout, Schema, Store, StoreBackups};
+use crate::{At, PinnedImage, Protection, Rollout, Schema, Store, StoreBackups};
 
 /// Everything about one environment at one moment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -214,6 +214,9 @@ pub struct Release {
     pub created_at: At,
     /// The digest of each artifact, by the text the manifest named it with.
     pub artifacts: BTreeMap<String, String>,
+    /// What each image meant when the release was made, by its name in the manifest, or `build:` and the folder.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub images: BTreeMap<String, PinnedImage>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub commit: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

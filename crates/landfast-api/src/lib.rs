@@ -23,6 +23,7 @@ mod environment;
 mod event;
 mod exec;
 mod host;
+mod image;
 mod migration;
 mod openapi;
 pub mod paths;
@@ -60,6 +61,7 @@ pub use crate::{
         AppList, AppSummary, Folders, Health, Host, HostResources, Listeners, ProxyInfo,
         RolloutBrief,
     },
+    image::{ImageFrame, ImagesRequest, PinnedImage},
     migration::{
         MigrateAcceptRequest, MigrateFrame, MigratePlan, MigrateRequest, MigrateUpRequest,
         Migration, MigrationFinding, MigrationLock, MigrationPhase, MigrationRecord,

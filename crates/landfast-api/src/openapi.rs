@@ -237,6 +237,13 @@ pub fn endpoints() -> Vec<Endpoint> {
             json::<PlanRequest>(),
             json::<Plan>(),
         ),
+        post(
+            paths::IMAGES,
+            "images",
+            "Has the images of a manifest on the host, and tells how far that is; a deploy names what it answers",
+            json::<ImagesRequest>(),
+            Body::Lines(ImageFrame::name().into_owned()),
+        ),
         Endpoint {
             answers: vec![
                 (202, "A rollout began", json::<DeployAnswer>()),
@@ -667,6 +674,8 @@ fn schemas() -> Vec<(String, RefOr<Schema>)> {
     add::<ExecRequest>(&mut schemas);
     add::<Health>(&mut schemas);
     add::<History>(&mut schemas);
+    add::<ImageFrame>(&mut schemas);
+    add::<ImagesRequest>(&mut schemas);
     add::<Host>(&mut schemas);
     add::<JobRun>(&mut schemas);
     add::<LogLine>(&mut schemas);
@@ -876,7 +885,11 @@ fn tag(path: &str) -> &'static str {
         "artifacts"
     } else if path.contains("/secrets") {
         "secrets"
-    } else if path.contains("/rollouts") || path.ends_with("/plan") || path.ends_with("/rollback") {
+    } else if path.contains("/rollouts")
+        || path.ends_with("/plan")
+        || path.ends_with("/images")
+        || path.ends_with("/rollback")
+    {
         "rollouts"
     } else if path.starts_with(paths::ENVIRONMENT) {
         "environments"

@@ -21,6 +21,7 @@ pub const HISTORY: &str = "/v1/apps/{app}/environments/{environment}/history";
 pub const ENVIRONMENT_EVENTS: &str = "/v1/apps/{app}/environments/{environment}/events";
 pub const LOGS: &str = "/v1/apps/{app}/environments/{environment}/logs";
 pub const PLAN: &str = "/v1/apps/{app}/environments/{environment}/plan";
+pub const IMAGES: &str = "/v1/apps/{app}/environments/{environment}/images";
 pub const ROLLOUTS: &str = "/v1/apps/{app}/environments/{environment}/rollouts";
 pub const ROLLOUT: &str = "/v1/apps/{app}/environments/{environment}/rollouts/{id}";
 pub const PROMOTE: &str = "/v1/apps/{app}/environments/{environment}/rollouts/{id}/promote";

@@ -284,6 +284,12 @@ codes! {
     BlobMissing, "blob-missing", 409, "a file was not uploaded", None;
     /// The manifest names an artifact that is not in the store. Upload it, then deploy again.
     ArtifactMissing, "artifact-missing", 409, "an artifact is not in the store", None;
+    /// An image is not to be had: no registry has it, the registry refuses or does not answer, or what was built is not on the
+    /// server's Docker. Nothing was changed.
+    ImageMissing, "image-missing", 422, "an image is not to be had", None;
+    /// A service or job is a container, and the server uses no Docker, or its Docker does not answer. Containers that run are
+    /// not touched.
+    DockerUnreachable, "docker-unreachable", 503, "Docker does not answer", Some("`landfast doctor` says what is wrong with it; the server goes on by itself when it answers again");
     /// A piece of a blob does not begin where the last one ended. The answer says where to go on.
     UploadOffset, "upload-offset", 409, "the piece does not begin where the last one ended", None;
     /// The uploaded bytes do not have the digest they were announced with. They were dropped; the file changed while

@@ -5,13 +5,13 @@ use http::Method;
 use landfast_api::{
     AppList, ArtifactCreated, ArtifactListing, Certificate, CertificateList, DeployAnswer,
     DeployRequest, Diagnosis, DoctorRequest, EnvironmentStatus, ExecFrame, ExecRequest, Health,
-    History, Host, JobRun, LogLine, LogQuery, MigrateAcceptRequest, MigrateFrame, MigratePlan,
-    MigrateRequest, MigrateUpRequest, MigrationStatus, Plan, PlanRequest, ReasonRequest,
-    RollbackRequest, Rollout, RolloutList, RouteList, ScaleAnswer, ScaleRequest, Secret,
-    SecretHistory, SecretImported, SecretList, SecretRevealRequest, SecretRevokeRequest,
-    SecretRollbackRequest, SecretRotateRequest, SecretRotated, SecretValue, SecretsKey,
-    SecretsKeyRotated, SecretsKeyText, Store, StoreConnection, StoreDeleteRequest, StoreList,
-    StoreRotateRequest, StoreSwitchRequest, StoreSwitched, Traffic, paths,
+    History, Host, ImageFrame, ImagesRequest, JobRun, LogLine, LogQuery, MigrateAcceptRequest,
+    MigrateFrame, MigratePlan, MigrateRequest, MigrateUpRequest, MigrationStatus, Plan,
+    PlanRequest, ReasonRequest, RollbackRequest, Rollout, RolloutList, RouteList, ScaleAnswer,
+    ScaleRequest, Secret, SecretHistory, SecretImported, SecretList, SecretRevealRequest,
+    SecretRevokeRequest, SecretRollbackRequest, SecretRotateRequest, SecretRotated, SecretValue,
+    SecretsKey, SecretsKeyRotated, SecretsKeyText, Store, StoreConnection, StoreDeleteRequest,
+    StoreList, StoreRotateRequest, StoreSwitchRequest, StoreSwitched, Traffic, paths,
 };
 use landfast_types::Scope;
 
@@ -154,6 +154,16 @@ impl Client {
     pub async fn plan(&self, scope: &Scope, request: &PlanRequest) -> Result<Plan, Error> {
         let call = Call::new(Method::POST, under(paths::PLAN, scope, &[]), "the plan");
         self.ask(call.json(request)).await
+    }
+
+    /// Has the images of a manifest on the server's host. Dropping the answer ends it.
+    pub async fn images(
+        &self,
+        scope: &Scope,
+        request: &ImagesRequest,
+    ) -> Result<Lines<ImageFrame>, Error> {
+        let path = under(paths::IMAGES, scope, &[]);
+        Lines::open(self, post(&path, "the images").json(request)).await
     }
 
     /// Makes a release and moves the environment to it. The same key makes one rollout, however often it is sent.

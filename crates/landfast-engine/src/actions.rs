@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use landfast_rollout::{Action, Gate, Input};
-use landfast_target::{Exit, InstanceRef, InstanceSpec, TargetError};
-use landfast_types::{Fence, InstanceId, ReleaseId, RolloutId, ServiceName};
+use landfast_target::{Content, Exit, InstanceRef, InstanceSpec, TargetError};
+use landfast_types::{Fence, ImageId, InstanceId, ReleaseId, RolloutId, ServiceName};
 use tokio::{sync::mpsc, time::sleep};
 
 use crate::{
@@ -13,6 +13,7 @@ use crate::{
     gates, migrations,
     part::{backend_id, part},
     plane::PlaneError,
+    platform::ensure_image,
     release::ReleaseBody,
     shared::Shared,
     spec::instance_spec,
@@ -120,7 +121,10 @@ async fn start(context: &Context, instance: InstanceId, service: &ServiceName, r
         Err(reason) => return context.tell(Input::StartFailed { instance, reason }).await,
     };
     let mut wait = RETRY_FIRST;
-    for attempt in 1.. {
+    let mut attempt = 0;
+    let mut was_brought_back = false;
+    loop {
+        attempt += 1;
         match context.shared.target.start(context.fence(), &spec).await {
             Ok(observed) => {
                 let address = observed.address;
@@ -129,8 +133,19 @@ async fn start(context: &Context, instance: InstanceId, service: &ServiceName, r
             Err(landfast_target::StartError::Stale(stale)) => {
                 return context.replaced(stale.to_string());
             }
-            Err(error) if error.is_retryable() && attempt < START_TRIES => {
-                tracing::warn!(%instance, %error, "not started; trying again");
+            // Somebody removed it.
+            Err(landfast_target::StartError::ImageMissing(id)) if !was_brought_back => {
+                was_brought_back = true;
+                if let Err(reason) = bring_back(context, release, id).await {
+                    return context.tell(Input::StartFailed { instance, reason }).await;
+                }
+            }
+            // A daemon that does not answer says nothing of the release: its deadlines say how long is waited.
+            Err(error)
+                if error.is_retryable()
+                    && (attempt < START_TRIES || is_away(context, &spec.content)) =>
+            {
+                tracing::warn!(%instance, error = chain(&error), "not started; trying again");
                 sleep(wait).await;
                 wait = (wait * 2).min(RETRY_MAX);
             }
@@ -146,6 +161,22 @@ async fn start(context: &Context, instance: InstanceId, service: &ServiceName, r
             }
         }
     }
+}
+
+/// Whether what runs containers does not answer just now.
+fn is_away(context: &Context, content: &Content) -> bool {
+    content.is_image() && !context.shared.target.outages().is_empty()
+}
+
+/// Has an image of a release here again.
+async fn bring_back(context: &Context, release: ReleaseId, id: ImageId) -> Result<(), String> {
+    let gone = || format!("image {} is not on this host", id.short());
+    let body = context.view.bodies.get(&release).ok_or_else(gone)?;
+    let mut images = body.images.iter();
+    let (key, image) = images.find(|(_, image)| image.id == id).ok_or_else(gone)?;
+    tracing::warn!(image = key, id = %id.short(), "an image of a release was removed; bringing it back");
+    let brought = ensure_image(&context.shared, body, key, image).await;
+    brought.map_err(|error| format!("{}: {}", gone(), chain(&error)))
 }
 
 /// What the instance is started with; waits until the stores it uses are ready.

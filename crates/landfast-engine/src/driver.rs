@@ -29,6 +29,7 @@ use crate::{
     actions, jobs, measure,
     part::part,
     plane::QuietParts,
+    platform::ImagesError,
     probe,
     release::ReleaseBody,
     shared::{DISK_RETRY, Shared},
@@ -77,6 +78,8 @@ pub enum CommandError {
     Rejected(#[from] Rejected),
     #[error("the journal did not take it")]
     Journal(#[source] Arc<AppendError>),
+    #[error("the release cannot run again")]
+    Images(#[source] Box<ImagesError>),
     #[error("the server is stopping")]
     Stopping,
 }
@@ -290,7 +293,7 @@ impl Driver {
                 Err(CommandError::Rejected(rejected)) => {
                     tracing::debug!(scope = %self.view.state.scope, %rejected, "not taken");
                 }
-                Err(CommandError::Stopping) => return,
+                Err(CommandError::Stopping | CommandError::Images(_)) => return,
                 Err(CommandError::Journal(error)) => {
                     self.journal_error = Some(error);
                     self.retry_at = actions::instant_in(DISK_RETRY);
@@ -547,6 +550,11 @@ impl Driver {
                 };
                 let settings =
                     probe::Settings::new(service, instance.address, &self.shared.controls);
+                let reference = InstanceRef {
+                    scope: self.view.state.scope.clone(),
+                    instance: id.clone(),
+                };
+                let settings = settings.of_container(&self.shared.target, reference);
                 let prober = probe::run(self.sender.clone(), id.clone(), settings);
                 let task = self.tasks.spawn(prober);
                 self.probing.insert(id, task);

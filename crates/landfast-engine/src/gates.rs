@@ -1,6 +1,6 @@
 //! The gates a driver evaluates: the host can carry the release, and the app's own smoke jobs pass.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use landfast_spec::{Gate, JobSpec};
 use landfast_types::{JobName, ReleaseId, RolloutId};
@@ -8,7 +8,9 @@ use tokio::time::sleep;
 
 use crate::{
     actions::{Context, chain},
-    backups, by_hand, jobs, planning, release,
+    backups, by_hand, jobs, planning,
+    platform::ensure_image,
+    release::{self, ReleaseBody},
 };
 
 /// How long a rehearsal waits for the end of another of the same database, each time.
@@ -20,6 +22,10 @@ const BUSY_TRIES: u32 = 1_800;
 pub(crate) async fn preflight(context: &Context, release: ReleaseId) -> Result<String, String> {
     let body = context.view.bodies.get(&release).cloned();
     let body = body.ok_or_else(|| format!("release {release} is not kept"))?;
+    for (key, image) in &body.images {
+        let here = ensure_image(&context.shared, &body, key, image).await;
+        here.map_err(|error| format!("image `{key}`: {}", chain(&error)))?;
+    }
     let (shared, view) = (context.shared.clone(), context.view.clone());
     let judged = tokio::task::spawn_blocking(move || {
         let plan = view
@@ -131,6 +137,13 @@ pub(crate) async fn smoke(
     let mut passed = Vec::new();
     for (name, job) in found {
         let scope = &context.view.state.scope;
+        let mut extra = extra.clone();
+        if job.container.is_some() {
+            let address = reachable(context, &body, release).ok_or_else(|| {
+                format!("job `{name}` is a container, and no routed service of release {release} is one it could ask")
+            })?;
+            extra.insert("LANDFAST_PREVIEW_URL".into(), format!("http://{address}"));
+        }
         let run = jobs::Run {
             scope,
             body: &body,
@@ -139,11 +152,28 @@ pub(crate) async fn smoke(
             cause: "smoke gate",
             rollout: Some(rollout),
         };
-        let record = jobs::run_for_gate(&context.shared, run, extra.clone()).await?;
+        let record = jobs::run_for_gate(&context.shared, run, extra).await?;
         match record.verdict() {
             Ok(()) => passed.push(format!("`{name}` passed in {} ms", record.millis())),
             Err(reason) => return Err(format!("job `{name}` {reason}")),
         }
     }
     Ok(passed.join(", "))
+}
+
+/// An instance of the new release that a container of it can ask: the preview itself is on the host's loopback, where no
+/// container reaches it.
+fn reachable(context: &Context, body: &ReleaseBody, release: ReleaseId) -> Option<SocketAddr> {
+    let state = &context.view.state;
+    let routed = body.spec.routes.values().map(|route| &route.service);
+    let mut routed = routed.filter(|name| {
+        let service = body.spec.services.get(name);
+        service.is_some_and(|service| service.container.is_some())
+    });
+    routed.find_map(|name| {
+        let mut instances = state.instances.values();
+        let found = instances
+            .find(|one| one.release == release && one.service == *name && one.is_serving());
+        found.and_then(|one| one.address)
+    })
 }

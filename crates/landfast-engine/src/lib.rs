@@ -43,9 +43,9 @@ pub use crate::{
     part::{backend_id, claims, part},
     plane::{DataPlane, Hub, Obtained, Part, PlaneError},
     platform::{
-        DeployError, DeployOrder, Deployed, Platform, PlatformSettings, Renewal, RotateError,
-        RunError, StartError, SwitchOrder, SwitchPlan, check_journal, restart_waits_for,
-        settled_release,
+        DeployError, DeployOrder, Deployed, ImageProgress, ImagesError, Platform, PlatformSettings,
+        Renewal, Resolved, RotateError, RunError, StartError, SwitchOrder, SwitchPlan,
+        check_journal, image_warnings, restart_waits_for, settled_release,
     },
     release::{ReleaseBody, fingerprint, plan, topology},
     secrets::{

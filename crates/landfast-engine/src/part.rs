@@ -274,7 +274,9 @@ fn health_check(service: &ServiceSpec) -> Option<HealthCheck> {
     let path = match &service.health.ready {
         Probe::Http { path } => Some(path.clone()),
         Probe::Tcp => None,
-        Probe::None => return None,
+        // The proxy asks what it can ask itself: whether the port is there.
+        Probe::Image if service.port.is_some() => None,
+        Probe::Image | Probe::None => return None,
     };
     Some(HealthCheck {
         path,
@@ -396,6 +398,7 @@ pub(crate) mod tests {
                 release,
                 spec,
                 artifacts: BTreeMap::new(),
+                images: BTreeMap::new(),
                 secrets: BTreeMap::new(),
                 created_at: self.now,
                 commit: None,

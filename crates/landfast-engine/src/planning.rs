@@ -345,6 +345,7 @@ pub fn refusals(
     plan: &RolloutPlan,
 ) -> Vec<Refusal> {
     let mut refusals = crate::stores::refusals(shared, &view.state.scope, spec);
+    refusals.extend(crate::platform::image_refusals(spec));
     for taken in taken_routes(shared, &view.state.scope, spec) {
         refusals.push(Refusal {
             code: "route-taken",
@@ -375,8 +376,10 @@ fn commands_missing(
 ) -> Vec<Refusal> {
     let mut refusals = commands_not_inside(&shared.store, spec, artifacts);
     let services = spec.services.iter();
+    let services = services.filter(|(_, service)| service.container.is_none());
     let services = services.map(|(name, service)| (name.to_string(), &service.command));
     let jobs = spec.jobs.iter();
+    let jobs = jobs.filter(|(_, job)| job.container.is_none());
     let jobs = jobs.map(|(name, job)| (name.to_string(), &job.command));
     for (name, command) in services.chain(jobs) {
         let Some(program) = command.first() else {
@@ -402,17 +405,14 @@ pub(crate) fn commands_not_inside(
     spec: &AppSpec,
     artifacts: &BTreeMap<String, Digest>,
 ) -> Vec<Refusal> {
-    let services = spec.services.iter().map(|(name, service)| {
-        (
-            format!("service `{name}`"),
-            &service.artifact,
-            &service.command,
-        )
+    let services = spec.services.iter().filter_map(|(name, service)| {
+        let artifact = service.artifact.as_ref()?;
+        Some((format!("service `{name}`"), artifact, &service.command))
     });
-    let jobs = spec
-        .jobs
-        .iter()
-        .map(|(name, job)| (format!("job `{name}`"), &job.artifact, &job.command));
+    let jobs = spec.jobs.iter().filter_map(|(name, job)| {
+        let artifact = job.artifact.as_ref()?;
+        Some((format!("job `{name}`"), artifact, &job.command))
+    });
     let refusal = |(process, artifact, command): (String, &String, &Vec<String>)| {
         let digest = artifacts.get(artifact)?;
         let folder = store.path(digest)?;
@@ -681,6 +681,7 @@ service = "api"
             release: ReleaseId(1),
             spec: spec.clone(),
             artifacts: BTreeMap::new(),
+            images: BTreeMap::new(),
             secrets: BTreeMap::new(),
             created_at: landfast_types::Timestamp::EPOCH,
             commit: None,

@@ -12,7 +12,7 @@ use landfast_journal::{Journal, ReadError};
 use landfast_rollout::{Environment, Input, Rejected, ScaleOverride};
 use landfast_routing::snapshot::Snapshot;
 use landfast_spec::AppSpec;
-use landfast_target::{InstanceRef, Target};
+use landfast_target::{InstanceRef, PinnedImage, Target};
 use landfast_types::{Digest, Generation, InstanceId, ReleaseId, RolloutId, Scope, ServiceName};
 use tokio::{sync::watch, task::JoinSet, time::sleep};
 
@@ -36,14 +36,19 @@ use crate::{
     strays,
 };
 
+mod images;
 mod kept;
 mod renew;
 mod rotate;
 mod schedule;
 mod switch;
 
+pub(crate) use self::images::{
+    collect as collect_images, ensure as ensure_image, refusals as image_refusals,
+};
 use self::kept::keep_running;
 pub use self::{
+    images::{ImageProgress, ImagesError, Resolved, warnings as image_warnings},
     renew::Renewal,
     rotate::{RotateError, restart_waits_for},
     switch::{SwitchOrder, SwitchPlan},
@@ -99,6 +104,8 @@ pub enum StartError {
 pub struct DeployOrder {
     pub spec: AppSpec,
     pub artifacts: BTreeMap<String, Digest>,
+    /// What was resolved, by [`landfast_spec::ImageSource::key`].
+    pub images: BTreeMap<String, PinnedImage>,
     pub strategy: Option<landfast_spec::Strategy>,
     pub supersede: bool,
     pub by: String,
@@ -144,6 +151,8 @@ pub enum DeployError {
     StandsBy { rollout: RolloutId },
     #[error("{0}")]
     Unreadable(String),
+    #[error(transparent)]
+    Images(#[from] ImagesError),
     #[error("the environment's secrets cannot be read")]
     Secrets(#[from] crate::secrets::SecretError),
 }
@@ -201,6 +210,7 @@ impl Platform {
             position,
             views: Mutex::default(),
             job_index: Mutex::default(),
+            held_images: Mutex::default(),
             replaced,
         });
         let platform = Arc::new_cyclic(|me| Self {
@@ -410,6 +420,9 @@ impl Platform {
         let handle = handle.ok_or(CommandError::Rejected(Rejected::NothingDeployed))?;
         let mut claim = None;
         if let Input::Rollback { to, .. } = &input {
+            // What it was is brought back before anything moves.
+            let ensured = self.ensure_for_rollback(scope, *to).await;
+            ensured.map_err(|error| CommandError::Images(Box::new(error)))?;
             claim = Some(self.claiming.lock().await);
             let view = handle.view.borrow().clone();
             let views = self.shared.environments();
@@ -496,12 +509,15 @@ impl Platform {
             return Err(DeployError::Unreadable(trouble));
         }
         let secrets = self.check(&order)?;
-        let refused = stores::refusals(&self.shared, &scope, &order.spec);
+        self.pinned_images(&order.spec, &order.images).await?;
+        let mut refused = stores::refusals(&self.shared, &scope, &order.spec);
+        refused.extend(images::refusals(&order.spec));
         if !refused.is_empty() {
             return Err(DeployError::Refused(refused));
         }
         let view = self.environment_or_empty(&scope);
-        let fingerprint = release::fingerprint(&order.spec, &order.artifacts, &secrets);
+        let fingerprint =
+            release::fingerprint(&order.spec, &order.artifacts, &order.images, &secrets);
         if let Some(body) = settled_release(&view).filter(|body| body.fingerprint == fingerprint) {
             return Ok(Deployed::Unchanged {
                 release: body.release,
@@ -550,6 +566,7 @@ impl Platform {
             release: handle.view.borrow().state.next_release(),
             spec: order.spec,
             artifacts: order.artifacts,
+            images: order.images,
             secrets,
             created_at: self.shared.clock.now(),
             commit: order.commit,
@@ -567,6 +584,9 @@ impl Platform {
         };
         let view = handle.command(input, Some(body)).await?;
         self.collect(&scope).await;
+        if self.unreadable().is_empty() {
+            images::collect(&self.shared).await;
+        }
         Ok(Deployed::Begun { release, view })
     }
 
@@ -796,7 +816,7 @@ fn surplus(view: &View) -> BTreeSet<ReleaseId> {
 fn newest_of_code(view: &View) -> BTreeSet<ReleaseId> {
     let code = |release| {
         let body = view.bodies.get(&release)?;
-        Some((&body.spec, &body.artifacts))
+        Some((&body.spec, &body.artifacts, &body.images))
     };
     let mut newer = None;
     let is_other = |release: &ReleaseId| {

@@ -1,12 +1,19 @@
 //! Asks an instance whether it is ready and whether it is alive, for as long as it may serve.
 //!
+//! The check of an image is run by Docker, which is asked what it found. A Docker that does not answer changes nothing.
+//!
 //! Only what changes matters to the engine; an unchanged answer is repeated now and then, so that one that got
 //! lost does no harm.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use landfast_rollout::Input;
 use landfast_spec::{HealthSpec, Probe, ServiceSpec};
+use landfast_target::{ImageHealth, InstanceRef, Target};
 use landfast_types::InstanceId;
 use tokio::{
     sync::mpsc,
@@ -28,11 +35,19 @@ const EAGER: Duration = Duration::from_millis(200);
 const EAGER_FAST: Duration = Duration::from_millis(50);
 
 /// How an instance is asked.
-#[derive(Debug, Clone)]
 pub(crate) struct Settings {
     health: HealthSpec,
     address: Option<SocketAddr>,
     always_ready: bool,
+    container: Option<Container>,
+}
+
+/// Who knows what the check of an image found.
+struct Container {
+    target: Arc<dyn Target>,
+    id: InstanceRef,
+    /// What it found last.
+    found: Mutex<Result<(), String>>,
 }
 
 impl Settings {
@@ -47,7 +62,44 @@ impl Settings {
             health,
             address,
             always_ready: controls.health_gate_off,
+            container: None,
         }
+    }
+
+    /// Asks the target too, where the image's own check is wanted.
+    pub(crate) fn of_container(self, target: &Arc<dyn Target>, id: InstanceRef) -> Self {
+        let is_wanted = [&self.health.ready, &self.health.live].contains(&&Probe::Image);
+        let container = is_wanted.then(|| Container {
+            target: Arc::clone(target),
+            id,
+            found: Mutex::new(Err("the check of the image has not run yet".into())),
+        });
+        Self { container, ..self }
+    }
+}
+
+impl Container {
+    async fn ask(&self) -> Result<(), String> {
+        if let Ok(Some(observed)) = self.target.observe(&self.id).await {
+            let found = match observed.health {
+                Some(ImageHealth::Passing) => Ok(()),
+                Some(ImageHealth::Starting) => {
+                    Err("the check of the image has not passed yet".to_owned())
+                }
+                Some(ImageHealth::Failing { output }) if output.is_empty() => {
+                    Err("the check of the image fails".to_owned())
+                }
+                Some(ImageHealth::Failing { output }) => {
+                    Err(format!("the check of the image fails: {output}"))
+                }
+                Some(ImageHealth::NoCheck) | None => {
+                    Err("the image brings no check (HEALTHCHECK)".to_owned())
+                }
+            };
+            *self.found.lock().unwrap_or_else(PoisonError::into_inner) = found;
+        }
+        let found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        found.clone()
     }
 }
 
@@ -165,12 +217,15 @@ impl Streak {
 
 impl Settings {
     async fn ask(&self, probe: &Probe) -> Result<(), String> {
+        if let (Probe::Image, Some(container)) = (probe, &self.container) {
+            return container.ask().await;
+        }
         let Some(address) = self.address else {
             return Ok(());
         };
         let limit = self.health.timeout;
         let answer = match probe {
-            Probe::None => return Ok(()),
+            Probe::None | Probe::Image => return Ok(()),
             Probe::Tcp => timeout(limit, connect(address))
                 .await
                 .map(|done| done.map(|_| ())),

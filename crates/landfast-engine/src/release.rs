@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use landfast_rollout::{Amount, Gate, RolloutPlan, ServiceShape, Strategy, Topology};
 use landfast_spec::{AppSpec, Share};
+use landfast_target::PinnedImage;
 use landfast_types::{Digest, Hasher, ReleaseId, Timestamp};
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +18,9 @@ pub struct ReleaseBody {
     pub spec: AppSpec,
     /// The content of each artifact, by the text the manifest names it with.
     pub artifacts: BTreeMap<String, Digest>,
+    /// What each image meant when the release was made, by [`landfast_spec::ImageSource::key`].
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub images: BTreeMap<String, PinnedImage>,
     /// The version of each secret it was made with.
     pub secrets: BTreeMap<String, u64>,
     pub created_at: Timestamp,
@@ -32,6 +36,7 @@ pub struct ReleaseBody {
 pub fn fingerprint(
     spec: &AppSpec,
     artifacts: &BTreeMap<String, Digest>,
+    images: &BTreeMap<String, PinnedImage>,
     secrets: &BTreeMap<String, u64>,
 ) -> Digest {
     let mut hasher = Hasher::default();
@@ -39,6 +44,10 @@ pub fn fingerprint(
     for (name, digest) in artifacts {
         hasher.update_framed(name.as_bytes());
         hasher.update_framed(digest.as_bytes());
+    }
+    for (name, image) in images {
+        hasher.update_framed(name.as_bytes());
+        hasher.update_framed(image.id.to_string().as_bytes());
     }
     for (name, version) in secrets {
         hasher.update_framed(name.as_bytes());

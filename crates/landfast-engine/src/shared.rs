@@ -10,7 +10,7 @@ use std::{
 use landfast_journal::Journal;
 use landfast_store::Store;
 use landfast_target::Target;
-use landfast_types::{Generation, InstanceId, Scope, StoreName};
+use landfast_types::{Generation, ImageId, InstanceId, Scope, StoreName, Timestamp};
 use tokio::sync::watch;
 
 use crate::{
@@ -38,11 +38,18 @@ pub struct Shared {
     pub views: Mutex<BTreeMap<Scope, watch::Receiver<Arc<View>>>>,
     /// Numbers of job runs are given out by one at a time.
     pub(crate) job_index: Mutex<()>,
+    /// Images that were resolved for a deploy that has not come yet, and until when they are kept for it.
+    pub(crate) held_images: Mutex<BTreeMap<ImageId, Timestamp>>,
     /// Set when another server has taken over; nothing is recorded or done after that.
     pub replaced: watch::Sender<Option<String>>,
 }
 
 impl Shared {
+    pub(crate) fn held_images(&self) -> std::sync::MutexGuard<'_, BTreeMap<ImageId, Timestamp>> {
+        let held = self.held_images.lock();
+        held.unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// One environment as it is now, when it was read back.
     pub fn environment(&self, scope: &Scope) -> Option<Arc<View>> {
         let views = self.views.lock().unwrap_or_else(PoisonError::into_inner);

@@ -3,12 +3,14 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use landfast_spec::{
-    EnvVar, JobSpec, ResourcesSpec, SandboxSpec, SecretDelivery, ServiceSpec, Volume,
+    ContainerSpec, EnvVar, JobSpec, Place, Probe, ResourcesSpec, SandboxSpec, SecretDelivery,
+    ServiceSpec, Volume, injected_variables,
 };
 use landfast_target::{
-    Confinement, ContainerOptions, Content, InstanceRef, InstanceSpec, Resources, Sandbox,
+    Confinement, ContainerNetwork, ContainerOptions, ContainerUser, Content, HealthSource,
+    InstanceRef, InstanceSpec, NetworkJoin, Reservation, Resources, Sandbox,
 };
-use landfast_types::{Digest, JobName, Protection, Scope, Secret, ServiceName};
+use landfast_types::{Digest, ImageId, JobName, Protection, Scope, Secret, ServiceName, StoreName};
 
 use crate::{release::ReleaseBody, shared::Shared};
 
@@ -29,10 +31,16 @@ pub(crate) fn instance_spec(
     let spec = body.spec.services.get(service);
     let spec =
         spec.ok_or_else(|| format!("release {} has no service `{service}`", body.release))?;
-    let given = environment(shared, id, body, &spec.env, connections, spec.secrets)?;
+    let wanted = Wanted {
+        vars: &spec.env,
+        uses: &spec.uses,
+        delivery: spec.secrets,
+        is_container: spec.container.is_some(),
+    };
+    let given = environment(shared, id, body, wanted, connections)?;
     Ok(InstanceSpec {
         id: id.clone(),
-        content: Content::Artifact(artifact(body, &spec.artifact)?),
+        content: content(body, spec.artifact.as_deref(), spec.container.as_ref())?,
         command: spec.command.clone(),
         env: given.env,
         secret_files: given.files,
@@ -42,7 +50,7 @@ pub(crate) fn instance_spec(
         log_folder: shared.folders.logs(&id.scope, &id.instance),
         is_job: false,
         sandbox: sandbox(&spec.sandbox),
-        container: ContainerOptions::default(),
+        container: service_options(body, service, spec),
     })
 }
 
@@ -59,7 +67,13 @@ pub(crate) fn job_spec(
     connections: Connections,
     extra: BTreeMap<String, String>,
 ) -> Result<InstanceSpec, String> {
-    let given = environment(shared, id, body, &job.env, connections, job.secrets)?;
+    let wanted = Wanted {
+        vars: &job.env,
+        uses: &job.uses,
+        delivery: job.secrets,
+        is_container: job.container.is_some(),
+    };
+    let given = environment(shared, id, body, wanted, connections)?;
     let Given { mut env, files } = given;
     env.insert("LANDFAST_JOB".into(), Secret::new(name.to_string()));
     env.extend(
@@ -69,7 +83,7 @@ pub(crate) fn job_spec(
     );
     Ok(InstanceSpec {
         id: id.clone(),
-        content: Content::Artifact(artifact(body, &job.artifact)?),
+        content: content(body, job.artifact.as_deref(), job.container.as_ref())?,
         command: job.command.clone(),
         env,
         secret_files: files,
@@ -79,13 +93,100 @@ pub(crate) fn job_spec(
         log_folder: shared.folders.logs(&id.scope, &id.instance),
         is_job: true,
         sandbox: sandbox(&job.sandbox),
-        container: ContainerOptions::default(),
+        container: match &job.container {
+            Some(container) => {
+                container_options(body, container, &job.sandbox, &job.uses, Vec::new())
+            }
+            None => ContainerOptions::default(),
+        },
     })
 }
 
-fn artifact(body: &ReleaseBody, name: &str) -> Result<Digest, String> {
-    let digest = body.artifacts.get(name).copied();
-    digest.ok_or_else(|| format!("release {} has no artifact `{name}`", body.release))
+/// What a release pinned for a process of it.
+fn content(
+    body: &ReleaseBody,
+    artifact: Option<&str>,
+    container: Option<&ContainerSpec>,
+) -> Result<Content, String> {
+    let release = body.release;
+    match (container, artifact) {
+        (Some(container), _) => {
+            let key = container.source.key();
+            let image = body.images.get(&key);
+            let image = image.ok_or_else(|| format!("release {release} has no image `{key}`"))?;
+            Ok(Content::Image(image.id))
+        }
+        (None, Some(name)) => {
+            let digest = body.artifacts.get(name).copied();
+            let digest =
+                digest.ok_or_else(|| format!("release {release} has no artifact `{name}`"))?;
+            Ok(Content::Artifact(digest))
+        }
+        (None, None) => Err(format!("release {release} does not say what is run")),
+    }
+}
+
+/// What a container of a service is told.
+fn service_options(
+    body: &ReleaseBody,
+    name: &ServiceName,
+    service: &ServiceSpec,
+) -> ContainerOptions {
+    let Some(container) = &service.container else {
+        return ContainerOptions::default();
+    };
+    let aliases = vec![name.to_string()];
+    let sandbox = &service.sandbox;
+    let probes = [&service.health.ready, &service.health.live];
+    ContainerOptions {
+        port: service.port,
+        health: match probes.contains(&&Probe::Image) {
+            true => HealthSource::Image,
+            false => HealthSource::Probes,
+        },
+        ..container_options(body, container, sandbox, &service.uses, aliases)
+    }
+}
+
+fn container_options(
+    body: &ReleaseBody,
+    container: &ContainerSpec,
+    sandbox: &SandboxSpec,
+    uses: &[StoreName],
+    aliases: Vec<String>,
+) -> ContainerOptions {
+    let is_managed = |name: &&StoreName| {
+        let store = body.spec.stores.get(*name);
+        store.is_some_and(|store| matches!(store.place, Place::Managed { .. }))
+    };
+    let stores = uses.iter().filter(is_managed).map(|name| NetworkJoin {
+        network: ContainerNetwork::Store(name.clone()),
+        aliases: Vec::new(),
+    });
+    let environment = NetworkJoin {
+        network: ContainerNetwork::Environment,
+        aliases,
+    };
+    let mounts = container.mounts.iter();
+    ContainerOptions {
+        entrypoint: container.entrypoint.clone(),
+        networks: std::iter::once(environment).chain(stores).collect(),
+        mounts: mounts
+            .map(|(name, path)| (name.clone(), PathBuf::from(path)))
+            .collect(),
+        tmpfs: sandbox.tmpfs.iter().map(PathBuf::from).collect(),
+        writable_root: sandbox.writable,
+        user: match sandbox.root {
+            true => ContainerUser::Image,
+            false => ContainerUser::NotRoot,
+        },
+        capabilities: sandbox.capabilities.clone(),
+        reservation: Reservation {
+            cpu: container.reserve.cpu,
+            memory: container.reserve.memory,
+        },
+        ..ContainerOptions::default()
+    }
 }
 
 fn resources(spec: ResourcesSpec) -> Resources {
@@ -107,20 +208,29 @@ fn sandbox(spec: &SandboxSpec) -> Sandbox {
     }
 }
 
-/// What an instance of a service would be held to on this host.
-pub fn forecast(
-    shared: &Shared,
-    scope: &Scope,
-    service: &ServiceSpec,
-    artifact: &Digest,
-) -> Vec<Protection> {
+/// What an instance of a service would be held to on this host. Which folder or image it is run from matters only by what
+/// lies above it: before there is one, any will do.
+pub fn forecast(shared: &Shared, body: &ReleaseBody, name: &ServiceName) -> Vec<Protection> {
+    let Some(service) = body.spec.services.get(name) else {
+        return Vec::new();
+    };
+    let any = match service.container {
+        Some(_) => Content::Image(ImageId(Digest::of(b""))),
+        None => Content::Artifact(Digest::of(b"")),
+    };
+    let content = content(
+        body,
+        service.artifact.as_deref(),
+        service.container.as_ref(),
+    );
+    let scope = &body.spec.scope();
     shared.target.forecast(&Confinement {
         scope,
-        content: &Content::Artifact(*artifact),
+        content: &content.unwrap_or(any),
         resources: &resources(service.resources),
         volumes: &volumes(shared, scope, &service.volumes),
         sandbox: &sandbox(&service.sandbox),
-        container: &ContainerOptions::default(),
+        container: &service_options(body, name, service),
         has_secret_files: false,
     })
 }
@@ -140,16 +250,30 @@ pub(crate) fn is_variable(
     delivery == SecretDelivery::Environment || vars.contains_key(name)
 }
 
+/// What a process of a release asks for.
+struct Wanted<'a> {
+    vars: &'a BTreeMap<String, EnvVar>,
+    uses: &'a [StoreName],
+    delivery: SecretDelivery,
+    is_container: bool,
+}
+
 /// What a process is given. Later wins: the manifest (its overlay included), stores, then secrets; on top of them what
-/// Landfast itself tells every process.
+/// Landfast itself tells every process. Docker shows the variables of a container to whoever asks, so what opens a store
+/// is a file there, as secrets are.
 fn environment(
     shared: &Shared,
     id: &InstanceRef,
     body: &ReleaseBody,
-    vars: &BTreeMap<String, EnvVar>,
+    wanted: Wanted<'_>,
     connections: Connections,
-    delivery: SecretDelivery,
 ) -> Result<Given, String> {
+    let Wanted {
+        vars,
+        uses,
+        delivery,
+        is_container,
+    } = wanted;
     let mut files = BTreeMap::new();
     let mut env: BTreeMap<String, Secret<String>> = BTreeMap::new();
     for (name, var) in vars {
@@ -157,7 +281,15 @@ fn environment(
             env.insert(name.clone(), Secret::new(value.clone()));
         }
     }
-    env.extend(connections);
+    let parts = injected_variables(uses, |name| Some(body.spec.stores.get(name)?.kind()));
+    let opens = |name: &str| parts.get(name).is_none_or(|(_, part)| part.is_secret());
+    for (name, value) in connections {
+        let is_shown = !is_container || is_variable(&name, vars, delivery) || !opens(&name);
+        match is_shown {
+            true => env.insert(name, value),
+            false => files.insert(name, value),
+        };
+    }
     for (name, version) in &body.secrets {
         // Whoever breaks into the app does not reach its backups.
         if body.spec.is_for_landfast(name) && !vars.contains_key(name) {
@@ -185,10 +317,13 @@ fn environment(
             None | Some(_) => {}
         }
     }
-    // A process finds programs it starts itself; nothing else of the server's own environment reaches it.
-    let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-    env.entry("PATH".into())
-        .or_insert_with(|| Secret::new(path.into()));
+    // A process finds programs it starts itself; nothing else of the server's own environment reaches it. An image says
+    // itself where its programs are.
+    if !is_container {
+        let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+        env.entry("PATH".into())
+            .or_insert_with(|| Secret::new(path.into()));
+    }
     for (name, value) in [
         ("LANDFAST_APP", id.scope.app.to_string()),
         ("LANDFAST_ENVIRONMENT", id.scope.environment.to_string()),

@@ -11,15 +11,27 @@ use landfast_target::{InstanceRef, Observed};
 use landfast_types::{Fence, Scope};
 use tokio::{task::JoinSet, time::sleep};
 
-use crate::{actions::chain, driver::stream_of, jobs, logs, shared::Shared, stores};
+use crate::{
+    actions::chain, driver::stream_of, jobs, logs, platform::collect_images, shared::Shared, stores,
+};
 
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
 const GRACE: Duration = Duration::from_secs(10);
+/// What the streams of environments begin with.
+const ENVIRONMENTS: &str = "environment/";
+/// Images are looked through each time so many sweeps were made.
+const IMAGES_EVERY: u32 = 10;
 
 /// Sweeps at once and then every minute, until another server has taken over.
 pub(crate) async fn run(shared: Arc<Shared>) {
-    while shared.replaced.borrow().is_none() {
+    for sweeps in 0_u32.. {
+        if shared.replaced.borrow().is_some() {
+            return;
+        }
         sweep(&shared).await;
+        if sweeps % IMAGES_EVERY == IMAGES_EVERY - 1 && everything_is_known(&shared).await {
+            collect_images(&shared).await;
+        }
         sleep(SWEEP_EVERY).await;
     }
 }
@@ -45,6 +57,18 @@ pub(crate) async fn sweep(shared: &Arc<Shared>) {
         Ok(Err(reason)) => tracing::warn!(reason, "strays were not looked for"),
         Err(error) => tracing::error!(%error, "looking for strays stopped"),
     }
+}
+
+/// Whether every environment was read back: what one that was not needs is not known.
+async fn everything_is_known(shared: &Arc<Shared>) -> bool {
+    let owner = Arc::clone(shared);
+    let known = tokio::task::spawn_blocking(move || known(&owner)).await;
+    let Ok(Ok(known)) = known else {
+        return false;
+    };
+    let read: BTreeSet<String> = known.read.iter().map(stream_of).collect();
+    let mut streams = known.streams.iter();
+    streams.all(|stream| !stream.starts_with(ENVIRONMENTS) || read.contains(stream))
 }
 
 async fn end(shared: Arc<Shared>, id: InstanceRef) {

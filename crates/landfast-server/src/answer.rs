@@ -9,7 +9,8 @@ use landfast_api::{
     At, Diagnostic, DiagnosticSeverity, Moving, PROBLEM_JSON, Problem, ProblemCode,
 };
 use landfast_engine::{
-    CommandError, DeployError, RotateError, SecretError, backups, by_hand::HandError, stores,
+    CommandError, DeployError, ImagesError, RotateError, SecretError, backups, by_hand::HandError,
+    stores,
 };
 use landfast_journal::{AppendError, StorageError};
 use landfast_migrator::MigratorError;
@@ -167,6 +168,11 @@ impl From<CommandError> for Failure {
         match error {
             CommandError::Rejected(rejected) => rejected.into(),
             CommandError::Stopping => Self::new(ProblemCode::NotReady, error.to_string()),
+            CommandError::Images(cause) => {
+                let Self(mut problem) = Self::from(*cause);
+                problem.detail = format!("the release cannot run again: {}", problem.detail);
+                Self(problem)
+            }
             CommandError::Journal(cause) => {
                 let full = matches!(&*cause, AppendError::Storage(StorageError::Full { .. }));
                 let code = if full {
@@ -220,8 +226,38 @@ impl From<DeployError> for Failure {
                     "wait for its seal, or end its standby with `landfast seal`; then ask again";
                 problem.with_hint(hint).into()
             }
+            DeployError::Images(error) => error.into(),
             DeployError::Unreadable(trouble) => Self::internal(trouble),
             DeployError::Secrets(error) => error.into(),
+        }
+    }
+}
+
+impl From<ImagesError> for Failure {
+    fn from(error: ImagesError) -> Self {
+        use landfast_target::ImageError;
+        let code = match &error {
+            ImagesError::NoContainers(_) | ImagesError::Image(ImageError::Io { .. }) => {
+                ProblemCode::DockerUnreachable
+            }
+            ImagesError::LoginMissing { .. } => ProblemCode::SecretUnknown,
+            ImagesError::Image(ImageError::DiskFull { .. }) => ProblemCode::DiskFull,
+            ImagesError::NotBuilt { .. }
+            | ImagesError::BuiltElsewhere { .. }
+            | ImagesError::Gone { .. }
+            | ImagesError::Image(
+                ImageError::NotFound { .. }
+                | ImageError::Refused { .. }
+                | ImageError::RegistryAway { .. }
+                | ImageError::Changed { .. }
+                | ImageError::Login { .. },
+            ) => ProblemCode::ImageMissing,
+            ImagesError::Secrets(_) => ProblemCode::Internal,
+        };
+        let problem = Problem::new(code, chain(&error));
+        match error.hint() {
+            Some(hint) => problem.with_hint(hint).into(),
+            None => problem.into(),
         }
     }
 }

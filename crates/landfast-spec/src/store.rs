@@ -181,6 +181,13 @@ pub enum Part {
     PoolIdle,
 }
 
+impl Part {
+    /// Whether it lets in whoever has it.
+    pub fn is_secret(self) -> bool {
+        matches!(self, Self::Url | Self::AccessKey | Self::SecretKey)
+    }
+}
+
 const BUCKET_PARTS: [(&str, Part); 6] = [
     ("ENDPOINT", Part::Endpoint),
     ("BUCKET", Part::Bucket),

@@ -105,10 +105,10 @@ impl Target for Targets {
         // Either may have been ordered to start it by a server that died: none of them will.
         let mut exit = Exit::Unknown;
         for target in self.all() {
-            exit = match target.stop(order, id, grace).await? {
-                Exit::Unknown => exit,
-                known => known,
-            };
+            let told = target.stop(order, id, grace).await?;
+            if told != Exit::Unknown {
+                exit = told;
+            }
         }
         Ok(exit)
     }

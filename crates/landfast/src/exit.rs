@@ -209,6 +209,7 @@ pub(crate) fn exit_of(code: ProblemCode) -> Exit {
         | ProblemCode::EnvMissing
         | ProblemCode::StoreRefused
         | ProblemCode::StoreProgramMissing
+        | ProblemCode::ImageMissing
         | ProblemCode::CommandMissing => Exit::GateRefused,
         ProblemCode::EnvironmentUnknown
         | ProblemCode::RolloutUnknown
@@ -229,7 +230,9 @@ pub(crate) fn exit_of(code: ProblemCode) -> Exit {
         | ProblemCode::MigrationRunning
         | ProblemCode::BackupsNotNow
         | ProblemCode::StoreNotNow => Exit::NotNow,
-        ProblemCode::NotReady | ProblemCode::DatabaseUnreachable => Exit::Unreachable,
+        ProblemCode::NotReady
+        | ProblemCode::DockerUnreachable
+        | ProblemCode::DatabaseUnreachable => Exit::Unreachable,
         ProblemCode::RequestInvalid
         | ProblemCode::PathUnknown
         | ProblemCode::MethodNotAllowed

@@ -68,7 +68,7 @@ impl Platform {
                 *pinned = *version;
             }
         }
-        let fingerprint = release::fingerprint(&base.spec, &base.artifacts, &secrets);
+        let fingerprint = release::fingerprint(&base.spec, &base.artifacts, &base.images, &secrets);
         if fingerprint == base.fingerprint {
             return Ok(Deployed::Unchanged {
                 release: base.release,

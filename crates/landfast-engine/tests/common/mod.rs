@@ -26,8 +26,8 @@ use landfast_routing::snapshot::{BackendState, BackendStatus, ProxyStats, ProxyS
 use landfast_secrets::Vault;
 use landfast_store::Store;
 use landfast_target::{
-    ExecOutput, Exit, InstanceRef, InstanceSpec, Observed, ProgramEnd, ProgramRun, ProgramSpec,
-    StartError, Target, TargetError,
+    ExecOutput, Exit, Images, InstanceRef, InstanceSpec, Observed, Outage, ProgramEnd, ProgramRun,
+    ProgramSpec, StartError, Target, TargetError,
     fake::{Call, FakeTarget},
 };
 use landfast_types::{EnvironmentName, Fence, FenceGuard, Generation, ReleaseId, Scope, Timestamp};
@@ -244,6 +244,12 @@ impl Target for Hands {
     }
     async fn wait(&self, id: &InstanceRef) -> Result<Exit, TargetError> {
         self.target.wait(id).await
+    }
+    fn images(&self) -> Option<Arc<dyn Images>> {
+        self.target.images()
+    }
+    fn outages(&self) -> Vec<Outage> {
+        self.target.outages()
     }
     async fn exec(
         &self,
@@ -510,6 +516,7 @@ impl World {
         DeployOrder {
             spec,
             artifacts: [("program".to_owned(), digest)].into(),
+            images: BTreeMap::new(),
             strategy: None,
             supersede: false,
             by: "test".into(),

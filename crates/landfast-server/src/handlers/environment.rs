@@ -5,7 +5,7 @@ use axum::{
     response::Response,
 };
 use http::{HeaderMap, StatusCode};
-use landfast_api::{ProblemCode, ScaleAnswer, ScaleRequest, Trouble};
+use landfast_api::{At, ProblemCode, ScaleAnswer, ScaleRequest, Trouble};
 use landfast_engine::View;
 use landfast_rollout::Input;
 use landfast_types::{Scope, ServiceName};
@@ -57,6 +57,7 @@ async fn answer_status(state: &AppState, scope: &Scope) -> Answer<Response> {
         .problems
         .extend(backup_key_trouble(state, !backups.is_empty()).await?);
     fill_processes(state, scope, &mut status).await;
+    tell_outages(shared, &current, &mut status);
     let journal = shared.journal.clone();
     let position = blocking(move || journal.last_position()).await?;
     status.sequence = position.unwrap_or(0);
@@ -150,6 +151,54 @@ async fn fill_processes(
             wire::protections(&observed.protections)
         });
     }
+}
+
+/// What runs containers and does not answer: what only it could tell is not known then. What our own probes see is.
+fn tell_outages(
+    shared: &landfast_engine::Shared,
+    view: &View,
+    status: &mut landfast_api::EnvironmentStatus,
+) {
+    let outages = shared.target.outages();
+    let service = |release: u64, name: &str| {
+        let body = view.bodies.get(&landfast_types::ReleaseId(release))?;
+        let mut services = body.spec.services.iter();
+        let (_, spec) = services.find(|(service, _)| service.as_str() == name)?;
+        spec.container.is_some().then_some(spec)
+    };
+    let mut has_containers = false;
+    for group in status.services.iter_mut().flat_map(|one| &mut one.groups) {
+        for instance in &mut group.instances {
+            let Some(spec) = service(instance.release, &instance.service) else {
+                continue;
+            };
+            has_containers = true;
+            let is_probed = matches!(
+                spec.health.ready,
+                landfast_spec::Probe::Http { .. } | landfast_spec::Probe::Tcp
+            );
+            if !outages.is_empty() && !is_probed {
+                instance.state = landfast_api::InstanceState::Unknown;
+            }
+        }
+    }
+    if !has_containers {
+        return;
+    }
+    let trouble = |outage: landfast_target::Outage| {
+        Trouble {
+        text: format!(
+            "{} has not answered since {}: {}",
+            outage.what,
+            At(outage.since),
+            outage.reason
+        ),
+        hint: Some(
+            "containers that run keep their traffic; nothing is started, stopped or replaced until it answers".into(),
+        ),
+    }
+    };
+    status.problems.extend(outages.into_iter().map(trouble));
 }
 
 fn resident_bytes(pid: u32) -> Option<u64> {

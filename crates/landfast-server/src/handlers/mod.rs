@@ -5,6 +5,7 @@ mod certificate;
 mod doctor;
 mod environment;
 mod host;
+pub(crate) mod images;
 mod instance;
 mod key;
 mod migrate;
@@ -57,6 +58,7 @@ pub(crate) fn router(state: AppState, transport: Transport) -> Router {
         .route(paths::START, post(environment::start))
         .route(paths::SCALE, post(environment::scale))
         .route(paths::PLAN, post(plan::plan))
+        .route(paths::IMAGES, post(images::images))
         .route(paths::ROLLOUTS, get(rollout::list).post(rollout::deploy))
         .route(paths::ROLLOUT, get(rollout::one))
         .route(paths::PROMOTE, post(rollout::promote))

@@ -12,10 +12,11 @@ use landfast_api::{
     Problem, ProblemCode, Refusal, RollbackPlan, RouteClaim, ServicePlan, Strategy,
 };
 use landfast_engine::{
-    View, fingerprint, plan as engine_plan, planning, settled_release, topology,
+    ReleaseBody, Resolved, Shared, View, fingerprint, image_warnings, plan as engine_plan,
+    planning, settled_release, topology,
 };
 use landfast_rollout::Strategy as Moves;
-use landfast_spec::AppSpec;
+use landfast_spec::{AppSpec, ImageSource, Pull, ServiceSpec};
 use landfast_types::{Digest, Scope, ServiceName};
 use similar::{ChangeTag, TextDiff};
 
@@ -26,6 +27,9 @@ use crate::{
     state::AppState,
     wire,
 };
+
+/// What images are pinned to, by their keys.
+type Images = BTreeMap<String, landfast_target::PinnedImage>;
 
 /// A manifest without errors.
 pub(crate) struct ReadManifest {
@@ -110,7 +114,8 @@ pub(crate) async fn plan(
     let scope = scope(&app, &environment)?;
     let read = read_manifest(&state, &scope, &request.manifest, &request.artifacts)?;
     let strategy = strategy(request.strategy)?;
-    let plan = blocking(move || make(&state, &scope, read, strategy)).await?;
+    let local = state.platform.local_images(&read.spec).await;
+    let plan = blocking(move || make(&state, &scope, read, local, strategy)).await?;
     Ok(json_response(StatusCode::OK, &plan))
 }
 
@@ -118,6 +123,7 @@ fn make(
     state: &AppState,
     scope: &Scope,
     read: ReadManifest,
+    local: Resolved,
     strategy: Option<landfast_spec::Strategy>,
 ) -> Plan {
     let shared = state.platform.shared();
@@ -136,8 +142,17 @@ fn make(
         .secrets
         .current(&shared.journal, scope)
         .unwrap_or_default();
-    let unchanged = settled_release(&view)
-        .is_some_and(|body| body.fingerprint == fingerprint(&spec, &artifacts, &secrets));
+    let images: Images = local
+        .iter()
+        .map(|(key, one)| (key.clone(), one.image.clone()))
+        .collect();
+    let is_known = spec.images().keys().all(|key| images.contains_key(key));
+    let unchanged = is_known
+        && settled_release(&view).is_some_and(|body| {
+            body.fingerprint == fingerprint(&spec, &artifacts, &images, &secrets)
+        });
+    warnings.extend(image_warnings(&spec, &local));
+    warnings.extend(unasked(shared, &spec, &images));
     let mut refusals: Vec<Refusal> = planning::refusals(shared, &view, &spec, &artifacts, &plan)
         .into_iter()
         .map(|refusal| Refusal {
@@ -163,6 +178,17 @@ fn make(
     warnings.extend(landfast_engine::migration_warnings(&view.state, &sets));
     let peak = planning::peak(shared, &view, &spec, &plan);
     let (expected_ms, how) = planning::rollback_estimate(&view, &plan);
+    let body = ReleaseBody {
+        release: view.state.next_release(),
+        spec: spec.clone(),
+        artifacts: artifacts.clone(),
+        images: images.clone(),
+        secrets,
+        created_at: shared.clock.now(),
+        commit: None,
+        note: None,
+        fingerprint: Digest::of(b""),
+    };
     Plan {
         app: scope.app.to_string(),
         environment: scope.environment.to_string(),
@@ -170,20 +196,9 @@ fn make(
         from: view.state.serving.map(|release| release.0),
         to: view.state.next_release().0,
         strategy: wire_strategy(&plan.strategy),
-        services: services(
-            &view,
-            old.map(|body| &body.spec),
-            &spec,
-            old.map(|b| &b.artifacts),
-            &artifacts,
-            |service| {
-                // Which folder it is run from matters only by what lies above it: before an upload, any will do.
-                let digest = artifacts.get(&service.artifact).copied();
-                let digest = digest.unwrap_or_else(|| Digest::of(b""));
-                let forecast = landfast_engine::forecast(shared, scope, service, &digest);
-                wire::protections(&forecast)
-            },
-        ),
+        services: services(&view, old.map(|body| body.as_ref()), &body, |name| {
+            wire::protections(&landfast_engine::forecast(shared, &body, name))
+        }),
         steps: landfast_engine::stores::changes(shared, scope, &spec)
             .into_iter()
             .chain(steps(&view, &spec, &plan, &migrations))
@@ -282,39 +297,73 @@ fn claims(state: &AppState, scope: &Scope, spec: &AppSpec) -> Vec<RouteClaim> {
     spec.routes.iter().map(claim).collect()
 }
 
+/// What a service runs, in a line.
+fn content_line(body: &ReleaseBody, service: &ServiceSpec) -> String {
+    let Some(container) = &service.container else {
+        let name = service.artifact.as_ref();
+        let digest = name.and_then(|name| body.artifacts.get(name));
+        let digest = digest.map_or_else(|| "not uploaded".into(), Digest::short);
+        return format!("content {digest}");
+    };
+    let key = container.source.key();
+    match (body.images.get(&key), &container.source) {
+        (Some(image), _) => match &image.pinned {
+            Some(pinned) => format!("image {pinned} ({})", image.id.short()),
+            None => format!(
+                "image {} ({}, on this host only)",
+                image.reference,
+                image.id.short()
+            ),
+        },
+        (None, ImageSource::Image { .. }) => format!("image {key}, which comes here at the deploy"),
+        (None, ImageSource::Build(_)) => format!("image of {key}, which is built at the deploy"),
+    }
+}
+
+/// What this plan does not know of images: it brings none here and builds none.
+fn unasked(shared: &Shared, spec: &AppSpec, images: &Images) -> Vec<String> {
+    if shared.target.images().is_none() {
+        return Vec::new();
+    }
+    let line = |(key, (source, _)): (String, (&ImageSource, _))| match source {
+        ImageSource::Image { name, pull } => {
+            let asks = matches!(pull, Pull::Newer | Pull::Always) && name.digest().is_none();
+            (asks && images.contains_key(&key)).then(|| {
+                format!("image {key} is planned as it is on this host; the deploy asks its registry for a newer one")
+            })
+        }
+        ImageSource::Build(_) => None,
+    };
+    spec.images().into_iter().filter_map(line).collect()
+}
+
 /// What changes in each service, in the order they move.
 fn services(
     view: &View,
-    old: Option<&AppSpec>,
-    new: &AppSpec,
-    old_artifacts: Option<&Artifacts>,
-    new_artifacts: &Artifacts,
-    protections: impl Fn(&landfast_spec::ServiceSpec) -> Vec<landfast_api::Protection>,
+    old: Option<&ReleaseBody>,
+    new: &ReleaseBody,
+    protections: impl Fn(&ServiceName) -> Vec<landfast_api::Protection>,
 ) -> Vec<ServicePlan> {
-    let mut names: Vec<ServiceName> = new.waves().concat();
-    let dropped = old.iter().flat_map(|spec| spec.services.keys());
+    let mut names: Vec<ServiceName> = new.spec.waves().concat();
+    let dropped = old.iter().flat_map(|body| body.spec.services.keys());
     names.extend(
         dropped
-            .filter(|name| !new.services.contains_key(*name))
+            .filter(|name| !new.spec.services.contains_key(*name))
             .cloned(),
     );
-    let none = Artifacts::new();
-    let old_artifacts = old_artifacts.unwrap_or(&none);
     let plan = |name: ServiceName| {
         let (before, after) = (
-            old.and_then(|spec| spec.services.get(&name)),
-            new.services.get(&name),
+            old.and_then(|body| body.spec.services.get(&name)),
+            new.spec.services.get(&name),
         );
-        let text = |service: Option<&landfast_spec::ServiceSpec>, artifacts: &Artifacts| {
-            let Some(service) = service else {
+        let text = |body: Option<&ReleaseBody>, service: Option<&ServiceSpec>| {
+            let (Some(body), Some(service)) = (body, service) else {
                 return String::new();
             };
-            let digest = artifacts.get(&service.artifact).map(Digest::short);
-            let digest = digest.unwrap_or_else(|| "not uploaded".into());
             let spec = serde_json::to_string_pretty(service).unwrap_or_default();
-            format!("content {digest}\n{spec}\n")
+            format!("{}\n{spec}\n", content_line(body, service))
         };
-        let (from, to) = (text(before, old_artifacts), text(after, new_artifacts));
+        let (from, to) = (text(old, before), text(Some(new), after));
         let change = match (before, after) {
             (None, _) => Change::Added,
             (Some(_), None) => Change::Removed,

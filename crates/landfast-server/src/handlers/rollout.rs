@@ -17,7 +17,8 @@ use landfast_types::{ReleaseId, Scope};
 use serde::Deserialize;
 
 use super::{
-    InEnvironment, actor, environment::known, plan::read_manifest, scope, upload::blocking,
+    InEnvironment, actor, environment::known, images::read_pins, plan::read_manifest, scope,
+    upload::blocking,
 };
 use crate::{
     answer::{Answer, Failure, Json},
@@ -47,9 +48,28 @@ pub(crate) async fn deploy(
     }
     let request: DeployRequest = parse(&body)?;
     let read = read_manifest(&state, &scope, &request.manifest, &request.artifacts)?;
+    let mut warnings = read.warnings;
+    let mut images = read_pins(&request.images)?;
+    if let Some(key) = read
+        .spec
+        .images()
+        .keys()
+        .find(|key| !images.contains_key(*key))
+    {
+        tracing::debug!(key, "resolving the images that the request does not name");
+        let resolved = state
+            .platform
+            .resolve_images(&read.spec, &BTreeMap::new(), None);
+        let resolved = resolved.await?;
+        warnings.extend(landfast_engine::image_warnings(&read.spec, &resolved));
+        for (key, image) in resolved {
+            images.entry(key).or_insert(image.image);
+        }
+    }
     let order = DeployOrder {
         spec: read.spec,
         artifacts: read.artifacts,
+        images,
         strategy: super::plan::strategy(request.strategy)?,
         supersede: request.supersede,
         by: actor(&headers),
@@ -62,13 +82,12 @@ pub(crate) async fn deploy(
                 unchanged: true,
                 release: release.0,
                 rollout: None,
-                warnings: read.warnings,
+                warnings,
             };
             (StatusCode::OK, answer)
         }
         Deployed::Begun { release, view } => {
             let rollout = current(&state, &view).await?;
-            let warnings = read.warnings;
             let answer = DeployAnswer {
                 unchanged: false,
                 release: release.0,

@@ -14,6 +14,7 @@ use landfast_routing::snapshot::ProxyStatus;
 use landfast_types::{ReleaseId, ServiceName, Timestamp};
 
 use super::rollout::{active_rollout, ended_rollout};
+use crate::handlers::images::wire_image;
 
 /// Everything about one environment.
 pub(crate) fn environment_status(
@@ -150,12 +151,16 @@ fn releases(view: &View) -> Vec<Release> {
     let one = |(id, record): (&ReleaseId, &landfast_rollout::ReleaseRecord)| {
         let body = view.bodies.get(id);
         let artifacts = body.map(|body| &body.artifacts).into_iter().flatten();
+        let images = body.map(|body| &body.images).into_iter().flatten();
         Release {
             id: id.0,
             state: state(*id),
             created_at: At(record.created_at),
             artifacts: artifacts
                 .map(|(name, d)| (name.clone(), d.to_string()))
+                .collect(),
+            images: images
+                .map(|(key, image)| (key.clone(), wire_image(image)))
                 .collect(),
             commit: body.and_then(|body| body.commit.clone()),
             note: body.and_then(|body| body.note.clone()),

@@ -16,6 +16,7 @@ use landfast_spec::AppSpec;
 use landfast_store::{Entry, EntryKind, StoreError, TreeListing};
 use landfast_types::{Digest, Scope};
 
+use super::images;
 use crate::{
     args::{self, Command, Global, MigrateCommand, StrategyArg, Wait},
     context::{blocking, environment, git_commit, idempotency_key, manifest_folder},
@@ -31,6 +32,7 @@ use crate::{
 pub(super) struct Prepared {
     scope: Scope,
     manifest: Manifest,
+    spec: AppSpec,
     artifacts: Vec<Artifact>,
 }
 
@@ -114,6 +116,7 @@ pub(super) async fn prepare(
     Ok(Some(Prepared {
         scope,
         manifest,
+        spec,
         artifacts,
     }))
 }
@@ -406,12 +409,20 @@ pub(super) async fn deploy(
     let source = prepared(source);
     let all: Vec<&Artifact> = source.artifacts.iter().collect();
     upload(printer, client, &all).await?;
-    let commit = arguments
-        .commit
-        .or_else(|| git_commit(&manifest_folder(&global.file)));
+    let folder = manifest_folder(&global.file);
+    let images = match source.spec.images().is_empty() {
+        true => BTreeMap::new(),
+        false => {
+            let (scope, spec) = (&source.scope, &source.spec);
+            let built = images::build(printer, client, &folder, scope, spec).await?;
+            images::resolve(printer, client, scope, &source.manifest, built).await?
+        }
+    };
+    let commit = arguments.commit.or_else(|| git_commit(&folder));
     let request = DeployRequest {
         manifest: source.manifest.clone(),
         artifacts: source.digests(),
+        images,
         strategy: strategy(arguments.strategy),
         note: arguments.note,
         commit,

@@ -6,6 +6,7 @@ mod check;
 mod deploy;
 mod doctor;
 mod explain;
+mod images;
 mod init;
 mod jobs;
 mod migrate;

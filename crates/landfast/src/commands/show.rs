@@ -385,7 +385,12 @@ fn history_lines(history: &History, now: Timestamp, paint: Paint) -> Vec<String>
         let artifacts = one
             .artifacts
             .values()
-            .map(|digest| digest.get(..12).unwrap_or(digest));
+            .map(|digest| digest.get(..12).unwrap_or(digest).to_owned());
+        let images = one.images.iter().map(|(key, image)| {
+            let id = image.id.trim_start_matches("sha256:");
+            format!("{key} ({})", id.get(..12).unwrap_or(id))
+        });
+        let artifacts = artifacts.chain(images);
         vec![
             one.id.to_string(),
             view::release_state(one).to_owned(),
@@ -409,7 +414,7 @@ fn history_lines(history: &History, now: Timestamp, paint: Paint) -> Vec<String>
         "STATE",
         "SEALED",
         "MADE (UTC)",
-        "ARTIFACTS",
+        "CONTENT",
         "COMMIT",
         "LIVES WITH SCHEMA",
         "NOTE",

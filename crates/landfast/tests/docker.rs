@@ -1,0 +1,439 @@
+//! Containers, from the manifest to what Docker runs: the real command line, server and proxy, a real daemon, and the loss
+//! judge's load on an app from images that are made here.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    unreachable_pub,
+    dead_code,
+    reason = "a test fails where it unwraps, and helpers are shared by several tests"
+)]
+
+mod support;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use landfast_judge::{Judge, JudgeHandle, Settings, Verdict};
+use serde_json::Value;
+use support::{dockerd::Dockerd, host::Host};
+
+const HOST: &str = "shop.example";
+const SOURCE: &str = include_str!("docker/app.rs");
+
+/// A daemon, a server that uses it, and an app whose image is built at each deploy.
+struct World {
+    docker: Dockerd,
+    host: Host,
+    app: PathBuf,
+}
+
+impl World {
+    /// `None` where no daemon can be started here, which is said.
+    fn start(manifest: &str) -> Option<Self> {
+        let docker = match Dockerd::start() {
+            Ok(docker) => docker,
+            Err(why) => {
+                eprintln!("skipped: no Docker engine can be started here: {why}");
+                return None;
+            }
+        };
+        let mut host = Host::stopped();
+        host.arguments = vec!["--docker".into(), docker.address()];
+        host.start_server();
+        let app = host.path("shop");
+        fs::create_dir_all(&app).unwrap();
+        fs::write(app.join("landfast.toml"), manifest).unwrap();
+        let world = Self { docker, host, app };
+        world.release("1");
+        Some(world)
+    }
+
+    /// Puts another release where its image is built from.
+    fn release(&self, version: &str) {
+        compile(&self.app.join("image"), version);
+    }
+
+    fn expect(&self, arguments: &[&str], code: i32) -> String {
+        let output = self.run(arguments);
+        let err = String::from_utf8_lossy(&output.stderr);
+        let out = String::from_utf8_lossy(&output.stdout).into_owned();
+        let server = fs::read_to_string(self.host.path("server.log")).unwrap_or_default();
+        assert_eq!(
+            output.status.code(),
+            Some(code),
+            "landfast {arguments:?}\n--- stdout\n{out}\n--- stderr\n{err}\n--- server\n{server}"
+        );
+        out + &err
+    }
+
+    fn run(&self, arguments: &[&str]) -> std::process::Output {
+        support::landfast(&self.app)
+            .env("LANDFAST_SOCKET", self.host.path("run/landfast.sock"))
+            .env("DOCKER_HOST", self.docker.address())
+            .args(arguments)
+            .timeout(Duration::from_secs(240))
+            .output()
+            .unwrap()
+    }
+
+    fn json(&self, arguments: &[&str]) -> Value {
+        self.host.json(&self.app, arguments)
+    }
+
+    fn get(&self, path: &str) -> String {
+        let (status, body) = self.host.get(HOST, path);
+        assert_eq!(status, 200, "{path}: {body}");
+        body
+    }
+
+    /// Load, as the loss judge means it: half of it on new connections, some of it slow.
+    fn judge(&self) -> JudgeHandle {
+        let target = ([127, 0, 0, 1], self.host.http).into();
+        let settings = Settings {
+            rate: 150,
+            post_percent: 0,
+            wait_percent: 5,
+            wait: Duration::from_millis(500),
+            // A busy machine is late, and that is not what is asked here.
+            late_after: Duration::from_secs(10),
+            judge_late_after: Duration::from_secs(10),
+            paths: vec!["/".into(), "/env/LANDFAST_INSTANCE".into()],
+            websockets: 0,
+            event_streams: 0,
+            ..Settings::new(target, HOST)
+        };
+        Judge::start(settings).unwrap()
+    }
+
+    /// What the daemon says, by its own client.
+    fn docker(&self, arguments: &[&str]) -> String {
+        docker(&self.docker, arguments)
+    }
+
+    /// The containers of the app that run, by name.
+    fn containers(&self) -> Vec<String> {
+        let names = self.docker(&["ps", "--format", "{{.Names}}"]);
+        names.lines().map(str::to_owned).collect()
+    }
+
+    /// The instances of the service that are ready.
+    fn ready(&self) -> Vec<String> {
+        let status = self.json(&["status"]);
+        let groups = status["services"][0]["groups"].as_array().cloned();
+        let instances = groups
+            .unwrap_or_default()
+            .into_iter()
+            .flat_map(|group| group["instances"].as_array().cloned().unwrap_or_default());
+        instances
+            .filter(|instance| instance["state"] == "ready")
+            .map(|instance| instance["id"].as_str().unwrap_or_default().to_owned())
+            .collect()
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        // The server first, or it would replace what is taken from it.
+        if !std::thread::panicking() {
+            self.host.kill_server();
+        }
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the daemon is asked by its own client"
+)]
+fn docker(daemon: &Dockerd, arguments: &[&str]) -> String {
+    let output = Command::new("docker")
+        .args(arguments)
+        .env("DOCKER_HOST", daemon.address())
+        .output()
+        .unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "docker {arguments:?}: {error}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// A folder an image is built from: one static program.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the app is compiled as one would"
+)]
+fn compile(folder: &Path, version: &str) {
+    fs::create_dir_all(folder).unwrap();
+    let source = folder.join("app.rs");
+    fs::write(&source, SOURCE).unwrap();
+    let compiler = std::env::var("RUSTC").unwrap_or_else(|_| "rustc".into());
+    let output = Command::new(compiler)
+        .args(["--edition", "2024", "-C", "target-feature=+crt-static"])
+        .args(["-C", "strip=symbols", "-o"])
+        .arg(folder.join("app"))
+        .arg(&source)
+        .env("VERSION", version)
+        .current_dir(folder)
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let dockerfile = "FROM scratch\nCOPY app /app\nHEALTHCHECK --interval=1s CMD [\"/app\", \"check\"]\nENTRYPOINT [\"/app\"]\n";
+    fs::write(folder.join("Dockerfile"), dockerfile).unwrap();
+    fs::write(folder.join(".dockerignore"), "app.rs\n").unwrap();
+}
+
+fn manifest(service: &str, deploy: &str) -> String {
+    format!(
+        r#"
+app = "shop"
+
+[services.api]
+build = "image"
+port = 8080
+replicas = 2
+health = {{ ready = "http:/ready", interval = "200ms" }}
+drain = "5s"
+grace = "3s"
+resources = {{ memory = "64MiB", cpu = "1" }}
+reserve = {{ memory = "16MiB" }}
+volumes = {{ data = {{ from = "managed", at = "/data" }} }}
+{service}
+
+[jobs.fail]
+build = "image"
+command = ["fail"]
+
+[jobs.smoke]
+build = "image"
+command = ["smoke"]
+when = "gate:smoke"
+
+[routes.public]
+host = "{HOST}"
+service = "api"
+
+[deploy]
+min_ready = "300ms"
+standby = "1s"
+hold = "2s"
+healthy_deadline = "60s"
+progress_deadline = "120s"
+{deploy}
+"#
+    )
+}
+
+fn is_clean(verdict: &Verdict) {
+    assert_eq!(
+        (verdict.lost_total, verdict.streams_cut),
+        (0, 0),
+        "{:#?}",
+        verdict.lost
+    );
+    assert!(verdict.requests > 100, "{}", verdict.requests);
+}
+
+#[test]
+fn every_strategy_moves_containers_without_losing_a_request() {
+    let gates = "gates = [\"preflight\", \"smoke\"]";
+    let Some(world) = World::start(&manifest("", gates)) else {
+        return;
+    };
+    let said = world.expect(&["deploy", "--wait", "promotion"], 0);
+    assert!(said.contains("built landfast/shop/"), "{said}");
+    assert_eq!(world.get("/"), "1");
+    let again = world.expect(&["deploy"], 0);
+    assert!(again.contains("nothing differs from release 1"), "{again}");
+    let judge = world.judge();
+    let strategies = [("2", "rolling"), ("3", "blue-green"), ("4", "canary")];
+    for (version, strategy) in strategies {
+        world.release(version);
+        world.expect(&["deploy", "--strategy", strategy, "--wait", "seal"], 0);
+        assert_eq!(world.get("/"), version, "{strategy}");
+    }
+    // Back to the image of release 2, while nothing is built.
+    world.expect(&["rollback", "--to", "2", "--wait", "promotion"], 0);
+    assert_eq!(world.get("/"), "2");
+    // One that never becomes ready is taken back, and the old one serves on.
+    world.release("never-ready");
+    let quick = fs::read_to_string(world.app.join("landfast.toml")).unwrap();
+    let quick = quick.replace("healthy_deadline = \"60s\"", "healthy_deadline = \"3s\"");
+    fs::write(world.app.join("landfast.toml"), quick).unwrap();
+    world.expect(&["deploy", "--strategy", "rolling", "--wait", "seal"], 5);
+    assert_eq!(world.get("/"), "2");
+    is_clean(&judge.finish());
+
+    let history = world.json(&["history"]);
+    let images = &history["releases"][0]["images"]["build:image"];
+    assert!(
+        images["id"].as_str().unwrap().starts_with("sha256:"),
+        "{history}"
+    );
+    // What is said of the app goes to containers, too.
+    let logs = world.expect(&["logs", "api"], 0);
+    assert!(logs.contains("serving 2"), "{logs}");
+    let said = world.expect(&["exec", "api", "--", "/app", "fail"], 3);
+    assert!(said.contains("failing on purpose"), "{said}");
+    world.expect(&["run", "fail"], 3);
+    world.expect(&["scale", "api", "3"], 0);
+    world.host.until("three ready", || world.ready().len() == 3);
+    let before = world.ready();
+    world.expect(&["restart"], 0);
+    let after = world.ready();
+    assert!(
+        before.iter().all(|id| !after.contains(id)),
+        "{before:?} {after:?}"
+    );
+}
+
+#[test]
+fn secrets_are_files_and_the_rest_is_closed() {
+    let service = "env = { SHOWN = { required = true }, LEVEL = \"info\" }";
+    let Some(world) = World::start(&manifest(service, "")) else {
+        return;
+    };
+    for (name, value) in [("HIDDEN", "hidden-4711"), ("SHOWN", "shown-4711")] {
+        let output = support::landfast(&world.app)
+            .env("LANDFAST_SOCKET", world.host.path("run/landfast.sock"))
+            .args(["secret", "set", name])
+            .write_stdin(value)
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    let said = world.expect(&["deploy", "--wait", "promotion"], 0);
+    assert!(
+        said.contains("LF044") && said.contains("docker inspect"),
+        "{said}"
+    );
+    assert_eq!(world.get("/file/HIDDEN"), "hidden-4711");
+    assert_eq!(world.get("/env/HIDDEN"), "-");
+    assert_eq!(world.get("/env/SHOWN"), "shown-4711");
+    assert_eq!(world.get("/env/LEVEL"), "info");
+    assert_eq!(world.get("/env/PORT"), "8080");
+    let containers = world.containers();
+    assert_eq!(containers.len(), 2, "{containers:?}");
+    for name in &containers {
+        let all = world.docker(&["inspect", name]);
+        assert!(!all.contains("hidden-4711"), "{all}");
+        assert!(all.contains("shown-4711"), "as it was asked for");
+        let shown: Value = serde_json::from_str(&all).unwrap();
+        let host = &shown[0]["HostConfig"];
+        assert_eq!(host["ReadonlyRootfs"], true);
+        assert_eq!(host["Memory"], 64 << 20);
+        assert_eq!(host["MemoryReservation"], 16 << 20);
+        assert_eq!(host["NanoCpus"], 1_000_000_000);
+        assert_eq!(host["Init"], true);
+        let published = shown[0]["NetworkSettings"]["Ports"].as_object();
+        let bound = published.into_iter().flatten().any(|(_, to)| to.is_array());
+        assert!(!bound, "{}", shown[0]["NetworkSettings"]["Ports"]);
+    }
+    // Its own files are closed, its volume is open and lasts.
+    assert!(
+        world.get("/write/etc/x").contains("os error"),
+        "the root is read-only"
+    );
+    assert_eq!(world.get("/write/tmp/x"), "written");
+    assert_eq!(world.get("/write/data/x"), "written");
+    let status = world.get("/read/proc/self/status");
+    let line = |name: &str| {
+        let found = status.lines().find_map(|line| line.strip_prefix(name));
+        found.unwrap_or_default().trim().to_owned()
+    };
+    assert_ne!(
+        line("Uid:").split_whitespace().next(),
+        Some("0"),
+        "{status}"
+    );
+    assert_eq!(line("CapEff:"), "0000000000000000");
+    assert_eq!(line("NoNewPrivs:"), "1");
+    world.expect(&["restart"], 0);
+    assert_eq!(world.get("/read/data/x"), "1");
+    let kept = world.host.path("state/volumes/shop/production/data/x");
+    assert_eq!(fs::read_to_string(kept).unwrap(), "1");
+}
+
+#[test]
+fn the_check_of_the_image_is_asked() {
+    let asks = manifest("", "").replace(
+        "health = { ready = \"http:/ready\", interval = \"200ms\" }",
+        "health = { ready = \"image\", interval = \"200ms\" }",
+    );
+    let Some(world) = World::start(&asks) else {
+        return;
+    };
+    world.expect(&["deploy", "--wait", "promotion"], 0);
+    assert_eq!(world.get("/"), "1");
+    let quick = asks.replace("healthy_deadline = \"60s\"", "healthy_deadline = \"6s\"");
+    fs::write(world.app.join("landfast.toml"), quick).unwrap();
+    world.release("never-ready");
+    let said = world.expect(&["deploy", "--wait", "seal"], 5);
+    assert!(said.contains("check of the image"), "{said}");
+    assert_eq!(world.get("/"), "1");
+}
+
+#[test]
+fn a_container_that_dies_is_replaced() {
+    let Some(world) = World::start(&manifest("", "")) else {
+        return;
+    };
+    world.expect(&["deploy", "--wait", "promotion"], 0);
+    let before = world.ready();
+    let containers = world.containers();
+    world.docker(&["kill", &containers[0]]);
+    world.host.until("another takes its place", || {
+        let now = world.ready();
+        now.len() == 2 && now != before
+    });
+    assert_eq!(world.get("/"), "1");
+    // Removed by hand, with its image.
+    let containers = world.containers();
+    let before = world.ready();
+    world.docker(&["rm", "--force", &containers[0]]);
+    world.host.until("another takes its place", || {
+        let now = world.ready();
+        now.len() == 2 && now != before
+    });
+}
+
+#[test]
+fn the_daemon_is_killed_in_a_rollout() {
+    let Some(mut world) = World::start(&manifest("", "")) else {
+        return;
+    };
+    world.expect(&["deploy", "--wait", "promotion"], 0);
+    let judge = world.judge();
+    world.release("2");
+    world.expect(&["deploy", "--wait", "start"], 0);
+    world.docker.kill();
+    world.host.until("the status says so", || {
+        let status = world.json(&["status"]);
+        let problems = status["problems"].as_array().cloned().unwrap_or_default();
+        problems.iter().any(|one| {
+            let text = one["text"].as_str().unwrap_or_default();
+            text.contains("has not answered since")
+        })
+    });
+    // Traffic goes on without it.
+    assert!(["1", "2"].contains(&world.get("/").as_str()));
+    world.docker.boot().unwrap();
+    world.host.until("the rollout ends", || {
+        let status = world.json(&["status"]);
+        status["rollout"].is_null() && status["release"] == 2 && status["state"] == "serving"
+    });
+    assert_eq!(world.get("/"), "2");
+    is_clean(&judge.finish());
+    let problems = world.json(&["status"])["problems"].to_string();
+    assert!(!problems.contains("has not answered"), "{problems}");
+}
