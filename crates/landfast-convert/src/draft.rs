@@ -1,7 +1,8 @@
 //! A manifest before it is written: tables with comments, as TOML.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
+use landfast_types::format_duration;
 use serde::Serialize;
 
 /// A value of TOML.
@@ -158,6 +159,23 @@ impl Draft {
             found: found.to_owned(),
             command,
         });
+    }
+
+    /// A rollout has more time than one instance, and one instance more than it must stay ready.
+    pub(crate) fn fit_deadlines(&mut self) {
+        let read = |deploy: &Table, key: &str, default: u64| match deploy.get(key) {
+            Some(Toml::Text(text)) => landfast_types::parse_duration(text).unwrap_or_default(),
+            _ => Duration::from_secs(default),
+        };
+        let min_ready = read(&self.deploy, "min_ready", 10);
+        let mut healthy = read(&self.deploy, "healthy_deadline", 300);
+        if healthy <= min_ready {
+            healthy = min_ready + Duration::from_mins(5);
+            self.deploy.set_text("healthy_deadline", format_duration(healthy));
+        }
+        if read(&self.deploy, "progress_deadline", 600) <= healthy {
+            self.deploy.set_text("progress_deadline", format_duration(healthy * 2));
+        }
     }
 
     pub(crate) fn write(&self) -> String {

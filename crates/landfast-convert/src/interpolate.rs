@@ -325,7 +325,7 @@ mod tests {
         check("${EMPTY:-d}${EMPTY-d}", "d");
         check("${NO:-d}${NO-d}", "dd");
         check("${NO:-${A}y}", "xy");
-        check("${NO:-${NO2:-{}}}", "{}}");
+        check("${NO:-${NO2:-{}}}", "{}");
         check("${A:+z}${EMPTY:+z}${EMPTY+z}${NO+z}", "zz");
         check("$$A $${A}", "$A ${A}");
         check("${A:?must}", "x");

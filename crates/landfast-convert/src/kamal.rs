@@ -45,6 +45,7 @@ pub fn import_kamal(source: &Source) -> Result<Import, ConvertError> {
         stores: BTreeMap::new(),
     };
     kamal.convert(&at);
+    kamal.draft.fit_deadlines();
     let marks = kamal.ledger.into_marks();
     kamal.draft.head = vec![
         format!("Written by `landfast import kamal` from {}.", source.name),

@@ -9,6 +9,7 @@
 
 mod compose;
 mod draft;
+mod export;
 mod interpolate;
 mod kamal;
 mod ledger;
@@ -23,6 +24,12 @@ use serde::Serialize;
 pub use crate::{
     compose::{ComposeOptions, import_compose},
     draft::NeededSecret,
+    export::{
+        ExportOptions, ExportedFile,
+        dockerfile::{DockerFiles, PROJECT_FILES, ProjectFacts, ProjectKind, dockerfile},
+        equivalence::{EQUIVALENCE, Expressed, Gap, Rule, equivalence},
+        export_compose,
+    },
     kamal::import_kamal,
     ledger::{Fate, Mark},
     procfile::import_procfile,
@@ -64,14 +71,14 @@ impl Import {
 
     /// The whole report, for `--json`.
     pub fn report(&self) -> serde_json::Value {
-        let mark = |mark: &Mark| Reported {
+        let keys = self.marks.iter().map(|mark| Reported {
             path: &mark.path,
             file: self.files.get(mark.place.file).map_or("", String::as_str),
             line: mark.place.line,
             fate: &mark.fate,
-        };
+        });
         serde_json::json!({
-            "keys": self.marks.iter().map(mark).collect::<Vec<_>>(),
+            "keys": keys.collect::<Vec<_>>(),
             "decisions": self.decisions,
             "secrets": self.secrets,
         })
@@ -156,8 +163,8 @@ pub(crate) fn names_a_secret(name: &str) -> bool {
         "ACCESS_KEY", "ENCRYPTION_KEY", "MASTER_KEY", "APP_KEY", "CREDENTIALS", "SECRET_KEY_BASE", "SALT", "DSN",
     ];
     let name = name.to_uppercase();
-    let ends = |end: &&str| name.strip_suffix(**end).is_some_and(|rest| rest.is_empty() || rest.ends_with('_'));
-    name.ends_with("PASSWORD") || name.ends_with("TOKEN") || ENDS.iter().any(|end| ends(&end))
+    let ends = |end: &str| name.strip_suffix(end).is_some_and(|rest| rest.is_empty() || rest.ends_with('_'));
+    name.ends_with("PASSWORD") || name.ends_with("TOKEN") || ENDS.iter().any(|end| ends(end))
 }
 
 /// Whether a value holds a login with a password: `scheme://user:password@host`.

@@ -142,14 +142,16 @@ pub(crate) fn read(name: &str, file: usize, text: &str) -> Result<Node, ConvertE
         return Ok(Node::new(Value::Map(Vec::new()), at_start));
     }
     let options = serde_saphyr::options! {
-        budget: Some(serde_saphyr::budget! {
+        budget: serde_saphyr::budget! {
             max_documents: 1,
             max_nodes: NODES_MAX,
             max_depth: DEPTH_MAX,
             max_aliases: 2_000,
             max_merge_keys: 2_000,
-        }),
+        },
         reject_unsupported_tags: true,
+        // `yes`, `no`, `on` and `off` are text, as they are to Compose.
+        strict_booleans: true,
         with_snippet: false,
     };
     let tree = serde_saphyr::from_str_with_options::<Spanned<Raw>>(text, options);
@@ -187,11 +189,10 @@ fn syntax_error(name: &str, file: usize, text: &str, error: &Error) -> ConvertEr
 }
 
 fn place(file: usize, location: Location) -> Place {
-    let number = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
     Place {
         file,
-        line: number(location.line()),
-        column: number(location.column()),
+        line: u32::try_from(location.line()).unwrap_or(u32::MAX),
+        column: u32::try_from(location.column()).unwrap_or(u32::MAX),
     }
 }
 

@@ -288,7 +288,7 @@ fn mounts(named: &str, at: &Cursor<'_>, is_container: bool) -> BTreeMap<String, 
 /// Places in a container that are not a volume's.
 fn mount_problem(path: &str, at: &Cursor<'_>) -> Option<Problem> {
     const KEPT: [&str; 5] = ["/proc", "/sys", "/dev", "/run/secrets", "/etc"];
-    let is_kept = |kept: &&str| path == **kept || path.starts_with(&format!("{kept}/"));
+    let is_kept = |kept: &&str| path == *kept || path.starts_with(&format!("{kept}/"));
     let kept = KEPT
         .iter()
         .find(|kept| is_kept(kept) && (**kept != "/etc" || path == "/etc"))?;

@@ -135,6 +135,12 @@ pub fn import_compose(options: &ComposeOptions<'_>) -> Result<Import, ConvertErr
     converter.routes();
     converter.variables_used(&loaded.used);
     let files = loaded.files;
+    if converter.draft.services.is_empty() && converter.draft.jobs.is_empty() {
+        let file = files.first().map_or("", String::as_str);
+        let error = ConvertError::new(file, services.place, "none of its services becomes a service or job");
+        return Err(error.hint("stores, proxies and services of other profiles alone are no app: `--profile NAME` or `--profile '*'`"));
+    }
+    converter.draft.fit_deadlines();
     Ok(converter.finish(files, &services))
 }
 

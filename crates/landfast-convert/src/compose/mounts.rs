@@ -132,8 +132,8 @@ impl Converter<'_> {
         if source.contains(".localtime") || clean == "/etc/localtime" || clean == "/etc/timezone" {
             return Err(("the host's time zone is not the app's".to_owned(), "env = { TZ = \"Europe/Berlin\" }".to_owned()));
         }
-        let below = |place: &&str| clean == **place || (place.len() > 1 && clean.starts_with(&format!("{place}/")) && !matches!(**place, "/var" | "/home" | "/usr"));
-        if source.starts_with('/') && (clean.is_empty() || HOST_PLACES.iter().any(|place| below(&place))) {
+        let below = |place: &str| clean == place || (place.len() > 1 && clean.starts_with(&format!("{place}/")) && !matches!(place, "/var" | "/home" | "/usr"));
+        if source.starts_with('/') && (clean.is_empty() || HOST_PLACES.iter().any(|place| below(place))) {
             return Err((
                 format!("`{source}` lays bare the host"),
                 "run what looks at the host on the host itself".to_owned(),

@@ -25,7 +25,8 @@ impl Converter<'_> {
             }
         }
         let labels = Labels::read(at);
-        let exposed = at.get("expose").iter().flat_map(At::items).filter_map(|item| {
+        let expose = at.get("expose");
+        let exposed = expose.iter().flat_map(At::items).filter_map(|item| {
             let text = item.text()?;
             let port = text.split(['/', '-']).next()?.parse::<u16>().ok()?;
             Some((port, item))

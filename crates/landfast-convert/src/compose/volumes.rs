@@ -29,8 +29,12 @@ pub(super) fn short(text: &str) -> Option<Mount> {
         let drive = rest.len() > 2
             && rest.as_bytes()[0].is_ascii_alphabetic()
             && rest.as_bytes()[1] == b':'
-            && matches!(rest.as_bytes()[2], b'\\' | b'/')
-            && (parts.is_empty() || rest.as_bytes()[2] == b'\\');
+            && match rest.as_bytes()[2] {
+                b'\\' => true,
+                // `a:/data` is a volume with a short name, unless a target follows.
+                b'/' => parts.is_empty() && (rest[3..].contains(":/") || rest[3..].contains(":\\")),
+                _ => false,
+            };
         let from = if drive { 2 } else { 0 };
         match rest[from..].find(':') {
             Some(index) => {
