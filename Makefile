@@ -108,6 +108,10 @@ proof: ## every figure of docs/proof.md, one after the other (hours)
 proof-deploys: ## 100 deploys, rollbacks and aborts at 1,000 requests/s: 0 lost, 0 streams cut
 	$(PROOF) deploys
 
+.PHONY: proof-docker-deploys
+proof-docker-deploys: ## the same 100 on Docker, each release an image built at its deploy: 0 lost, 0 streams cut
+	$(PROOF) docker-deploys
+
 .PHONY: proof-controls
 proof-controls: ## the same with drain confirmation off, then with the health gate off: the judge must see loss
 	$(PROOF) controls

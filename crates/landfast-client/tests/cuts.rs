@@ -386,6 +386,7 @@ async fn a_deploy_is_sent_again_and_a_stop_is_not() {
             file_name: "landfast.toml".into(),
             text: String::new(),
         },
+        images: Default::default(),
         artifacts: BTreeMap::new(),
         strategy: None,
         note: None,

@@ -65,15 +65,15 @@ fn finding(check: &'static str, level: Level, measured: String, advice: &str) ->
     }
 }
 
-fn ok(check: &'static str, measured: impl Into<String>) -> Finding {
+pub(crate) fn ok(check: &'static str, measured: impl Into<String>) -> Finding {
     finding(check, Level::Ok, measured.into(), "")
 }
 
-fn warn(check: &'static str, measured: impl Into<String>, advice: &str) -> Finding {
+pub(crate) fn warn(check: &'static str, measured: impl Into<String>, advice: &str) -> Finding {
     finding(check, Level::Warn, measured.into(), advice)
 }
 
-fn fail(check: &'static str, measured: impl Into<String>, advice: &str) -> Finding {
+pub(crate) fn fail(check: &'static str, measured: impl Into<String>, advice: &str) -> Finding {
     finding(check, Level::Fail, measured.into(), advice)
 }
 

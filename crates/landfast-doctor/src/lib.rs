@@ -6,6 +6,7 @@
 //! It never changes anything on the host, starts no process, and needs no right beyond those of its user: what it
 //! cannot see it says it cannot see.
 
+mod docker;
 mod judge;
 mod measure;
 mod tiers;
@@ -13,8 +14,9 @@ mod tiers;
 use std::net::SocketAddr;
 
 pub use crate::{
+    docker::{Docker, DockerFacts, judge_docker},
     judge::judge,
-    measure::{Places, measure, memory},
+    measure::{Places, measure, memory, room},
     tiers::{TIERS, Tier, tier},
 };
 

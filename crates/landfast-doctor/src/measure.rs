@@ -81,16 +81,26 @@ fn range(text: &str) -> Option<(u16, u16)> {
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
-/// The file system a folder is on, or would be.
-fn disk(state: &Path) -> Option<Disk> {
-    let there = state.ancestors().find(|folder| folder.is_dir())?;
+/// The file system a folder is on, or would be, without writing to it.
+pub fn room(folder: &Path) -> Option<Disk> {
+    let there = folder.ancestors().find(|folder| folder.is_dir())?;
     let stat = rustix::fs::statvfs(there).ok()?;
     Some(Disk {
         path: there.display().to_string(),
         bytes: stat.f_blocks.saturating_mul(stat.f_frsize),
         free_bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
         inodes_free: (stat.f_files > 0).then_some(stat.f_favail),
-        sync_micros: sync_micros(there).ok(),
+        sync_micros: None,
+    })
+}
+
+/// The same with its speed.
+fn disk(state: &Path) -> Option<Disk> {
+    let room = room(state)?;
+    let sync_micros = sync_micros(Path::new(&room.path)).ok();
+    Some(Disk {
+        sync_micros,
+        ..room
     })
 }
 

@@ -12,7 +12,7 @@ use landfast_engine::{DeployError, DeployOrder, Deployed, ImagesError, Platform,
 use landfast_journal::Journal;
 use landfast_rollout::Input;
 use landfast_secrets::Origin;
-use landfast_target::{Exit, ImageError, ImageFacts, ImageHealth, InstanceRef, Target as _};
+use landfast_target::{Exit, ImageError, ImageFacts, ImageHealth, InstanceRef};
 use landfast_types::{Digest, ImageId, ReleaseId, Secret, Timestamp};
 use tokio::{sync::mpsc, time::sleep};
 
@@ -65,7 +65,8 @@ async fn order(
     manifest: &str,
 ) -> Result<DeployOrder, ImagesError> {
     let mut order = world.order(1, manifest);
-    let resolved = platform.resolve_images(&order.spec, &BTreeMap::new(), None);
+    let nothing = BTreeMap::new();
+    let resolved = platform.resolve_images(&order.spec, &nothing, None);
     let resolved = resolved.await?.into_iter();
     order.images = resolved.map(|(key, one)| (key, one.image)).collect();
     Ok(order)

@@ -160,6 +160,7 @@ fn order(folder: &std::path::Path) -> DeployOrder {
         .unwrap_or_else(|| panic!("{:?}", parsed.diagnostics));
     DeployOrder {
         spec,
+        images: Default::default(),
         artifacts: [("program".to_owned(), digest)].into(),
         strategy: None,
         supersede: false,

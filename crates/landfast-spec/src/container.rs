@@ -288,10 +288,12 @@ fn mounts(named: &str, at: &Cursor<'_>, is_container: bool) -> BTreeMap<String, 
 /// Places in a container that are not a volume's.
 fn mount_problem(path: &str, at: &Cursor<'_>) -> Option<Problem> {
     const KEPT: [&str; 5] = ["/proc", "/sys", "/dev", "/run/secrets", "/etc"];
-    let is_kept = |kept: &&str| path == *kept || path.starts_with(&format!("{kept}/"));
-    let kept = KEPT
-        .iter()
-        .find(|kept| is_kept(kept) && (**kept != "/etc" || path == "/etc"))?;
+    let is_kept = |kept: &str| match kept {
+        // What an app keeps below it is the app's.
+        "/etc" => path == kept,
+        _ => path == kept || path.starts_with(&format!("{kept}/")),
+    };
+    let kept = KEPT.into_iter().find(|kept| is_kept(kept))?;
     let message = format!("a volume cannot be at `{path}`: `{kept}` is not the app's");
     let problem = Problem::new(Code::BadPath, at.span("at"), message);
     Some(problem.help("for example at = \"/data\""))

@@ -4,7 +4,7 @@ use std::{cell::RefCell, fmt, ops::Range};
 
 use serde::{Deserialize, Serialize};
 
-use crate::code::Code;
+use crate::{code::Code, container::CONTENT};
 
 /// How much a diagnostic weighs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -143,12 +143,14 @@ impl Broken {
         let has_key = |name: &str| self.keys.iter().any(|key| key == name);
         let names = |key: &String| problem.message.contains(&format!("`{key}`"));
         let by_key = (problem.code == Code::MissingKey && self.keys.iter().any(names))
+            || (problem.code == Code::OneContent && CONTENT.into_iter().any(has_key))
             || (problem.code == Code::NoHealth && has_key("health"))
             || (problem.code == Code::NoPort && has_key("port"));
         let by_table = self.tables
             && matches!(
                 problem.code,
                 Code::MissingKey
+                    | Code::OneContent
                     | Code::NoHealth
                     | Code::NoPort
                     | Code::DanglingReference

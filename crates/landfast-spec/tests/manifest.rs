@@ -122,12 +122,10 @@ fn unknown_keys_are_refused_with_the_likely_one() {
 
 #[test]
 fn keys_and_gates_of_later_parts_are_not_yet() {
-    check!(with("image = \"x\"\nbuild = \".\"", "[stores.main]\nengine = \"redis\"\nbackup = {}\n[backup]\n[deploy.window]\n[routes.r]\nhost = \"a.example\"\nservice = \"api\"\nlimits = { rate = \"1/s\" }"), @r"
-    7:1 LF004 not yet: `image` comes with a later version | until then build before the deploy and name the result in `artifact`
-    8:1 LF004 not yet: `build` comes with a later version | until then build before the deploy and name the result in `artifact`
-    11:1 LF004 not yet: `main` is Redis; PostgreSQL and volumes are backed up | until then run your backup as a job with a cron line in `when`
-    12:2 LF003 unknown key `backup` at the top of the file | `backup` is a key of `[stores.NAME]`
-    13:9 LF004 not yet: `window` comes with a later version | until then use the gate `approval`
+    check!(with("", "[stores.main]\nengine = \"redis\"\nbackup = {}\n[backup]\n[deploy.window]\n[routes.r]\nhost = \"a.example\"\nservice = \"api\"\nlimits = { rate = \"1/s\" }"), @r"
+    10:1 LF004 not yet: `main` is Redis; PostgreSQL and volumes are backed up | until then run your backup as a job with a cron line in `when`
+    11:2 LF003 unknown key `backup` at the top of the file | `backup` is a key of `[stores.NAME]`
+    12:9 LF004 not yet: `window` comes with a later version | until then use the gate `approval`
     ");
     check!(with("", "[deploy]\ngates = [\"backup\", \"window\", \"lint\", \"smok\", \"approval-by:ops\", \"preflight\", \"preflight\"]"), @r#"
     9:20 LF004 not yet: the gate `window` comes with a later version | gates of this version: "preflight", "backup", "smoke", "hold", "approval" or "analysis"
@@ -381,7 +379,7 @@ fn health_is_wanted_where_a_service_listens_and_refused_where_it_does_not() {
     2:11 LF031 `a` names no `health.ready`: ready means TCP connect only | health = { ready = "http:/ready" }
     9:20 LF027 `b` has no port to probe | add `port`, or write "none"
     14:20 LF008 `https://localhost/x` is not a probe | write "http:/x"
-    14:50 LF008 `nope` is not a probe | "http:/path", "tcp" or "none"
+    14:50 LF008 `nope` is not a probe | "http:/path", "tcp", "image" or "none"
     "#);
 }
 

@@ -181,12 +181,48 @@ fn manifest_with(path: &str, value: &str) -> String {
     if path == "deploy.gates" {
         set(&mut table, "jobs.n.when", "\"gate:smoke\"");
     }
+    for table_name in ["services", "jobs"] {
+        let Some(key) = path.strip_prefix(&format!("{table_name}.*.")) else {
+            continue;
+        };
+        if is_of_containers(key) {
+            let process = table[table_name]["n"].as_table_mut().expect("a table");
+            process.remove("artifact");
+            if !key.starts_with("build") {
+                process.insert("image".to_owned(), "nginx".into());
+            }
+        }
+        if key.starts_with("volumes.*.") {
+            set(
+                &mut table,
+                &format!("{table_name}.n.volumes.n.from"),
+                "\"managed\"",
+            );
+        }
+    }
+    if path.starts_with("registries.*.") {
+        for key in ["user_secret", "password_secret"] {
+            set(&mut table, &format!("registries.localhost.{key}"), "\"N\"");
+        }
+    }
     let name = if path.contains(".env.*") { "V" } else { "n" };
     let path = path
         .replacen(".env.*", &format!(".env.{name}"), 1)
+        .replacen("registries.*", "registries.localhost", 1)
         .replace('*', "n");
     set(&mut table, &path, value);
     toml::to_string(&table).expect("TOML")
+}
+
+/// Whether a key of a service or job is for what has an image.
+fn is_of_containers(key: &str) -> bool {
+    let words = ["image", "pull", "build", "entrypoint", "reserve"];
+    let of_sandbox = ["root", "writable", "tmpfs", "capabilities"];
+    let first = key.split('.').next().expect("one");
+    let in_sandbox = key.strip_prefix("sandbox.");
+    words.contains(&first)
+        || in_sandbox.is_some_and(|key| of_sandbox.contains(&key))
+        || key == "volumes.*.at"
 }
 
 fn set(table: &mut toml::Table, path: &str, value: &str) {

@@ -6,6 +6,7 @@
 
 pub mod conformance;
 mod content;
+mod daemon;
 pub mod fake;
 mod fake_images;
 mod images;
@@ -33,6 +34,7 @@ pub use crate::{
         Bind, ContainerNetwork, ContainerOptions, ContainerUser, Content, ContentError,
         HealthSource, ImageHealth, NetworkJoin, Reservation,
     },
+    daemon::DaemonFacts,
     images::{
         ImageError, ImageFacts, Images, PinnedImage, Pull, PullProgress, PullProgressSender,
         RegistryLogin, ResolvedImage,
@@ -443,6 +445,11 @@ pub trait Target: Send + Sync + 'static {
     /// What does not answer just now. Instances behind it are not known to have ended.
     fn outages(&self) -> Vec<Outage> {
         Vec::new()
+    }
+
+    /// What the daemon behind this target says of itself; `None` where there is none.
+    async fn daemon(&self) -> Option<Result<DaemonFacts, Outage>> {
+        None
     }
 
     /// Runs a command beside a running instance, in its folder and with its environment. Output comes in pieces;

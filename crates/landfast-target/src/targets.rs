@@ -12,8 +12,8 @@ use landfast_types::{Fence, Protection};
 use tokio::sync::mpsc;
 
 use crate::{
-    Confinement, Content, ExecOutput, Exit, Images, InstanceRef, InstanceSpec, Observed, Outage,
-    ProgramEnd, ProgramRun, ProgramSpec, StartError, Target, TargetError,
+    Confinement, Content, DaemonFacts, ExecOutput, Exit, Images, InstanceRef, InstanceSpec,
+    Observed, Outage, ProgramEnd, ProgramRun, ProgramSpec, StartError, Target, TargetError,
 };
 
 /// Where the instances of one host run: as processes, and as containers where it has a daemon.
@@ -164,6 +164,10 @@ impl Target for Targets {
 
     fn outages(&self) -> Vec<Outage> {
         self.all().flat_map(|target| target.outages()).collect()
+    }
+
+    async fn daemon(&self) -> Option<Result<DaemonFacts, Outage>> {
+        self.containers.as_ref()?.daemon().await
     }
 
     async fn exec(

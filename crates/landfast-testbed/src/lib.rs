@@ -12,6 +12,7 @@
     reason = "starting servers and waiting for them is what this crate is for; no decision depends on it"
 )]
 
+mod dockerd;
 mod folder;
 mod mariadb;
 mod pgbouncer;
@@ -22,8 +23,8 @@ mod redis;
 mod s3;
 
 pub use crate::{
-    mariadb::Mariadb, pgbouncer::PgBouncer, ports::free_port, postgres::Postgres, redis::Redis,
-    s3::S3,
+    dockerd::Dockerd, mariadb::Mariadb, pgbouncer::PgBouncer, ports::free_port, postgres::Postgres,
+    redis::Redis, s3::S3,
 };
 
 /// Why a server did not come up, with the end of what it said. Tests unwrap it.

@@ -1018,6 +1018,17 @@ pub(crate) struct Server {
         hide_env_values = true
     )]
     pub(crate) secrets_key: Option<PathBuf>,
+    /// Where containers run: `unix:///PATH`, `tcp://HOST:PORT`, `ssh://USER@HOST`, or `off` [default: DOCKER_HOST, else the socket of Docker or Podman on this host, where there is one]
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        env = "LANDFAST_DOCKER",
+        hide_env_values = true
+    )]
+    pub(crate) docker: Option<String>,
+    /// A folder with `ca.pem`, `cert.pem` and `key.pem`, where `--docker` is TLS over TCP [default: DOCKER_CERT_PATH]
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) docker_certificates: Option<PathBuf>,
     /// Where the proxy listens for HTTP [default: 0.0.0.0:80, or 8080 where 80 may not be bound]
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) http: Vec<SocketAddr>,

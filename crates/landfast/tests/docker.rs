@@ -19,8 +19,9 @@ use std::{
 };
 
 use landfast_judge::{Judge, JudgeHandle, Settings, Verdict};
+use landfast_testbed::Dockerd;
 use serde_json::Value;
-use support::{dockerd::Dockerd, host::Host};
+use support::host::Host;
 
 const HOST: &str = "shop.example";
 const SOURCE: &str = include_str!("docker/app.rs");

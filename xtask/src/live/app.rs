@@ -1,6 +1,9 @@
 //! The example app in a folder of its own, as a user has it: a manifest and a binary that changes with each build.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, ensure};
 use serde_json::Value;
@@ -25,6 +28,8 @@ pub(crate) struct AppSettings {
     pub(crate) uses: String,
     /// Further tables.
     pub(crate) more: String,
+    /// It runs as containers of an image that is built at each deploy.
+    pub(crate) is_container: bool,
 }
 
 impl Default for AppSettings {
@@ -44,6 +49,7 @@ impl Default for AppSettings {
             progress: "60s".into(),
             uses: "[]".into(),
             more: String::new(),
+            is_container: false,
         }
     }
 }
@@ -92,13 +98,20 @@ impl App {
             progress,
             uses,
             more,
+            is_container,
         } = &self.settings;
+        let content = |word: &str| match is_container {
+            true => format!("build = \"bin\"\ncommand = [\"{word}\"]"),
+            false => {
+                format!("artifact = \"bin/flextime\"\ncommand = [\"./flextime\", \"{word}\"]")
+            }
+        };
+        let (serve, smoke) = (content("serve"), content("smoke"));
         let text = format!(
             r#"app = "{name}"
 
 [services.api]
-artifact = "bin/flextime"
-command = ["./flextime", "serve"]
+{serve}
 port = 3000
 replicas = {replicas}
 uses = {uses}
@@ -111,8 +124,7 @@ stream_drain = "10s"
 grace = "10s"
 
 [jobs.smoke]
-artifact = "bin/flextime"
-command = ["./flextime", "smoke"]
+{smoke}
 when = "gate:smoke"
 
 [routes.public]
@@ -145,7 +157,11 @@ probe = {{ path = "/v2/constraints", rate = "2/s" }}
             .releases
             .get(version as usize - 1)
             .context("no such release was built")?;
-        replace_file(binary, &self.binary())
+        replace_file(binary, &self.binary())?;
+        match self.settings.is_container {
+            true => make_image_folder(&self.folder.join("bin")),
+            false => Ok(()),
+        }
     }
 
     /// The file the manifest names as the artifact.
@@ -226,4 +242,26 @@ probe = {{ path = "/v2/constraints", rate = "2/s" }}
             )
         })
     }
+}
+
+/// Puts beside the binary what it needs to be an image by itself: the libraries it is linked with, where it looks for them.
+fn make_image_folder(folder: &Path) -> anyhow::Result<()> {
+    let binary = folder.join("flextime");
+    let output = super::command("ldd").arg(&binary).output();
+    let output = output.context("failed to run ldd")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let words = text.split_whitespace();
+    for library in words.filter(|word| word.starts_with('/')) {
+        let copy = folder.join("root").join(&library[1..]);
+        if let Some(parent) = copy.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        if !copy.exists() {
+            fs::copy(library, &copy).with_context(|| format!("failed to copy `{library}`"))?;
+        }
+    }
+    let dockerfile =
+        "FROM scratch\nCOPY root /\nCOPY flextime /flextime\nENTRYPOINT [\"/flextime\"]\n";
+    fs::write(folder.join("Dockerfile"), dockerfile)?;
+    Ok(())
 }

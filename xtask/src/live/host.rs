@@ -27,6 +27,8 @@ pub(crate) struct HostSettings {
     /// The server is in a session of its own, as a service is, and the command line gives way to it as one on another
     /// machine would: with autogroups (`sched(7)`) the sessions of a host share its cores evenly.
     pub(crate) apart: bool,
+    /// The daemon containers run on and images are built by.
+    pub(crate) docker: Option<String>,
 }
 
 /// A host that is ended when this value is dropped.
@@ -113,6 +115,7 @@ impl Host {
             .args(["--http", &format!("127.0.0.1:{}", self.http)])
             .args(["--https", &format!("127.0.0.1:{}", self.https)])
             .args(["--preview", &format!("127.0.0.1:{}", self.preview)])
+            .args(["--docker", self.settings.docker.as_deref().unwrap_or("off")])
             .args(&self.settings.server_arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -152,6 +155,9 @@ impl Host {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
+        if let Some(docker) = &self.settings.docker {
+            cli.env("DOCKER_HOST", docker);
+        }
         let started = spawn(&mut cli)?;
         if self.settings.apart {
             share(started.id(), 19);

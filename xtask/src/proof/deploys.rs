@@ -2,7 +2,8 @@
 
 use std::{thread::sleep, time::Duration};
 
-use anyhow::{bail, ensure};
+use anyhow::{Context as _, bail, ensure};
+use landfast_testbed::Dockerd;
 
 use crate::live::{
     App, AppSettings, Build, Host, HostSettings, Judge, JudgeSettings, is_short, wait_until,
@@ -36,21 +37,41 @@ const ROW: [Step; 10] = [
 
 /// 100 rollouts, or 10.
 pub(crate) fn deploys(build: &Build) -> anyhow::Result<()> {
-    let count = if is_short() { 10 } else { 100 };
-    let rate = if is_short() { 300 } else { 1_000 };
     let host = Host::start(build, "deploys", HostSettings::default())?;
     let app = App::new(&host, build, AppSettings::default())?;
-    app.deploy_well(&host, 1, "rolling", "promotion")?;
+    row(build, &host, &app)
+}
+
+/// The same on Docker: every release an image that is built at its deploy, every instance a container.
+pub(crate) fn docker_deploys(build: &Build) -> anyhow::Result<()> {
+    let docker = Dockerd::start().context("no Docker engine can be started here")?;
+    let settings = HostSettings {
+        docker: Some(docker.address()),
+        ..HostSettings::default()
+    };
+    let host = Host::start(build, "docker", settings)?;
+    let settings = AppSettings {
+        is_container: true,
+        ..AppSettings::default()
+    };
+    let app = App::new(&host, build, settings)?;
+    row(build, &host, &app)
+}
+
+fn row(build: &Build, host: &Host, app: &App) -> anyhow::Result<()> {
+    let count = if is_short() { 10 } else { 100 };
+    let rate = if is_short() { 300 } else { 1_000 };
+    app.deploy_well(host, 1, "rolling", "promotion")?;
     let settings = JudgeSettings {
         rate,
         websockets: if is_short() { 200 } else { 1_000 },
         events: if is_short() { 20 } else { 100 },
         ..JudgeSettings::default()
     };
-    let judge = Judge::start(build, &host, &app, &settings)?;
+    let judge = Judge::start(build, host, app, &settings)?;
     for number in 0..count {
         let step = ROW[number % ROW.len()];
-        take(&host, &app, step, number)?;
+        take(host, app, step, number)?;
         let seen = judge.snapshot()?;
         println!(
             "  {:>3}: {step:?}: {} requests, {} lost, {} streams cut",
@@ -67,7 +88,7 @@ pub(crate) fn deploys(build: &Build) -> anyhow::Result<()> {
         );
     }
     let ours: u64 = app
-        .history(&host)?
+        .history(host)?
         .iter()
         .map(|rollout| rollout["ledger"]["lost"].as_u64().unwrap_or(0))
         .sum();

@@ -44,6 +44,7 @@ const LIVE: &[(&str, Proof)] = &[
     ("long-transaction", data::long_transaction),
     ("controls", deploys::controls),
     ("deploys", deploys::deploys),
+    ("docker-deploys", deploys::docker_deploys),
 ];
 
 /// Those that tests and the simulator show.

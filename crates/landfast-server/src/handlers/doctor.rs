@@ -3,9 +3,10 @@
 use axum::{extract::State, response::Response};
 use http::StatusCode;
 use landfast_api::{DoctorRequest, Manifest, Problem, ProblemCode};
-use landfast_doctor::{Finding, Level, Needs, Places};
+use landfast_doctor::{Docker, DockerFacts, Finding, Level, Needs, Places};
 use landfast_engine::stores;
 use landfast_spec::AppSpec;
+use landfast_target::{DaemonFacts, Outage};
 use landfast_types::EnvironmentName;
 
 use super::upload::blocking;
@@ -46,6 +47,8 @@ pub(crate) async fn doctor(
             status.problems.into_iter().map(warn).collect()
         }
     });
+    let daemon = state.platform.shared().target.daemon().await;
+    let is_needed = spec.as_ref().is_some_and(|spec| !spec.images().is_empty());
     // Its own ports are listened on by the proxy: there is nothing to bind.
     let places = Places {
         state: state.settings.state.clone(),
@@ -54,7 +57,9 @@ pub(crate) async fn doctor(
     findings.extend(
         blocking(move || {
             let facts = landfast_doctor::measure(&places, |_| None);
-            landfast_doctor::judge(&facts, &needs)
+            let mut findings = landfast_doctor::judge(&facts, &needs);
+            findings.extend(landfast_doctor::judge_docker(&docker(daemon), is_needed));
+            findings
         })
         .await?,
     );
@@ -62,6 +67,26 @@ pub(crate) async fn doctor(
         findings.extend(stores::diagnose(state.platform.shared(), spec).await);
     }
     Ok(json_response(StatusCode::OK, &wire::diagnosis(findings)))
+}
+
+/// What is known of the daemon that containers run on.
+fn docker(daemon: Option<Result<DaemonFacts, Outage>>) -> Docker {
+    match daemon {
+        None => Docker::Off,
+        Some(Err(outage)) => Docker::Away {
+            what: outage.what,
+            reason: outage.reason,
+        },
+        Some(Ok(facts)) => Docker::Answers(DockerFacts {
+            what: facts.what,
+            api_version: facts.api_version,
+            storage_driver: facts.storage_driver,
+            cgroup_version: facts.cgroup_version,
+            has_live_restore: facts.has_live_restore,
+            lacks: facts.lacks,
+            data: facts.data.as_deref().and_then(landfast_doctor::room),
+        }),
+    }
 }
 
 /// The ports instances are given.

@@ -387,7 +387,7 @@ fn services(
             } else {
                 Vec::new()
             },
-            protections: after.map_or_else(Vec::new, &protections),
+            protections: after.map_or_else(Vec::new, |_| protections(&name)),
         }
     };
     names.into_iter().map(plan).collect()

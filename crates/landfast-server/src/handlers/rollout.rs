@@ -57,9 +57,8 @@ pub(crate) async fn deploy(
         .find(|key| !images.contains_key(*key))
     {
         tracing::debug!(key, "resolving the images that the request does not name");
-        let resolved = state
-            .platform
-            .resolve_images(&read.spec, &BTreeMap::new(), None);
+        let nothing = BTreeMap::new();
+        let resolved = state.platform.resolve_images(&read.spec, &nothing, None);
         let resolved = resolved.await?;
         warnings.extend(landfast_engine::image_warnings(&read.spec, &resolved));
         for (key, image) in resolved {

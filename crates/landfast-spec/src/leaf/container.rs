@@ -11,6 +11,11 @@ impl Reader<'_> {
         match text.parse::<ImageReference>() {
             Ok(name) => Some(Leaf::Text(name.to_string())),
             Err(error) => {
+                if let Some((_, bare)) = text.split_once("://") {
+                    let message = format!("`{text}` is an address, not the name of an image");
+                    let problem = self.problem(Code::BadImage, message);
+                    return self.refuse(problem.help(format!("write \"{bare}\"")));
+                }
                 let problem = self.problem(Code::BadImage, error.to_string());
                 self.refuse(problem.help("for example \"nginx:1.27\" or \"ghcr.io/acme/web:1.4\""))
             }
@@ -93,7 +98,9 @@ impl Reader<'_> {
             if !CAPABILITIES.contains(&name) {
                 let message = format!("there is no capability `{text}`");
                 let problem = Problem::new(Code::UnknownWord, span, message);
-                let best = closest(name, CAPABILITIES.iter().copied());
+                let begins = |one: &&&str| one.starts_with(name);
+                let best = CAPABILITIES.iter().find(begins).copied();
+                let best = best.or_else(|| closest(name, CAPABILITIES.iter().copied()));
                 return self.refuse(match best {
                     Some(best) => problem.help(format!("did you mean \"{best}\"?")),
                     None => {

@@ -5,7 +5,6 @@ use std::{path::Path, process::Output};
 use assert_cmd::Command;
 
 pub mod disk;
-pub mod dockerd;
 pub mod host;
 pub mod pebble;
 pub mod server;

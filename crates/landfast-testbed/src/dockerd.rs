@@ -9,9 +9,12 @@ use std::{
 
 use tempfile::TempDir;
 
+use crate::StartError;
+
 const STEP: Duration = Duration::from_millis(50);
 const STEPS: usize = 1_200;
 
+/// A running daemon.
 pub struct Dockerd {
     folder: TempDir,
     child: Option<Child>,
@@ -19,9 +22,10 @@ pub struct Dockerd {
 }
 
 impl Dockerd {
-    pub fn start() -> Result<Self, String> {
+    /// Starts one.
+    pub fn start() -> Result<Self, StartError> {
         let folder = tempfile::Builder::new().prefix("lfd").tempdir();
-        let folder = folder.map_err(|error| error.to_string())?;
+        let folder = folder.map_err(io)?;
         let pool = (std::process::id() % 100) as u8 + 100;
         let mut daemon = Self {
             folder,
@@ -32,15 +36,16 @@ impl Dockerd {
         Ok(daemon)
     }
 
+    /// Where it listens.
     pub fn address(&self) -> String {
         format!("unix://{}", self.folder.path().join("s").display())
     }
 
-    #[expect(clippy::disallowed_methods, reason = "a process that goes on running")]
-    pub fn boot(&mut self) -> Result<(), String> {
+    /// Starts it again on the same folders.
+    pub fn boot(&mut self) -> Result<(), StartError> {
         let path = |name: &str| self.folder.path().join(name);
-        fs::write(path("config.json"), "{}").map_err(|error| error.to_string())?;
-        let log = fs::File::create(path("log")).map_err(|error| error.to_string())?;
+        fs::write(path("config.json"), "{}").map_err(io)?;
+        let log = fs::File::create(path("log")).map_err(io)?;
         let child = Command::new("dockerd")
             .arg("--data-root")
             .arg(path("data"))
@@ -63,7 +68,7 @@ impl Dockerd {
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
-            .map_err(|error| format!("dockerd: {error}"))?;
+            .map_err(io)?;
         self.child = Some(child);
         for _ in 0..STEPS {
             if UnixStream::connect(path("s")).is_ok() && self.answers() {
@@ -72,17 +77,13 @@ impl Dockerd {
             if let Some(Ok(Some(status))) = self.child.as_mut().map(Child::try_wait) {
                 let log = fs::read_to_string(path("log")).unwrap_or_default();
                 let last = log.lines().last().unwrap_or_default().to_owned();
-                return Err(format!("dockerd ended with {status}: {last}"));
+                return Err(failed(format!("it ended with {status}: {last}")));
             }
             std::thread::sleep(STEP);
         }
-        Err("dockerd did not answer".into())
+        Err(failed("it did not answer".into()))
     }
 
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the daemon is asked by its own client"
-    )]
     fn answers(&self) -> bool {
         let output = Command::new("docker")
             .args(["info", "--format", "{{.ID}}"])
@@ -100,10 +101,6 @@ impl Dockerd {
         drop(fs::remove_file(self.folder.path().join("pid")));
     }
 
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the daemon is asked by its own client"
-    )]
     fn client(&self, arguments: &[&str]) -> String {
         let output = Command::new("docker")
             .args(arguments)
@@ -131,5 +128,19 @@ impl Drop for Dockerd {
             let _gone = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
             drop(child.wait());
         }
+    }
+}
+
+fn io(source: std::io::Error) -> StartError {
+    StartError::Io {
+        what: "start dockerd".into(),
+        source,
+    }
+}
+
+fn failed(output: String) -> StartError {
+    StartError::Failed {
+        what: "dockerd did not come up".into(),
+        output,
     }
 }
