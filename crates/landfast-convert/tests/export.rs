@@ -121,7 +121,12 @@ fn what_is_said_to_be_carried_changes_what_is_written() {
         if matches!(rule.expressed, Expressed::Not { .. }) {
             continue;
         }
-        let example = format!("v = {}", key.example).parse::<Table>().unwrap()["v"].clone();
+        // Their defaults are what the documentation shows.
+        let text = match key.path {
+            "deploy.max_unavailable" => "5",
+            _ => key.example,
+        };
+        let example = format!("v = {text}").parse::<Table>().unwrap()["v"].clone();
         let variants = places(key.path);
         let mut changed = false;
         let mut parsed = false;
@@ -244,7 +249,7 @@ fn places(path: &str) -> Vec<(String, Vec<(String, String)>)> {
                 places.push((path.to_owned(), beside(&[("deploy.strategy", "\"recreate\"")])));
             }
             if path == "deploy.max_unavailable" || path == "deploy.max_surge" {
-                places.push((path.to_owned(), beside(&[("services.web.replicas", "20"), ("deploy.max_surge", "1"), ("deploy.max_unavailable", "1")])));
+                places.push((path.to_owned(), beside(&[("services.web.replicas", "20"), ("deploy.max_surge", if path == "deploy.max_surge" { "1" } else { "0" }), ("deploy.max_unavailable", "1")])));
             }
             if path == "deploy.rollback" {
                 places.push((path.to_owned(), beside(&[("deploy.rollback", "false")])));

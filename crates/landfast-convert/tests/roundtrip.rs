@@ -152,7 +152,9 @@ fn service_of(fixture: &Fixture, import: &Import, name: &str, before: &Value, af
     if own.is_some_and(|mark| matches!(mark.fate, Fate::NotCarried { .. })) && !has_key_marks(import, &place) {
         return 0;
     }
-    let slug = slug(name);
+    // The comment above each table says which service it was.
+    let table = import.manifest.split(&format!("# `{name}` of line")).nth(1).and_then(|rest| rest.lines().find(|line| line.starts_with('[')));
+    let slug = table.and_then(|line| line.trim_matches(['[', ']']).split('.').nth(1)).unwrap_or(name).to_owned();
     let services = after["services"].as_object().unwrap();
     let found = services.get(&slug).or_else(|| services.get(&format!("job-{slug}")));
     let Some(found) = found else {
@@ -166,7 +168,11 @@ fn service_of(fixture: &Fixture, import: &Import, name: &str, before: &Value, af
             continue;
         }
         let same = match (is_store, new.get(key)) {
-            (true, Some(other)) => store_image(value) == store_image(other),
+            (true, Some(other)) => {
+                let (old, new) = (store_image(value), store_image(other));
+                // An image without a version is given one.
+                old.0 == new.0 && (old.1.is_none() || old.1 == new.1)
+            }
             (false, other) => other == Some(value) || is_filled(import, key, other),
             (true, None) => false,
         };
@@ -189,18 +195,11 @@ fn has_key_marks(import: &Import, place: &str) -> bool {
     import.marks.iter().any(|mark| mark.path.starts_with(&format!("{place}.")))
 }
 
-fn slug(name: &str) -> String {
-    let name = name.to_lowercase().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect::<String>();
-    let name = name.trim_start_matches(|c: char| !c.is_ascii_lowercase());
-    name[..name.len().min(40)].trim_end_matches('-').to_owned()
-}
-
 /// The major version of a store, where the image names one.
 fn store_image(image: &str) -> (String, Option<String>) {
     let (name, tag) = image.split_once(':').unwrap_or((image, ""));
     let major = tag.split(['.', '-']).next().filter(|word| word.parse::<u32>().is_ok());
-    // An image without a version is given one.
-    (name.to_owned(), major.map(str::to_owned).filter(|_| !tag.is_empty() && name != "redis" && tag != "15"))
+    (name.to_owned(), major.map(str::to_owned))
 }
 
 /// A secret comes back as what `.env` was filled with.

@@ -162,10 +162,16 @@ impl Converter<'_> {
                 }
             }
         }
+        // Who has a name that can stay keeps it.
+        let exact = services.fields().filter(|(name, _)| slug(name).as_deref() == Some(*name));
+        self.names.extend(exact.map(|(name, _)| (name.to_owned(), name.to_owned())));
         for (name, at) in services.fields() {
             let role = role(&at, waited_for.contains(name), profiles);
             self.roles.insert(name.to_owned(), role);
-            let free = free_name(name, &self.names);
+            let free = match self.names.get(name) {
+                Some(own) => own.clone(),
+                None => free_name(name, &self.names),
+            };
             if free != name && role != Role::Inactive && role != Role::Proxy {
                 self.decide(format!("`{name}` is called `{free}`, and other services reach it by that name"));
             }

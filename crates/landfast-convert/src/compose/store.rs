@@ -1,6 +1,6 @@
 //! Official images of databases become stores.
 
-use landfast_spec::Engine;
+use landfast_spec::{Engine, is_kept_setting};
 
 use crate::{
     compose::{Converter, image_name, image_tag, pairs, volumes},
@@ -13,15 +13,6 @@ use crate::{
 /// What a store takes at the least.
 const MEMORY_MIN: u64 = 64 << 20;
 const MARIADB_MEMORY_MIN: u64 = 192 << 20;
-
-/// Settings that Landfast keeps for itself.
-const OWN_SETTINGS: &[&str] = &[
-    "port", "listen_addresses", "data_directory", "hba_file", "ident_file", "config_file", "unix_socket_directories", "ssl",
-    "ssl_cert_file", "ssl_key_file", "password_encryption", "wal_level", "archive_mode", "archive_command", "requirepass",
-    "bind", "dir", "unixsocket", "protected-mode", "datadir", "socket", "bind-address", "skip-networking", "user", "pid-file",
-    "masterauth", "aclfile", "daemonize", "logfile", "dbfilename", "appenddirname", "tls-port", "log_directory", "logging_collector",
-    "log_destination", "maxmemory", "default-authentication-plugin", "skip-grant-tables", "init-file", "require_secure_transport",
-];
 
 /// The engine of an official image; MySQL is not run by Landfast.
 pub(super) fn engine(image: &str) -> Option<Engine> {
@@ -127,7 +118,7 @@ impl Converter<'_> {
             let memory = (key == "maxmemory").then(|| bytes(&value)).flatten();
             if let Some(size) = memory.filter(|size| size.0 >= MEMORY_MIN) {
                 table.set_text("memory", exact_bytes(size));
-            } else if OWN_SETTINGS.contains(&key.as_str()) || value.contains(char::is_control) {
+            } else if is_kept_setting(engine, &key) || value.contains(char::is_control) {
                 left.push(key);
             } else {
                 table.set_in("settings", &key, Toml::Text(value));

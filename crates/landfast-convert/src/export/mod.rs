@@ -182,6 +182,9 @@ impl Export<'_> {
         value.insert("profiles".to_owned(), json!(["jobs"]));
         value.insert("restart".to_owned(), "no".into());
         value.insert("labels".to_owned(), json!({ "dev.landfast.when": literal(&when), "dev.landfast.timeout": duration(job.timeout) }));
+        if let Some(reservations) = job.container.as_ref().and_then(reservations) {
+            value.insert("deploy".to_owned(), json!({ "resources": reservations }));
+        }
         let depends = self.depends(&job.uses);
         if !depends.is_empty() {
             value.insert("depends_on".to_owned(), depends.into());
@@ -324,13 +327,8 @@ impl Export<'_> {
     fn deploy(&self, service: &ServiceSpec) -> Value {
         let deploy = &self.spec.deploy;
         let mut value = json!({ "replicas": service.replicas });
-        if let Some(reserve) = service.container.as_ref().map(|one| one.reserve) {
-            let mut table = Map::new();
-            table.extend(reserve.cpu.map(|cpu| ("cpus".to_owned(), cores(cpu.millicores).into())));
-            table.extend(reserve.memory.map(|memory| ("memory".to_owned(), size(memory).into())));
-            if !table.is_empty() {
-                value["resources"] = json!({ "reservations": table });
-            }
+        if let Some(reservations) = service.container.as_ref().and_then(reservations) {
+            value["resources"] = reservations;
         }
         let stops_first = deploy.strategy == Strategy::Recreate || service.exclusive;
         let surge = deploy.max_surge.of_ceil(service.replicas);
@@ -362,6 +360,15 @@ impl Export<'_> {
             text,
         }
     }
+}
+
+/// What is kept for a process, where anything is.
+fn reservations(container: &landfast_spec::ContainerSpec) -> Option<Value> {
+    let reserve = container.reserve;
+    let mut table = Map::new();
+    table.extend(reserve.cpu.map(|cpu| ("cpus".to_owned(), cores(cpu.millicores).into())));
+    table.extend(reserve.memory.map(|memory| ("memory".to_owned(), size(memory).into())));
+    (!table.is_empty()).then(|| json!({ "reservations": table }))
 }
 
 fn limits(process: &Process<'_>, value: &mut Map<String, Value>) {

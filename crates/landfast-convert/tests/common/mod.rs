@@ -1,6 +1,6 @@
 //! The Compose files of the tests.
 
-#![allow(dead_code, reason = "each test program uses a part")]
+#![allow(dead_code, unreachable_pub, reason = "each test program uses a part")]
 
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
