@@ -173,6 +173,8 @@ fn service_of(fixture: &Fixture, import: &Import, name: &str, before: &Value, af
                 // An image without a version is given one.
                 old.0 == new.0 && (old.1.is_none() || old.1 == new.1)
             }
+            // A volume without a name is given one.
+            (false, Some(_)) if key.starts_with("mount.") && value.is_empty() => true,
             (false, other) => other == Some(value) || is_filled(import, key, other),
             (true, None) => false,
         };

@@ -184,7 +184,7 @@ fn an_exported_app_runs_without_landfast_and_answers_through_nginx() {
     wait_for(&address, "shop.test", "/api/things", 200);
     let (status, body) = ask(&address, "shop.test", "/api", "");
     assert!(status == 200 && body.contains("who=api"), "{body}");
-    assert!(body.contains("X-Served-By: a $dollar"), "{body}");
+    assert!(body.to_lowercase().contains("x-served-by: a $dollar"), "{body}");
     let (status, body) = ask(&address, "shop.test", "/apix", "");
     assert!(status == 200 && body.contains("who=web"), "{body}");
     assert_eq!(ask(&address, "shop.test", "/api", &"x".repeat(2_000)).0, 413);
@@ -217,7 +217,7 @@ fn dockerfiles_for_node_and_static_sites_build_and_run() {
     fs::write(site.join("public/.env"), "SECRET=1").unwrap();
     build(&docker, &site, "site:1");
     let (id, address) = start(&docker, "site:1");
-    wait_at(&address, 8080, "site.test", "/", 200);
+    wait_up(&docker, &id, &address, 8080);
     assert!(ask_at(&address, 8080, "site.test", "/about/", "").1.contains("about"));
     assert_eq!(ask_at(&address, 8080, "site.test", "/.env", "").0, 404);
     judge(&docker, &id);
@@ -233,7 +233,7 @@ fn dockerfiles_for_node_and_static_sites_build_and_run() {
     fs::write(app.join(".env"), "SECRET=1").unwrap();
     build(&docker, &app, "app:1");
     let (id, address) = start(&docker, "app:1");
-    wait_at(&address, 3000, "app.test", "/", 200);
+    wait_up(&docker, &id, &address, 3000);
     assert!(ask_at(&address, 3000, "app.test", "/", "").1.contains("node 1000"));
     let listed = docker.docker(&["exec", &id, "ls", "-a", "/app"]).unwrap();
     assert!(!listed.contains(".env") && listed.contains("server.js"), "{listed}");
@@ -262,8 +262,21 @@ fn the_runtime_stage_of_a_dockerfile_for_rust_builds_and_runs() {
     docker.import("rust:1-bookworm", &toolchain, &["ENV PATH=/usr/sbin:/usr/bin:/sbin:/bin"]).unwrap();
     build(&docker, &project, "rust:1");
     let (id, address) = start(&docker, "rust:1");
-    wait_at(&address, 3000, "rust.test", "/", 200);
+    wait_up(&docker, &id, &address, 3000);
     judge(&docker, &id);
+}
+
+fn wait_up(docker: &Dockerd, id: &str, address: &str, port: u16) {
+    for _ in 0..300 {
+        if ask_at(address, port, "x.test", "/", "").0 == 200 {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let logs = Command::new("docker").args(["logs", id]).env("DOCKER_HOST", docker.address()).output().unwrap();
+    let logs = String::from_utf8_lossy(&logs.stderr).into_owned();
+    let state = docker.docker(&["inspect", "--format", "{{json .State}}", id]);
+    panic!("{address}:{port} does not answer: {logs:?} {state:?}");
 }
 
 /// Not root, healthy by its own check, and ended by its signal without being killed.
@@ -355,6 +368,7 @@ fn system_folder(folder: &Path, programs: &[&str]) {
     for part in ["usr/bin", "usr/sbin", "usr/lib", "usr/lib64", "etc", "tmp", "var/log", "run", "proc", "sys", "dev", "var/mail", "home"] {
         fs::create_dir_all(folder.join(part)).unwrap();
     }
+    open_to_all(&folder.join("tmp"));
     for link in ["bin", "sbin", "lib", "lib64"] {
         drop(std::os::unix::fs::symlink(format!("usr/{link}"), folder.join(link)));
     }
@@ -393,6 +407,12 @@ fn copy(program: &Path, folder: &Path, files: &mut BTreeSet<PathBuf>) {
             fs::copy(library, to).unwrap();
         }
     }
+}
+
+/// As every image has its `/tmp`.
+fn open_to_all(folder: &Path) {
+    use std::os::unix::fs::PermissionsExt as _;
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o1777)).unwrap();
 }
 
 fn mark_executable(file: &Path) {
