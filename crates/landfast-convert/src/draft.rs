@@ -36,7 +36,9 @@ impl Toml {
                 format!("[{}]", items.join(", "))
             }
             Self::Inline(fields) => {
-                let fields = fields.iter().map(|(name, value)| format!("{} = {}", key(name), value.write()));
+                let fields = fields
+                    .iter()
+                    .map(|(name, value)| format!("{} = {}", key(name), value.write()));
                 format!("{{ {} }}", fields.collect::<Vec<_>>().join(", "))
             }
         }
@@ -154,11 +156,13 @@ impl Draft {
             Some(path) => format!("landfast secret set {name} < {path}"),
             None => format!("landfast secret set {name}"),
         };
-        self.secrets.entry(name.to_owned()).or_insert_with(|| NeededSecret {
-            name: name.to_owned(),
-            found: found.to_owned(),
-            command,
-        });
+        self.secrets
+            .entry(name.to_owned())
+            .or_insert_with(|| NeededSecret {
+                name: name.to_owned(),
+                found: found.to_owned(),
+                command,
+            });
     }
 
     /// A rollout has more time than one instance, and one instance more than it must stay ready.
@@ -171,10 +175,12 @@ impl Draft {
         let mut healthy = read(&self.deploy, "healthy_deadline", 300);
         if healthy <= min_ready {
             healthy = min_ready + Duration::from_mins(5);
-            self.deploy.set_text("healthy_deadline", format_duration(healthy));
+            self.deploy
+                .set_text("healthy_deadline", format_duration(healthy));
         }
         if read(&self.deploy, "progress_deadline", 600) <= healthy {
-            self.deploy.set_text("progress_deadline", format_duration(healthy * 2));
+            self.deploy
+                .set_text("progress_deadline", format_duration(healthy * 2));
         }
     }
 
@@ -185,7 +191,10 @@ impl Draft {
         }
         if !self.secrets.is_empty() {
             comment(&mut text, "");
-            comment(&mut text, "Before the first deploy, give these (values are never in this file):");
+            comment(
+                &mut text,
+                "Before the first deploy, give these (values are never in this file):",
+            );
             for secret in self.secrets.values() {
                 comment(&mut text, &format!("  {}", secret.command));
             }
@@ -304,7 +313,10 @@ mod tests {
         draft.services.insert("web".to_owned(), web);
         let text = draft.write();
         let table = text.parse::<toml::Table>().unwrap();
-        assert_eq!(table["services"]["web"]["resources"]["cpu"].as_str(), Some("500m"));
+        assert_eq!(
+            table["services"]["web"]["resources"]["cpu"].as_str(),
+            Some("500m")
+        );
         assert!(text.contains("# Why so.\n[services.web]\n"), "{text}");
         assert!(text.contains("landfast secret set KEY"), "{text}");
     }

@@ -57,11 +57,13 @@ impl<'a> Variables<'a> {
                     ConvertError::new(file, place, message)
                         .hint("a `$` that is meant as it is, is written `$$`")
                 })?;
-                let in_environment = path.len() > 2 && path[0] == "services" && path[2] == "environment";
+                let in_environment =
+                    path.len() > 2 && path[0] == "services" && path[2] == "environment";
                 if let Some((name, message)) = done.demanded.filter(|_| !in_environment) {
                     let message = format!("`{name}` has no value: {message}");
-                    return Err(ConvertError::new(file, place, message)
-                        .hint(format!("write {name}=… to `.env`, or give it in the environment")));
+                    return Err(ConvertError::new(file, place, message).hint(format!(
+                        "write {name}=… to `.env`, or give it in the environment"
+                    )));
                 }
                 *text = done.text;
                 node.unset = done.unset;
@@ -154,7 +156,11 @@ impl<'a> Variables<'a> {
             }
             (Some('?'), None) => {
                 let message = self.text(argument, depth + 1)?.text;
-                let message = if message.is_empty() { "it is required".to_owned() } else { message };
+                let message = if message.is_empty() {
+                    "it is required".to_owned()
+                } else {
+                    message
+                };
                 self.note(name, Origin::Unset);
                 done.unset.push(name.to_owned());
                 done.demanded.get_or_insert((name.to_owned(), message));
@@ -169,7 +175,12 @@ impl<'a> Variables<'a> {
         Ok(())
     }
 
-    fn append(&mut self, argument: &str, depth: usize, done: &mut Interpolated) -> Result<(), String> {
+    fn append(
+        &mut self,
+        argument: &str,
+        depth: usize,
+        done: &mut Interpolated,
+    ) -> Result<(), String> {
         let inner = self.text(argument, depth + 1)?;
         done.text.push_str(&inner.text);
         done.unset.extend(inner.unset);

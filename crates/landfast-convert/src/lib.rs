@@ -147,23 +147,46 @@ pub(crate) fn free_name(text: &str, taken: &BTreeMap<String, String>) -> String 
 /// The nearest name to a text, where there is one.
 pub(crate) fn slug(text: &str) -> Option<String> {
     let text = text.to_lowercase();
-    let mapped = text.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' });
+    let mapped = text
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' });
     let mapped = mapped.collect::<String>();
     let start = mapped.find(|c: char| c.is_ascii_lowercase())?;
     let name = &mapped[start..];
     let name = &name[..name.len().min(landfast_types::NAME_LEN_MAX)];
     let name = name.trim_end_matches('-');
-    landfast_types::Name::new(name).ok().map(|name| name.as_str().to_owned())
+    landfast_types::Name::new(name)
+        .ok()
+        .map(|name| name.as_str().to_owned())
 }
 
 /// Names that nearly always hold secrets.
 pub(crate) fn names_a_secret(name: &str) -> bool {
     const ENDS: &[&str] = &[
-        "PASSWORD", "PASSWD", "PASS", "PWD", "SECRET", "TOKEN", "API_KEY", "APIKEY", "PRIVATE_KEY", "SECRET_KEY",
-        "ACCESS_KEY", "ENCRYPTION_KEY", "MASTER_KEY", "APP_KEY", "CREDENTIALS", "SECRET_KEY_BASE", "SALT", "DSN",
+        "PASSWORD",
+        "PASSWD",
+        "PASS",
+        "PWD",
+        "SECRET",
+        "TOKEN",
+        "API_KEY",
+        "APIKEY",
+        "PRIVATE_KEY",
+        "SECRET_KEY",
+        "ACCESS_KEY",
+        "ENCRYPTION_KEY",
+        "MASTER_KEY",
+        "APP_KEY",
+        "CREDENTIALS",
+        "SECRET_KEY_BASE",
+        "SALT",
+        "DSN",
     ];
     let name = name.to_uppercase();
-    let ends = |end: &str| name.strip_suffix(end).is_some_and(|rest| rest.is_empty() || rest.ends_with('_'));
+    let ends = |end: &str| {
+        name.strip_suffix(end)
+            .is_some_and(|rest| rest.is_empty() || rest.ends_with('_'))
+    };
     name.ends_with("PASSWORD") || name.ends_with("TOKEN") || ENDS.iter().any(|end| ends(end))
 }
 
@@ -176,5 +199,7 @@ pub(crate) fn has_login(value: &str) -> bool {
     let Some((login, _)) = authority.rsplit_once('@') else {
         return false;
     };
-    login.split_once(':').is_some_and(|(_, password)| !password.is_empty())
+    login
+        .split_once(':')
+        .is_some_and(|(_, password)| !password.is_empty())
 }

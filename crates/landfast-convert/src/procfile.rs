@@ -15,7 +15,8 @@ pub fn import_procfile(source: &Source, facts: FolderFacts) -> Import {
     facts.add_file("Procfile", &source.text);
     let manifest = scaffold(&facts);
     let table = manifest.parse::<toml::Table>().unwrap_or_default();
-    let has = |group: &str, name: &str| table.get(group).and_then(|group| group.get(name)).is_some();
+    let has =
+        |group: &str, name: &str| table.get(group).and_then(|group| group.get(name)).is_some();
     let mut marks = Vec::new();
     for (line, number) in source.text.lines().zip(1_u32..) {
         let trimmed = line.trim();
@@ -64,8 +65,14 @@ mod tests {
             text: "# c\nweb: bundle exec puma -p $PORT\nworker: ./work\nrelease: ./migrate\nnonsense\n\n1: x\n".to_owned(),
         };
         let import = import_procfile(&source, FolderFacts::new("shop"));
-        let fates = import.marks.iter().map(|mark| (mark.place.line, matches!(mark.fate, Fate::Carried { .. })));
-        assert_eq!(fates.collect::<Vec<_>>(), [(2, true), (3, true), (4, true), (5, false), (7, false)]);
+        let fates = import
+            .marks
+            .iter()
+            .map(|mark| (mark.place.line, matches!(mark.fate, Fate::Carried { .. })));
+        assert_eq!(
+            fates.collect::<Vec<_>>(),
+            [(2, true), (3, true), (4, true), (5, false), (7, false)]
+        );
         let environment = "production".parse::<String>().unwrap();
         let environment = landfast_types::EnvironmentName::new(&environment).unwrap();
         let parsed = landfast_spec::parse("landfast.toml", &import.manifest, &environment);

@@ -158,7 +158,10 @@ mod tests {
             let wanted = wanted.map(|words| words.iter().map(|word| (*word).to_owned()).collect());
             assert_eq!(words(line), wanted, "{line}");
         };
-        check("a 'b c' \"d \\\" e\" f\\ g", Some(&["a", "b c", "d \" e", "f g"]));
+        check(
+            "a 'b c' \"d \\\" e\" f\\ g",
+            Some(&["a", "b c", "d \" e", "f g"]),
+        );
         check("  ", Some(&[]));
         check("a '' b", Some(&["a", "", "b"]));
         check("a 'b", None);

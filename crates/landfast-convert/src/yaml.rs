@@ -183,7 +183,9 @@ fn syntax_error(name: &str, file: usize, text: &str, error: &Error) -> ConvertEr
     let tagged = text.contains("!reset") || text.contains("!override");
     let hint = match tagged {
         true => "tags are not read: give what `docker compose config` prints",
-        false => "mind the indentation, and quote text with `: `, `#` or a leading `*`, `&`, `@` or `%`",
+        false => {
+            "mind the indentation, and quote text with `: `, `#` or a leading `*`, `&`, `@` or `%`"
+        }
     };
     ConvertError::new(name, place, format!("this is not YAML: {message}")).hint(hint)
 }

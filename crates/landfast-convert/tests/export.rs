@@ -62,19 +62,29 @@ fn options() -> ExportOptions {
 
 fn spec(text: &str) -> Result<AppSpec, String> {
     let parsed = landfast_spec::parse("landfast.toml", text, &environment());
-    parsed.spec.ok_or_else(|| format!("{:#?}", parsed.diagnostics))
+    parsed
+        .spec
+        .ok_or_else(|| format!("{:#?}", parsed.diagnostics))
 }
 
 fn exported(spec: &AppSpec) -> String {
     let files = export_compose(spec, &options());
-    files.iter().map(|file| format!("== {}\n{}\n", file.path, file.text)).collect()
+    files
+        .iter()
+        .map(|file| format!("== {}\n{}\n", file.path, file.text))
+        .collect()
 }
 
 #[test]
 fn every_key_of_the_catalogue_has_a_rule_and_every_rule_keys() {
     let mut used = BTreeSet::new();
     for key in CATALOGUE.iter().filter(|key| key.later.is_none()) {
-        let has_keys = CATALOGUE.iter().any(|other| other.path.strip_prefix(key.path).is_some_and(|rest| rest.starts_with('.')));
+        let has_keys = CATALOGUE.iter().any(|other| {
+            other
+                .path
+                .strip_prefix(key.path)
+                .is_some_and(|rest| rest.starts_with('.'))
+        });
         if has_keys {
             continue;
         }
@@ -86,7 +96,11 @@ fn every_key_of_the_catalogue_has_a_rule_and_every_rule_keys() {
     }
     for rule in EQUIVALENCE {
         let is_key = CATALOGUE.iter().any(|key| key.path == rule.path);
-        assert!(used.contains(rule.path) || is_key, "`{}` is no key", rule.path);
+        assert!(
+            used.contains(rule.path) || is_key,
+            "`{}` is no key",
+            rule.path
+        );
     }
 }
 
@@ -95,8 +109,14 @@ fn rule(path: &str) -> Option<&'static str> {
     let exact = EQUIVALENCE.iter().find(|rule| rule.path == path);
     let below = || {
         EQUIVALENCE.iter().find(|rule| {
-            let parent = rule.path.strip_suffix(".*").filter(|parent| parent.contains('.'));
-            parent.is_some_and(|parent| path.strip_prefix(parent).is_some_and(|rest| rest.starts_with('.')))
+            let parent = rule
+                .path
+                .strip_suffix(".*")
+                .filter(|parent| parent.contains('.'));
+            parent.is_some_and(|parent| {
+                path.strip_prefix(parent)
+                    .is_some_and(|rest| rest.starts_with('.'))
+            })
         })
     };
     if let Some(rule) = exact.or_else(below) {
@@ -115,8 +135,13 @@ fn what_is_said_to_be_carried_changes_what_is_written() {
     let base = BASE.parse::<Table>().unwrap();
     let mut tried = 0;
     let mut unreadable = Vec::new();
-    for key in CATALOGUE.iter().filter(|key| key.later.is_none() && !key.example.is_empty()) {
-        let Some(found) = rule(key.path) else { continue };
+    for key in CATALOGUE
+        .iter()
+        .filter(|key| key.later.is_none() && !key.example.is_empty())
+    {
+        let Some(found) = rule(key.path) else {
+            continue;
+        };
         let rule = EQUIVALENCE.iter().find(|rule| rule.path == found).unwrap();
         if matches!(rule.expressed, Expressed::Not { .. }) {
             continue;
@@ -149,38 +174,72 @@ fn what_is_said_to_be_carried_changes_what_is_written() {
             unreadable.push(key.path);
             continue;
         }
-        assert!(changed, "`{}` is said to be carried, and changes nothing", key.path);
+        assert!(
+            changed,
+            "`{}` is said to be carried, and changes nothing",
+            key.path
+        );
         tried += 1;
     }
-    assert!(unreadable.is_empty(), "no manifest could be made with {unreadable:?}");
+    assert!(
+        unreadable.is_empty(),
+        "no manifest could be made with {unreadable:?}"
+    );
     assert!(tried > 80, "{tried}");
 }
 
 /// Where a key may stand in the base, and what must stand beside it.
 fn places(path: &str) -> Vec<(String, Vec<(String, String)>)> {
     let beside = |list: &[(&str, &str)]| {
-        let list = list.iter().map(|(path, text)| ((*path).to_owned(), (*text).to_owned()));
+        let list = list
+            .iter()
+            .map(|(path, text)| ((*path).to_owned(), (*text).to_owned()));
         list.collect::<Vec<_>>()
     };
     let mut places = Vec::new();
-    let mut add = |name: &str, others: &[(&str, &str)]| places.push((path.replacen('*', name, 1), beside(others)));
+    let mut add = |name: &str, others: &[(&str, &str)]| {
+        places.push((path.replacen('*', name, 1), beside(others)))
+    };
     if path.starts_with("services.*.volumes.*") {
         let place = |name: &str| path.replacen('*', name, 1).replacen('*', "data", 1);
-        let other = if path.ends_with(".at") { ("services.web.volumes.data.from", "\"managed\"") } else { ("services.web.volumes.data.at", "\"/data\"") };
+        let other = if path.ends_with(".at") {
+            ("services.web.volumes.data.from", "\"managed\"")
+        } else {
+            ("services.web.volumes.data.at", "\"/data\"")
+        };
         if path.ends_with("volumes") {
             return vec![(path.replacen('*', "web", 1), vec![])];
         }
-        let before = if path.ends_with(".from") { beside(&[other, ("services.web.volumes.data.from", "\"/srv/x\"")]) } else { beside(&[other]) };
+        let before = if path.ends_with(".from") {
+            beside(&[other, ("services.web.volumes.data.from", "\"/srv/x\"")])
+        } else {
+            beside(&[other])
+        };
         return vec![(place("web"), before)];
     }
     if path.starts_with("services.*.env.*") {
         let place = path.replacen('*', "web", 1).replacen('*', "KEY", 1);
-        return vec![(place, if path.ends_with("required") { beside(&[("services.web.env.KEY.type", "\"string\"")]) } else { vec![] })];
+        return vec![(
+            place,
+            if path.ends_with("required") {
+                beside(&[("services.web.env.KEY.type", "\"string\"")])
+            } else {
+                vec![]
+            },
+        )];
     }
     match path.split('.').next().unwrap_or_default() {
         "services" => {
-            let uses = if path.ends_with(".after") { [("services.api.replicas", "1")].as_slice() } else { &[] };
-            let unvalued: &[(&str, &str)] = if path.ends_with(".secrets") { &[("services.web.env.KEY.required", "true")] } else { uses };
+            let uses = if path.ends_with(".after") {
+                [("services.api.replicas", "1")].as_slice()
+            } else {
+                &[]
+            };
+            let unvalued: &[(&str, &str)] = if path.ends_with(".secrets") {
+                &[("services.web.env.KEY.required", "true")]
+            } else {
+                uses
+            };
             if path.ends_with(".after") {
                 return vec![("services.web.after".to_owned(), vec![])];
             }
@@ -204,11 +263,27 @@ fn places(path: &str) -> Vec<(String, Vec<(String, String)>)> {
             };
             add("chore", others);
             if rest == "artifact" {
-                return vec![("jobs.other.artifact".to_owned(), beside(&[("jobs.other.command", "[\"./x\"]"), ("jobs.other.artifact", "\"other\"")]))];
+                return vec![(
+                    "jobs.other.artifact".to_owned(),
+                    beside(&[
+                        ("jobs.other.command", "[\"./x\"]"),
+                        ("jobs.other.artifact", "\"other\""),
+                    ]),
+                )];
             }
-            if rest.starts_with("build") || rest == "sandbox.read_only" || rest == "sandbox.read_write" {
-                let content = if rest.starts_with("build") { ("jobs.other.build.context", "\"x\"") } else { ("jobs.other.artifact", "\"other\"") };
-                return vec![(path.replacen('*', "other", 1), beside(&[content, ("jobs.other.command", "[\"./x\"]")]))];
+            if rest.starts_with("build")
+                || rest == "sandbox.read_only"
+                || rest == "sandbox.read_write"
+            {
+                let content = if rest.starts_with("build") {
+                    ("jobs.other.build.context", "\"x\"")
+                } else {
+                    ("jobs.other.artifact", "\"other\"")
+                };
+                return vec![(
+                    path.replacen('*', "other", 1),
+                    beside(&[content, ("jobs.other.command", "[\"./x\"]")]),
+                )];
             }
         }
         "stores" => {
@@ -220,25 +295,47 @@ fn places(path: &str) -> Vec<(String, Vec<(String, String)>)> {
             add("outer", &users);
         }
         "routes" => {
-            let auth = [("routes.public.auth.users", "[\"a:$2y$10$abcdefghijklmnopqrstuuABCDEFGHIJKLMNOPQRSTUVWXYZ01234\"]")];
+            let auth = [(
+                "routes.public.auth.users",
+                "[\"a:$2y$10$abcdefghijklmnopqrstuuABCDEFGHIJKLMNOPQRSTUVWXYZ01234\"]",
+            )];
             let others: &[(&str, &str)] = match path {
-                "routes.*.tls.certificate" => &[("routes.public.tls.key", "\"/k\""), ("routes.public.tls.certificate", "\"/c\"")],
-                "routes.*.tls.key" => &[("routes.public.tls.certificate", "\"/c\""), ("routes.public.tls.key", "\"/k\"")],
-                "routes.*.https_only" => &[("routes.public.tls.certificate", "\"/c\""), ("routes.public.tls.key", "\"/k\""), ("routes.public.https_only", "false")],
-                "routes.*.limits.burst" | "routes.*.limits.by" => &[("routes.public.limits.rate", "\"100/s\"")],
+                "routes.*.tls.certificate" => &[
+                    ("routes.public.tls.key", "\"/k\""),
+                    ("routes.public.tls.certificate", "\"/c\""),
+                ],
+                "routes.*.tls.key" => &[
+                    ("routes.public.tls.certificate", "\"/c\""),
+                    ("routes.public.tls.key", "\"/k\""),
+                ],
+                "routes.*.https_only" => &[
+                    ("routes.public.tls.certificate", "\"/c\""),
+                    ("routes.public.tls.key", "\"/k\""),
+                    ("routes.public.https_only", "false"),
+                ],
+                "routes.*.limits.burst" | "routes.*.limits.by" => {
+                    &[("routes.public.limits.rate", "\"100/s\"")]
+                }
                 "routes.*.limits.total_burst" => &[("routes.public.limits.total", "\"100/s\"")],
                 "routes.*.auth.realm" => &auth,
-                path if path.starts_with("routes.*.cors.") => &[("routes.public.cors.origins", "[\"https://a.test\"]")],
+                path if path.starts_with("routes.*.cors.") => {
+                    &[("routes.public.cors.origins", "[\"https://a.test\"]")]
+                }
                 path if path.starts_with("routes.*.security.") => &[
                     ("routes.public.security.csp", "\"x\""),
                     ("routes.public.tls.certificate", "\"/c\""),
                     ("routes.public.tls.key", "\"/k\""),
                 ],
-                path if path.starts_with("routes.*.files.") => &[("routes.public.files.folder", "\"x\"")],
+                path if path.starts_with("routes.*.files.") => {
+                    &[("routes.public.files.folder", "\"x\"")]
+                }
                 _ => &[],
             };
             if path == "routes.*.service" {
-                let places = [("routes.public.service", "\"api\""), ("routes.other.service", "\"web\"")];
+                let places = [
+                    ("routes.public.service", "\"api\""),
+                    ("routes.other.service", "\"web\""),
+                ];
                 return vec![("routes.public.service".to_owned(), beside(&places[1..]))];
             }
             add("public", others);
@@ -246,10 +343,23 @@ fn places(path: &str) -> Vec<(String, Vec<(String, String)>)> {
         _ => {
             places.push((path.to_owned(), vec![]));
             if path == "deploy.strategy" {
-                places.push((path.to_owned(), beside(&[("deploy.strategy", "\"recreate\"")])));
+                places.push((
+                    path.to_owned(),
+                    beside(&[("deploy.strategy", "\"recreate\"")]),
+                ));
             }
             if path == "deploy.max_unavailable" || path == "deploy.max_surge" {
-                places.push((path.to_owned(), beside(&[("services.web.replicas", "20"), ("deploy.max_surge", if path == "deploy.max_surge" { "1" } else { "0" }), ("deploy.max_unavailable", "1")])));
+                places.push((
+                    path.to_owned(),
+                    beside(&[
+                        ("services.web.replicas", "20"),
+                        (
+                            "deploy.max_surge",
+                            if path == "deploy.max_surge" { "1" } else { "0" },
+                        ),
+                        ("deploy.max_unavailable", "1"),
+                    ]),
+                ));
             }
             if path == "deploy.rollback" {
                 places.push((path.to_owned(), beside(&[("deploy.rollback", "false")])));
@@ -260,10 +370,13 @@ fn places(path: &str) -> Vec<(String, Vec<(String, String)>)> {
     let word = path.rsplit('.').next().unwrap_or_default();
     let before = match word {
         "pull" => Some("\"never\""),
-        "websocket" | "compress" | "writable" | "path_style" | "credentials" | "hsts_subdomains" | "overwrite" | "exclusive" => Some("false"),
+        "websocket" | "compress" | "writable" | "path_style" | "credentials"
+        | "hsts_subdomains" | "overwrite" | "exclusive" => Some("false"),
         "interval" | "timeout" => Some("\"7s\""),
         "unhealthy_after" => Some("9"),
-        "grace" | "connect" | "first_byte" | "idle" | "min_ready" | "healthy_deadline" => Some("\"43s\""),
+        "grace" | "connect" | "first_byte" | "idle" | "min_ready" | "healthy_deadline" => {
+            Some("\"43s\"")
+        }
         "realm" | "referrer" | "cache_control" | "region" => Some("\"same-origin\""),
         "frame" => Some("\"any\""),
         "path" => Some("\"/elsewhere\""),
@@ -309,7 +422,9 @@ fn set(table: &mut Table, path: &str, value: Value) {
         table.insert(first.to_owned(), value);
         return;
     };
-    let below = table.entry(first).or_insert_with(|| Value::Table(Table::new()));
+    let below = table
+        .entry(first)
+        .or_insert_with(|| Value::Table(Table::new()));
     if !below.is_table() {
         *below = Value::Table(Table::new());
     }
@@ -318,20 +433,40 @@ fn set(table: &mut Table, path: &str, value: Value) {
 
 #[test]
 fn the_report_names_what_a_manifest_has() {
-    let text = format!("{BASE}\n[deploy]\nstrategy = \"canary\"\nsteps = [5, 100]\ngates = [\"preflight\"]\nstandby = \"1m\"\n");
+    let text = format!(
+        "{BASE}\n[deploy]\nstrategy = \"canary\"\nsteps = [5, 100]\ngates = [\"preflight\"]\nstandby = \"1m\"\n"
+    );
     let gaps = equivalence(&text);
-    let find = |key: &str| gaps.iter().find(|gap| gap.key == key).map(|gap| gap.expressed);
+    let find = |key: &str| {
+        gaps.iter()
+            .find(|gap| gap.key == key)
+            .map(|gap| gap.expressed)
+    };
     for key in ["deploy.steps", "deploy.gates", "deploy.standby", "app"] {
-        assert!(matches!(find(key), Some(Expressed::Not { .. })), "{key}: {:?}", find(key));
+        assert!(
+            matches!(find(key), Some(Expressed::Not { .. })),
+            "{key}: {:?}",
+            find(key)
+        );
     }
-    assert!(matches!(find("deploy.strategy"), Some(Expressed::Partly { .. })));
-    assert!(matches!(find("services.web.port"), Some(Expressed::As { .. })));
+    assert!(matches!(
+        find("deploy.strategy"),
+        Some(Expressed::Partly { .. })
+    ));
+    assert!(matches!(
+        find("services.web.port"),
+        Some(Expressed::As { .. })
+    ));
     // Each key that is written is in it.
     let table = text.parse::<Table>().unwrap();
     let mut leaves = Vec::new();
     collect(&Value::Table(table), String::new(), &mut leaves);
     for leaf in leaves {
-        assert!(gaps.iter().any(|gap| leaf == gap.key || leaf.starts_with(&format!("{}.", gap.key))), "{leaf}");
+        assert!(
+            gaps.iter()
+                .any(|gap| leaf == gap.key || leaf.starts_with(&format!("{}.", gap.key))),
+            "{leaf}"
+        );
     }
 }
 
@@ -339,7 +474,11 @@ fn collect(value: &Value, path: String, leaves: &mut Vec<String>) {
     match value {
         Value::Table(table) if !table.is_empty() => {
             for (name, value) in table {
-                let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+                let path = if path.is_empty() {
+                    name.clone()
+                } else {
+                    format!("{path}.{name}")
+                };
                 collect(value, path, leaves);
             }
         }

@@ -37,11 +37,18 @@ fn every_key_is_carried_or_named() {
         for leaf in leaves {
             let found = covering(&import, &leaf);
             let Some((path, fate)) = found else {
-                panic!("{}: nothing is said of `{leaf}`\n{:#?}", fixture.name, import.marks);
+                panic!(
+                    "{}: nothing is said of `{leaf}`\n{:#?}",
+                    fixture.name, import.marks
+                );
             };
             // What is carried is carried value by value; only what is left out may be named as a whole.
             if matches!(fate, Fate::Carried { .. }) {
-                assert_eq!(path, leaf, "{}: `{path}` is said to be carried as a whole", fixture.name);
+                assert_eq!(
+                    path, leaf,
+                    "{}: `{path}` is said to be carried as a whole",
+                    fixture.name
+                );
             }
         }
     }
@@ -59,17 +66,28 @@ fn what_is_not_carried_has_a_line_a_reason_and_what_to_do() {
             let text = import.files.get(mark.place.file).unwrap();
             assert!(mark.place.line > 0, "{mark:?} of {text}");
             // Every one of them is in the manifest too, where a person reads it.
-            let flat = import.manifest.lines().map(|line| line.trim_start_matches("# ").trim());
+            let flat = import
+                .manifest
+                .lines()
+                .map(|line| line.trim_start_matches("# ").trim());
             let flat = flat.collect::<Vec<_>>().join(" ");
             let words = reason.split_whitespace().collect::<Vec<_>>().join(" ");
-            assert!(flat.contains(&words), "{}: {words}\n{}", fixture.name, import.manifest);
+            assert!(
+                flat.contains(&words),
+                "{}: {words}\n{}",
+                fixture.name,
+                import.manifest
+            );
         }
     }
 }
 
 #[test]
 fn lines_are_those_of_the_file() {
-    let fixture = fixtures().into_iter().find(|fixture| fixture.name == "dev-setup").unwrap();
+    let fixture = fixtures()
+        .into_iter()
+        .find(|fixture| fixture.name == "dev-setup")
+        .unwrap();
     let import = import(&fixture);
     let lines = fixture.text.lines().collect::<Vec<_>>();
     for mark in &import.marks {
@@ -77,7 +95,12 @@ fn lines_are_those_of_the_file() {
         let key = key.split(['[', ':']).next().unwrap();
         let line = lines[mark.place.line as usize - 1];
         if !mark.path.contains('[') {
-            assert!(line.contains(key), "{}: line {} is {line}", mark.path, mark.place.line);
+            assert!(
+                line.contains(key),
+                "{}: line {} is {line}",
+                mark.path,
+                mark.place.line
+            );
         }
     }
 }
@@ -85,14 +108,28 @@ fn lines_are_those_of_the_file() {
 #[test]
 fn values_of_secrets_are_written_nowhere() {
     let planted = [
-        "hunter2hunter2", "t0ken-value", "s3cr3t-smtp", "change_me_please", "shop:shop", "apppw", "ncpw", "redispw", "rootpw",
-        "root:example", "geo@",
+        "hunter2hunter2",
+        "t0ken-value",
+        "s3cr3t-smtp",
+        "change_me_please",
+        "shop:shop",
+        "apppw",
+        "ncpw",
+        "redispw",
+        "rootpw",
+        "root:example",
+        "geo@",
     ];
     for fixture in fixtures() {
         let import = import(&fixture);
         let report = import.report().to_string();
         for secret in planted {
-            assert!(!import.manifest.contains(secret), "{}: {secret}\n{}", fixture.name, import.manifest);
+            assert!(
+                !import.manifest.contains(secret),
+                "{}: {secret}\n{}",
+                fixture.name,
+                import.manifest
+            );
             assert!(!report.contains(secret), "{}: {secret}", fixture.name);
         }
     }
@@ -100,12 +137,17 @@ fn values_of_secrets_are_written_nowhere() {
 
 #[test]
 fn a_profile_that_is_asked_for_is_there() {
-    let fixture = fixtures().into_iter().find(|fixture| fixture.name == "profiles").unwrap();
+    let fixture = fixtures()
+        .into_iter()
+        .find(|fixture| fixture.name == "profiles")
+        .unwrap();
     let without = import(&fixture);
     assert!(!without.manifest.contains("[services.adminer]"));
     let profiles = ["debug".to_owned()];
     let with = common::with_profiles(&fixture, &profiles).unwrap();
-    assert!(with.manifest.contains("[services.adminer]") && with.manifest.contains("[services.mail]"));
+    assert!(
+        with.manifest.contains("[services.adminer]") && with.manifest.contains("[services.mail]")
+    );
 }
 
 #[test]
@@ -118,8 +160,14 @@ fn bad_files_are_told_with_their_place() {
         ("services: {}\n", "no service"),
         ("web:\n  image: x\n", "no service"),
         ("services:\n  web:\n    image: ${X\n", "compose.yaml:3"),
-        ("services:\n  web:\n    image: a:${TAG:?which one}\n", "which one"),
-        ("services:\n  a: {image: x}\n  a: {image: y}\n", "compose.yaml:3"),
+        (
+            "services:\n  web:\n    image: a:${TAG:?which one}\n",
+            "which one",
+        ),
+        (
+            "services:\n  a: {image: x}\n  a: {image: y}\n",
+            "compose.yaml:3",
+        ),
     ] {
         let error = import_text(text).unwrap_err();
         assert!(error.contains(what), "{text}: {error}");
@@ -178,7 +226,11 @@ fn collect(value: &serde_json::Value, path: String, leaves: &mut Vec<String>) {
     match value {
         serde_json::Value::Object(fields) if !fields.is_empty() => {
             for (name, value) in fields {
-                let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+                let path = if path.is_empty() {
+                    name.clone()
+                } else {
+                    format!("{path}.{name}")
+                };
                 collect(value, path, leaves);
             }
         }

@@ -18,7 +18,13 @@ use serde_json::Value;
 use crate::common::{Fixture, environment, fixtures, import};
 
 /// Files that docker-compose 1.29 itself refuses: newer keys, or made to be wrong.
-const REFUSED: &[&str] = &["broken-values", "circle", "newer-keys", "secrets-configs", "windows-paths"];
+const REFUSED: &[&str] = &[
+    "broken-values",
+    "circle",
+    "newer-keys",
+    "secrets-configs",
+    "windows-paths",
+];
 
 #[test]
 fn what_comes_back_is_what_was_there_or_is_named() {
@@ -44,14 +50,20 @@ fn what_is_exported_of_every_file_is_valid() {
     if !has_docker_compose() {
         return;
     }
-    for fixture in fixtures().iter().filter(|fixture| REFUSED.contains(&fixture.name.as_str())) {
+    for fixture in fixtures()
+        .iter()
+        .filter(|fixture| REFUSED.contains(&fixture.name.as_str()))
+    {
         let folder = Folder::new(&fixture.name);
         exported(&folder, &import(fixture));
     }
 }
 
 fn has_docker_compose() -> bool {
-    let found = Command::new("docker-compose").arg("version").output().is_ok_and(|output| output.status.success());
+    let found = Command::new("docker-compose")
+        .arg("version")
+        .output()
+        .is_ok_and(|output| output.status.success());
     if !found {
         eprintln!("skipped: docker-compose is not installed (make setup)");
     }
@@ -62,7 +74,8 @@ struct Folder(std::path::PathBuf);
 
 impl Folder {
     fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("landfast-roundtrip-{}-{name}", std::process::id()));
+        let path =
+            std::env::temp_dir().join(format!("landfast-roundtrip-{}-{name}", std::process::id()));
         drop(fs::remove_dir_all(&path));
         fs::create_dir_all(path.join("shop")).unwrap();
         Self(path)
@@ -119,7 +132,11 @@ fn config(folder: &Path, file: &str) -> Value {
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "docker-compose refuses {file} in {}: {said}", folder.display());
+    assert!(
+        output.status.success(),
+        "docker-compose refuses {file} in {}: {said}",
+        folder.display()
+    );
     serde_saphyr::from_str(&String::from_utf8(output.stdout).unwrap()).unwrap()
 }
 
@@ -136,7 +153,13 @@ fn exported(folder: &Folder, import: &Import) -> Value {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, &file.text).unwrap();
         if file.path == ".env.example" {
-            let filled = file.text.lines().map(|line| if line.ends_with('=') { format!("{line}filled\n") } else { format!("{line}\n") });
+            let filled = file.text.lines().map(|line| {
+                if line.ends_with('=') {
+                    format!("{line}filled\n")
+                } else {
+                    format!("{line}\n")
+                }
+            });
             fs::write(out.join(".env"), filled.collect::<String>()).unwrap();
         }
     }
@@ -146,19 +169,39 @@ fn exported(folder: &Folder, import: &Import) -> Value {
     config(&out, "compose.yaml")
 }
 
-fn service_of(fixture: &Fixture, import: &Import, name: &str, before: &Value, after: &Value) -> usize {
+fn service_of(
+    fixture: &Fixture,
+    import: &Import,
+    name: &str,
+    before: &Value,
+    after: &Value,
+) -> usize {
     let place = format!("services.{name}");
     let own = import.marks.iter().find(|mark| mark.path == place);
-    if own.is_some_and(|mark| matches!(mark.fate, Fate::NotCarried { .. })) && !has_key_marks(import, &place) {
+    if own.is_some_and(|mark| matches!(mark.fate, Fate::NotCarried { .. }))
+        && !has_key_marks(import, &place)
+    {
         return 0;
     }
     // The comment above each table says which service it was.
-    let table = import.manifest.split(&format!("# `{name}` of line")).nth(1).and_then(|rest| rest.lines().find(|line| line.starts_with('[')));
-    let slug = table.and_then(|line| line.trim_matches(['[', ']']).split('.').nth(1)).unwrap_or(name).to_owned();
+    let table = import
+        .manifest
+        .split(&format!("# `{name}` of line"))
+        .nth(1)
+        .and_then(|rest| rest.lines().find(|line| line.starts_with('[')));
+    let slug = table
+        .and_then(|line| line.trim_matches(['[', ']']).split('.').nth(1))
+        .unwrap_or(name)
+        .to_owned();
     let services = after["services"].as_object().unwrap();
-    let found = services.get(&slug).or_else(|| services.get(&format!("job-{slug}")));
+    let found = services
+        .get(&slug)
+        .or_else(|| services.get(&format!("job-{slug}")));
     let Some(found) = found else {
-        panic!("{}: `{name}` is neither there as `{slug}` nor named\n{}", fixture.name, import.manifest);
+        panic!(
+            "{}: `{name}` is neither there as `{slug}` nor named\n{}",
+            fixture.name, import.manifest
+        );
     };
     let is_store = import.manifest.contains(&format!("[stores.{slug}]"));
     let (old, new) = (normal(before), normal(found));
@@ -194,13 +237,19 @@ fn service_of(fixture: &Fixture, import: &Import, name: &str, before: &Value, af
 }
 
 fn has_key_marks(import: &Import, place: &str) -> bool {
-    import.marks.iter().any(|mark| mark.path.starts_with(&format!("{place}.")))
+    import
+        .marks
+        .iter()
+        .any(|mark| mark.path.starts_with(&format!("{place}.")))
 }
 
 /// The major version of a store, where the image names one.
 fn store_image(image: &str) -> (String, Option<String>) {
     let (name, tag) = image.split_once(':').unwrap_or((image, ""));
-    let major = tag.split(['.', '-']).next().filter(|word| word.parse::<u32>().is_ok());
+    let major = tag
+        .split(['.', '-'])
+        .next()
+        .filter(|word| word.parse::<u32>().is_ok());
     (name.to_owned(), major.map(str::to_owned))
 }
 
@@ -209,14 +258,17 @@ fn is_filled(import: &Import, key: &str, value: Option<&String>) -> bool {
     let Some(name) = key.strip_prefix("environment.") else {
         return false;
     };
-    value.is_some_and(|value| value == "filled") && import.secrets.iter().any(|secret| secret.name == name)
+    value.is_some_and(|value| value == "filled")
+        && import.secrets.iter().any(|secret| secret.name == name)
 }
 
 /// Whether something is said of the key that a value came from.
 fn is_named(import: &Import, service: &str, key: &str) -> bool {
     let parts = key.split('.').collect::<Vec<_>>();
     let says = |path: &str, word: &str| {
-        let path = path.strip_prefix(&format!("services.{service}.")).unwrap_or_default();
+        let path = path
+            .strip_prefix(&format!("services.{service}."))
+            .unwrap_or_default();
         path.starts_with(word)
     };
     import.marks.iter().any(|mark| {
@@ -241,7 +293,14 @@ fn is_named(import: &Import, service: &str, key: &str) -> bool {
 /// An item of a list is known by its place alone, so its value must name the variable.
 fn of_item(import: &Import, mark: &landfast_convert::Mark, name: &str) -> bool {
     let file = import.files.get(mark.place.file).unwrap();
-    let fixture = fixtures().into_iter().find(|fixture| fixture.file == *file && fixture.text.lines().nth(mark.place.line as usize - 1).is_some_and(|line| line.contains(name)));
+    let fixture = fixtures().into_iter().find(|fixture| {
+        fixture.file == *file
+            && fixture
+                .text
+                .lines()
+                .nth(mark.place.line as usize - 1)
+                .is_some_and(|line| line.contains(name))
+    });
     fixture.is_some()
 }
 
@@ -252,8 +311,15 @@ fn normal(service: &Value) -> BTreeMap<String, String> {
     match service.get("build") {
         Some(build) => {
             let text = |key: &str| build[key].as_str().map(str::to_owned);
-            let context = build.as_str().map(str::to_owned).or(text("context")).unwrap_or_default();
-            put("build.context", context.rsplit('/').next().unwrap_or_default().to_owned());
+            let context = build
+                .as_str()
+                .map(str::to_owned)
+                .or(text("context"))
+                .unwrap_or_default();
+            put(
+                "build.context",
+                context.rsplit('/').next().unwrap_or_default().to_owned(),
+            );
             for key in ["dockerfile", "target"] {
                 text(key).map(|text| put(&format!("build.{key}"), text));
             }
@@ -269,12 +335,20 @@ fn normal(service: &Value) -> BTreeMap<String, String> {
         argv(&service[key]).map(|argv| put(key, format!("{argv:?}")));
     }
     for (name, value) in service["environment"].as_object().into_iter().flatten() {
-        put(&format!("environment.{name}"), scalar(value).replace("$$", "$"));
+        put(
+            &format!("environment.{name}"),
+            scalar(value).replace("$$", "$"),
+        );
     }
     let limits = &service["deploy"]["resources"]["limits"];
-    let first = |a: &Value, b: &Value| Some(scalar(if a.is_null() { b } else { a })).filter(|text| !text.is_empty());
+    let first = |a: &Value, b: &Value| {
+        Some(scalar(if a.is_null() { b } else { a })).filter(|text| !text.is_empty())
+    };
     if let Some(cpus) = first(&limits["cpus"], &service["cpus"]) {
-        put("cpus", format!("{:.3}", cpus.parse::<f64>().unwrap_or_default()));
+        put(
+            "cpus",
+            format!("{:.3}", cpus.parse::<f64>().unwrap_or_default()),
+        );
     }
     if let Some(memory) = first(&limits["memory"], &service["mem_limit"]) {
         put("memory", bytes(&memory).to_string());
@@ -336,7 +410,9 @@ fn split(line: &str) -> Vec<String> {
 }
 
 fn bytes(text: &str) -> u64 {
-    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let end = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
     let factor = match text[end..].to_lowercase().as_str() {
         "k" | "kb" => 1_u64 << 10,
         "m" | "mb" => 1 << 20,
@@ -359,12 +435,18 @@ fn mount(value: &Value) -> (String, String) {
         }
         other => (scalar(&other["source"]), scalar(&other["target"])),
     };
-    let source = if source.starts_with('/') { source } else { source.replace('_', "-") };
+    let source = if source.starts_with('/') {
+        source
+    } else {
+        source.replace('_', "-")
+    };
     (source, target.trim_end_matches('/').to_owned())
 }
 
 fn health(value: &Value, values: &mut BTreeMap<String, String>) {
-    let Some(fields) = value.as_object() else { return };
+    let Some(fields) = value.as_object() else {
+        return;
+    };
     if fields.get("disable").is_some_and(|flag| flag == true) {
         values.insert("health.test".to_owned(), "none".to_owned());
         return;
@@ -382,7 +464,9 @@ fn health(value: &Value, values: &mut BTreeMap<String, String>) {
         let port = authority.split_once(':').map_or("80", |(_, port)| port);
         format!("http {port} /{path}")
     } else if test.contains("nc -z") || test.contains("nc ") {
-        let port = test.split_whitespace().find(|word| word.parse::<u16>().is_ok());
+        let port = test
+            .split_whitespace()
+            .find(|word| word.parse::<u16>().is_ok());
         format!("tcp {}", port.unwrap_or_default())
     } else {
         test
@@ -406,14 +490,17 @@ fn millis(text: &str) -> u64 {
     while let Some(end) = rest.find(|c: char| !c.is_ascii_digit() && c != '.') {
         let number = rest[..end].parse::<f64>().unwrap_or_default();
         let after = &rest[end..];
-        let len = after.find(|c: char| c.is_ascii_digit()).unwrap_or(after.len());
-        total += number * match &after[..len] {
-            "ms" => 1.0,
-            "s" => 1_000.0,
-            "m" => 60_000.0,
-            "h" => 3_600_000.0,
-            _ => 0.0,
-        };
+        let len = after
+            .find(|c: char| c.is_ascii_digit())
+            .unwrap_or(after.len());
+        total += number
+            * match &after[..len] {
+                "ms" => 1.0,
+                "s" => 1_000.0,
+                "m" => 60_000.0,
+                "h" => 3_600_000.0,
+                _ => 0.0,
+            };
         rest = &after[len..];
     }
     total as u64

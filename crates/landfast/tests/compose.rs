@@ -95,7 +95,8 @@ struct Folder(PathBuf);
 
 impl Folder {
     fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("landfast-compose-{}-{name}", std::process::id()));
+        let path =
+            std::env::temp_dir().join(format!("landfast-compose-{}-{name}", std::process::id()));
         drop(fs::remove_dir_all(&path));
         fs::create_dir_all(&path).unwrap();
         Self(path)
@@ -125,7 +126,9 @@ fn an_exported_app_runs_without_landfast_and_answers_through_nginx() {
     let app = folder.path("image");
     fs::create_dir_all(app.join("etc")).unwrap();
     compile(&folder.path("app.rs"), &app.join("app"));
-    docker.import("shop/app:1", &app, &["CMD [\"/app\"]"]).unwrap();
+    docker
+        .import("shop/app:1", &app, &["CMD [\"/app\"]"])
+        .unwrap();
     // A plain process of the manifest lies in an image of Debian, of which this program needs nothing.
     let base = folder.path("base");
     fs::create_dir_all(base.join("tmp")).unwrap();
@@ -135,8 +138,15 @@ fn an_exported_app_runs_without_landfast_and_answers_through_nginx() {
     fs::create_dir_all(&project).unwrap();
     fs::copy(app.join("app"), project.join("app")).unwrap();
     fs::write(project.join("landfast.toml"), MANIFEST).unwrap();
-    let output = landfast(&project).args(["export", "compose"]).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let output = landfast(&project)
+        .args(["export", "compose"])
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let out = project.join("compose");
     let report = fs::read_to_string(out.join("EQUIVALENCE.md")).unwrap();
     assert!(report.contains("`services.web.replicas`"), "{report}");
@@ -155,8 +165,15 @@ fn an_exported_app_runs_without_landfast_and_answers_through_nginx() {
             .env("DOCKER_BUILDKIT", "0")
             .output()
             .unwrap();
-        let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        assert!(output.status.success(), "docker-compose {arguments:?}: {said}");
+        let said = format!(
+            "{}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        assert!(
+            output.status.success(),
+            "docker-compose {arguments:?}: {said}"
+        );
         said
     };
     compose(&["config", "--quiet"]);
@@ -164,7 +181,12 @@ fn an_exported_app_runs_without_landfast_and_answers_through_nginx() {
     let id = compose(&["ps", "--quiet", "nginx"]);
     let id = id.lines().next().unwrap().trim().to_owned();
     let address = docker
-        .docker(&["inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}", &id])
+        .docker(&[
+            "inspect",
+            "--format",
+            "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}",
+            &id,
+        ])
         .unwrap();
     let address = address.split_whitespace().next().unwrap().to_owned();
     wait_for(&address, "shop.test", "/", 200);
@@ -174,30 +196,61 @@ fn an_exported_app_runs_without_landfast_and_answers_through_nginx() {
     for _ in 0..40 {
         let (status, body) = ask(&address, "shop.test", "/x?y=1", "");
         assert_eq!(status, 200, "{body}");
-        assert!(body.contains("who=web") && body.contains("greeting=h€llo $HOME"), "{body}");
-        assert!(body.contains("secret=s3cret") && body.contains("volume=true") && body.contains("root=false"), "{body}");
+        assert!(
+            body.contains("who=web") && body.contains("greeting=h€llo $HOME"),
+            "{body}"
+        );
+        assert!(
+            body.contains("secret=s3cret")
+                && body.contains("volume=true")
+                && body.contains("root=false"),
+            "{body}"
+        );
         assert!(body.to_lowercase().contains("x-forwarded-for"), "{body}");
-        let host = body.split("host=").nth(1).unwrap().split(' ').next().unwrap().to_owned();
+        let host = body
+            .split("host=")
+            .nth(1)
+            .unwrap()
+            .split(' ')
+            .next()
+            .unwrap()
+            .to_owned();
         hosts.insert(host);
     }
     assert_eq!(hosts.len(), 2, "{hosts:?}");
     wait_for(&address, "shop.test", "/api/things", 200);
     let (status, body) = ask(&address, "shop.test", "/api", "");
     assert!(status == 200 && body.contains("who=api"), "{body}");
-    assert!(body.to_lowercase().contains("x-served-by: a $dollar"), "{body}");
+    assert!(
+        body.to_lowercase().contains("x-served-by: a $dollar"),
+        "{body}"
+    );
     let (status, body) = ask(&address, "shop.test", "/apix", "");
     assert!(status == 200 && body.contains("who=web"), "{body}");
-    assert_eq!(ask(&address, "shop.test", "/api", &"x".repeat(2_000)).0, 413);
+    assert_eq!(
+        ask(&address, "shop.test", "/api", &"x".repeat(2_000)).0,
+        413
+    );
     assert_eq!(ask(&address, "closed.test", "/", "").0, 403);
     assert_eq!(ask(&address, "unknown.test", "/", "").0, 404);
-    let memory = docker.docker(&["inspect", "--format", "{{.HostConfig.Memory}} {{.HostConfig.NanoCpus}} {{.HostConfig.CapDrop}}", "lfexport_web_1"]).unwrap();
+    let memory = docker
+        .docker(&[
+            "inspect",
+            "--format",
+            "{{.HostConfig.Memory}} {{.HostConfig.NanoCpus}} {{.HostConfig.CapDrop}}",
+            "lfexport_web_1",
+        ])
+        .unwrap();
     assert_eq!(memory, "67108864 500000000 [ALL]");
     compose(&["down", "--volumes", "--timeout", "1"]);
 }
 
 #[test]
 fn dockerfiles_for_node_and_static_sites_build_and_run() {
-    if !has("node", &["--version"]) || !has("/usr/sbin/nginx", &["-v"]) || !has("/usr/bin/tini", &["--version"]) {
+    if !has("node", &["--version"])
+        || !has("/usr/sbin/nginx", &["-v"])
+        || !has("/usr/bin/tini", &["--version"])
+    {
         eprintln!("skipped: node, nginx or tini is not installed (make setup)");
         return;
     }
@@ -208,7 +261,12 @@ fn dockerfiles_for_node_and_static_sites_build_and_run() {
     system_image(&docker, &folder.path("debian"), "debian:bookworm-slim", &[]);
     nginx_image(&docker, &folder.path("nginx"), "nginx:stable-bookworm");
     let node = fs::canonicalize(which("node")).unwrap();
-    system_image(&docker, &folder.path("node"), "node:22-bookworm-slim", &[node.to_str().unwrap(), "/usr/bin/tini"]);
+    system_image(
+        &docker,
+        &folder.path("node"),
+        "node:22-bookworm-slim",
+        &[node.to_str().unwrap(), "/usr/bin/tini"],
+    );
 
     let site = folder.path("site");
     fs::create_dir_all(site.join("public/about")).unwrap();
@@ -218,13 +276,21 @@ fn dockerfiles_for_node_and_static_sites_build_and_run() {
     build(&docker, &site, "site:1");
     let (id, address) = start(&docker, "site:1");
     wait_up(&docker, &id, &address, 8080);
-    assert!(ask_at(&address, 8080, "site.test", "/about/", "").1.contains("about"));
+    assert!(
+        ask_at(&address, 8080, "site.test", "/about/", "")
+            .1
+            .contains("about")
+    );
     assert_eq!(ask_at(&address, 8080, "site.test", "/.env", "").0, 404);
     judge(&docker, &id);
 
     let app = folder.path("app");
     fs::create_dir_all(&app).unwrap();
-    fs::write(app.join("package.json"), r#"{"name":"shop","scripts":{"start":"node server.js"}}"#).unwrap();
+    fs::write(
+        app.join("package.json"),
+        r#"{"name":"shop","scripts":{"start":"node server.js"}}"#,
+    )
+    .unwrap();
     fs::write(
         app.join("server.js"),
         "const http=require('http');const s=http.createServer((q,r)=>r.end('node '+process.getuid()));s.listen(process.env.PORT,'0.0.0.0');process.on('SIGTERM',()=>s.close(()=>process.exit(0)));",
@@ -234,9 +300,16 @@ fn dockerfiles_for_node_and_static_sites_build_and_run() {
     build(&docker, &app, "app:1");
     let (id, address) = start(&docker, "app:1");
     wait_up(&docker, &id, &address, 3000);
-    assert!(ask_at(&address, 3000, "app.test", "/", "").1.contains("node 1000"));
+    assert!(
+        ask_at(&address, 3000, "app.test", "/", "")
+            .1
+            .contains("node 1000")
+    );
     let listed = docker.docker(&["exec", &id, "ls", "-a", "/app"]).unwrap();
-    assert!(!listed.contains(".env") && listed.contains("server.js"), "{listed}");
+    assert!(
+        !listed.contains(".env") && listed.contains("server.js"),
+        "{listed}"
+    );
     judge(&docker, &id);
 }
 
@@ -249,7 +322,11 @@ fn the_runtime_stage_of_a_dockerfile_for_rust_builds_and_runs() {
     system_image(&docker, &folder.path("debian"), "debian:bookworm-slim", &[]);
     let project = folder.path("project");
     fs::create_dir_all(project.join("src")).unwrap();
-    fs::write(project.join("Cargo.toml"), "[package]\nname = \"shop\"\nversion = \"0.1.0\"\nedition = \"2021\"\n").unwrap();
+    fs::write(
+        project.join("Cargo.toml"),
+        "[package]\nname = \"shop\"\nversion = \"0.1.0\"\nedition = \"2021\"\n",
+    )
+    .unwrap();
     fs::write(project.join("src/main.rs"), APP).unwrap();
     // The image of the toolchain is a program that was built, and a cargo that puts it where the real one would.
     let toolchain = folder.path("toolchain");
@@ -259,7 +336,13 @@ fn the_runtime_stage_of_a_dockerfile_for_rust_builds_and_runs() {
     let cargo = "#!/bin/sh\nset -e\n[ \"$1 $2\" = 'build --release' ]\ntest -f src/main.rs\nmkdir -p target/release\ncp /shop target/release/shop\n";
     fs::write(toolchain.join("usr/bin/cargo"), cargo).unwrap();
     mark_executable(&toolchain.join("usr/bin/cargo"));
-    docker.import("rust:1-bookworm", &toolchain, &["ENV PATH=/usr/sbin:/usr/bin:/sbin:/bin"]).unwrap();
+    docker
+        .import(
+            "rust:1-bookworm",
+            &toolchain,
+            &["ENV PATH=/usr/sbin:/usr/bin:/sbin:/bin"],
+        )
+        .unwrap();
     build(&docker, &project, "rust:1");
     let (id, address) = start(&docker, "rust:1");
     wait_up(&docker, &id, &address, 3000);
@@ -273,7 +356,11 @@ fn wait_up(docker: &Dockerd, id: &str, address: &str, port: u16) {
         }
         std::thread::sleep(Duration::from_millis(100));
     }
-    let logs = Command::new("docker").args(["logs", id]).env("DOCKER_HOST", docker.address()).output().unwrap();
+    let logs = Command::new("docker")
+        .args(["logs", id])
+        .env("DOCKER_HOST", docker.address())
+        .output()
+        .unwrap();
     let logs = String::from_utf8_lossy(&logs.stderr).into_owned();
     let state = docker.docker(&["inspect", "--format", "{{json .State}}", id]);
     panic!("{address}:{port} does not answer: {logs:?} {state:?}");
@@ -289,7 +376,12 @@ fn judge(docker: &Dockerd, id: &str) {
         }
         std::thread::sleep(Duration::from_millis(100));
     }
-    assert_eq!(inspect("{{.State.Health.Status}}"), "healthy", "{}", inspect("{{json .State.Health}}"));
+    assert_eq!(
+        inspect("{{.State.Health.Status}}"),
+        "healthy",
+        "{}",
+        inspect("{{json .State.Health}}")
+    );
     docker.docker(&["stop", "--time", "30", id]).unwrap();
     let code = inspect("{{.State.ExitCode}}");
     assert!(code == "0" || code == "143", "{code}");
@@ -297,8 +389,15 @@ fn judge(docker: &Dockerd, id: &str) {
 }
 
 fn build(docker: &Dockerd, project: &Path, tag: &str) {
-    let output = landfast(project).args(["export", "dockerfile"]).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let output = landfast(project)
+        .args(["export", "dockerfile"])
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let said = Command::new("docker")
         .args(["build", "--tag", tag, "."])
         .current_dir(project)
@@ -306,39 +405,84 @@ fn build(docker: &Dockerd, project: &Path, tag: &str) {
         .env("DOCKER_BUILDKIT", "0")
         .output()
         .unwrap();
-    let text = format!("{}{}", String::from_utf8_lossy(&said.stdout), String::from_utf8_lossy(&said.stderr));
-    assert!(said.status.success(), "{text}\n{}", fs::read_to_string(project.join("Dockerfile")).unwrap());
+    let text = format!(
+        "{}{}",
+        String::from_utf8_lossy(&said.stdout),
+        String::from_utf8_lossy(&said.stderr)
+    );
+    assert!(
+        said.status.success(),
+        "{text}\n{}",
+        fs::read_to_string(project.join("Dockerfile")).unwrap()
+    );
 }
 
 /// Read-only and with an init, as Landfast runs it.
 fn start(docker: &Dockerd, image: &str) -> (String, String) {
     drop(docker.docker(&["network", "create", "builds"]));
     let id = docker
-        .docker(&["run", "--detach", "--init", "--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--network", "builds", image])
+        .docker(&[
+            "run",
+            "--detach",
+            "--init",
+            "--read-only",
+            "--tmpfs",
+            "/tmp",
+            "--cap-drop",
+            "ALL",
+            "--network",
+            "builds",
+            image,
+        ])
         .unwrap();
-    let address = docker.docker(&["inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", &id]).unwrap();
+    let address = docker
+        .docker(&[
+            "inspect",
+            "--format",
+            "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}",
+            &id,
+        ])
+        .unwrap();
     (id, address)
 }
 
 fn has(program: &str, arguments: &[&str]) -> bool {
-    Command::new(program).args(arguments).output().is_ok_and(|output| output.status.success())
+    Command::new(program)
+        .args(arguments)
+        .output()
+        .is_ok_and(|output| output.status.success())
 }
 
 fn which(program: &str) -> PathBuf {
     let path = std::env::var_os("PATH").unwrap();
-    std::env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.exists()).unwrap()
+    std::env::split_paths(&path)
+        .map(|folder| folder.join(program))
+        .find(|file| file.exists())
+        .unwrap()
 }
 
 /// A program that needs no library.
 fn compile(source: &Path, to: &Path) {
     fs::write(source, APP).unwrap();
     let output = Command::new("rustc")
-        .args(["--edition", "2021", "-C", "target-feature=+crt-static", "-C", "panic=abort", "-o"])
+        .args([
+            "--edition",
+            "2021",
+            "-C",
+            "target-feature=+crt-static",
+            "-C",
+            "panic=abort",
+            "-o",
+        ])
         .arg(to)
         .arg(source)
         .output()
         .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 /// An image with nginx and what it needs of this machine.
@@ -350,32 +494,89 @@ fn nginx_image(docker: &Dockerd, folder: &Path, tag: &str) {
     for name in ["var/log/nginx", "var/lib/nginx", "run", "tmp"] {
         fs::create_dir_all(folder.join(name)).unwrap();
     }
-    docker.import(tag, folder, &["CMD [\"nginx\", \"-g\", \"daemon off;\"]", "ENV PATH=/usr/sbin:/usr/bin:/sbin:/bin"]).unwrap();
+    docker
+        .import(
+            tag,
+            folder,
+            &[
+                "CMD [\"nginx\", \"-g\", \"daemon off;\"]",
+                "ENV PATH=/usr/sbin:/usr/bin:/sbin:/bin",
+            ],
+        )
+        .unwrap();
 }
 
 fn system_image(docker: &Dockerd, folder: &Path, tag: &str, programs: &[&str]) {
     fs::create_dir_all(folder).unwrap();
     system_folder(folder, programs);
-    docker.import(tag, folder, &["CMD [\"bash\"]", "ENV PATH=/usr/sbin:/usr/bin:/sbin:/bin"]).unwrap();
+    docker
+        .import(
+            tag,
+            folder,
+            &["CMD [\"bash\"]", "ENV PATH=/usr/sbin:/usr/bin:/sbin:/bin"],
+        )
+        .unwrap();
 }
 
 /// The few programs of a Debian image that steps of builds use, and others, with their libraries.
 fn system_folder(folder: &Path, programs: &[&str]) {
     const BASE: &[&str] = &[
-        "/bin/bash", "/bin/sh", "/bin/ls", "/bin/cat", "/bin/cp", "/bin/mkdir", "/bin/rm", "/bin/chmod", "/usr/bin/find", "/usr/bin/printf",
-        "/usr/bin/test", "/usr/sbin/groupadd", "/usr/sbin/useradd",
+        "/bin/bash",
+        "/bin/sh",
+        "/bin/ls",
+        "/bin/cat",
+        "/bin/cp",
+        "/bin/mkdir",
+        "/bin/rm",
+        "/bin/chmod",
+        "/usr/bin/find",
+        "/usr/bin/printf",
+        "/usr/bin/test",
+        "/usr/sbin/groupadd",
+        "/usr/sbin/useradd",
     ];
-    for part in ["usr/bin", "usr/sbin", "usr/lib", "usr/lib64", "etc", "tmp", "var/log", "run", "proc", "sys", "dev", "var/mail", "home"] {
+    for part in [
+        "usr/bin",
+        "usr/sbin",
+        "usr/lib",
+        "usr/lib64",
+        "etc",
+        "tmp",
+        "var/log",
+        "run",
+        "proc",
+        "sys",
+        "dev",
+        "var/mail",
+        "home",
+    ] {
         fs::create_dir_all(folder.join(part)).unwrap();
     }
     open_to_all(&folder.join("tmp"));
     for link in ["bin", "sbin", "lib", "lib64"] {
-        drop(std::os::unix::fs::symlink(format!("usr/{link}"), folder.join(link)));
+        drop(std::os::unix::fs::symlink(
+            format!("usr/{link}"),
+            folder.join(link),
+        ));
     }
     fs::write(folder.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/false\nnode:x:1000:1000::/home/node:/bin/sh\n").unwrap();
-    fs::write(folder.join("etc/group"), "root:x:0:\nnogroup:x:65534:\nnode:x:1000:\n").unwrap();
-    fs::write(folder.join("etc/nsswitch.conf"), "passwd: files\ngroup: files\nhosts: files dns\n").unwrap();
-    for name in ["/etc/login.defs", "/etc/pam.d/useradd", "/etc/pam.d/groupadd", "/etc/pam.d/common-account", "/etc/pam.d/common-session"] {
+    fs::write(
+        folder.join("etc/group"),
+        "root:x:0:\nnogroup:x:65534:\nnode:x:1000:\n",
+    )
+    .unwrap();
+    fs::write(
+        folder.join("etc/nsswitch.conf"),
+        "passwd: files\ngroup: files\nhosts: files dns\n",
+    )
+    .unwrap();
+    for name in [
+        "/etc/login.defs",
+        "/etc/pam.d/useradd",
+        "/etc/pam.d/groupadd",
+        "/etc/pam.d/common-account",
+        "/etc/pam.d/common-session",
+    ] {
         let to = folder.join(name.trim_start_matches('/'));
         fs::create_dir_all(to.parent().unwrap()).unwrap();
         drop(fs::copy(name, to));
@@ -429,14 +630,22 @@ fn ask_at(address: &str, port: u16, host: &str, path: &str, body: &str) -> (u16,
         let mut stream = TcpStream::connect((address, port))?;
         stream.set_read_timeout(Some(Duration::from_secs(20)))?;
         let method = if body.is_empty() { "GET" } else { "POST" };
-        write!(stream, "{method} {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())?;
+        write!(
+            stream,
+            "{method} {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+            body.len()
+        )?;
         let mut bytes = Vec::new();
         // Who is refused early may see a reset after the answer.
         drop(stream.read_to_end(&mut bytes));
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     };
     let text = text().unwrap_or_default();
-    let status = text.split(' ').nth(1).and_then(|word| word.parse().ok()).unwrap_or(0);
+    let status = text
+        .split(' ')
+        .nth(1)
+        .and_then(|word| word.parse().ok())
+        .unwrap_or(0);
     (status, text)
 }
 

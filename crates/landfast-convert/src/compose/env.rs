@@ -36,7 +36,9 @@ impl Converter<'_> {
     }
 
     fn env_files(&mut self, at: &At<'_>, environment: &mut Environment) {
-        let Some(files) = at.get("env_file") else { return };
+        let Some(files) = at.get("env_file") else {
+            return;
+        };
         let items = if files.items().next().is_some() {
             files.items().collect()
         } else {
@@ -52,12 +54,19 @@ impl Converter<'_> {
                 match key {
                     "path" => {}
                     "required" => self.ledger.replaced(&value, "the file is read once, now"),
-                    _ => self.ledger.not_carried(&value, "the file is read as `NAME=value` lines", "check what was written to `env`"),
+                    _ => self.ledger.not_carried(
+                        &value,
+                        "the file is read as `NAME=value` lines",
+                        "check what was written to `env`",
+                    ),
                 }
             }
             let Some(text) = (self.read)(&path) else {
-                let instead = format!("write its variables to `env`, its secrets by `landfast secret import < {path}`");
-                self.ledger.not_carried(&path_at, format!("`{path}` cannot be read here"), instead);
+                let instead = format!(
+                    "write its variables to `env`, its secrets by `landfast secret import < {path}`"
+                );
+                self.ledger
+                    .not_carried(&path_at, format!("`{path}` cannot be read here"), instead);
                 continue;
             };
             let (values, broken) = dotenv(&text, self.variables);
@@ -84,49 +93,83 @@ impl Converter<'_> {
     ) {
         let to = format!("env.{name}");
         if !is_variable(name) {
-            let better = name.replace(|c: char| !c.is_ascii_alphanumeric(), "_").to_uppercase();
-            self.ledger.not_carried(at, "a variable's name has letters, digits and `_`", format!("most programs read `{better}` too"));
+            let better = name
+                .replace(|c: char| !c.is_ascii_alphanumeric(), "_")
+                .to_uppercase();
+            self.ledger.not_carried(
+                at,
+                "a variable's name has letters, digits and `_`",
+                format!("most programs read `{better}` too"),
+            );
             return;
         }
         if name == "PORT" {
             environment.port = value.as_deref().and_then(|value| value.trim().parse().ok());
             match environment.port {
                 Some(_) => self.ledger.carried(at, "port"),
-                None => self.ledger.not_carried(at, "it is no port", "write `port` by hand"),
+                None => self
+                    .ledger
+                    .not_carried(at, "it is no port", "write `port` by hand"),
             }
             return;
         }
-        if matches!(name, "VIRTUAL_HOST" | "LETSENCRYPT_HOST" | "VIRTUAL_PORT" | "VIRTUAL_PATH" | "LETSENCRYPT_EMAIL") {
+        if matches!(
+            name,
+            "VIRTUAL_HOST"
+                | "LETSENCRYPT_HOST"
+                | "VIRTUAL_PORT"
+                | "VIRTUAL_PATH"
+                | "LETSENCRYPT_EMAIL"
+        ) {
             if name == "VIRTUAL_HOST" {
                 let hosts = value.iter().flat_map(|value| value.split(','));
-                environment.hosts.extend(hosts.map(|host| host.trim().to_owned()));
+                environment
+                    .hosts
+                    .extend(hosts.map(|host| host.trim().to_owned()));
                 self.ledger.carried(at, "a route");
             } else {
-                self.ledger.replaced(at, "Landfast's proxy, which finds instances and obtains certificates by itself");
+                self.ledger.replaced(
+                    at,
+                    "Landfast's proxy, which finds instances and obtains certificates by itself",
+                );
             }
             return;
         }
         if is_reserved_variable(name) {
-            self.ledger.not_carried(at, format!("`{name}` is set by Landfast for each instance"), "rename it");
+            self.ledger.not_carried(
+                at,
+                format!("`{name}` is set by Landfast for each instance"),
+                "rename it",
+            );
             return;
         }
         let Some(value) = value else {
             let required = Toml::Inline(vec![("required".to_owned(), Toml::Flag(true))]);
-            environment.table.set(name, required).comment("the file takes it from the shell");
+            environment
+                .table
+                .set(name, required)
+                .comment("the file takes it from the shell");
             self.draft.need_secret(name, found, None);
             self.ledger.carried(at, to);
             return;
         };
         if value.contains('\0') {
-            self.ledger.not_carried(at, "its value holds a NUL character", "remove it");
+            self.ledger
+                .not_carried(at, "its value holds a NUL character", "remove it");
             return;
         }
-        if let Some(secret) = value.strip_prefix("/run/secrets/").filter(|rest| !rest.is_empty()) {
+        if let Some(secret) = value
+            .strip_prefix("/run/secrets/")
+            .filter(|rest| !rest.is_empty())
+        {
             let secret = self.secret_name(secret);
             if name == format!("{secret}_FILE") {
-                self.ledger.carried(at, format!("Landfast sets it for the secret {secret}"));
+                self.ledger
+                    .carried(at, format!("Landfast sets it for the secret {secret}"));
             } else {
-                environment.table.set_text(name, format!("/run/secrets/{secret}"));
+                environment
+                    .table
+                    .set_text(name, format!("/run/secrets/{secret}"));
                 self.ledger.carried(at, to);
             }
             return;
@@ -141,11 +184,17 @@ impl Converter<'_> {
             self.of_a_store(name, &value, &store, engine, at);
             return;
         }
-        if !value.is_empty() && (has_login(&value) || (names_a_secret(name) && !name.ends_with("_FILE"))) {
+        if !value.is_empty()
+            && (has_login(&value) || (names_a_secret(name) && !name.ends_with("_FILE")))
+        {
             let required = Toml::Inline(vec![("required".to_owned(), Toml::Flag(true))]);
-            environment.table.set(name, required).comment("a secret: its value is not written here");
+            environment
+                .table
+                .set(name, required)
+                .comment("a secret: its value is not written here");
             self.draft.need_secret(name, found, None);
-            self.ledger.carried(at, format!("the secret {name}; its value was not written"));
+            self.ledger
+                .carried(at, format!("the secret {name}; its value was not written"));
             return;
         }
         environment.table.set_text(name, value);
@@ -161,10 +210,15 @@ impl Converter<'_> {
             Engine::Postgres | Engine::Mariadb | Engine::Mysql | Engine::S3 => "DATABASE_URL",
         };
         if value.contains("://") && (name == own || name == customary) {
-            self.ledger.carried(at, format!("`uses`: the store `{store}` gives it"));
+            self.ledger
+                .carried(at, format!("`uses`: the store `{store}` gives it"));
             return;
         }
-        let what = if value.contains("://") { "an address" } else { "the host" };
+        let what = if value.contains("://") {
+            "an address"
+        } else {
+            "the host"
+        };
         self.ledger.not_carried(
             at,
             format!("it is {what} of what is the store `{store}` now, which has a login of its own"),
@@ -175,7 +229,9 @@ impl Converter<'_> {
     /// The stores whose hosts a value names.
     fn stores_in(&self, value: &str) -> Vec<(String, Engine)> {
         let stores = self.roles.iter().filter_map(|(name, role)| match role {
-            Role::Store(engine) if names_host(value, name) => Some((self.names.get(name)?.clone(), *engine)),
+            Role::Store(engine) if names_host(value, name) => {
+                Some((self.names.get(name)?.clone(), *engine))
+            }
             Role::Store(_) | Role::Service | Role::Job | Role::Proxy | Role::Inactive => None,
         });
         stores.collect()
@@ -195,7 +251,11 @@ fn names_host(value: &str, host: &str) -> bool {
     while let Some(index) = value[from..].find(host) {
         let start = from + index;
         let (before, after) = (&value[..start], &value[start + host.len()..]);
-        let begins = before.ends_with("//") || before.ends_with('@') || before.ends_with("host=") || before.ends_with("Server=") || before.ends_with("Host=");
+        let begins = before.ends_with("//")
+            || before.ends_with('@')
+            || before.ends_with("host=")
+            || before.ends_with("Server=")
+            || before.ends_with("Host=");
         if is_end(after) && (begins || (before.is_empty() && after.starts_with(':'))) {
             return true;
         }
@@ -214,12 +274,25 @@ mod tests {
     #[test]
     fn finds_hosts_and_nothing_like_them() {
         for value in [
-            "db", "db:5432", "postgres://a:b@db:5432/x", "postgres://db/x", "redis://db", "host=db port=1",
+            "db",
+            "db:5432",
+            "postgres://a:b@db:5432/x",
+            "postgres://db/x",
+            "redis://db",
+            "host=db port=1",
             "jdbc:postgresql://db:5432/x",
         ] {
             assert!(names_host(value, "db"), "{value}");
         }
-        for value in ["", "dbx", "mydb", "postgres://db.example.com/x", "the db is here", "x-db:1", "/db"] {
+        for value in [
+            "",
+            "dbx",
+            "mydb",
+            "postgres://db.example.com/x",
+            "the db is here",
+            "x-db:1",
+            "/db",
+        ] {
             assert!(!names_host(value, "db"), "{value}");
         }
     }

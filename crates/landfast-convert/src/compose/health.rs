@@ -15,8 +15,13 @@ use crate::{
 /// What a test asks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Test {
-    Http { port: u16, path: String },
-    Tcp { port: u16 },
+    Http {
+        port: u16,
+        path: String,
+    },
+    Tcp {
+        port: u16,
+    },
     /// Nothing.
     None,
     /// A program in the container.
@@ -28,7 +33,9 @@ const HEALTHY_DEADLINE: Duration = Duration::from_mins(5);
 
 impl Converter<'_> {
     pub(super) fn health(&mut self, at: &At<'_>, table: &mut Table) {
-        let Some(at) = at.get("healthcheck") else { return };
+        let Some(at) = at.get("healthcheck") else {
+            return;
+        };
         if !at.node.is_map() {
             self.ledger.wrong(&at, "a mapping");
             return;
@@ -105,8 +112,13 @@ impl Converter<'_> {
 pub(super) fn read_test(at: &At<'_>) -> Test {
     let argv = match &at.node.value {
         Value::Text(line) => return shell(line),
-        Value::List(_) => at.items().filter_map(|item| item.text()).collect::<Vec<_>>(),
-        Value::Null | Value::Flag(_) | Value::Integer(_) | Value::Float(_) | Value::Map(_) => Vec::new(),
+        Value::List(_) => at
+            .items()
+            .filter_map(|item| item.text())
+            .collect::<Vec<_>>(),
+        Value::Null | Value::Flag(_) | Value::Integer(_) | Value::Float(_) | Value::Map(_) => {
+            Vec::new()
+        }
     };
     match argv.split_first() {
         Some((kind, _)) if kind == "NONE" => Test::None,
@@ -120,7 +132,10 @@ pub(super) fn read_test(at: &At<'_>) -> Test {
 }
 
 fn is_shell(name: &str) -> bool {
-    matches!(name.rsplit('/').next(), Some("sh" | "bash" | "ash" | "dash"))
+    matches!(
+        name.rsplit('/').next(),
+        Some("sh" | "bash" | "ash" | "dash")
+    )
 }
 
 fn shell(line: &str) -> Test {
@@ -129,7 +144,13 @@ fn shell(line: &str) -> Test {
     for end in ["|| exit 1", "|| exit 1;", "|| false", "||exit 1"] {
         line = line.strip_suffix(end).unwrap_or(line).trim();
     }
-    for (quiet, _) in [("> /dev/null 2>&1", ()), (">/dev/null 2>&1", ()), ("> /dev/null", ()), (">/dev/null", ()), ("&>/dev/null", ())] {
+    for (quiet, _) in [
+        ("> /dev/null 2>&1", ()),
+        (">/dev/null 2>&1", ()),
+        ("> /dev/null", ()),
+        (">/dev/null", ()),
+        ("&>/dev/null", ()),
+    ] {
         line = line.strip_suffix(quiet).unwrap_or(line).trim();
     }
     if let Some(rest) = line.split("/dev/tcp/").nth(1) {
@@ -152,8 +173,28 @@ fn shell(line: &str) -> Test {
 /// Flags of curl and wget that change nothing of what is asked.
 fn is_plain_flag(word: &str) -> bool {
     const OTHER: &[&str] = &[
-        "-X", "--request", "-d", "--data", "-H", "--header", "-u", "--user", "-k", "--insecure", "--post-data", "-T", "-F",
-        "-x", "--proxy", "--cacert", "--cert", "-b", "--cookie", "--unix-socket", "-A", "--user-agent",
+        "-X",
+        "--request",
+        "-d",
+        "--data",
+        "-H",
+        "--header",
+        "-u",
+        "--user",
+        "-k",
+        "--insecure",
+        "--post-data",
+        "-T",
+        "-F",
+        "-x",
+        "--proxy",
+        "--cacert",
+        "--cert",
+        "-b",
+        "--cookie",
+        "--unix-socket",
+        "-A",
+        "--user-agent",
     ];
     !OTHER.contains(&word)
 }
@@ -164,7 +205,11 @@ fn program(argv: &[String]) -> Test {
     };
     match name.rsplit('/').next().unwrap_or_default() {
         "curl" | "wget" => {
-            let urls = rest.iter().filter(|word| word.contains("://") || word.starts_with("localhost") || word.starts_with("127.0.0.1"));
+            let urls = rest.iter().filter(|word| {
+                word.contains("://")
+                    || word.starts_with("localhost")
+                    || word.starts_with("127.0.0.1")
+            });
             let urls = urls.collect::<Vec<_>>();
             match urls[..] {
                 [url] if rest.iter().all(|word| is_plain_flag(word)) => http(url),
@@ -172,10 +217,19 @@ fn program(argv: &[String]) -> Test {
             }
         }
         "nc" | "netcat" => {
-            let plain = rest.iter().filter(|word| !word.starts_with('-')).collect::<Vec<_>>();
+            let plain = rest
+                .iter()
+                .filter(|word| !word.starts_with('-'))
+                .collect::<Vec<_>>();
             match plain[..] {
-                [host, port] if is_here(host) && rest.iter().any(|word| word.starts_with('-') && word.contains('z')) => {
-                    port.parse().map_or(Test::Program, |port| Test::Tcp { port })
+                [host, port]
+                    if is_here(host)
+                        && rest
+                            .iter()
+                            .any(|word| word.starts_with('-') && word.contains('z')) =>
+                {
+                    port.parse()
+                        .map_or(Test::Program, |port| Test::Tcp { port })
                 }
                 _ => Test::Program,
             }
@@ -185,7 +239,10 @@ fn program(argv: &[String]) -> Test {
 }
 
 fn is_here(host: &str) -> bool {
-    matches!(host, "localhost" | "127.0.0.1" | "0.0.0.0" | "[::1]" | "::1" | "")
+    matches!(
+        host,
+        "localhost" | "127.0.0.1" | "0.0.0.0" | "[::1]" | "::1" | ""
+    )
 }
 
 fn http(url: &str) -> Test {
@@ -223,12 +280,27 @@ mod tests {
             path: path.to_owned(),
         };
         for (line, wanted) in [
-            ("curl -f http://localhost:3000/health || exit 1", http(3000, "/health")),
-            ("curl --fail -s -o /dev/null http://127.0.0.1/", http(80, "/")),
-            ("wget --no-verbose --tries=1 --spider http://localhost:8080 || exit 1", http(8080, "/")),
-            ("wget -q -O - localhost:9000/x?y=1 > /dev/null", http(9000, "/x?y=1")),
+            (
+                "curl -f http://localhost:3000/health || exit 1",
+                http(3000, "/health"),
+            ),
+            (
+                "curl --fail -s -o /dev/null http://127.0.0.1/",
+                http(80, "/"),
+            ),
+            (
+                "wget --no-verbose --tries=1 --spider http://localhost:8080 || exit 1",
+                http(8080, "/"),
+            ),
+            (
+                "wget -q -O - localhost:9000/x?y=1 > /dev/null",
+                http(9000, "/x?y=1"),
+            ),
             ("nc -z localhost 6379", Test::Tcp { port: 6379 }),
-            ("bash -c 'exec 3<>/dev/tcp/127.0.0.1/80'", Test::Tcp { port: 80 }),
+            (
+                "bash -c 'exec 3<>/dev/tcp/127.0.0.1/80'",
+                Test::Tcp { port: 80 },
+            ),
             ("curl -f https://localhost/", Test::Program),
             ("curl -X POST http://localhost/", Test::Program),
             ("curl -s http://localhost/ | grep ok", Test::Program),

@@ -40,13 +40,21 @@ pub(super) fn load(
     let mut values = BTreeMap::new();
     if let Some(text) = read(".env") {
         let (pairs, broken) = dotenv(&text, environment);
-        values.extend(pairs.into_iter().filter_map(|(name, value)| Some((name, value?))));
+        values.extend(
+            pairs
+                .into_iter()
+                .filter_map(|(name, value)| Some((name, value?))),
+        );
         for line in broken {
             notes.push(format!(".env:{line} is no `NAME=value` and was left out"));
         }
     }
     // The environment wins over the file, as it does for docker compose.
-    values.extend(environment.iter().map(|(name, value)| (name.clone(), value.clone())));
+    values.extend(
+        environment
+            .iter()
+            .map(|(name, value)| (name.clone(), value.clone())),
+    );
     let mut loader = Loader {
         files: Vec::new(),
         variables: Variables::new(&values),
@@ -81,11 +89,15 @@ impl Loader<'_> {
         self.files.push(source.name.clone());
         let mut node = yaml::read(&source.name, index, &source.text)?;
         if !node.is_map() {
-            let message = format!("the file is {}, and no mapping with `services`", node.kind());
+            let message = format!(
+                "the file is {}, and no mapping with `services`",
+                node.kind()
+            );
             return Err(ConvertError::new(&source.name, node.place, message)
                 .hint("a Compose file begins with `services:`"));
         }
-        self.variables.tree(&source.name, &mut node, &mut Vec::new())?;
+        self.variables
+            .tree(&source.name, &mut node, &mut Vec::new())?;
         let Some(includes) = node.get("include").cloned() else {
             return Ok(node);
         };
@@ -108,9 +120,15 @@ impl Loader<'_> {
 
     fn extend_all(&mut self, root: &mut Node) -> Result<(), ConvertError> {
         let names = root.get("services").map(Node::fields).unwrap_or_default();
-        let names = names.iter().map(|field| field.key.clone()).collect::<Vec<_>>();
+        let names = names
+            .iter()
+            .map(|field| field.key.clone())
+            .collect::<Vec<_>>();
         if names.len() > SERVICES_MAX {
-            let message = format!("there are {} services; {SERVICES_MAX} are read", names.len());
+            let message = format!(
+                "there are {} services; {SERVICES_MAX} are read",
+                names.len()
+            );
             return Err(self.error(root, message));
         }
         for name in names {
@@ -145,20 +163,26 @@ impl Loader<'_> {
                 let text = |key: &str| extends.get(key).and_then(Node::scalar);
                 (text("file"), text("service"))
             }
-            Value::Null | Value::Flag(_) | Value::Integer(_) | Value::Float(_) | Value::List(_) => (None, None),
+            Value::Null | Value::Flag(_) | Value::Integer(_) | Value::Float(_) | Value::List(_) => {
+                (None, None)
+            }
         };
         let Some(base) = base else {
             return Err(self.error(extends, format!("`{name}` extends no service by name")));
         };
         let mark = format!("{}#{base}", file.as_deref().unwrap_or_default());
         if !seen.insert(mark) || seen.len() > DEPTH_MAX {
-            return Err(self.error(extends, format!("`{name}` extends itself, or too many others")));
+            return Err(self.error(
+                extends,
+                format!("`{name}` extends itself, or too many others"),
+            ));
         }
         let other;
         let from = match &file {
             Some(path) => {
                 let Some(text) = (self.read)(path) else {
-                    let message = format!("`{name}` extends `{base}` of `{path}`, which cannot be read");
+                    let message =
+                        format!("`{name}` extends `{base}` of `{path}`, which cannot be read");
                     return Err(self.error(extends, message));
                 };
                 let source = Source {
@@ -173,9 +197,14 @@ impl Loader<'_> {
         let below = match self.extended(from, &base, seen)? {
             Some(node) => node,
             None => {
-                let found = from.get("services").and_then(|services| services.get(&base));
+                let found = from
+                    .get("services")
+                    .and_then(|services| services.get(&base));
                 found.cloned().ok_or_else(|| {
-                    self.error(extends, format!("`{name}` extends `{base}`, and there is no such service"))
+                    self.error(
+                        extends,
+                        format!("`{name}` extends `{base}`, and there is no such service"),
+                    )
                 })?
             }
         };
@@ -197,9 +226,14 @@ fn included_paths(includes: &Node) -> Vec<String> {
             Value::Map(_) => {
                 let path = item.get("path");
                 paths.extend(path.and_then(Node::scalar));
-                paths.extend(path.iter().flat_map(|path| path.items()).filter_map(Node::scalar));
+                paths.extend(
+                    path.iter()
+                        .flat_map(|path| path.items())
+                        .filter_map(Node::scalar),
+                );
             }
-            Value::Null | Value::Flag(_) | Value::Integer(_) | Value::Float(_) | Value::List(_) => {}
+            Value::Null | Value::Flag(_) | Value::Integer(_) | Value::Float(_) | Value::List(_) => {
+            }
         }
     }
     paths
@@ -226,7 +260,14 @@ pub(super) fn merge(base: Node, over: Node, path: &mut Vec<String>) -> Node {
     }
     let by_name = matches!(
         key,
-        "environment" | "labels" | "annotations" | "args" | "sysctls" | "extra_hosts" | "depends_on" | "networks"
+        "environment"
+            | "labels"
+            | "annotations"
+            | "args"
+            | "sysctls"
+            | "extra_hosts"
+            | "depends_on"
+            | "networks"
     );
     let (base, over) = if by_name && !(base.items().is_empty() && over.items().is_empty()) {
         (as_map(base, key), as_map(over, key))
@@ -240,7 +281,8 @@ pub(super) fn merge(base: Node, over: Node, path: &mut Vec<String>) -> Node {
                 path.push(other.key.clone());
                 match fields.iter_mut().find(|field| field.key == other.key) {
                     Some(field) => {
-                        let below = std::mem::replace(&mut field.node, Node::new(Value::Null, place));
+                        let below =
+                            std::mem::replace(&mut field.node, Node::new(Value::Null, place));
                         field.node = merge(below, other.node, path);
                         field.place = other.place;
                     }
@@ -257,7 +299,9 @@ pub(super) fn merge(base: Node, over: Node, path: &mut Vec<String>) -> Node {
             };
             for other in others {
                 let found = target(&other);
-                let same = items.iter().position(|item| found.is_some() && target(item) == found);
+                let same = items
+                    .iter()
+                    .position(|item| found.is_some() && target(item) == found);
                 match same {
                     Some(index) => items[index] = other,
                     None => items.push(other),
@@ -266,7 +310,9 @@ pub(super) fn merge(base: Node, over: Node, path: &mut Vec<String>) -> Node {
             Node::new(Value::List(items), place)
         }
         // `env_file`, `dns` and others are one text or several.
-        (Value::Text(text), Value::List(mut others)) if matches!(key, "env_file" | "dns" | "dns_search" | "tmpfs") => {
+        (Value::Text(text), Value::List(mut others))
+            if matches!(key, "env_file" | "dns" | "dns_search" | "tmpfs") =>
+        {
             others.insert(0, Node::new(Value::Text(text), base.place));
             Node::new(Value::List(others), place)
         }
@@ -294,10 +340,16 @@ fn as_map(node: Node, key: &str) -> Node {
     let place = node.place;
     let fields = items.into_iter().filter_map(|item| {
         let text = item.scalar()?;
-        let separator = if key == "extra_hosts" && !text.contains('=') { ':' } else { '=' };
+        let separator = if key == "extra_hosts" && !text.contains('=') {
+            ':'
+        } else {
+            '='
+        };
         let by_name_alone = matches!(key, "depends_on" | "networks");
         let (name, value) = match text.split_once(separator) {
-            Some((name, value)) if !by_name_alone => (name.to_owned(), Value::Text(value.to_owned())),
+            Some((name, value)) if !by_name_alone => {
+                (name.to_owned(), Value::Text(value.to_owned()))
+            }
             _ => (text, Value::Null),
         };
         let place = item.place;
@@ -357,10 +409,37 @@ mod tests {
         ])
         .unwrap();
         let services = loaded.root.get("services").unwrap();
-        assert_eq!(services.get("b").unwrap().get("image").unwrap().scalar().unwrap(), "y");
+        assert_eq!(
+            services
+                .get("b")
+                .unwrap()
+                .get("image")
+                .unwrap()
+                .scalar()
+                .unwrap(),
+            "y"
+        );
         assert!(services.get("b").unwrap().get("tty").is_some());
-        assert_eq!(services.get("c").unwrap().get("image").unwrap().scalar().unwrap(), "other");
-        assert_eq!(services.get("c").unwrap().get("cpus").unwrap().scalar().unwrap(), "1");
+        assert_eq!(
+            services
+                .get("c")
+                .unwrap()
+                .get("image")
+                .unwrap()
+                .scalar()
+                .unwrap(),
+            "other"
+        );
+        assert_eq!(
+            services
+                .get("c")
+                .unwrap()
+                .get("cpus")
+                .unwrap()
+                .scalar()
+                .unwrap(),
+            "1"
+        );
     }
 
     #[test]

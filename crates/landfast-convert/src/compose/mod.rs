@@ -99,15 +99,23 @@ pub(super) struct Converter<'a> {
 pub fn import_compose(options: &ComposeOptions<'_>) -> Result<Import, ConvertError> {
     let loaded = load::load(options.sources, options.environment, options.read)?;
     let root = At::root(&loaded.root);
-    let services = root.get("services").filter(|at| at.node.is_map() && !at.node.fields().is_empty());
+    let services = root
+        .get("services")
+        .filter(|at| at.node.is_map() && !at.node.fields().is_empty());
     let Some(services) = services else {
         let file = loaded.files.first().map_or("", String::as_str);
         let error = ConvertError::new(file, root.place, "there is no service in it");
         return Err(error.hint("a Compose file has `services:` at its top, with a mapping below"));
     };
-    let named = options.app.map(str::to_owned).or_else(|| root.get("name")?.text());
+    let named = options
+        .app
+        .map(str::to_owned)
+        .or_else(|| root.get("name")?.text());
     let named = named.or_else(|| loaded.variables.get("COMPOSE_PROJECT_NAME").cloned());
-    let app = named.as_deref().and_then(slug).or_else(|| slug(options.folder));
+    let app = named
+        .as_deref()
+        .and_then(slug)
+        .or_else(|| slug(options.folder));
     let app = app.unwrap_or_else(|| "app".to_owned());
     let mut converter = Converter {
         ledger: Ledger::default(),
@@ -137,7 +145,11 @@ pub fn import_compose(options: &ComposeOptions<'_>) -> Result<Import, ConvertErr
     let files = loaded.files;
     if converter.draft.services.is_empty() && converter.draft.jobs.is_empty() {
         let file = files.first().map_or("", String::as_str);
-        let error = ConvertError::new(file, services.place, "none of its services becomes a service or job");
+        let error = ConvertError::new(
+            file,
+            services.place,
+            "none of its services becomes a service or job",
+        );
         return Err(error.hint("stores, proxies and services of other profiles alone are no app: `--profile NAME` or `--profile '*'`"));
     }
     converter.draft.fit_deadlines();
@@ -163,8 +175,11 @@ impl Converter<'_> {
             }
         }
         // Who has a name that can stay keeps it.
-        let exact = services.fields().filter(|(name, _)| slug(name).as_deref() == Some(*name));
-        self.names.extend(exact.map(|(name, _)| (name.to_owned(), name.to_owned())));
+        let exact = services
+            .fields()
+            .filter(|(name, _)| slug(name).as_deref() == Some(*name));
+        self.names
+            .extend(exact.map(|(name, _)| (name.to_owned(), name.to_owned())));
         for (name, at) in services.fields() {
             let role = role(&at, waited_for.contains(name), profiles);
             self.roles.insert(name.to_owned(), role);
@@ -173,7 +188,9 @@ impl Converter<'_> {
                 None => free_name(name, &self.names),
             };
             if free != name && role != Role::Inactive && role != Role::Proxy {
-                self.decide(format!("`{name}` is called `{free}`, and other services reach it by that name"));
+                self.decide(format!(
+                    "`{name}` is called `{free}`, and other services reach it by that name"
+                ));
             }
             self.names.insert(name.to_owned(), free);
         }
@@ -205,13 +222,22 @@ impl Converter<'_> {
             Role::Inactive => {
                 let none = at.find("deploy.replicas").or_else(|| at.get("scale"));
                 let (reason, instead) = match none.and_then(|at| at.text()).as_deref() {
-                    Some("0") => ("it has no replicas".to_owned(), "write it by hand when it is to run".to_owned()),
+                    Some("0") => (
+                        "it has no replicas".to_owned(),
+                        "write it by hand when it is to run".to_owned(),
+                    ),
                     _ => {
                         let profiles = at.get("profiles").map(|at| at.texts()).unwrap_or_default();
-                        let profiles = profiles.into_iter().map(|(text, _)| text).collect::<Vec<_>>();
+                        let profiles = profiles
+                            .into_iter()
+                            .map(|(text, _)| text)
+                            .collect::<Vec<_>>();
                         let first = profiles.first().cloned().unwrap_or_default();
                         (
-                            format!("none of its profiles ({}) was asked for", profiles.join(", ")),
+                            format!(
+                                "none of its profiles ({}) was asked for",
+                                profiles.join(", ")
+                            ),
                             format!("import it with `--profile {first}`"),
                         )
                     }
@@ -224,7 +250,10 @@ impl Converter<'_> {
     fn variables_used(&mut self, used: &BTreeMap<String, Origin>) {
         let list = |origin: Origin| {
             let names = used.iter().filter(|(_, one)| **one == origin);
-            names.map(|(name, _)| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+            names
+                .map(|(name, _)| format!("`{name}`"))
+                .collect::<Vec<_>>()
+                .join(", ")
         };
         let given = list(Origin::Given);
         if !given.is_empty() {
@@ -234,7 +263,9 @@ impl Converter<'_> {
         }
         let defaults = list(Origin::Default);
         if !defaults.is_empty() {
-            self.decide(format!("{defaults} had no value, so what the file gives in their place was written"));
+            self.decide(format!(
+                "{defaults} had no value, so what the file gives in their place was written"
+            ));
         }
         let unset = list(Origin::Unset);
         if !unset.is_empty() {
@@ -256,7 +287,9 @@ impl Converter<'_> {
             self.draft.deploy = deploy;
         }
         let marks = self.ledger.into_marks();
-        let not_carried = marks.iter().filter(|mark| matches!(mark.fate, Fate::NotCarried { .. }));
+        let not_carried = marks
+            .iter()
+            .filter(|mark| matches!(mark.fate, Fate::NotCarried { .. }));
         let not_carried = not_carried.collect::<Vec<_>>();
         let from = files.join(", ");
         self.draft.head = vec![
@@ -279,7 +312,9 @@ impl Converter<'_> {
         }
         if !elsewhere.is_empty() {
             self.draft.head.push(String::new());
-            self.draft.head.push("Not carried, and no part of a table below:".to_owned());
+            self.draft
+                .head
+                .push("Not carried, and no part of a table below:".to_owned());
             self.draft.head.extend(elsewhere);
         }
         Import {
@@ -300,7 +335,10 @@ fn note(mark: &Mark, files: &[String]) -> String {
         0 | 1 => String::new(),
         _ => format!("{}:", files.get(mark.place.file).map_or("", String::as_str)),
     };
-    format!("{} ({file}line {}): {reason}; {instead}", mark.path, mark.place.line)
+    format!(
+        "{} ({file}line {}): {reason}; {instead}",
+        mark.path, mark.place.line
+    )
 }
 
 /// The table that a key of a service is about.
@@ -313,7 +351,10 @@ fn table_of<'d>(
     let rest = path.strip_prefix("services.")?;
     // A service's name may hold dots.
     let mut known = services.fields().map(|(name, _)| name);
-    let name = known.find(|name| rest.strip_prefix(name).is_some_and(|rest| rest.starts_with('.')))?;
+    let name = known.find(|name| {
+        rest.strip_prefix(name)
+            .is_some_and(|rest| rest.starts_with('.'))
+    })?;
     let own = names.get(name)?;
     let Draft {
         services,
@@ -321,7 +362,10 @@ fn table_of<'d>(
         stores,
         ..
     } = draft;
-    services.get_mut(own).or(jobs.get_mut(own)).or(stores.get_mut(own))
+    services
+        .get_mut(own)
+        .or(jobs.get_mut(own))
+        .or(stores.get_mut(own))
 }
 
 fn role(at: &At<'_>, waited_for: bool, active: &[String]) -> Role {

@@ -14,8 +14,24 @@ use crate::{
 
 /// Places of the host that an app has no business in.
 const HOST_PLACES: &[&str] = &[
-    "/", "/proc", "/sys", "/dev", "/etc", "/run", "/var/run", "/boot", "/root", "/home", "/var", "/usr", "/bin", "/lib", "/var/log",
-    "/var/lib/docker", "/sbin", "/cgroup",
+    "/",
+    "/proc",
+    "/sys",
+    "/dev",
+    "/etc",
+    "/run",
+    "/var/run",
+    "/boot",
+    "/root",
+    "/home",
+    "/var",
+    "/usr",
+    "/bin",
+    "/lib",
+    "/var/log",
+    "/var/lib/docker",
+    "/sbin",
+    "/cgroup",
 ];
 
 /// Places in a container that the manifest leaves to the system.
@@ -55,7 +71,11 @@ impl Converter<'_> {
                 Ok((name, from)) => {
                     let target = mount.target.trim_end_matches('/').to_owned();
                     if mounted.contains_key(&name) || targets.contains(&target) {
-                        self.ledger.not_carried(&item, "a volume is at one place of a container", "name another volume, or a folder of this one");
+                        self.ledger.not_carried(
+                            &item,
+                            "a volume is at one place of a container",
+                            "name another volume, or a folder of this one",
+                        );
                         continue;
                     }
                     targets.push(target);
@@ -72,14 +92,22 @@ impl Converter<'_> {
             if !options.is_empty() {
                 let mut pseudo = item.clone();
                 pseudo.path.push_str(":options");
-                self.ledger.not_carried(&pseudo, "a folder in memory counts to the service's memory, and has no options", "limit `resources.memory`");
+                self.ledger.not_carried(
+                    &pseudo,
+                    "a folder in memory counts to the service's memory, and has no options",
+                    "limit `resources.memory`",
+                );
             }
             tmpfs.push((path.to_owned(), item));
         }
         let mut paths = Vec::new();
         for (path, item) in tmpfs {
             let clean = path.trim_end_matches('/').to_owned();
-            let fits = path.starts_with('/') && !clean.is_empty() && !clean.contains(char::is_control) && !clean.split('/').any(|part| part == "..") && !KEPT.contains(&clean.as_str());
+            let fits = path.starts_with('/')
+                && !clean.is_empty()
+                && !clean.contains(char::is_control)
+                && !clean.split('/').any(|part| part == "..")
+                && !KEPT.contains(&clean.as_str());
             if clean == "/tmp" {
                 self.ledger.replaced(&item, "`/tmp` is in memory by itself");
             } else if fits {
@@ -102,15 +130,25 @@ impl Converter<'_> {
     /// The volume's name and where its folder is; or why not.
     fn place(&mut self, own: &str, mount: &Mount) -> Result<(String, String), (String, String)> {
         let target = mount.target.trim_end_matches('/');
-        let fits = target.starts_with('/') && !target.contains(char::is_control) && !target.split('/').any(|part| part == "..");
-        let kept = KEPT.iter().any(|kept| target == *kept || target.starts_with(&format!("{kept}/")));
+        let fits = target.starts_with('/')
+            && !target.contains(char::is_control)
+            && !target.split('/').any(|part| part == "..");
+        let kept = KEPT
+            .iter()
+            .any(|kept| target == *kept || target.starts_with(&format!("{kept}/")));
         if !fits || kept || target.is_empty() || target == "/etc" {
-            return Err((format!("`{}` is no place for a volume", mount.target), "mount it elsewhere".to_owned()));
+            return Err((
+                format!("`{}` is no place for a volume", mount.target),
+                "mount it elsewhere".to_owned(),
+            ));
         }
         match (mount.kind, &mount.source) {
-            (MountKind::Volume, Some(source)) => Ok((self.volume_name(source), "managed".to_owned())),
+            (MountKind::Volume, Some(source)) => {
+                Ok((self.volume_name(source), "managed".to_owned()))
+            }
             (MountKind::Volume, None) => {
-                let name = slug(&format!("{own}{}", target.replace('/', "-"))).unwrap_or_else(|| own.to_owned());
+                let name = slug(&format!("{own}{}", target.replace('/', "-")))
+                    .unwrap_or_else(|| own.to_owned());
                 Ok((self.volume_name(&name), "managed".to_owned()))
             }
             (MountKind::Bind, Some(source)) => self.bind(own, source, target),
@@ -121,7 +159,12 @@ impl Converter<'_> {
         }
     }
 
-    fn bind(&mut self, own: &str, source: &str, target: &str) -> Result<(String, String), (String, String)> {
+    fn bind(
+        &mut self,
+        own: &str,
+        source: &str,
+        target: &str,
+    ) -> Result<(String, String), (String, String)> {
         let clean = source.trim_end_matches('/');
         if clean.ends_with("docker.sock") {
             return Err((
@@ -130,10 +173,20 @@ impl Converter<'_> {
             ));
         }
         if source.contains(".localtime") || clean == "/etc/localtime" || clean == "/etc/timezone" {
-            return Err(("the host's time zone is not the app's".to_owned(), "env = { TZ = \"Europe/Berlin\" }".to_owned()));
+            return Err((
+                "the host's time zone is not the app's".to_owned(),
+                "env = { TZ = \"Europe/Berlin\" }".to_owned(),
+            ));
         }
-        let below = |place: &str| clean == place || (place.len() > 1 && clean.starts_with(&format!("{place}/")) && !matches!(place, "/var" | "/home" | "/usr"));
-        if source.starts_with('/') && (clean.is_empty() || HOST_PLACES.iter().any(|place| below(place))) {
+        let below = |place: &str| {
+            clean == place
+                || (place.len() > 1
+                    && clean.starts_with(&format!("{place}/"))
+                    && !matches!(place, "/var" | "/home" | "/usr"))
+        };
+        if source.starts_with('/')
+            && (clean.is_empty() || HOST_PLACES.iter().any(|place| below(place)))
+        {
             return Err((
                 format!("`{source}` lays bare the host"),
                 "run what looks at the host on the host itself".to_owned(),
@@ -141,40 +194,63 @@ impl Converter<'_> {
         }
         if !source.starts_with('/') || clean.split('/').any(|part| part == "..") {
             return Err((
-                format!("`{source}` is a path of the machine that docker-compose ran on, beside the file"),
-                format!("COPY it into the image, or put it on the server and write volumes = {{ NAME = {{ from = \"/…\", at = \"{target}\" }} }}"),
+                format!(
+                    "`{source}` is a path of the machine that docker-compose ran on, beside the file"
+                ),
+                format!(
+                    "COPY it into the image, or put it on the server and write volumes = {{ NAME = {{ from = \"/…\", at = \"{target}\" }} }}"
+                ),
             ));
         }
-        let name = slug(&format!("{own}{}", target.replace(['/', '.'], "-"))).unwrap_or_else(|| own.to_owned());
+        let name = slug(&format!("{own}{}", target.replace(['/', '.'], "-")))
+            .unwrap_or_else(|| own.to_owned());
         let name = self.volume_name(&format!("{name}={clean}"));
         Ok((name, clean.to_owned()))
     }
 
     fn mount_keys(&mut self, item: &At<'_>, mount: &Mount, name: &str) {
         let to = format!("volumes.{name}");
-        let read_only = ("a volume of the manifest is writable", "the app leaves it alone");
+        let read_only = (
+            "a volume of the manifest is writable",
+            "the app leaves it alone",
+        );
         if !item.node.is_map() {
             self.ledger.carried(item, to);
             let text = item.text().unwrap_or_default();
-            let mode = text.rsplit(':').next().filter(|mode| !mode.contains('/') && text.matches(':').count() > 1);
+            let mode = text
+                .rsplit(':')
+                .next()
+                .filter(|mode| !mode.contains('/') && text.matches(':').count() > 1);
             for word in mode.into_iter().flat_map(|mode| mode.split(',')) {
                 let mut pseudo = item.clone();
                 pseudo.path.push_str(&format!(":{word}"));
                 match word {
-                    "rw" | "z" | "Z" | "cached" | "delegated" | "consistent" => self.ledger.replaced(&pseudo, "as it is anyway"),
+                    "rw" | "z" | "Z" | "cached" | "delegated" | "consistent" => {
+                        self.ledger.replaced(&pseudo, "as it is anyway")
+                    }
                     "ro" => self.ledger.not_carried(&pseudo, read_only.0, read_only.1),
-                    _ => self.ledger.not_carried(&pseudo, "a volume has no such option", "nothing is to be done"),
+                    _ => self.ledger.not_carried(
+                        &pseudo,
+                        "a volume has no such option",
+                        "nothing is to be done",
+                    ),
                 }
             }
             return;
         }
         for (key, value) in item.fields() {
             match key {
-                "type" | "source" | "src" | "target" | "destination" => self.ledger.carried(&value, to.as_str()),
+                "type" | "source" | "src" | "target" | "destination" => {
+                    self.ledger.carried(&value, to.as_str())
+                }
                 "read_only" if !mount.read_only => self.ledger.carried(&value, to.as_str()),
                 "read_only" => self.ledger.not_carried(&value, read_only.0, read_only.1),
                 "consistency" => self.ledger.replaced(&value, "as it is anyway"),
-                _ => self.ledger.not_carried(&value, "a volume has no such option", "nothing is to be done"),
+                _ => self.ledger.not_carried(
+                    &value,
+                    "a volume has no such option",
+                    "nothing is to be done",
+                ),
             }
         }
     }
@@ -188,7 +264,11 @@ impl Converter<'_> {
         for (key, value) in item.fields() {
             match key {
                 "type" | "target" => self.ledger.carried(&value, to),
-                _ => self.ledger.not_carried(&value, "a folder in memory counts to the service's memory, and has no options", "limit `resources.memory`"),
+                _ => self.ledger.not_carried(
+                    &value,
+                    "a folder in memory counts to the service's memory, and has no options",
+                    "limit `resources.memory`",
+                ),
             }
         }
     }

@@ -45,28 +45,50 @@ fn walk(
     routes: &mut Vec<ConfiguredRoute>,
 ) {
     for directive in directives {
-        let words = directive.words.iter().map(String::as_str).collect::<Vec<_>>();
+        let words = directive
+            .words
+            .iter()
+            .map(String::as_str)
+            .collect::<Vec<_>>();
         match words[..] {
             ["upstream", name] => {
-                let servers = directive.below.iter().filter(|one| one.words.first().is_some_and(|word| word == "server"));
-                let first = servers.filter_map(|one| one.words.get(1)).map(|server| host_of(server)).next();
+                let servers = directive
+                    .below
+                    .iter()
+                    .filter(|one| one.words.first().is_some_and(|word| word == "server"));
+                let first = servers
+                    .filter_map(|one| one.words.get(1))
+                    .map(|server| host_of(server))
+                    .next();
                 upstreams.extend(first.map(|server| (name.to_owned(), server)));
             }
             ["server"] => {
-                let names = directive.below.iter().filter(|one| one.words.first().is_some_and(|word| word == "server_name"));
+                let names = directive
+                    .below
+                    .iter()
+                    .filter(|one| one.words.first().is_some_and(|word| word == "server_name"));
                 let names = names.flat_map(|one| one.words.iter().skip(1).cloned());
-                let mut hosts = names.filter(|name| is_host(name) && name != "localhost" && name.contains('.')).collect();
+                let mut hosts = names
+                    .filter(|name| is_host(name) && name != "localhost" && name.contains('.'))
+                    .collect();
                 walk(&directive.below, upstreams, &mut hosts, routes);
             }
             ["location", .., path] if path.starts_with('/') => {
-                let pass = directive.below.iter().find(|one| one.words.first().is_some_and(|word| word == "proxy_pass"));
+                let pass = directive
+                    .below
+                    .iter()
+                    .find(|one| one.words.first().is_some_and(|word| word == "proxy_pass"));
                 if let Some(url) = pass.and_then(|one| one.words.get(1)) {
                     let is_regular = words.len() > 2 && words[1].starts_with('~');
                     let upstream = url.split_once("://").map_or(url.as_str(), |(_, rest)| rest);
                     let upstream = host_of(upstream.split('/').next().unwrap_or_default());
                     let path = path.trim_end_matches('/');
                     let path = if path.is_empty() { "/" } else { path };
-                    if !is_regular && path.chars().all(|c| c.is_ascii_alphanumeric() || "/-_.".contains(c)) {
+                    if !is_regular
+                        && path
+                            .chars()
+                            .all(|c| c.is_ascii_alphanumeric() || "/-_.".contains(c))
+                    {
                         let host = |host: Option<&String>| ConfiguredRoute {
                             host: host.cloned(),
                             path: path.to_owned(),
@@ -96,7 +118,10 @@ fn block(tokens: &mut std::vec::IntoIter<String>, depth: usize) -> Vec<Directive
         match token.as_str() {
             ";" => {
                 let words = std::mem::take(&mut words);
-                directives.push(Directive { words, below: Vec::new() });
+                directives.push(Directive {
+                    words,
+                    below: Vec::new(),
+                });
             }
             "{" if depth < DEPTH_MAX => {
                 let words = std::mem::take(&mut words);
@@ -158,16 +183,35 @@ mod tests {
         let routes = routes(
             "http { # c\n upstream api { server backend:8000; server other:1; }\n server { listen 80; server_name a.example www.a.example;\n location / { proxy_pass http://web:3000; }\n location ^~ /api/ { proxy_pass http://api/; }\n location ~ \\.php$ { proxy_pass http://php; } } }",
         );
-        let text = routes.iter().map(|route| format!("{}{}>{}", route.host.as_deref().unwrap_or("*"), route.path, route.upstream));
+        let text = routes.iter().map(|route| {
+            format!(
+                "{}{}>{}",
+                route.host.as_deref().unwrap_or("*"),
+                route.path,
+                route.upstream
+            )
+        });
         assert_eq!(
             text.collect::<Vec<_>>(),
-            ["a.example/>web", "www.a.example/>web", "a.example/api>backend", "www.a.example/api>backend"]
+            [
+                "a.example/>web",
+                "www.a.example/>web",
+                "a.example/api>backend",
+                "www.a.example/api>backend"
+            ]
         );
     }
 
     #[test]
     fn never_panics_on_what_is_no_configuration() {
-        for text in ["{{{{", "}}}", "server {", "\"", "location / { proxy_pass", &"{".repeat(100_000)] {
+        for text in [
+            "{{{{",
+            "}}}",
+            "server {",
+            "\"",
+            "location / { proxy_pass",
+            &"{".repeat(100_000),
+        ] {
             routes(text);
         }
     }

@@ -128,10 +128,22 @@ mod tests {
         check("3000", Some((3000, 1, None, None, "tcp")));
         check("3000-3005", Some((3000, 6, None, None, "tcp")));
         check("8000:80", Some((80, 1, Some(8000), None, "tcp")));
-        check("9090-9091:8080-8081", Some((8080, 2, Some(9090), None, "tcp")));
-        check("127.0.0.1:8001:8001", Some((8001, 1, Some(8001), Some("127.0.0.1"), "tcp")));
-        check("127.0.0.1::80", Some((80, 1, None, Some("127.0.0.1"), "tcp")));
-        check("[::1]:80:81/udp", Some((81, 1, Some(80), Some("::1"), "udp")));
+        check(
+            "9090-9091:8080-8081",
+            Some((8080, 2, Some(9090), None, "tcp")),
+        );
+        check(
+            "127.0.0.1:8001:8001",
+            Some((8001, 1, Some(8001), Some("127.0.0.1"), "tcp")),
+        );
+        check(
+            "127.0.0.1::80",
+            Some((80, 1, None, Some("127.0.0.1"), "tcp")),
+        );
+        check(
+            "[::1]:80:81/udp",
+            Some((81, 1, Some(80), Some("::1"), "udp")),
+        );
         check("6060:6060/UDP", Some((6060, 1, Some(6060), None, "udp")));
         for bad in ["", "x", "1:2:3:4", "0", "70000", "9-8", "a:b", ":"] {
             check(bad, None);

@@ -10,8 +10,19 @@ use crate::{
 
 /// They are nothing but proxies, or do what Landfast's proxy does.
 const PROXIES: &[&str] = &[
-    "traefik", "haproxy", "nginx-proxy", "envoy", "nginx-proxy-manager", "swag", "acme-companion", "letsencrypt-nginx-proxy-companion",
-    "docker-letsencrypt-nginx-proxy-companion", "caddy-docker-proxy", "kamal-proxy", "certbot", "nginx-certbot",
+    "traefik",
+    "haproxy",
+    "nginx-proxy",
+    "envoy",
+    "nginx-proxy-manager",
+    "swag",
+    "acme-companion",
+    "letsencrypt-nginx-proxy-companion",
+    "docker-letsencrypt-nginx-proxy-companion",
+    "caddy-docker-proxy",
+    "kamal-proxy",
+    "certbot",
+    "nginx-certbot",
 ];
 
 /// Configuration larger than this is not read.
@@ -27,19 +38,37 @@ pub(super) fn is_proxy(image: &str, at: &At<'_>) -> bool {
     }
     let targets = targets(at);
     let configured = |(_, target): &(Option<String>, String)| {
-        target.starts_with("/etc/nginx") || target.starts_with("/etc/caddy") || target.starts_with("/usr/local/openresty")
+        target.starts_with("/etc/nginx")
+            || target.starts_with("/etc/caddy")
+            || target.starts_with("/usr/local/openresty")
     };
     let serves = |(_, target): &(Option<String>, String)| {
-        ["/usr/share/nginx/html", "/var/www", "/srv", "/html", "/app", "/static", "/media"].iter().any(|place| target.starts_with(place))
+        [
+            "/usr/share/nginx/html",
+            "/var/www",
+            "/srv",
+            "/html",
+            "/app",
+            "/static",
+            "/media",
+        ]
+        .iter()
+        .any(|place| target.starts_with(place))
     };
     targets.iter().any(configured) && !targets.iter().any(serves)
 }
 
 fn targets(at: &At<'_>) -> Vec<(Option<String>, String)> {
-    let items = at.get("volumes").into_iter().flat_map(|at| at.items().collect::<Vec<_>>());
+    let items = at
+        .get("volumes")
+        .into_iter()
+        .flat_map(|at| at.items().collect::<Vec<_>>());
     let mounts = items.filter_map(|item| volumes::read(&item));
     let mounts = mounts.map(|mount| (mount.source, mount.target));
-    let configs = at.get("configs").into_iter().flat_map(|at| at.items().collect::<Vec<_>>());
+    let configs = at
+        .get("configs")
+        .into_iter()
+        .flat_map(|at| at.items().collect::<Vec<_>>());
     let configs = configs.filter_map(|item| Some((None, item.get("target")?.text()?)));
     mounts.chain(configs).collect()
 }
@@ -51,7 +80,9 @@ impl Converter<'_> {
             let Some(source) = source.filter(|_| target.starts_with("/etc/nginx")) else {
                 continue;
             };
-            if let Some(text) = (self.read)(&source).filter(|text| text.len() <= CONFIGURATION_BYTES_MAX) {
+            if let Some(text) =
+                (self.read)(&source).filter(|text| text.len() <= CONFIGURATION_BYTES_MAX)
+            {
                 read.extend(nginx_conf::routes(&text));
             }
         }
@@ -61,7 +92,9 @@ impl Converter<'_> {
             let Some(service) = self.names.get(&route.upstream).filter(|_| known).cloned() else {
                 continue;
             };
-            let host = route.host.unwrap_or_else(|| format!("{}.localhost", self.app));
+            let host = route
+                .host
+                .unwrap_or_else(|| format!("{}.localhost", self.app));
             found.push(format!("{host}{} → {service}", route.path));
             self.published.push(Published {
                 service,
@@ -73,9 +106,18 @@ impl Converter<'_> {
         }
         let instead = match found.is_empty() {
             true => "write its rules as `[routes.*]`: host, path, service".to_owned(),
-            false => format!("its configuration gave {}; look through them, and write the rest as keys of routes", found.join(", ")),
+            false => format!(
+                "its configuration gave {}; look through them, and write the rest as keys of routes",
+                found.join(", ")
+            ),
         };
-        self.decide(format!("`{name}` is only a proxy, which Landfast has of its own"));
-        self.ledger.not_carried(at, "it is a proxy, and Landfast's own stands in its place", instead);
+        self.decide(format!(
+            "`{name}` is only a proxy, which Landfast has of its own"
+        ));
+        self.ledger.not_carried(
+            at,
+            "it is a proxy, and Landfast's own stands in its place",
+            instead,
+        );
     }
 }

@@ -16,7 +16,12 @@ use crate::{
 
 impl Converter<'_> {
     /// The port of a service, and what is published of it.
-    pub(super) fn port(&mut self, own: &str, at: &At<'_>, environment: &Environment) -> Option<u16> {
+    pub(super) fn port(
+        &mut self,
+        own: &str,
+        at: &At<'_>,
+        environment: &Environment,
+    ) -> Option<u16> {
         let mut listed = Vec::new();
         for item in at.get("ports").iter().flat_map(At::items) {
             match ports::read(&item) {
@@ -48,11 +53,19 @@ impl Converter<'_> {
             .or(tcp.map(|(port, _)| port.target));
         let routed = port.filter(|port| not_http(*port).is_none());
         let mut hosts = labels.hosts;
-        hosts.extend(environment.hosts.iter().map(|host| (host.clone(), "/".to_owned())));
+        hosts.extend(
+            environment
+                .hosts
+                .iter()
+                .map(|host| (host.clone(), "/".to_owned())),
+        );
         for (text, at) in &listed {
             self.listed(own, text, at, routed, &hosts);
         }
-        if !hosts.is_empty() && !self.published.iter().any(|one| one.service == own) && port.is_some() {
+        if !hosts.is_empty()
+            && !self.published.iter().any(|one| one.service == own)
+            && port.is_some()
+        {
             self.published.push(Published {
                 service: own.to_owned(),
                 published: None,
@@ -65,18 +78,29 @@ impl Converter<'_> {
             if Some(one) == port {
                 self.ledger.carried(&at, "port");
             } else {
-                self.ledger.replaced(&at, format!("other services reach `{own}` at every port it listens on"));
+                self.ledger.replaced(
+                    &at,
+                    format!("other services reach `{own}` at every port it listens on"),
+                );
             }
         }
         self.label_fates(at, &labels.used);
         port
     }
 
-    fn listed(&mut self, own: &str, port: &Port, at: &At<'_>, routed: Option<u16>, hosts: &[(String, String)]) {
+    fn listed(
+        &mut self,
+        own: &str,
+        port: &Port,
+        at: &At<'_>,
+        routed: Option<u16>,
+        hosts: &[(String, String)],
+    ) {
         let is_map = at.node.is_map();
         if Some(port.target) == routed && port.count == 1 && port.protocol == "tcp" {
             let host_ip = port.host_ip.as_deref();
-            let loopback = host_ip.is_some_and(|ip| ip.starts_with("127.") || ip == "::1" || ip == "localhost");
+            let loopback = host_ip
+                .is_some_and(|ip| ip.starts_with("127.") || ip == "::1" || ip == "localhost");
             self.published.push(Published {
                 service: own.to_owned(),
                 published: port.published,
@@ -88,9 +112,15 @@ impl Converter<'_> {
             if is_map {
                 for (key, value) in at.fields() {
                     match key {
-                        "target" | "published" | "protocol" | "host_ip" | "app_protocol" => self.ledger.carried(&value, to),
+                        "target" | "published" | "protocol" | "host_ip" | "app_protocol" => {
+                            self.ledger.carried(&value, to)
+                        }
                         "mode" | "name" => self.ledger.replaced(&value, "a route"),
-                        _ => self.ledger.not_carried(&value, "a route has no such key", "nothing is to be done"),
+                        _ => self.ledger.not_carried(
+                            &value,
+                            "a route has no such key",
+                            "nothing is to be done",
+                        ),
                     }
                 }
             } else {
@@ -99,15 +129,38 @@ impl Converter<'_> {
             return;
         }
         let (reason, instead) = if port.protocol != "tcp" {
-            (format!("the proxy does not carry {}", port.protocol.to_uppercase()), "publish it with another program on the host".to_owned())
+            (
+                format!("the proxy does not carry {}", port.protocol.to_uppercase()),
+                "publish it with another program on the host".to_owned(),
+            )
         } else if let Some(what) = not_http(port.target) {
-            let reason = format!("port {} speaks {what}, and the proxy carries HTTP", port.target);
-            (reason, format!("other services reach it at `{own}:{}`; from outside use a tunnel", port.target))
+            let reason = format!(
+                "port {} speaks {what}, and the proxy carries HTTP",
+                port.target
+            );
+            (
+                reason,
+                format!(
+                    "other services reach it at `{own}:{}`; from outside use a tunnel",
+                    port.target
+                ),
+            )
         } else if port.count > 1 {
-            (format!("it publishes {} ports, and a service has one", port.count), format!("other services reach all of them at `{own}`; make several services of it to publish more"))
+            (
+                format!("it publishes {} ports, and a service has one", port.count),
+                format!(
+                    "other services reach all of them at `{own}`; make several services of it to publish more"
+                ),
+            )
         } else {
             let reason = "a service has one port that the proxy leads to".to_owned();
-            (reason, format!("other services reach it at `{own}:{}`; to publish it, make another service of the same image with this port", port.target))
+            (
+                reason,
+                format!(
+                    "other services reach it at `{own}:{}`; to publish it, make another service of the same image with this port",
+                    port.target
+                ),
+            )
         };
         self.ledger.not_carried(at, reason, instead);
     }
@@ -122,9 +175,14 @@ impl Converter<'_> {
             (Some(8080 | 8000 | 3000 | 5000), _) => 2,
             _ => 3,
         };
-        let services = published.iter().map(|one| one.service.clone()).collect::<BTreeSet<_>>();
+        let services = published
+            .iter()
+            .map(|one| one.service.clone())
+            .collect::<BTreeSet<_>>();
         let main = published.iter().filter(|one| one.hosts.is_empty());
-        let main = main.min_by_key(|one| (rank(one), one.line)).map(|one| one.service.clone());
+        let main = main
+            .min_by_key(|one| (rank(one), one.line))
+            .map(|one| one.service.clone());
         let mut taken = BTreeSet::new();
         let mut done = BTreeSet::new();
         for one in &published {
@@ -141,7 +199,10 @@ impl Converter<'_> {
             }
             for (index, (host, path)) in hosts.into_iter().enumerate() {
                 if !taken.insert((host.clone(), path.clone())) {
-                    self.decide(format!("`{host}{path}` leads to another service already, and not to `{}` too", one.service));
+                    self.decide(format!(
+                        "`{host}{path}` leads to another service already, and not to `{}` too",
+                        one.service
+                    ));
                     continue;
                 }
                 let mut table = Table::default();
@@ -158,10 +219,20 @@ impl Converter<'_> {
                 }
                 table.set_text("service", &one.service);
                 if one.loopback {
-                    table.set("allow", Toml::texts(["127.0.0.0/8", "::1/128"])).comment("it was published for this host alone");
+                    table
+                        .set("allow", Toml::texts(["127.0.0.0/8", "::1/128"]))
+                        .comment("it was published for this host alone");
                 }
-                let name = if index == 0 { one.service.clone() } else { format!("{}-{}", one.service, index + 1) };
-                let name = if services.len() == 1 && index == 0 { "public".to_owned() } else { name };
+                let name = if index == 0 {
+                    one.service.clone()
+                } else {
+                    format!("{}-{}", one.service, index + 1)
+                };
+                let name = if services.len() == 1 && index == 0 {
+                    "public".to_owned()
+                } else {
+                    name
+                };
                 self.draft.routes.insert(name, table);
             }
         }
@@ -169,14 +240,25 @@ impl Converter<'_> {
 
     /// Labels: those of proxies say hosts, the others are for tools that read Docker.
     fn label_fates(&mut self, at: &At<'_>, used: &BTreeSet<String>) {
-        for at in [at.get("labels"), at.find("deploy.labels")].iter().flatten() {
+        for at in [at.get("labels"), at.find("deploy.labels")]
+            .iter()
+            .flatten()
+        {
             for (name, _, at) in pairs(at) {
                 if used.contains(&name) {
                     self.ledger.carried(&at, "a route");
                 } else if name.starts_with("traefik.") || name.starts_with("caddy") {
-                    self.ledger.not_carried(&at, "the proxy that reads it is not there", "look at the keys of a route: limits, headers, auth, tls");
+                    self.ledger.not_carried(
+                        &at,
+                        "the proxy that reads it is not there",
+                        "look at the keys of a route: limits, headers, auth, tls",
+                    );
                 } else {
-                    self.ledger.not_carried(&at, "instances have no labels of an app", "nothing is to be done, unless a tool reads it from Docker");
+                    self.ledger.not_carried(
+                        &at,
+                        "instances have no labels of an app",
+                        "nothing is to be done, unless a tool reads it from Docker",
+                    );
                 }
             }
         }
@@ -184,7 +266,10 @@ impl Converter<'_> {
 }
 
 fn is_http(port: &Port) -> bool {
-    let said = port.app_protocol.as_deref().is_none_or(|word| word.starts_with("http"));
+    let said = port
+        .app_protocol
+        .as_deref()
+        .is_none_or(|word| word.starts_with("http"));
     port.protocol == "tcp" && said && not_http(port.target).is_none()
 }
 
@@ -199,7 +284,10 @@ struct Labels {
 impl Labels {
     fn read(at: &At<'_>) -> Self {
         let mut labels = Self::default();
-        for at in [at.get("labels"), at.find("deploy.labels")].iter().flatten() {
+        for at in [at.get("labels"), at.find("deploy.labels")]
+            .iter()
+            .flatten()
+        {
             for (name, value, _) in pairs(at) {
                 let value = value.unwrap_or_default();
                 if name.starts_with("traefik.http.routers.") && name.ends_with(".rule") {
@@ -229,11 +317,15 @@ fn traefik_hosts(rule: &str) -> Vec<(String, String)> {
     let arguments = |name: &str| {
         let start = rule.find(&format!("{name}("))? + name.len() + 1;
         let end = rule[start..].find(')')? + start;
-        let words = rule[start..end].split(',').map(|word| word.trim().trim_matches(['`', '"', '\'']).to_owned());
+        let words = rule[start..end]
+            .split(',')
+            .map(|word| word.trim().trim_matches(['`', '"', '\'']).to_owned());
         Some(words.collect::<Vec<_>>())
     };
     let rest = rule.replace("&&", "").replace("||", "");
-    let plain = rest.matches('(').count() == arguments("Host").map_or(0, |_| rule.matches("Host(").count()) + usize::from(arguments("PathPrefix").is_some());
+    let plain = rest.matches('(').count()
+        == arguments("Host").map_or(0, |_| rule.matches("Host(").count())
+            + usize::from(arguments("PathPrefix").is_some());
     let Some(hosts) = arguments("Host").filter(|_| plain && !rule.contains('!')) else {
         return Vec::new();
     };
@@ -242,9 +334,14 @@ fn traefik_hosts(rule: &str) -> Vec<(String, String)> {
         hosts.extend(traefik_hosts(second).into_iter().map(|(host, _)| host));
     }
     let path = arguments("PathPrefix").and_then(|paths| paths.into_iter().next());
-    let path = path.map(|path| path.trim_end_matches('/').to_owned()).filter(|path| path.starts_with('/'));
+    let path = path
+        .map(|path| path.trim_end_matches('/').to_owned())
+        .filter(|path| path.starts_with('/'));
     let path = path.unwrap_or_else(|| "/".to_owned());
-    let hosts = hosts.into_iter().map(|host| host.to_lowercase()).filter(|host| is_host(host));
+    let hosts = hosts
+        .into_iter()
+        .map(|host| host.to_lowercase())
+        .filter(|host| is_host(host));
     hosts.map(|host| (host, path.clone())).collect()
 }
 
@@ -253,7 +350,10 @@ pub(crate) fn is_host(host: &str) -> bool {
     let domain = host.strip_prefix("*.").unwrap_or(host);
     let label = |label: &str| {
         let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-        (1..=63).contains(&label.len()) && label.bytes().all(fits) && !label.starts_with('-') && !label.ends_with('-')
+        (1..=63).contains(&label.len())
+            && label.bytes().all(fits)
+            && !label.starts_with('-')
+            && !label.ends_with('-')
     };
     domain.len() <= 253 && domain.split('.').all(label)
 }
@@ -264,10 +364,21 @@ mod tests {
 
     #[test]
     fn rules_of_traefik() {
-        let hosts = |rule: &str| traefik_hosts(rule).into_iter().map(|(host, path)| format!("{host}{path}")).collect::<Vec<_>>();
+        let hosts = |rule: &str| {
+            traefik_hosts(rule)
+                .into_iter()
+                .map(|(host, path)| format!("{host}{path}"))
+                .collect::<Vec<_>>()
+        };
         assert_eq!(hosts("Host(`a.example`)"), ["a.example/"]);
-        assert_eq!(hosts("Host(`a.example`) && PathPrefix(`/api/`)"), ["a.example/api"]);
-        assert_eq!(hosts("Host(`a.example`) || Host(`b.example`)"), ["a.example/", "b.example/"]);
+        assert_eq!(
+            hosts("Host(`a.example`) && PathPrefix(`/api/`)"),
+            ["a.example/api"]
+        );
+        assert_eq!(
+            hosts("Host(`a.example`) || Host(`b.example`)"),
+            ["a.example/", "b.example/"]
+        );
         assert!(hosts("HostRegexp(`{x:.+}`)").is_empty());
         assert!(hosts("Host(`a.example`) && !PathPrefix(`/x`)").is_empty());
         assert!(hosts("Host(`a.example`) && Headers(`a`, `b`)").is_empty());

@@ -13,9 +13,33 @@ use crate::{
 
 /// Official images that begin as root to own their folders, then become somebody else.
 const ROOT_IMAGES: &[&str] = &[
-    "nginx", "httpd", "wordpress", "mysql", "rabbitmq", "mongo", "nextcloud", "ghost", "drupal", "joomla", "matomo",
-    "phpmyadmin", "couchdb", "influxdb", "registry", "gitea", "postgis", "timescaledb", "pgvector", "redmine", "php",
-    "elasticsearch", "tomcat", "caddy", "zookeeper", "valkey", "clickhouse-server",
+    "nginx",
+    "httpd",
+    "wordpress",
+    "mysql",
+    "rabbitmq",
+    "mongo",
+    "nextcloud",
+    "ghost",
+    "drupal",
+    "joomla",
+    "matomo",
+    "phpmyadmin",
+    "couchdb",
+    "influxdb",
+    "registry",
+    "gitea",
+    "postgis",
+    "timescaledb",
+    "pgvector",
+    "redmine",
+    "php",
+    "elasticsearch",
+    "tomcat",
+    "caddy",
+    "zookeeper",
+    "valkey",
+    "clickhouse-server",
 ];
 
 const ROOT_CAPABILITIES: &[&str] = &["CHOWN", "DAC_OVERRIDE", "FOWNER", "SETGID", "SETUID"];
@@ -25,11 +49,47 @@ const REPLICAS_MAX: u64 = 500;
 
 /// Linux's capabilities that a manifest may name.
 const CAPABILITIES: &[&str] = &[
-    "AUDIT_CONTROL", "AUDIT_READ", "AUDIT_WRITE", "BLOCK_SUSPEND", "BPF", "CHECKPOINT_RESTORE", "CHOWN", "DAC_OVERRIDE",
-    "DAC_READ_SEARCH", "FOWNER", "FSETID", "IPC_LOCK", "IPC_OWNER", "KILL", "LEASE", "LINUX_IMMUTABLE", "MAC_ADMIN",
-    "MAC_OVERRIDE", "MKNOD", "NET_ADMIN", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_RAW", "PERFMON", "SETFCAP", "SETGID",
-    "SETPCAP", "SETUID", "SYSLOG", "SYS_ADMIN", "SYS_BOOT", "SYS_CHROOT", "SYS_MODULE", "SYS_NICE", "SYS_PACCT",
-    "SYS_PTRACE", "SYS_RAWIO", "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "WAKE_ALARM",
+    "AUDIT_CONTROL",
+    "AUDIT_READ",
+    "AUDIT_WRITE",
+    "BLOCK_SUSPEND",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "KILL",
+    "LEASE",
+    "LINUX_IMMUTABLE",
+    "MAC_ADMIN",
+    "MAC_OVERRIDE",
+    "MKNOD",
+    "NET_ADMIN",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_RAW",
+    "PERFMON",
+    "SETFCAP",
+    "SETGID",
+    "SETPCAP",
+    "SETUID",
+    "SYSLOG",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_CHROOT",
+    "SYS_MODULE",
+    "SYS_NICE",
+    "SYS_PACCT",
+    "SYS_PTRACE",
+    "SYS_RAWIO",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "WAKE_ALARM",
 ];
 
 impl Converter<'_> {
@@ -40,18 +100,25 @@ impl Converter<'_> {
         self.argv(at, "entrypoint", &mut table);
         self.argv(at, "command", &mut table);
         if is_job {
-            table.set_text("when", "hand").comment(format!("landfast run {own}"));
+            table
+                .set_text("when", "hand")
+                .comment(format!("landfast run {own}"));
             self.decide(format!("`{name}` ends by itself, so it is a job: `landfast run {own}` before a deploy that needs it"));
         }
         let environment = self.environment(name, at);
         if is_job {
             for key in ["ports", "expose"] {
                 if let Some(at) = at.get(key) {
-                    self.ledger.not_carried(&at, "a job does not listen", "make it a service");
+                    self.ledger
+                        .not_carried(&at, "a job does not listen", "make it a service");
                 }
             }
             if let Some(at) = at.get("healthcheck") {
-                self.ledger.not_carried(&at, "a job has no health but its exit code", "nothing is to be done");
+                self.ledger.not_carried(
+                    &at,
+                    "a job has no health but its exit code",
+                    "nothing is to be done",
+                );
             }
         } else {
             let port = self.port(own, at, &environment);
@@ -86,7 +153,10 @@ impl Converter<'_> {
             && self.build(name, at, build, table)
         {
             if let Some(image) = &image {
-                self.ledger.replaced(image, "what is built is named by Landfast, after its content");
+                self.ledger.replaced(
+                    image,
+                    "what is built is named by Landfast, after its content",
+                );
             }
             if let Some(pull) = &pull {
                 self.ledger.replaced(pull, "what is built is not pulled");
@@ -101,14 +171,25 @@ impl Converter<'_> {
                 self.ledger.carried(image, "image");
             }
             (image, _) => {
-                let placeholder = format!("{}-{}", self.app, crate::slug(name).unwrap_or_else(|| "app".to_owned()));
-                table.set_text("image", &placeholder).comment("nothing usable was named: build it under this name");
+                let placeholder = format!(
+                    "{}-{}",
+                    self.app,
+                    crate::slug(name).unwrap_or_else(|| "app".to_owned())
+                );
+                table
+                    .set_text("image", &placeholder)
+                    .comment("nothing usable was named: build it under this name");
                 table.set_text("pull", "never");
                 match image {
-                    Some(image) => self.ledger.not_carried(image, "it is no name of an image", "write `image` by hand"),
+                    Some(image) => self.ledger.not_carried(
+                        image,
+                        "it is no name of an image",
+                        "write `image` by hand",
+                    ),
                     None if built.is_none() => {
                         let instead = format!("build it yourself: docker build -t {placeholder} …");
-                        self.ledger.not_carried(at, "it has neither `image` nor `build`", instead);
+                        self.ledger
+                            .not_carried(at, "it has neither `image` nor `build`", instead);
                     }
                     None => {}
                 }
@@ -144,9 +225,16 @@ impl Converter<'_> {
             | Value::Text(_)
             | Value::List(_) => Some(at.clone()),
         };
-        let context = context_at.as_ref().and_then(|at| at.text()).unwrap_or_else(|| ".".to_owned());
+        let context = context_at
+            .as_ref()
+            .and_then(|at| at.text())
+            .unwrap_or_else(|| ".".to_owned());
         let Some(context) = inner_path(&context) else {
-            let placeholder = format!("docker build -t {}-{} {context}", self.app, crate::slug(name).unwrap_or_default());
+            let placeholder = format!(
+                "docker build -t {}-{} {context}",
+                self.app,
+                crate::slug(name).unwrap_or_default()
+            );
             self.ledger.not_carried(
                 at,
                 format!("`{context}` is not a folder below this file"),
@@ -212,15 +300,26 @@ impl Converter<'_> {
         for (name, value, at) in pairs(at) {
             let value = value.or_else(|| self.variables.get(&name).cloned());
             if !is_variable(&name) {
-                self.ledger.not_carried(&at, "it cannot name an argument", "rename it");
+                self.ledger
+                    .not_carried(&at, "it cannot name an argument", "rename it");
             } else if names_a_secret(&name) {
-                let instead = format!("landfast secret set {name}, secrets = [\"{name}\"] in `build`, and RUN --mount=type=secret,id={name}");
-                self.ledger.not_carried(&at, "build arguments stay in the image, and this one looks like a secret", instead);
+                let instead = format!(
+                    "landfast secret set {name}, secrets = [\"{name}\"] in `build`, and RUN --mount=type=secret,id={name}"
+                );
+                self.ledger.not_carried(
+                    &at,
+                    "build arguments stay in the image, and this one looks like a secret",
+                    instead,
+                );
             } else if let Some(value) = value.filter(|value| !value.contains('\0')) {
                 args.push((name, Toml::Text(value)));
                 self.ledger.carried(&at, "build.args");
             } else {
-                self.ledger.not_carried(&at, "it has no value here, so the Dockerfile's default counts", "give it one in `build.args`");
+                self.ledger.not_carried(
+                    &at,
+                    "it has no value here, so the Dockerfile's default counts",
+                    "give it one in `build.args`",
+                );
             }
         }
         if !args.is_empty() {
@@ -258,7 +357,9 @@ impl Converter<'_> {
                 texts.collect::<Option<Vec<_>>>()
             }
             Value::Text(text) => words(text),
-            Value::Flag(_) | Value::Integer(_) | Value::Float(_) => at.text().map(|text| vec![text]),
+            Value::Flag(_) | Value::Integer(_) | Value::Float(_) => {
+                at.text().map(|text| vec![text])
+            }
             Value::Map(_) => None,
         };
         match argv.filter(|argv| !argv.iter().any(|word| word.contains('\0'))) {
@@ -288,10 +389,15 @@ impl Converter<'_> {
                 _ => self.ledger.wrong(&at, "a count from 1 to 500"),
             }
         }
-        let Some(mode) = at.find("deploy.mode") else { return };
+        let Some(mode) = at.find("deploy.mode") else {
+            return;
+        };
         match mode.text().as_deref() {
             Some("replicated") => self.ledger.carried(&mode, "replicas"),
-            _ => self.ledger.not_carried(&mode, "there is one server", "name a count in `replicas`"),
+            _ => {
+                self.ledger
+                    .not_carried(&mode, "there is one server", "name a count in `replicas`")
+            }
         }
     }
 
@@ -342,7 +448,9 @@ impl Converter<'_> {
             }
             _ => {
                 let count = text.parse::<u64>().ok();
-                count.filter(|count| (1..=1_000_000).contains(count)).map(Toml::Number)
+                count
+                    .filter(|count| (1..=1_000_000).contains(count))
+                    .map(Toml::Number)
             }
         };
         let zero = matches!(text.trim(), "0" | "0.0" | "-1");
@@ -381,7 +489,9 @@ impl Converter<'_> {
         if starts_as_root && at.get("user").is_none() {
             root = true;
             capabilities.extend(ROOT_CAPABILITIES.iter().map(|one| (*one).to_owned()));
-            self.decide(format!("`{name}` begins as root, as its official image does to own its folders"));
+            self.decide(format!(
+                "`{name}` begins as root, as its official image does to own its folders"
+            ));
         }
         if root {
             table.set_in("sandbox", "root", Toml::Flag(true));
@@ -402,7 +512,11 @@ impl Converter<'_> {
                 capabilities.insert(word.to_owned());
                 self.ledger.carried(&item, "sandbox.capabilities");
             } else {
-                self.ledger.not_carried(&item, "a container is given capabilities one by one", "name those that it needs in `sandbox.capabilities`");
+                self.ledger.not_carried(
+                    &item,
+                    "a container is given capabilities one by one",
+                    "name those that it needs in `sandbox.capabilities`",
+                );
             }
         }
         if !capabilities.is_empty() {
@@ -411,7 +525,9 @@ impl Converter<'_> {
     }
 
     fn grace(&mut self, at: &At<'_>, table: &mut Table) {
-        let Some(at) = at.get("stop_grace_period") else { return };
+        let Some(at) = at.get("stop_grace_period") else {
+            return;
+        };
         match at.text().and_then(|text| duration(&text)) {
             Some(grace) if grace.as_secs() <= 3_600 => {
                 table.set_text("grace", landfast_types::format_duration(grace));
@@ -444,8 +560,15 @@ impl Converter<'_> {
             if alias != other {
                 let mut pseudo = at.clone();
                 pseudo.path.push_str(":alias");
-                let instead = format!("reach it as `{}`", self.names.get(other).map_or(other, String::as_str));
-                self.ledger.not_carried(&pseudo, "services are reached by their own names", instead);
+                let instead = format!(
+                    "reach it as `{}`",
+                    self.names.get(other).map_or(other, String::as_str)
+                );
+                self.ledger.not_carried(
+                    &pseudo,
+                    "services are reached by their own names",
+                    instead,
+                );
             }
             wanted.push((other.to_owned(), at));
         }
@@ -493,10 +616,20 @@ impl Converter<'_> {
         }
         for (key, value) in at.fields() {
             match (key, value.text().as_deref()) {
-                ("condition", Some("service_started" | "service_healthy")) => self.ledger.carried(&value, format!("{to}: it waits until that one is ready")),
+                ("condition", Some("service_started" | "service_healthy")) => self
+                    .ledger
+                    .carried(&value, format!("{to}: it waits until that one is ready")),
                 ("required", Some("true")) => self.ledger.carried(&value, to),
-                ("restart", _) => self.ledger.not_carried(&value, "a service is not restarted with another", "an app reconnects by itself"),
-                _ => self.ledger.not_carried(&value, "what a service waits for is always there", "nothing is to be done"),
+                ("restart", _) => self.ledger.not_carried(
+                    &value,
+                    "a service is not restarted with another",
+                    "an app reconnects by itself",
+                ),
+                _ => self.ledger.not_carried(
+                    &value,
+                    "what a service waits for is always there",
+                    "nothing is to be done",
+                ),
             }
         }
     }
@@ -518,7 +651,9 @@ impl Converter<'_> {
 
     /// `deploy.update_config`: the manifest has one for all services.
     fn updates(&mut self, name: &str, at: &At<'_>) {
-        let Some(at) = at.find("deploy.update_config") else { return };
+        let Some(at) = at.find("deploy.update_config") else {
+            return;
+        };
         let text = |key: &str| at.get(key).and_then(|at| at.text());
         let count = text("parallelism").and_then(|text| text.parse::<u64>().ok());
         let share = match count {
@@ -533,33 +668,63 @@ impl Converter<'_> {
                     Some("stop-first") => vec![("max_unavailable", share.clone())],
                     _ => vec![("max_surge", share.clone())],
                 },
-                ("order", "start-first") => vec![("max_unavailable", Toml::Number(0)), ("max_surge", share.clone())],
-                ("order", "stop-first") => vec![("max_surge", Toml::Number(0)), ("max_unavailable", share.clone())],
+                ("order", "start-first") => vec![
+                    ("max_unavailable", Toml::Number(0)),
+                    ("max_surge", share.clone()),
+                ],
+                ("order", "stop-first") => vec![
+                    ("max_surge", Toml::Number(0)),
+                    ("max_unavailable", share.clone()),
+                ],
                 ("failure_action", "rollback") => vec![("rollback", Toml::Flag(true))],
                 ("failure_action", "pause") => vec![("rollback", Toml::Flag(false))],
                 ("monitor", _) => match duration(&word).filter(|one| one.as_secs() <= 3_600) {
-                    Some(monitor) => vec![("min_ready", Toml::text(landfast_types::format_duration(monitor)))],
+                    Some(monitor) => vec![(
+                        "min_ready",
+                        Toml::text(landfast_types::format_duration(monitor)),
+                    )],
                     None => vec![],
                 },
                 ("max_failure_ratio", "0" | "0.0") => {
-                    self.ledger.replaced(&value, "one instance that does not become ready fails a rollout");
+                    self.ledger.replaced(
+                        &value,
+                        "one instance that does not become ready fails a rollout",
+                    );
                     continue;
                 }
                 _ => vec![],
             };
             if set.is_empty() {
                 let (reason, instead) = match key {
-                    "delay" => ("the pace follows readiness", "`min_ready` in [deploy] is how long an instance must be ready before the next"),
-                    "failure_action" => ("a failed rollout is taken back, or parked", "`rollback` in [deploy]"),
-                    "max_failure_ratio" => ("one instance that does not become ready fails a rollout", "nothing is to be done"),
+                    "delay" => (
+                        "the pace follows readiness",
+                        "`min_ready` in [deploy] is how long an instance must be ready before the next",
+                    ),
+                    "failure_action" => (
+                        "a failed rollout is taken back, or parked",
+                        "`rollback` in [deploy]",
+                    ),
+                    "max_failure_ratio" => (
+                        "one instance that does not become ready fails a rollout",
+                        "nothing is to be done",
+                    ),
                     _ => ("[deploy] has no such key", "look at docs/strategies.md"),
                 };
                 self.ledger.not_carried(&value, reason, instead);
                 continue;
             }
-            let differs = set.iter().any(|(key, value)| self.draft.deploy.get(key).is_some_and(|other| other != value));
+            let differs = set.iter().any(|(key, value)| {
+                self.draft
+                    .deploy
+                    .get(key)
+                    .is_some_and(|other| other != value)
+            });
             if differs {
-                self.ledger.not_carried(&value, "[deploy] is for all services, and another says it otherwise", "choose one of both");
+                self.ledger.not_carried(
+                    &value,
+                    "[deploy] is for all services, and another says it otherwise",
+                    "choose one of both",
+                );
                 continue;
             }
             for (key, value) in set {
@@ -567,14 +732,22 @@ impl Converter<'_> {
             }
             self.ledger.carried(&value, "[deploy]");
         }
-        self.draft.deploy.comment(format!("As `{name}` and others say in `deploy.update_config`; it is for the whole environment."));
+        self.draft.deploy.comment(format!(
+            "As `{name}` and others say in `deploy.update_config`; it is for the whole environment."
+        ));
     }
 
     pub(super) fn secret_name(&mut self, source: &str) -> String {
         if let Some(name) = self.secrets.get(source) {
             return name.clone();
         }
-        let name = source.chars().map(|c| if c.is_ascii_alphanumeric() || c == '_' { c } else { '_' });
+        let name = source.chars().map(|c| {
+            if c.is_ascii_alphanumeric() || c == '_' {
+                c
+            } else {
+                '_'
+            }
+        });
         let mut name = name.collect::<String>();
         if name.is_empty() || name.starts_with(|c: char| c.is_ascii_digit()) {
             name.insert(0, '_');
@@ -602,9 +775,19 @@ impl Converter<'_> {
                 let target = value.text().unwrap_or_default();
                 match key {
                     "source" => self.ledger.carried(&value, to.as_str()),
-                    "target" if target == name || target == format!("/run/secrets/{name}") => self.ledger.carried(&value, to.as_str()),
-                    "target" => self.ledger.not_carried(&value, format!("it is at /run/secrets/{name}"), format!("read it there, or where {name}_FILE says")),
-                    _ => self.ledger.not_carried(&value, "only the service's user can read it", "nothing is to be done"),
+                    "target" if target == name || target == format!("/run/secrets/{name}") => {
+                        self.ledger.carried(&value, to.as_str())
+                    }
+                    "target" => self.ledger.not_carried(
+                        &value,
+                        format!("it is at /run/secrets/{name}"),
+                        format!("read it there, or where {name}_FILE says"),
+                    ),
+                    _ => self.ledger.not_carried(
+                        &value,
+                        "only the service's user can read it",
+                        "nothing is to be done",
+                    ),
                 }
             }
         }
@@ -618,12 +801,18 @@ pub(crate) fn inner_path(path: &str) -> Option<String> {
     if is_remote || is_absolute || path.contains(char::is_control) {
         return None;
     }
-    let parts = path.split('/').filter(|part| !part.is_empty() && *part != ".");
+    let parts = path
+        .split('/')
+        .filter(|part| !part.is_empty() && *part != ".");
     let parts = parts.collect::<Vec<_>>();
     if parts.contains(&"..") {
         return None;
     }
-    Some(if parts.is_empty() { ".".to_owned() } else { parts.join("/") })
+    Some(if parts.is_empty() {
+        ".".to_owned()
+    } else {
+        parts.join("/")
+    })
 }
 
 pub(crate) fn is_variable(name: &str) -> bool {

@@ -30,9 +30,16 @@ pub(super) fn engine(image: &str) -> Option<Engine> {
 pub(super) fn version(engine: Engine, image: &str) -> Option<String> {
     let tag = image_tag(image)?;
     let number = tag.split('-').next().unwrap_or(tag);
-    let parts = number.split('.').map(|part| part.parse::<u32>().ok()).collect::<Option<Vec<_>>>()?;
+    let parts = number
+        .split('.')
+        .map(|part| part.parse::<u32>().ok())
+        .collect::<Option<Vec<_>>>()?;
     let keep = if engine == Engine::Postgres { 1 } else { 2 };
-    let parts = parts.iter().take(keep).map(u32::to_string).collect::<Vec<_>>();
+    let parts = parts
+        .iter()
+        .take(keep)
+        .map(u32::to_string)
+        .collect::<Vec<_>>();
     Some(parts.join("."))
 }
 
@@ -41,18 +48,29 @@ impl Converter<'_> {
         let own = self.names.get(name).cloned().unwrap_or_default();
         let mut table = Table::default();
         let label = engine.label();
-        table.comment(format!("`{name}` of line {}, kept by Landfast: data, login, backups and migrations.", at.place.line));
+        table.comment(format!(
+            "`{name}` of line {}, kept by Landfast: data, login, backups and migrations.",
+            at.place.line
+        ));
         table.set_text("engine", engine.word());
         let image = at.get("image").and_then(|at| at.text()).unwrap_or_default();
         match version(engine, &image) {
             Some(version) => {
-                let is_tested = engine.tested_version().is_some_and(|tested| tested == version || tested.starts_with(&format!("{version}.")));
+                let is_tested = engine.tested_version().is_some_and(|tested| {
+                    tested == version || tested.starts_with(&format!("{version}."))
+                });
                 let line = table.set_text("version", &version);
                 if !is_tested {
-                    line.comment(format!("its programs of this version must be on the server; tested with {}", engine.tested_version().unwrap_or("none")));
+                    line.comment(format!(
+                        "its programs of this version must be on the server; tested with {}",
+                        engine.tested_version().unwrap_or("none")
+                    ));
                 }
             }
-            None => table.hint(format!("version = \"{}\"   # the image names none", engine.tested_version().unwrap_or("15"))),
+            None => table.hint(format!(
+                "version = \"{}\"   # the image names none",
+                engine.tested_version().unwrap_or("15")
+            )),
         }
         let prefix = own.to_uppercase().replace('-', "_");
         self.decide(format!("`{name}` is the {label} store `{own}`: services that use it get `{prefix}_URL`. Its data is not moved: dump it there and restore it here"));
@@ -87,17 +105,44 @@ impl Converter<'_> {
 
     fn store_environment(&mut self, at: &At<'_>) {
         const KNOWN: &[&str] = &[
-            "POSTGRES_USER", "POSTGRES_PASSWORD", "POSTGRES_DB", "POSTGRES_HOST_AUTH_METHOD", "PGDATA", "MARIADB_ROOT_PASSWORD", "MARIADB_USER",
-            "MARIADB_PASSWORD", "MARIADB_DATABASE", "MARIADB_RANDOM_ROOT_PASSWORD", "MARIADB_ALLOW_EMPTY_ROOT_PASSWORD", "MARIADB_AUTO_UPGRADE",
-            "MYSQL_ROOT_PASSWORD", "MYSQL_USER", "MYSQL_PASSWORD", "MYSQL_DATABASE", "MYSQL_RANDOM_ROOT_PASSWORD", "MYSQL_ALLOW_EMPTY_PASSWORD",
-            "REDIS_PASSWORD", "ALLOW_EMPTY_PASSWORD", "TZ", "PGUSER", "PGPASSWORD", "LANG",
+            "POSTGRES_USER",
+            "POSTGRES_PASSWORD",
+            "POSTGRES_DB",
+            "POSTGRES_HOST_AUTH_METHOD",
+            "PGDATA",
+            "MARIADB_ROOT_PASSWORD",
+            "MARIADB_USER",
+            "MARIADB_PASSWORD",
+            "MARIADB_DATABASE",
+            "MARIADB_RANDOM_ROOT_PASSWORD",
+            "MARIADB_ALLOW_EMPTY_ROOT_PASSWORD",
+            "MARIADB_AUTO_UPGRADE",
+            "MYSQL_ROOT_PASSWORD",
+            "MYSQL_USER",
+            "MYSQL_PASSWORD",
+            "MYSQL_DATABASE",
+            "MYSQL_RANDOM_ROOT_PASSWORD",
+            "MYSQL_ALLOW_EMPTY_PASSWORD",
+            "REDIS_PASSWORD",
+            "ALLOW_EMPTY_PASSWORD",
+            "TZ",
+            "PGUSER",
+            "PGPASSWORD",
+            "LANG",
         ];
         for (name, _, item) in pairs(at) {
             let base = name.strip_suffix("_FILE").unwrap_or(&name);
             if KNOWN.contains(&base) {
-                self.ledger.replaced(&item, "Landfast makes the database and its login, and gives services the address");
+                self.ledger.replaced(
+                    &item,
+                    "Landfast makes the database and its login, and gives services the address",
+                );
             } else {
-                self.ledger.not_carried(&item, "a store has no variables", "`settings` in its table");
+                self.ledger.not_carried(
+                    &item,
+                    "a store has no variables",
+                    "`settings` in its table",
+                );
             }
         }
     }
@@ -106,11 +151,17 @@ impl Converter<'_> {
         let argv = match &at.node.value {
             Value::Text(line) => words(line),
             Value::List(_) => at.items().map(|item| item.text()).collect(),
-            Value::Null | Value::Flag(_) | Value::Integer(_) | Value::Float(_) | Value::Map(_) => None,
+            Value::Null | Value::Flag(_) | Value::Integer(_) | Value::Float(_) | Value::Map(_) => {
+                None
+            }
         };
         let settings = argv.as_deref().and_then(|argv| settings(engine, argv));
         let Some(settings) = settings else {
-            self.ledger.not_carried(at, "only settings can be read from it", "write them in `settings`");
+            self.ledger.not_carried(
+                at,
+                "only settings can be read from it",
+                "write them in `settings`",
+            );
             return;
         };
         let mut left = Vec::new();
@@ -129,7 +180,8 @@ impl Converter<'_> {
             let mut pseudo = at.clone();
             pseudo.path.push_str(":own");
             let reason = format!("{} is Landfast's own to set", left.join(", "));
-            self.ledger.not_carried(&pseudo, reason, "nothing is to be done");
+            self.ledger
+                .not_carried(&pseudo, reason, "nothing is to be done");
         }
     }
 
@@ -138,22 +190,40 @@ impl Converter<'_> {
         let target = mount.map(|mount| mount.target).unwrap_or_default();
         let is_data = ["/var/lib/postgresql", "/var/lib/mysql", "/data", "/bitnami"];
         if is_data.iter().any(|place| target.starts_with(place)) {
-            self.ledger.replaced(item, "Landfast keeps the data of a store; what is in it now is moved by a dump");
+            self.ledger.replaced(
+                item,
+                "Landfast keeps the data of a store; what is in it now is moved by a dump",
+            );
         } else if target.starts_with("/docker-entrypoint-initdb.d") {
             self.ledger.not_carried(item, "a store begins empty", "make the files migrations: `migrations` in the table of the store, see docs/migrations.md");
         } else {
-            self.ledger.not_carried(item, "a store is configured by its table", "`settings` in its table");
+            self.ledger.not_carried(
+                item,
+                "a store is configured by its table",
+                "`settings` in its table",
+            );
         }
     }
 
     fn store_memory(&mut self, engine: Engine, at: &At<'_>, table: &mut Table) {
-        let least = if engine == Engine::Mariadb { MARIADB_MEMORY_MIN } else { MEMORY_MIN };
+        let least = if engine == Engine::Mariadb {
+            MARIADB_MEMORY_MIN
+        } else {
+            MEMORY_MIN
+        };
         match at.text().and_then(|text| bytes(&text)) {
             Some(size) if size.0 >= least => {
                 table.set_text("memory", exact_bytes(size));
                 self.ledger.carried(at, "memory");
             }
-            _ => self.ledger.not_carried(at, format!("it is less than such a store takes, {}", landfast_types::Bytes(least)), "the default is used"),
+            _ => self.ledger.not_carried(
+                at,
+                format!(
+                    "it is less than such a store takes, {}",
+                    landfast_types::Bytes(least)
+                ),
+                "the default is used",
+            ),
         }
     }
 
@@ -162,9 +232,15 @@ impl Converter<'_> {
             if key != "resources" {
                 let one = value.text().as_deref() == Some("1");
                 match key {
-                    "restart_policy" | "mode" | "update_config" => self.ledger.replaced(&value, "Landfast keeps the store"),
+                    "restart_policy" | "mode" | "update_config" => {
+                        self.ledger.replaced(&value, "Landfast keeps the store")
+                    }
                     "replicas" if one => self.ledger.replaced(&value, "Landfast keeps the store"),
-                    _ => self.ledger.not_carried(&value, "a store is one server", "nothing is to be done"),
+                    _ => self.ledger.not_carried(
+                        &value,
+                        "a store is one server",
+                        "nothing is to be done",
+                    ),
                 }
                 continue;
             }
@@ -172,8 +248,14 @@ impl Converter<'_> {
                 for (key, value) in value.fields() {
                     match (group, key) {
                         ("limits", "memory") => self.store_memory(engine, &value, table),
-                        ("reservations", "memory") => self.ledger.replaced(&value, "`memory` of the store"),
-                        _ => self.ledger.not_carried(&value, "a store is given memory alone", "`memory` in its table"),
+                        ("reservations", "memory") => {
+                            self.ledger.replaced(&value, "`memory` of the store")
+                        }
+                        _ => self.ledger.not_carried(
+                            &value,
+                            "a store is given memory alone",
+                            "`memory` in its table",
+                        ),
                     }
                 }
             }
@@ -185,7 +267,12 @@ impl Converter<'_> {
 fn settings(engine: Engine, argv: &[String]) -> Option<Vec<(String, String)>> {
     let mut settings = Vec::new();
     let mut words = argv.iter().peekable();
-    words.next_if(|word| matches!(word.as_str(), "postgres" | "redis-server" | "mariadbd" | "mysqld"));
+    words.next_if(|word| {
+        matches!(
+            word.as_str(),
+            "postgres" | "redis-server" | "mariadbd" | "mysqld"
+        )
+    });
     while let Some(word) = words.next() {
         let pair = if engine == Engine::Postgres {
             let text = match word.strip_prefix("-c") {
@@ -201,7 +288,10 @@ fn settings(engine: Engine, argv: &[String]) -> Option<Vec<(String, String)>> {
                 Some((key, value)) => (key.to_owned(), value.to_owned()),
                 None => {
                     let value = words.next_if(|word| !word.starts_with("--"));
-                    (text.to_owned(), value.cloned().unwrap_or_else(|| "1".to_owned()))
+                    (
+                        text.to_owned(),
+                        value.cloned().unwrap_or_else(|| "1".to_owned()),
+                    )
                 }
             }
         };
@@ -223,17 +313,38 @@ mod tests {
         assert_eq!(engine("postgres:16-alpine"), Some(Engine::Postgres));
         assert_eq!(engine("docker.io/library/redis"), Some(Engine::Redis));
         assert_eq!(engine("mariadb@sha256:00"), Some(Engine::Mariadb));
-        for other in ["mysql:8", "bitnami/postgresql", "postgis/postgis", "localhost:5000/postgres", "redis/redis-stack", ""] {
+        for other in [
+            "mysql:8",
+            "bitnami/postgresql",
+            "postgis/postgis",
+            "localhost:5000/postgres",
+            "redis/redis-stack",
+            "",
+        ] {
             assert_eq!(engine(other), None, "{other}");
         }
     }
 
     #[test]
     fn versions_are_major() {
-        assert_eq!(version(Engine::Postgres, "postgres:16.2-alpine").as_deref(), Some("16"));
-        assert_eq!(version(Engine::Mariadb, "mariadb:10.11.6").as_deref(), Some("10.11"));
-        assert_eq!(version(Engine::Redis, "redis:7-alpine").as_deref(), Some("7"));
-        for none in ["postgres", "postgres:latest", "postgres:alpine", "postgres:16beta1"] {
+        assert_eq!(
+            version(Engine::Postgres, "postgres:16.2-alpine").as_deref(),
+            Some("16")
+        );
+        assert_eq!(
+            version(Engine::Mariadb, "mariadb:10.11.6").as_deref(),
+            Some("10.11")
+        );
+        assert_eq!(
+            version(Engine::Redis, "redis:7-alpine").as_deref(),
+            Some("7")
+        );
+        for none in [
+            "postgres",
+            "postgres:latest",
+            "postgres:alpine",
+            "postgres:16beta1",
+        ] {
             assert_eq!(version(Engine::Postgres, none), None, "{none}");
         }
     }
@@ -243,12 +354,27 @@ mod tests {
         let read = |engine, line: &str| settings(engine, &words(line).unwrap());
         let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
         assert_eq!(
-            read(Engine::Postgres, "postgres -c max_connections=200 -cshared_buffers=1GB").unwrap(),
-            [pair("max_connections", "200"), pair("shared_buffers", "1GB")]
+            read(
+                Engine::Postgres,
+                "postgres -c max_connections=200 -cshared_buffers=1GB"
+            )
+            .unwrap(),
+            [
+                pair("max_connections", "200"),
+                pair("shared_buffers", "1GB")
+            ]
         );
         assert_eq!(
-            read(Engine::Redis, "redis-server --appendonly yes --save 60 --maxmemory=1gb").unwrap(),
-            [pair("appendonly", "yes"), pair("save", "60"), pair("maxmemory", "1gb")]
+            read(
+                Engine::Redis,
+                "redis-server --appendonly yes --save 60 --maxmemory=1gb"
+            )
+            .unwrap(),
+            [
+                pair("appendonly", "yes"),
+                pair("save", "60"),
+                pair("maxmemory", "1gb")
+            ]
         );
         assert_eq!(read(Engine::Redis, "sh -c x"), None);
         assert_eq!(read(Engine::Redis, "redis-server /etc/redis.conf"), None);

@@ -7,7 +7,9 @@ impl Converter<'_> {
         for (key, at) in root.fields() {
             match key {
                 "services" => {}
-                "version" => self.ledger.replaced(&at, "it says nothing to today's Compose either"),
+                "version" => self
+                    .ledger
+                    .replaced(&at, "it says nothing to today's Compose either"),
                 "name" => self.ledger.carried(&at, "app"),
                 "include" => self.ledger.carried_whole(&at, "what it includes is here"),
                 "volumes" => self.top_volumes(&at),
@@ -18,10 +20,21 @@ impl Converter<'_> {
                         self.ledger.not_carried(&at, "a file of configuration is part of the image or a secret", "COPY it into the image, or `landfast secret set NAME < FILE` and read it in /run/secrets/NAME");
                     }
                 }
-                _ if key.starts_with("x-") => self.ledger.replaced(&at, "an extension says nothing by itself; what refers to it was followed"),
-                _ => self.ledger.not_carried(&at, "the Compose specification has no such key, or it is newer than this version", "remove it"),
+                _ if key.starts_with("x-") => self.ledger.replaced(
+                    &at,
+                    "an extension says nothing by itself; what refers to it was followed",
+                ),
+                _ => self.ledger.not_carried(
+                    &at,
+                    "the Compose specification has no such key, or it is newer than this version",
+                    "remove it",
+                ),
             }
-            if at.node.fields().is_empty() && at.node.items().is_empty() && at.text().is_none() && key != "services" {
+            if at.node.fields().is_empty()
+                && at.node.items().is_empty()
+                && at.text().is_none()
+                && key != "services"
+            {
                 self.ledger.replaced(&at, "it is empty");
             }
         }
@@ -55,7 +68,8 @@ impl Converter<'_> {
     }
 
     fn top_networks(&mut self, at: &At<'_>) {
-        let one = "one network of the app and the environment; stores are reached where `uses` says";
+        let one =
+            "one network of the app and the environment; stores are reached where `uses` says";
         if at.node.fields().len() > 1 {
             self.decide("the networks are one: services of an app reach each other, and stores only where `uses` says".to_owned());
         }
@@ -81,7 +95,8 @@ impl Converter<'_> {
         for (source, at) in at.fields() {
             let name = self.secret_name(source);
             let file = at.get("file").and_then(|at| at.text());
-            let file = file.filter(|file| !file.contains(|c: char| c.is_control() || c.is_whitespace()));
+            let file =
+                file.filter(|file| !file.contains(|c: char| c.is_control() || c.is_whitespace()));
             self.draft.need_secret(&name, source, file.as_deref());
             let to = format!("the secret {name}, set by `landfast secret set`");
             if at.node.fields().is_empty() {
@@ -89,14 +104,24 @@ impl Converter<'_> {
             }
             for (key, value) in at.fields() {
                 match key {
-                    "file" | "environment" | "external" | "name" => self.ledger.carried_whole(&value, &to),
-                    _ if key.starts_with("x-") => self.ledger.replaced(&value, "an extension says nothing by itself"),
-                    _ => self.ledger.not_carried(&value, "secrets are kept by Landfast", "nothing is to be done"),
+                    "file" | "environment" | "external" | "name" => {
+                        self.ledger.carried_whole(&value, &to)
+                    }
+                    _ if key.starts_with("x-") => self
+                        .ledger
+                        .replaced(&value, "an extension says nothing by itself"),
+                    _ => self.ledger.not_carried(
+                        &value,
+                        "secrets are kept by Landfast",
+                        "nothing is to be done",
+                    ),
                 }
             }
         }
         if !at.node.fields().is_empty() {
-            self.decide("secrets are the environment's: each service finds all of them in /run/secrets");
+            self.decide(
+                "secrets are the environment's: each service finds all of them in /run/secrets",
+            );
         }
     }
 }

@@ -116,11 +116,29 @@ mod tests {
         };
         check("/data", MountKind::Volume, None, "/data", false);
         check("a:/data", MountKind::Volume, Some("a"), "/data", false);
-        check("./a:/data:ro,z", MountKind::Bind, Some("./a"), "/data", true);
+        check(
+            "./a:/data:ro,z",
+            MountKind::Bind,
+            Some("./a"),
+            "/data",
+            true,
+        );
         check("~/a:/b", MountKind::Bind, Some("~/a"), "/b", false);
-        check("C:\\a b:/data:rw", MountKind::Bind, Some("C:\\a b"), "/data", false);
+        check(
+            "C:\\a b:/data:rw",
+            MountKind::Bind,
+            Some("C:\\a b"),
+            "/data",
+            false,
+        );
         check("c:/a:/data", MountKind::Bind, Some("c:/a"), "/data", false);
-        check("C:\\a:D:\\b:ro", MountKind::Bind, Some("C:\\a"), "D:\\b", true);
+        check(
+            "C:\\a:D:\\b:ro",
+            MountKind::Bind,
+            Some("C:\\a"),
+            "D:\\b",
+            true,
+        );
         assert_eq!(short("a:b:c:d"), None);
         assert_eq!(short(":"), None);
         assert_eq!(short(""), None);

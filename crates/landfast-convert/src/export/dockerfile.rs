@@ -23,9 +23,23 @@ impl ProjectKind {
 
 /// Files that say what a folder holds.
 pub const PROJECT_FILES: &[&str] = &[
-    "Cargo.toml", "Cargo.lock", "rust-toolchain.toml", "src/main.rs", "package.json", "package-lock.json", "yarn.lock", "pnpm-lock.yaml",
-    "npm-shrinkwrap.json", ".nvmrc", ".node-version", "index.html", "public/index.html", "dist/index.html", "build/index.html",
-    "site/index.html", "migrations",
+    "Cargo.toml",
+    "Cargo.lock",
+    "rust-toolchain.toml",
+    "src/main.rs",
+    "package.json",
+    "package-lock.json",
+    "yarn.lock",
+    "pnpm-lock.yaml",
+    "npm-shrinkwrap.json",
+    ".nvmrc",
+    ".node-version",
+    "index.html",
+    "public/index.html",
+    "dist/index.html",
+    "build/index.html",
+    "site/index.html",
+    "migrations",
 ];
 
 /// What was found in a folder: the texts of [`PROJECT_FILES`], and what the manifest says.
@@ -70,46 +84,93 @@ pub fn dockerfile(facts: &ProjectFacts, kind: Option<ProjectKind>) -> Option<Doc
 }
 
 fn static_folder(facts: &ProjectFacts) -> Option<&'static str> {
-    let folders = [("dist/index.html", "dist"), ("build/index.html", "build"), ("public/index.html", "public"), ("site/index.html", "site"), ("index.html", ".")];
-    folders.into_iter().find(|(file, _)| facts.files.contains_key(*file)).map(|(_, folder)| folder)
+    let folders = [
+        ("dist/index.html", "dist"),
+        ("build/index.html", "build"),
+        ("public/index.html", "public"),
+        ("site/index.html", "site"),
+        ("index.html", "."),
+    ];
+    folders
+        .into_iter()
+        .find(|(file, _)| facts.files.contains_key(*file))
+        .map(|(_, folder)| folder)
 }
 
 fn argv(words: &[String]) -> String {
-    let words = words.iter().map(|word| serde_json::Value::from(word.as_str()).to_string());
+    let words = words
+        .iter()
+        .map(|word| serde_json::Value::from(word.as_str()).to_string());
     format!("[{}]", words.collect::<Vec<_>>().join(", "))
 }
 
 /// A word that cannot end a line or a shell's word.
 fn plain(text: &str) -> bool {
-    !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.+/?=&%~".contains(c))
+    !text.is_empty()
+        && text
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "-_.+/?=&%~".contains(c))
 }
 
 fn rust(facts: &ProjectFacts) -> Option<DockerFiles> {
     let cargo = facts.files.get("Cargo.toml")?;
     let table = cargo.parse::<toml::Table>().ok()?;
-    let package = table.get("package").and_then(|package| package.get("name")).and_then(|name| name.as_str());
-    let bins = table.get("bin").and_then(|bins| bins.as_array()).into_iter().flatten();
-    let bins = bins.filter_map(|bin| bin.get("name")?.as_str()).collect::<Vec<_>>();
-    let default = table.get("package").and_then(|package| package.get("default-run")).and_then(|name| name.as_str());
-    let program = default.or(bins.first().copied()).or(package).filter(|name| plain(name)).unwrap_or("app");
+    let package = table
+        .get("package")
+        .and_then(|package| package.get("name"))
+        .and_then(|name| name.as_str());
+    let bins = table
+        .get("bin")
+        .and_then(|bins| bins.as_array())
+        .into_iter()
+        .flatten();
+    let bins = bins
+        .filter_map(|bin| bin.get("name")?.as_str())
+        .collect::<Vec<_>>();
+    let default = table
+        .get("package")
+        .and_then(|package| package.get("default-run"))
+        .and_then(|name| name.as_str());
+    let program = default
+        .or(bins.first().copied())
+        .or(package)
+        .filter(|name| plain(name))
+        .unwrap_or("app");
     let workspace = table.get("workspace").is_some();
     let version = facts.files.get("rust-toolchain.toml").and_then(|text| {
         let table = text.parse::<toml::Table>().ok()?;
         let channel = table.get("toolchain")?.get("channel")?.as_str()?.to_owned();
-        channel.starts_with(|c: char| c.is_ascii_digit()).then_some(channel)
+        channel
+            .starts_with(|c: char| c.is_ascii_digit())
+            .then_some(channel)
     });
-    let version = version.filter(|version| plain(version)).unwrap_or_else(|| "1".to_owned());
-    let locked = if facts.files.contains_key("Cargo.lock") { " --locked" } else { "" };
+    let version = version
+        .filter(|version| plain(version))
+        .unwrap_or_else(|| "1".to_owned());
+    let locked = if facts.files.contains_key("Cargo.lock") {
+        " --locked"
+    } else {
+        ""
+    };
     let port = facts.port.unwrap_or(3_000);
-    let package_flag = if workspace { format!(" --bin {program}") } else { String::new() };
+    let package_flag = if workspace {
+        format!(" --bin {program}")
+    } else {
+        String::new()
+    };
     let command = facts.command.clone().unwrap_or_default();
     let arguments = command.get(1..).unwrap_or_default();
     let mut words = vec![format!("/app/{program}")];
     words.extend(arguments.iter().cloned());
-    let ready = facts.ready.as_deref().filter(|path| plain(path) && path.starts_with('/'));
+    let ready = facts
+        .ready
+        .as_deref()
+        .filter(|path| plain(path) && path.starts_with('/'));
     let check = match ready {
         // Debian's slim image has bash, and neither curl nor wget.
-        Some(path) => format!("exec 3<>/dev/tcp/127.0.0.1/${{PORT}} && printf 'GET {path} HTTP/1.0\\r\\nHost: localhost\\r\\n\\r\\n' >&3 && read -r _ status _ <&3 && [[ $status == [23]* ]]"),
+        Some(path) => format!(
+            "exec 3<>/dev/tcp/127.0.0.1/${{PORT}} && printf 'GET {path} HTTP/1.0\\r\\nHost: localhost\\r\\n\\r\\n' >&3 && read -r _ status _ <&3 && [[ $status == [23]* ]]"
+        ),
         None => "exec 3<>/dev/tcp/127.0.0.1/${PORT}".to_owned(),
     };
     let check = argv(&["bash".to_owned(), "-c".to_owned(), check]);
@@ -153,23 +214,48 @@ ENTRYPOINT {}
 }
 
 fn node(facts: &ProjectFacts) -> Option<DockerFiles> {
-    let package = serde_json::from_str::<serde_json::Value>(facts.files.get("package.json")?).ok()?;
+    let package =
+        serde_json::from_str::<serde_json::Value>(facts.files.get("package.json")?).ok()?;
     let has = |path: &str| facts.files.contains_key(path);
     let script = |name: &str| package["scripts"][name].as_str();
-    let version = facts.files.get(".nvmrc").or_else(|| facts.files.get(".node-version"));
+    let version = facts
+        .files
+        .get(".nvmrc")
+        .or_else(|| facts.files.get(".node-version"));
     let version = version.map(|text| text.trim().trim_start_matches('v').to_owned());
     let from_engines = || {
         let text = package["engines"]["node"].as_str()?;
         let number = text.trim_start_matches(|c: char| !c.is_ascii_digit());
-        Some(number.chars().take_while(char::is_ascii_digit).collect::<String>()).filter(|number| !number.is_empty())
+        Some(
+            number
+                .chars()
+                .take_while(char::is_ascii_digit)
+                .collect::<String>(),
+        )
+        .filter(|number| !number.is_empty())
     };
-    let version = version.filter(|version| plain(version) && version.starts_with(|c: char| c.is_ascii_digit()));
-    let version = version.or_else(from_engines).unwrap_or_else(|| "22".to_owned());
-    let depends = |key: &str| package[key].as_object().is_some_and(|table| !table.is_empty());
+    let version = version
+        .filter(|version| plain(version) && version.starts_with(|c: char| c.is_ascii_digit()));
+    let version = version
+        .or_else(from_engines)
+        .unwrap_or_else(|| "22".to_owned());
+    let depends = |key: &str| {
+        package[key]
+            .as_object()
+            .is_some_and(|table| !table.is_empty())
+    };
     let (install, prune, lock) = if has("pnpm-lock.yaml") {
-        ("corepack enable && pnpm install --frozen-lockfile", "pnpm prune --prod", "pnpm-lock.yaml")
+        (
+            "corepack enable && pnpm install --frozen-lockfile",
+            "pnpm prune --prod",
+            "pnpm-lock.yaml",
+        )
     } else if has("yarn.lock") {
-        ("corepack enable && yarn install --frozen-lockfile", "yarn install --frozen-lockfile --production", "yarn.lock")
+        (
+            "corepack enable && yarn install --frozen-lockfile",
+            "yarn install --frozen-lockfile --production",
+            "yarn.lock",
+        )
     } else if has("package-lock.json") || has("npm-shrinkwrap.json") {
         ("npm ci", "npm prune --omit=dev", "package-lock.json")
     } else {
@@ -187,15 +273,35 @@ fn node(facts: &ProjectFacts) -> Option<DockerFiles> {
     if depends("devDependencies") {
         steps.push(format!("RUN {prune}"));
     }
-    let main = package["main"].as_str().filter(|main| plain(main)).unwrap_or("index.js");
+    let main = package["main"]
+        .as_str()
+        .filter(|main| plain(main))
+        .unwrap_or("index.js");
     // A package manager in between would keep signals from the program.
-    let start = script("start").map(|line| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>());
-    let start = start.filter(|words| words.first().is_some_and(|word| word == "node") && words.iter().all(|word| plain(word)));
-    let given = facts.command.clone().filter(|words| words.first().is_some_and(|word| word == "node"));
-    let words = given.or(start).unwrap_or_else(|| vec!["node".to_owned(), main.to_owned()]);
+    let start = script("start").map(|line| {
+        line.split_whitespace()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    });
+    let start = start.filter(|words| {
+        words.first().is_some_and(|word| word == "node") && words.iter().all(|word| plain(word))
+    });
+    let given = facts
+        .command
+        .clone()
+        .filter(|words| words.first().is_some_and(|word| word == "node"));
+    let words = given
+        .or(start)
+        .unwrap_or_else(|| vec!["node".to_owned(), main.to_owned()]);
     let port = facts.port.unwrap_or(3_000);
-    let path = facts.ready.as_deref().filter(|path| plain(path) && path.starts_with('/')).unwrap_or("/");
-    let check = format!("fetch('http://127.0.0.1:'+process.env.PORT+'{path}',{{redirect:'manual'}}).then(r=>process.exit(r.status<400?0:1),()=>process.exit(1))");
+    let path = facts
+        .ready
+        .as_deref()
+        .filter(|path| plain(path) && path.starts_with('/'))
+        .unwrap_or("/");
+    let check = format!(
+        "fetch('http://127.0.0.1:'+process.env.PORT+'{path}',{{redirect:'manual'}}).then(r=>process.exit(r.status<400?0:1),()=>process.exit(1))"
+    );
     let check = argv(&["node".to_owned(), "-e".to_owned(), check]);
     let dockerfile = format!(
         "# Written by `landfast export dockerfile`.

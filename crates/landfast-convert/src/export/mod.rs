@@ -12,8 +12,8 @@ use std::{
 };
 
 use landfast_spec::{
-    AppSpec, EnvVar, HealthSpec, ImageSource, JobSpec, Probe, Pull, ResourcesSpec, SandboxSpec, SecretDelivery, ServiceSpec, Strategy, Volume,
-    When,
+    AppSpec, EnvVar, HealthSpec, ImageSource, JobSpec, Probe, Pull, ResourcesSpec, SandboxSpec,
+    SecretDelivery, ServiceSpec, Strategy, Volume, When,
 };
 use landfast_types::StoreName;
 use serde_json::{Map, Value, json};
@@ -83,7 +83,10 @@ pub fn export_compose(spec: &AppSpec, options: &ExportOptions) -> Vec<ExportedFi
         root.insert("volumes".to_owned(), volumes.collect::<Map<_, _>>().into());
     }
     if !export.secrets.is_empty() {
-        let secrets = export.secrets.iter().map(|name| (name.clone(), json!({ "file": format!("./secrets/{name}") })));
+        let secrets = export
+            .secrets
+            .iter()
+            .map(|name| (name.clone(), json!({ "file": format!("./secrets/{name}") })));
         root.insert("secrets".to_owned(), secrets.collect::<Map<_, _>>().into());
     }
     let head = format!(
@@ -143,10 +146,17 @@ impl Export<'_> {
         if let Some(port) = service.port {
             value.insert("expose".to_owned(), json!([port.to_string()]));
         }
-        let health = health(&service.health, service.port, self.spec.deploy.healthy_deadline);
+        let health = health(
+            &service.health,
+            service.port,
+            self.spec.deploy.healthy_deadline,
+        );
         value.insert("healthcheck".to_owned(), health);
         // What is in flight has `drain`, and the process `grace` after it.
-        value.insert("stop_grace_period".to_owned(), duration(service.grace).into());
+        value.insert(
+            "stop_grace_period".to_owned(),
+            duration(service.grace).into(),
+        );
         value.insert("restart".to_owned(), "unless-stopped".into());
         let mut depends = self.depends(&service.uses);
         for other in &service.after {
@@ -214,7 +224,12 @@ impl Export<'_> {
         limits(process, &mut value);
         isolation(process.sandbox, &mut value);
         let mut networks = vec!["app".to_owned()];
-        let managed = process.uses.iter().filter(|name| self.spec.stores.get(*name).is_some_and(landfast_spec::StoreSpec::is_managed));
+        let managed = process.uses.iter().filter(|name| {
+            self.spec
+                .stores
+                .get(*name)
+                .is_some_and(landfast_spec::StoreSpec::is_managed)
+        });
         networks.extend(managed.map(|name| format!("store-{name}")));
         value.insert("networks".to_owned(), networks.into());
         value
@@ -235,23 +250,40 @@ impl Export<'_> {
             }
             Some(ImageSource::Build(build)) => {
                 let mut table = Map::new();
-                table.insert("context".to_owned(), join(&self.options.project, &build.context).into());
+                table.insert(
+                    "context".to_owned(),
+                    join(&self.options.project, &build.context).into(),
+                );
                 let texts = [("dockerfile", &build.dockerfile), ("target", &build.target)];
                 for (key, text) in texts {
-                    table.extend(text.iter().map(|text| (key.to_owned(), literal(text).into())));
+                    table.extend(
+                        text.iter()
+                            .map(|text| (key.to_owned(), literal(text).into())),
+                    );
                 }
                 if !build.args.is_empty() {
-                    let args = build.args.iter().map(|(name, text)| (name.clone(), literal(text).into()));
+                    let args = build
+                        .args
+                        .iter()
+                        .map(|(name, text)| (name.clone(), literal(text).into()));
                     table.insert("args".to_owned(), args.collect::<Map<_, _>>().into());
                 }
                 value.insert("build".to_owned(), table.into());
-                value.extend(build.platform.iter().map(|platform| ("platform".to_owned(), literal(platform).into())));
+                value.extend(
+                    build
+                        .platform
+                        .iter()
+                        .map(|platform| ("platform".to_owned(), literal(platform).into())),
+                );
             }
             None => {
                 let artifact = process.artifact.unwrap_or(".");
                 let file = format!("{}.Dockerfile", process.name);
                 let dockerfile = join(&self.options.folder, &file);
-                value.insert("build".to_owned(), json!({ "context": self.options.project, "dockerfile": dockerfile }));
+                value.insert(
+                    "build".to_owned(),
+                    json!({ "context": self.options.project, "dockerfile": dockerfile }),
+                );
                 self.files.push(ExportedFile {
                     path: file,
                     text: process_dockerfile(artifact),
@@ -270,11 +302,21 @@ impl Export<'_> {
                     env.insert(name.clone(), literal(text).into());
                 }
                 None => {
-                    let form = if variable.required { ":?write it to .env" } else { "" };
+                    let form = if variable.required {
+                        ":?write it to .env"
+                    } else {
+                        ""
+                    };
                     env.insert(name.clone(), format!("${{{name}{form}}}").into());
-                    self.variables.insert(name.clone(), format!("for `{}`; required: {}", process.name, variable.required));
+                    self.variables.insert(
+                        name.clone(),
+                        format!("for `{}`; required: {}", process.name, variable.required),
+                    );
                     if process.secrets == SecretDelivery::Files {
-                        env.insert(format!("{name}_FILE"), format!("/run/secrets/{name}").into());
+                        env.insert(
+                            format!("{name}_FILE"),
+                            format!("/run/secrets/{name}").into(),
+                        );
                         self.secrets.insert(name.clone());
                         files.push(name.clone());
                     }
@@ -287,10 +329,17 @@ impl Export<'_> {
         env
     }
 
-    fn mounts(&mut self, process: &Process<'_>, env: &mut Map<String, Value>, value: &mut Map<String, Value>) -> Vec<Value> {
+    fn mounts(
+        &mut self,
+        process: &Process<'_>,
+        env: &mut Map<String, Value>,
+        value: &mut Map<String, Value>,
+    ) -> Vec<Value> {
         let mut mounts = Vec::new();
         for (name, volume) in process.volumes {
-            let given = process.container.and_then(|one| one.mounts.get(name).cloned());
+            let given = process
+                .container
+                .and_then(|one| one.mounts.get(name).cloned());
             let at = given.unwrap_or_else(|| format!("/volumes/{name}"));
             let source = match volume {
                 Volume::Managed => {
@@ -299,7 +348,11 @@ impl Export<'_> {
                 }
                 Volume::Path { path } => literal(path),
             };
-            let kind = if matches!(volume, Volume::Managed) { "volume" } else { "bind" };
+            let kind = if matches!(volume, Volume::Managed) {
+                "volume"
+            } else {
+                "bind"
+            };
             mounts.push(json!({ "type": kind, "source": source, "target": literal(&at) }));
             let variable = format!("VOLUME_{}", name.to_uppercase().replace('-', "_"));
             env.insert(variable, literal(&at).into());
@@ -309,7 +362,10 @@ impl Export<'_> {
         for (path, read_only) in reads.chain(writes) {
             mounts.push(json!({ "type": "bind", "source": literal(path), "target": literal(path), "read_only": read_only }));
         }
-        let files = env.keys().filter_map(|name| name.strip_suffix("_FILE")).filter(|name| self.secrets.contains(*name));
+        let files = env
+            .keys()
+            .filter_map(|name| name.strip_suffix("_FILE"))
+            .filter(|name| self.secrets.contains(*name));
         let files = files.map(Value::from).collect::<Vec<_>>();
         if !files.is_empty() {
             value.insert("secrets".to_owned(), files.into());
@@ -318,8 +374,18 @@ impl Export<'_> {
     }
 
     fn depends(&self, uses: &[StoreName]) -> Map<String, Value> {
-        let managed = uses.iter().filter(|name| self.spec.stores.get(*name).is_some_and(landfast_spec::StoreSpec::is_managed));
-        let depends = managed.map(|name| (self.store_names[name].clone(), json!({ "condition": "service_healthy" })));
+        let managed = uses.iter().filter(|name| {
+            self.spec
+                .stores
+                .get(*name)
+                .is_some_and(landfast_spec::StoreSpec::is_managed)
+        });
+        let depends = managed.map(|name| {
+            (
+                self.store_names[name].clone(),
+                json!({ "condition": "service_healthy" }),
+            )
+        });
         depends.collect()
     }
 
@@ -333,8 +399,18 @@ impl Export<'_> {
         let stops_first = deploy.strategy == Strategy::Recreate || service.exclusive;
         let surge = deploy.max_surge.of_ceil(service.replicas);
         let missing = deploy.max_unavailable.of_floor(service.replicas);
-        let order = if stops_first || surge == 0 { "stop-first" } else { "start-first" };
-        let count = if stops_first { service.replicas } else if surge == 0 { missing.max(1) } else { surge };
+        let order = if stops_first || surge == 0 {
+            "stop-first"
+        } else {
+            "start-first"
+        };
+        let count = if stops_first {
+            service.replicas
+        } else if surge == 0 {
+            missing.max(1)
+        } else {
+            surge
+        };
         value["update_config"] = json!({
             "parallelism": count,
             "order": order,
@@ -353,7 +429,9 @@ impl Export<'_> {
         if !self.secrets.is_empty() {
             let files = self.secrets.iter().map(|name| format!("secrets/{name}"));
             let files = files.collect::<Vec<_>>().join(", ");
-            text.push_str(&format!("# The same values as files, readable for the containers' users alone: {files}\n"));
+            text.push_str(&format!(
+                "# The same values as files, readable for the containers' users alone: {files}\n"
+            ));
         }
         ExportedFile {
             path: ".env.example".to_owned(),
@@ -366,8 +444,16 @@ impl Export<'_> {
 fn reservations(container: &landfast_spec::ContainerSpec) -> Option<Value> {
     let reserve = container.reserve;
     let mut table = Map::new();
-    table.extend(reserve.cpu.map(|cpu| ("cpus".to_owned(), cores(cpu.millicores).into())));
-    table.extend(reserve.memory.map(|memory| ("memory".to_owned(), size(memory).into())));
+    table.extend(
+        reserve
+            .cpu
+            .map(|cpu| ("cpus".to_owned(), cores(cpu.millicores).into())),
+    );
+    table.extend(
+        reserve
+            .memory
+            .map(|memory| ("memory".to_owned(), size(memory).into())),
+    );
     (!table.is_empty()).then(|| json!({ "reservations": table }))
 }
 
@@ -377,10 +463,20 @@ fn limits(process: &Process<'_>, value: &mut Map<String, Value>) {
         let cores = cpu.millicores as f64 / 1_000.0;
         value.insert("cpus".to_owned(), cores.into());
     }
-    value.extend(resources.memory.map(|memory| ("mem_limit".to_owned(), size(memory).into())));
-    value.insert("pids_limit".to_owned(), resources.processes.unwrap_or(4_096).into());
+    value.extend(
+        resources
+            .memory
+            .map(|memory| ("mem_limit".to_owned(), size(memory).into())),
+    );
+    value.insert(
+        "pids_limit".to_owned(),
+        resources.processes.unwrap_or(4_096).into(),
+    );
     if let Some(count) = resources.descriptors {
-        value.insert("ulimits".to_owned(), json!({ "nofile": { "soft": count, "hard": count } }));
+        value.insert(
+            "ulimits".to_owned(),
+            json!({ "nofile": { "soft": count, "hard": count } }),
+        );
     }
     let reserve = process.container.and_then(|one| one.reserve.memory);
     value.extend(reserve.map(|memory| ("mem_reservation".to_owned(), size(memory).into())));
@@ -404,14 +500,20 @@ fn health(health: &HealthSpec, port: Option<u16>, deadline: Duration) -> Value {
     let test = match (&health.ready, port) {
         (Probe::Http { path }, Some(port)) => {
             let url = literal(&shell_word(&format!("http://127.0.0.1:{port}{path}")));
-            Some(json!(["CMD-SHELL", format!("curl -fsS -o /dev/null {url} || wget -q -O /dev/null {url} || exit 1")]))
+            Some(json!([
+                "CMD-SHELL",
+                format!("curl -fsS -o /dev/null {url} || wget -q -O /dev/null {url} || exit 1")
+            ]))
         }
         (Probe::Tcp, Some(port)) => {
-            let test = format!("nc -z 127.0.0.1 {port} || bash -c '</dev/tcp/127.0.0.1/{port}' || exit 1");
+            let test =
+                format!("nc -z 127.0.0.1 {port} || bash -c '</dev/tcp/127.0.0.1/{port}' || exit 1");
             Some(json!(["CMD-SHELL", test]))
         }
         (Probe::Image, _) => None,
-        (Probe::None, _) | (Probe::Http { .. } | Probe::Tcp, None) => return json!({ "disable": true }),
+        (Probe::None, _) | (Probe::Http { .. } | Probe::Tcp, None) => {
+            return json!({ "disable": true });
+        }
     };
     let mut value = Map::new();
     value.extend(test.map(|test| ("test".to_owned(), test)));
@@ -434,7 +536,8 @@ pub(super) fn literal(text: &str) -> String {
 
 pub(super) fn size(bytes: landfast_types::Bytes) -> String {
     let text = exact_bytes(bytes);
-    text.replace("iB", "").replace('B', "").to_lowercase() + if text.ends_with("iB") { "" } else { "b" }
+    text.replace("iB", "").replace('B', "").to_lowercase()
+        + if text.ends_with("iB") { "" } else { "b" }
 }
 
 fn cores(millicores: u64) -> String {
@@ -462,7 +565,10 @@ pub(super) fn join(folder: &str, path: &str) -> String {
 
 /// A name no service or store has.
 fn free(name: &str, spec: &AppSpec) -> String {
-    let taken = |name: &str| spec.services.keys().any(|one| one.as_str() == name) || spec.stores.keys().any(|one| one.as_str() == name);
+    let taken = |name: &str| {
+        spec.services.keys().any(|one| one.as_str() == name)
+            || spec.stores.keys().any(|one| one.as_str() == name)
+    };
     let mut free = name.to_owned();
     while taken(&free) {
         free.push_str("-proxy");

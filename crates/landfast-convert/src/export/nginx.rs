@@ -3,7 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use landfast_spec::{AppSpec, CorsSpec, CountBySpec, FieldRulesSpec, MissingFile, Protocol, QuotaSpec, RouteSpec, SecuritySpec};
+use landfast_spec::{
+    AppSpec, CorsSpec, CountBySpec, FieldRulesSpec, MissingFile, Protocol, QuotaSpec, RouteSpec,
+    SecuritySpec,
+};
 use serde_json::{Value, json};
 
 use super::{ExportOptions, ExportedFile, join, literal};
@@ -21,14 +24,23 @@ pub(super) fn proxy(spec: &AppSpec, options: &ExportOptions) -> (Value, Vec<Expo
         text: configuration(spec),
     }];
     let mount = |source: String, target: String| json!({ "type": "bind", "source": literal(&source), "target": target, "read_only": true });
-    let mut mounts = vec![mount("./nginx/nginx.conf".to_owned(), "/etc/nginx/nginx.conf".to_owned())];
+    let mut mounts = vec![mount(
+        "./nginx/nginx.conf".to_owned(),
+        "/etc/nginx/nginx.conf".to_owned(),
+    )];
     let mut has_tls = false;
     for (name, route) in &spec.routes {
         if let Some(folder) = &route.files {
-            mounts.push(mount(join(&options.project, &folder.folder), format!("{FILES}/{name}")));
+            mounts.push(mount(
+                join(&options.project, &folder.folder),
+                format!("{FILES}/{name}"),
+            ));
         }
         if let Some(folder) = &route.error_pages {
-            mounts.push(mount(join(&options.project, folder), format!("{ERRORS}/{name}")));
+            mounts.push(mount(
+                join(&options.project, folder),
+                format!("{ERRORS}/{name}"),
+            ));
         }
         if let Some(auth) = &route.auth {
             let path = format!("nginx/auth-{name}");
@@ -46,8 +58,14 @@ pub(super) fn proxy(spec: &AppSpec, options: &ExportOptions) -> (Value, Vec<Expo
     if has_tls {
         ports.push("${HTTPS_PORT:-443}:443".to_owned());
     }
-    let services = spec.routes.values().map(|route| route.service.to_string()).collect::<BTreeSet<_>>();
-    let depends = services.into_iter().map(|name| (name, json!({ "condition": "service_started" })));
+    let services = spec
+        .routes
+        .values()
+        .map(|route| route.service.to_string())
+        .collect::<BTreeSet<_>>();
+    let depends = services
+        .into_iter()
+        .map(|name| (name, json!({ "condition": "service_started" })));
     let service = json!({
         "image": "${NGINX_IMAGE:-nginx:stable}",
         "ports": ports,
@@ -68,10 +86,15 @@ fn configuration(spec: &AppSpec) -> String {
     }
     let mut hosts = BTreeMap::<&str, Vec<(&str, &RouteSpec)>>::new();
     for (name, route) in &spec.routes {
-        hosts.entry(&route.host).or_default().push((name.as_str(), route));
+        hosts
+            .entry(&route.host)
+            .or_default()
+            .push((name.as_str(), route));
     }
     if !hosts.contains_key("*") {
-        text.push_str("    server {\n        listen 80 default_server;\n        return 404;\n    }\n");
+        text.push_str(
+            "    server {\n        listen 80 default_server;\n        return 404;\n    }\n",
+        );
     }
     for (host, routes) in &hosts {
         server(&mut text, spec, host, routes, false);
@@ -123,10 +146,16 @@ fn maps(name: &str, route: &RouteSpec) -> String {
             CountBySpec::Header { name } => format!("$http_{}", variable(name)),
             CountBySpec::Cookie { name } => format!("$cookie_{name}"),
         };
-        text.push_str(&format!("    limit_req_zone {key} zone=rate_{id}:10m rate={};\n", rate_of(&rate.quota)));
+        text.push_str(&format!(
+            "    limit_req_zone {key} zone=rate_{id}:10m rate={};\n",
+            rate_of(&rate.quota)
+        ));
     }
     if let Some(total) = &route.limits.total {
-        text.push_str(&format!("    limit_req_zone $server_name zone=total_{id}:1m rate={};\n", rate_of(total)));
+        text.push_str(&format!(
+            "    limit_req_zone $server_name zone=total_{id}:1m rate={};\n",
+            rate_of(total)
+        ));
     }
     if let Some(cors) = &route.cors {
         text.push_str(&cors_map(&id, cors));
@@ -134,7 +163,11 @@ fn maps(name: &str, route: &RouteSpec) -> String {
     if let Some(security) = &route.security {
         for (header, value, upstream) in security_headers(security, route.tls.is_some()) {
             let known = format!("{id}_{}", upstream.trim_start_matches("$upstream_http_"));
-            let other = if security.overwrite { quote(&value) } else { "''".to_owned() };
+            let other = if security.overwrite {
+                quote(&value)
+            } else {
+                "''".to_owned()
+            };
             text.push_str(&format!("    map {upstream} $security_{known} {{ # {header}\n        default {other};\n        '' {};\n    }}\n", quote(&value)));
         }
     }
@@ -151,7 +184,9 @@ fn cors_map(id: &str, cors: &CorsSpec) -> String {
         match origin.split_once("*.") {
             Some((scheme, domain)) => {
                 let domain = domain.replace('.', "\\.");
-                text.push_str(&format!("        '~^{scheme}[^./]+\\.{domain}$' $http_origin;\n"));
+                text.push_str(&format!(
+                    "        '~^{scheme}[^./]+\\.{domain}$' $http_origin;\n"
+                ));
             }
             None => text.push_str(&format!("        {} $http_origin;\n", quote(origin))),
         }
@@ -162,23 +197,50 @@ fn cors_map(id: &str, cors: &CorsSpec) -> String {
 }
 
 /// Name, value, and the variable of what an instance sent.
-fn security_headers(security: &SecuritySpec, tls: bool) -> Vec<(&'static str, String, &'static str)> {
-    let mut headers = vec![("X-Content-Type-Options", "nosniff".to_owned(), "$upstream_http_x_content_type_options")];
+fn security_headers(
+    security: &SecuritySpec,
+    tls: bool,
+) -> Vec<(&'static str, String, &'static str)> {
+    let mut headers = vec![(
+        "X-Content-Type-Options",
+        "nosniff".to_owned(),
+        "$upstream_http_x_content_type_options",
+    )];
     if tls && !security.hsts.is_zero() {
         let mut value = format!("max-age={}", security.hsts.as_secs());
         if security.hsts_subdomains {
             value.push_str("; includeSubDomains");
         }
-        headers.push(("Strict-Transport-Security", value, "$upstream_http_strict_transport_security"));
+        headers.push((
+            "Strict-Transport-Security",
+            value,
+            "$upstream_http_strict_transport_security",
+        ));
     }
     let frame = match security.frame.as_str() {
         "deny" => Some("DENY"),
         "same-origin" => Some("SAMEORIGIN"),
         _ => None,
     };
-    headers.extend(frame.map(|value| ("X-Frame-Options", value.to_owned(), "$upstream_http_x_frame_options")));
-    headers.push(("Referrer-Policy", security.referrer.clone(), "$upstream_http_referrer_policy"));
-    headers.extend(security.csp.iter().map(|value| ("Content-Security-Policy", value.clone(), "$upstream_http_content_security_policy")));
+    headers.extend(frame.map(|value| {
+        (
+            "X-Frame-Options",
+            value.to_owned(),
+            "$upstream_http_x_frame_options",
+        )
+    }));
+    headers.push((
+        "Referrer-Policy",
+        security.referrer.clone(),
+        "$upstream_http_referrer_policy",
+    ));
+    headers.extend(security.csp.iter().map(|value| {
+        (
+            "Content-Security-Policy",
+            value.clone(),
+            "$upstream_http_content_security_policy",
+        )
+    }));
     headers
 }
 
@@ -205,7 +267,14 @@ fn server(text: &mut String, spec: &AppSpec, host: &str, routes: &[(&str, &Route
     text.push_str("    }\n");
 }
 
-fn location(text: &mut String, spec: &AppSpec, name: &str, route: &RouteSpec, tls: bool, routes: &[(&str, &RouteSpec)]) {
+fn location(
+    text: &mut String,
+    spec: &AppSpec,
+    name: &str,
+    route: &RouteSpec,
+    tls: bool,
+    routes: &[(&str, &RouteSpec)],
+) {
     let has_tls = routes.iter().any(|(_, route)| route.tls.is_some());
     let body = if route.https_only && has_tls && !tls {
         "            return 308 https://$host$request_uri;\n".to_owned()
@@ -239,7 +308,9 @@ fn location(text: &mut String, spec: &AppSpec, name: &str, route: &RouteSpec, tl
         return;
     }
     if route.files.is_some() {
-        text.push_str(&format!("        location @{name} {{\n{body}{proxied}        }}\n"));
+        text.push_str(&format!(
+            "        location @{name} {{\n{body}{proxied}        }}\n"
+        ));
     }
     if route.error_pages.is_some() {
         text.push_str(&format!("        location /__errors/{name}/ {{\n            internal;\n            alias {ERRORS}/{name}/;\n        }}\n"));
@@ -252,14 +323,26 @@ fn body(spec: &AppSpec, name: &str, route: &RouteSpec) -> String {
     let id = name.replace('-', "_");
     let mut line = |words: String| text.push_str(&format!("            {words};\n"));
     line(format!("client_max_body_size {}", route.limits.body.0));
-    line(format!("client_body_timeout {}", super::duration(route.timeouts.idle)));
-    line(format!("send_timeout {}", super::duration(route.timeouts.idle)));
+    line(format!(
+        "client_body_timeout {}",
+        super::duration(route.timeouts.idle)
+    ));
+    line(format!(
+        "send_timeout {}",
+        super::duration(route.timeouts.idle)
+    ));
     if let Some(rate) = &route.limits.rate {
-        line(format!("limit_req zone=rate_{id} burst={} nodelay", rate.quota.burst.saturating_sub(1).max(1)));
+        line(format!(
+            "limit_req zone=rate_{id} burst={} nodelay",
+            rate.quota.burst.saturating_sub(1).max(1)
+        ));
         line("limit_req_status 429".to_owned());
     }
     if let Some(total) = &route.limits.total {
-        line(format!("limit_req zone=total_{id} burst={} nodelay", total.burst.saturating_sub(1).max(1)));
+        line(format!(
+            "limit_req zone=total_{id} burst={} nodelay",
+            total.burst.saturating_sub(1).max(1)
+        ));
         line("limit_req_status 429".to_owned());
     }
     for network in &route.allow {
@@ -295,19 +378,28 @@ fn body(spec: &AppSpec, name: &str, route: &RouteSpec) -> String {
         for (header, value) in cors_headers(&id, cors) {
             line(format!("add_header {header} {value} always"));
         }
-        text.push_str(&format!("            if ($preflight_{id}) {{\n                return 204;\n            }}\n"));
+        text.push_str(&format!(
+            "            if ($preflight_{id}) {{\n                return 204;\n            }}\n"
+        ));
     }
     if !route.websocket {
         text.push_str("            if ($http_upgrade ~* websocket) {\n                return 403;\n            }\n");
     }
     if route.error_pages.is_some() {
         for code in [404, 502, 503, 504] {
-            text.push_str(&format!("            error_page {code} /__errors/{name}/{code}.html;\n"));
+            text.push_str(&format!(
+                "            error_page {code} /__errors/{name}/{code}.html;\n"
+            ));
         }
     }
-    let sealed = spec.services.get(&route.service).is_some_and(|service| service.protocol == Protocol::H2c);
+    let sealed = spec
+        .services
+        .get(&route.service)
+        .is_some_and(|service| service.protocol == Protocol::H2c);
     if sealed {
-        text.push_str("            # Instances speak HTTP/2 alone; nginx does so to gRPC servers.\n");
+        text.push_str(
+            "            # Instances speak HTTP/2 alone; nginx does so to gRPC servers.\n",
+        );
     }
     text
 }
@@ -318,19 +410,41 @@ fn response_headers(rules: &FieldRulesSpec) -> Vec<String> {
         lines.push(format!("proxy_hide_header {name}"));
         lines.push(format!("add_header {name} {} always", quote(value)));
     }
-    lines.extend(rules.append.iter().map(|(name, value)| format!("add_header {name} {} always", quote(value))));
-    lines.extend(rules.remove.iter().map(|name| format!("proxy_hide_header {name}")));
+    lines.extend(
+        rules
+            .append
+            .iter()
+            .map(|(name, value)| format!("add_header {name} {} always", quote(value))),
+    );
+    lines.extend(
+        rules
+            .remove
+            .iter()
+            .map(|name| format!("proxy_hide_header {name}")),
+    );
     lines
 }
 
 fn cors_headers(id: &str, cors: &CorsSpec) -> Vec<(&'static str, String)> {
-    let mut headers = vec![("Access-Control-Allow-Origin", format!("$cors_{id}")), ("Vary", "Origin".to_owned())];
-    headers.push(("Access-Control-Allow-Methods", quote(&cors.methods.join(", "))));
+    let mut headers = vec![
+        ("Access-Control-Allow-Origin", format!("$cors_{id}")),
+        ("Vary", "Origin".to_owned()),
+    ];
+    headers.push((
+        "Access-Control-Allow-Methods",
+        quote(&cors.methods.join(", ")),
+    ));
     if !cors.headers.is_empty() {
-        headers.push(("Access-Control-Allow-Headers", quote(&cors.headers.join(", "))));
+        headers.push((
+            "Access-Control-Allow-Headers",
+            quote(&cors.headers.join(", ")),
+        ));
     }
     if !cors.expose.is_empty() {
-        headers.push(("Access-Control-Expose-Headers", quote(&cors.expose.join(", "))));
+        headers.push((
+            "Access-Control-Expose-Headers",
+            quote(&cors.expose.join(", ")),
+        ));
     }
     if cors.credentials {
         headers.push(("Access-Control-Allow-Credentials", "true".to_owned()));
@@ -356,7 +470,10 @@ fn upstream(spec: &AppSpec, name: &str, route: &RouteSpec) -> String {
     }
     let mut headers = vec![
         ("Host".to_owned(), "$http_host".to_owned()),
-        ("X-Forwarded-For".to_owned(), "$proxy_add_x_forwarded_for".to_owned()),
+        (
+            "X-Forwarded-For".to_owned(),
+            "$proxy_add_x_forwarded_for".to_owned(),
+        ),
         ("X-Forwarded-Proto".to_owned(), "$scheme".to_owned()),
         ("X-Forwarded-Host".to_owned(), "$http_host".to_owned()),
     ];
@@ -365,16 +482,42 @@ fn upstream(spec: &AppSpec, name: &str, route: &RouteSpec) -> String {
         headers.push(("Connection".to_owned(), "$connection_upgrade".to_owned()));
     }
     let rules = &route.request_headers;
-    headers.extend(rules.set.iter().map(|(name, value)| (name.clone(), quote(value))));
+    headers.extend(
+        rules
+            .set
+            .iter()
+            .map(|(name, value)| (name.clone(), quote(value))),
+    );
     headers.extend(rules.append.iter().map(|(name, value)| {
         let value = quote(value);
-        (name.clone(), format!("\"$http_{}, {}", variable(name), &value[1..]))
+        (
+            name.clone(),
+            format!("\"$http_{}, {}", variable(name), &value[1..]),
+        )
     }));
-    headers.extend(rules.remove.iter().map(|name| (name.clone(), "\"\"".to_owned())));
-    lines.extend(headers.into_iter().map(|(name, value)| format!("{kind}_set_header {name} {value}")));
-    lines.push(format!("{kind}_connect_timeout {}", super::duration(route.timeouts.connect)));
-    lines.push(format!("{kind}_read_timeout {}", super::duration(route.timeouts.first_byte)));
-    lines.push(format!("{kind}_send_timeout {}", super::duration(route.timeouts.idle)));
+    headers.extend(
+        rules
+            .remove
+            .iter()
+            .map(|name| (name.clone(), "\"\"".to_owned())),
+    );
+    lines.extend(
+        headers
+            .into_iter()
+            .map(|(name, value)| format!("{kind}_set_header {name} {value}")),
+    );
+    lines.push(format!(
+        "{kind}_connect_timeout {}",
+        super::duration(route.timeouts.connect)
+    ));
+    lines.push(format!(
+        "{kind}_read_timeout {}",
+        super::duration(route.timeouts.first_byte)
+    ));
+    lines.push(format!(
+        "{kind}_send_timeout {}",
+        super::duration(route.timeouts.idle)
+    ));
     // As Landfast: one more try, and only where nothing was done yet.
     lines.push(format!("{kind}_next_upstream error timeout"));
     lines.push(format!("{kind}_next_upstream_tries 2"));
@@ -382,12 +525,17 @@ fn upstream(spec: &AppSpec, name: &str, route: &RouteSpec) -> String {
         lines.push("proxy_request_buffering off".to_owned());
         lines.push("proxy_buffering off".to_owned());
     }
-    lines.into_iter().map(|line| format!("            {line};\n")).collect()
+    lines
+        .into_iter()
+        .map(|line| format!("            {line};\n"))
+        .collect()
 }
 
 /// nginx counts by whole numbers a second or a minute.
 fn rate_of(quota: &QuotaSpec) -> String {
-    let millis = u64::try_from(quota.per.as_millis()).unwrap_or(u64::MAX).max(1);
+    let millis = u64::try_from(quota.per.as_millis())
+        .unwrap_or(u64::MAX)
+        .max(1);
     let requests = u64::from(quota.requests);
     match (requests * 1_000).checked_rem(millis) {
         Some(0) => format!("{}r/s", requests * 1_000 / millis),
@@ -402,6 +550,9 @@ fn variable(name: &str) -> String {
 
 /// Text in double quotes. nginx has no way to write a dollar but a variable that holds one.
 fn quote(text: &str) -> String {
-    let text = text.replace('\\', "\\\\").replace('"', "\\\"").replace('$', "${dollar}");
+    let text = text
+        .replace('\\', "\\\\")
+        .replace('"', "\\\"")
+        .replace('$', "${dollar}");
     format!("\"{text}\"")
 }

@@ -11,8 +11,18 @@ use super::{Export, literal, size};
 /// The names of stores as services: their own, where no service has it.
 pub(super) fn names(spec: &AppSpec) -> BTreeMap<StoreName, String> {
     let names = spec.stores.keys().map(|name| {
-        let taken = spec.services.keys().any(|one| one.as_str() == name.as_str());
-        (name.clone(), if taken { format!("store-{name}") } else { name.to_string() })
+        let taken = spec
+            .services
+            .keys()
+            .any(|one| one.as_str() == name.as_str());
+        (
+            name.clone(),
+            if taken {
+                format!("store-{name}")
+            } else {
+                name.to_string()
+            },
+        )
     });
     names.collect()
 }
@@ -34,7 +44,10 @@ impl Export<'_> {
         };
         let variable = format!("{}_PASSWORD", prefix(name));
         let password = format!("${{{variable}:?write it to .env}}");
-        self.variables.insert(variable, format!("of the store `{name}`: letters and digits, for it stands in an address"));
+        self.variables.insert(
+            variable,
+            format!("of the store `{name}`: letters and digits, for it stands in an address"),
+        );
         let (image, data, mut env, test) = match store.engine {
             Engine::Postgres => (
                 format!("postgres:{version}"),
@@ -52,7 +65,10 @@ impl Export<'_> {
                 format!("redis:{version}"),
                 "/data",
                 json!({ "REDIS_PASSWORD": password }),
-                json!(["CMD-SHELL", "REDISCLI_AUTH=\"$$REDIS_PASSWORD\" redis-cli ping | grep -q PONG"]),
+                json!([
+                    "CMD-SHELL",
+                    "REDISCLI_AUTH=\"$$REDIS_PASSWORD\" redis-cli ping | grep -q PONG"
+                ]),
             ),
             Engine::Mysql | Engine::S3 => return None,
         };
@@ -62,14 +78,23 @@ impl Export<'_> {
         value.insert("image".to_owned(), image.into());
         value.insert("environment".to_owned(), env.take());
         value.insert("command".to_owned(), command(store.engine, settings).into());
-        value.insert("volumes".to_owned(), json!([{ "type": "volume", "source": volume, "target": data }]));
+        value.insert(
+            "volumes".to_owned(),
+            json!([{ "type": "volume", "source": volume, "target": data }]),
+        );
         value.insert("mem_limit".to_owned(), size(*memory).into());
         value.insert("shm_size".to_owned(), "256m".into());
-        value.insert("healthcheck".to_owned(), json!({ "test": test, "interval": "2s", "timeout": "5s", "retries": 15 }));
+        value.insert(
+            "healthcheck".to_owned(),
+            json!({ "test": test, "interval": "2s", "timeout": "5s", "retries": 15 }),
+        );
         value.insert("restart".to_owned(), "unless-stopped".into());
         value.insert("stop_grace_period".to_owned(), "60s".into());
         let network = format!("store-{name}");
-        value.insert("networks".to_owned(), json!({ network: { "aliases": [service] } }));
+        value.insert(
+            "networks".to_owned(),
+            json!({ network: { "aliases": [service] } }),
+        );
         self.volumes.insert(volume);
         Some(value.into())
     }
@@ -93,11 +118,22 @@ impl Export<'_> {
     fn store_part(&mut self, name: &StoreName, store: &StoreSpec, part: Part) -> Option<String> {
         let pool = store.pool.as_ref();
         match part {
-            Part::PoolMax => return pool?.max.map(|max| max.to_string()).or(Some("10".to_owned())),
+            Part::PoolMax => {
+                return pool?
+                    .max
+                    .map(|max| max.to_string())
+                    .or(Some("10".to_owned()));
+            }
             Part::PoolMin => return Some(pool?.min.to_string()),
             Part::PoolTimeout => return Some(pool?.timeout.as_millis().to_string()),
             Part::PoolIdle => return Some(pool?.idle.as_millis().to_string()),
-            Part::Url | Part::Endpoint | Part::Bucket | Part::Region | Part::PathStyle | Part::AccessKey | Part::SecretKey => {}
+            Part::Url
+            | Part::Endpoint
+            | Part::Bucket
+            | Part::Region
+            | Part::PathStyle
+            | Part::AccessKey
+            | Part::SecretKey => {}
         }
         match (&store.place, part) {
             (Place::Managed { .. }, Part::Url) => {
@@ -105,7 +141,9 @@ impl Export<'_> {
                 let host = self.store_names.get(name)?;
                 Some(match store.engine {
                     Engine::Postgres => format!("postgres://app:{password}@{host}:5432/app"),
-                    Engine::Mariadb | Engine::Mysql => format!("mysql://app:{password}@{host}:3306/app"),
+                    Engine::Mariadb | Engine::Mysql => {
+                        format!("mysql://app:{password}@{host}:3306/app")
+                    }
                     Engine::Redis => format!("redis://:{password}@{host}:6379/0"),
                     Engine::S3 => return None,
                 })
@@ -128,14 +166,19 @@ impl Export<'_> {
                 Part::PathStyle => Some(path_style.to_string()),
                 Part::AccessKey => Some(self.required(access_key_secret, name)),
                 Part::SecretKey => Some(self.required(secret_key_secret, name)),
-                Part::Url | Part::PoolMax | Part::PoolMin | Part::PoolTimeout | Part::PoolIdle => None,
+                Part::Url | Part::PoolMax | Part::PoolMin | Part::PoolTimeout | Part::PoolIdle => {
+                    None
+                }
             },
             (Place::Managed { .. } | Place::External { .. }, _) => None,
         }
     }
 
     fn required(&mut self, secret: &str, name: &StoreName) -> String {
-        self.variables.insert(secret.to_owned(), format!("the store `{name}` is reached with it"));
+        self.variables.insert(
+            secret.to_owned(),
+            format!("the store `{name}` is reached with it"),
+        );
         format!("${{{secret}:?write it to .env}}")
     }
 }
@@ -152,7 +195,8 @@ fn command(engine: Engine, settings: &BTreeMap<String, String>) -> Vec<String> {
         }
         Engine::Redis => {
             // The password is the server's own variable, so that it is in no argument of Compose's.
-            let mut line = "exec redis-server --appendonly yes --requirepass \"$$REDIS_PASSWORD\"".to_owned();
+            let mut line =
+                "exec redis-server --appendonly yes --requirepass \"$$REDIS_PASSWORD\"".to_owned();
             for (key, value) in settings {
                 let value = value.replace('\'', "'\\''");
                 line.push_str(&format!(" --{key} '{}'", literal(&value)));
@@ -161,7 +205,11 @@ fn command(engine: Engine, settings: &BTreeMap<String, String>) -> Vec<String> {
         }
         Engine::Mariadb | Engine::Mysql | Engine::S3 => {
             argv.push("mariadbd".to_owned());
-            argv.extend(settings.iter().map(|(key, value)| literal(&format!("--{key}={value}"))));
+            argv.extend(
+                settings
+                    .iter()
+                    .map(|(key, value)| literal(&format!("--{key}={value}"))),
+            );
         }
     }
     argv

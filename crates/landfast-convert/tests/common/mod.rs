@@ -24,11 +24,22 @@ pub fn environment() -> EnvironmentName {
 /// All of them, in order of name.
 pub fn fixtures() -> Vec<Fixture> {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/compose");
-    let mut folders = fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
+    let mut folders = fs::read_dir(root)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect::<Vec<_>>();
     folders.sort();
-    let names = ["compose.yaml", "compose.yml", "docker-compose.yml", "docker-stack.yml"];
+    let names = [
+        "compose.yaml",
+        "compose.yml",
+        "docker-compose.yml",
+        "docker-stack.yml",
+    ];
     let fixtures = folders.into_iter().map(|folder| {
-        let file = names.iter().find(|name| folder.join(name).exists()).unwrap();
+        let file = names
+            .iter()
+            .find(|name| folder.join(name).exists())
+            .unwrap();
         Fixture {
             name: folder.file_name().unwrap().to_str().unwrap().to_owned(),
             text: fs::read_to_string(folder.join(file)).unwrap(),

@@ -13,10 +13,14 @@ pub(crate) enum ImportCommand {
     )]
     Compose(ImportCompose),
     /// Make a manifest of Kamal's config/deploy.yml
-    #[command(after_help = "Example:\n  landfast import kamal\n  landfast import kamal config/deploy.yml --out landfast.toml")]
+    #[command(
+        after_help = "Example:\n  landfast import kamal\n  landfast import kamal config/deploy.yml --out landfast.toml"
+    )]
     Kamal(ImportFile),
     /// Make a manifest of a Procfile
-    #[command(after_help = "Example:\n  landfast import procfile\n  landfast import procfile Procfile --json")]
+    #[command(
+        after_help = "Example:\n  landfast import procfile\n  landfast import procfile Procfile --json"
+    )]
     Procfile(ImportFile),
 }
 

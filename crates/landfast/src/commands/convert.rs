@@ -9,14 +9,18 @@ use std::{
 
 use anyhow::{Context as _, anyhow};
 use landfast_convert::{
-    ComposeOptions, ConvertError, ExportOptions, Expressed, Fate, Gap, Import, PROJECT_FILES, ProjectFacts, ProjectKind, Source,
+    ComposeOptions, ConvertError, ExportOptions, Expressed, Fate, Gap, Import, PROJECT_FILES,
+    ProjectFacts, ProjectKind, Source,
 };
 use landfast_spec::{FOLDER_FILES, FolderFacts, Probe};
 
 use crate::{
     args::{
         Global,
-        convert::{ExportCommand, ExportCompose, ExportDockerfile, ImportCommand, ImportCompose, ImportFile, Kind, Output},
+        convert::{
+            ExportCommand, ExportCompose, ExportDockerfile, ImportCommand, ImportCompose,
+            ImportFile, Kind, Output,
+        },
     },
     context::{environment, manifest_folder},
     exit::{Exit, Failure},
@@ -35,7 +39,11 @@ const COMPOSE_FILES: [(&str, &str); 4] = [
     ("docker-compose.yaml", "docker-compose.override.yaml"),
 ];
 
-pub(super) fn import(printer: &Printer, global: &Global, command: &ImportCommand) -> Result<Exit, Failure> {
+pub(super) fn import(
+    printer: &Printer,
+    global: &Global,
+    command: &ImportCommand,
+) -> Result<Exit, Failure> {
     match command {
         ImportCommand::Compose(arguments) => compose(printer, global, arguments),
         ImportCommand::Kamal(arguments) => kamal(printer, global, arguments),
@@ -43,7 +51,11 @@ pub(super) fn import(printer: &Printer, global: &Global, command: &ImportCommand
     }
 }
 
-pub(super) fn export(printer: &Printer, global: &Global, command: &ExportCommand) -> Result<Exit, Failure> {
+pub(super) fn export(
+    printer: &Printer,
+    global: &Global,
+    command: &ExportCommand,
+) -> Result<Exit, Failure> {
     match command {
         ExportCommand::Compose(arguments) => export_compose(printer, global, arguments),
         ExportCommand::Dockerfile(arguments) => export_dockerfile(printer, global, arguments),
@@ -54,18 +66,29 @@ fn compose(printer: &Printer, global: &Global, arguments: &ImportCompose) -> Res
     let mut paths = arguments.compose_files.clone();
     paths.extend(arguments.compose.clone());
     if paths.is_empty() {
-        let found = COMPOSE_FILES.iter().find(|(file, _)| Path::new(file).exists());
+        let found = COMPOSE_FILES
+            .iter()
+            .find(|(file, _)| Path::new(file).exists());
         let Some((file, over)) = found else {
             let error = anyhow!("there is no Compose file in this folder");
-            return Err(Failure::new(Exit::Usage, error).hint("name it: `landfast import compose FILE`"));
+            return Err(
+                Failure::new(Exit::Usage, error).hint("name it: `landfast import compose FILE`")
+            );
         };
         paths.push(PathBuf::from(file));
         paths.extend(Some(PathBuf::from(over)).filter(|path| path.exists()));
     }
-    let sources = paths.iter().map(|path| source(path)).collect::<Result<Vec<_>, _>>()?;
-    let folder = paths.first().map(|path| folder_of(path)).unwrap_or_default();
+    let sources = paths
+        .iter()
+        .map(|path| source(path))
+        .collect::<Result<Vec<_>, _>>()?;
+    let folder = paths
+        .first()
+        .map(|path| folder_of(path))
+        .unwrap_or_default();
     let read = |path: &str| read_text(&folder.join(path));
-    let environment = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let environment = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     let environment = environment.collect::<BTreeMap<_, _>>();
     let name = folder_name(&folder)?;
     let import = landfast_convert::import_compose(&ComposeOptions {
@@ -76,17 +99,29 @@ fn compose(printer: &Printer, global: &Global, arguments: &ImportCompose) -> Res
         app: global.app.as_ref().map(landfast_types::AppName::as_str),
         read: &read,
     });
-    finish(printer, global, &arguments.output, import.map_err(|error| refused(&error))?)
+    finish(
+        printer,
+        global,
+        &arguments.output,
+        import.map_err(|error| refused(&error))?,
+    )
 }
 
 fn kamal(printer: &Printer, global: &Global, arguments: &ImportFile) -> Result<Exit, Failure> {
-    let path = arguments.source.clone().unwrap_or_else(|| PathBuf::from("config/deploy.yml"));
-    let import = landfast_convert::import_kamal(&source(&path)?).map_err(|error| refused(&error))?;
+    let path = arguments
+        .source
+        .clone()
+        .unwrap_or_else(|| PathBuf::from("config/deploy.yml"));
+    let import =
+        landfast_convert::import_kamal(&source(&path)?).map_err(|error| refused(&error))?;
     finish(printer, global, &arguments.output, import)
 }
 
 fn procfile(printer: &Printer, global: &Global, arguments: &ImportFile) -> Result<Exit, Failure> {
-    let path = arguments.source.clone().unwrap_or_else(|| PathBuf::from("Procfile"));
+    let path = arguments
+        .source
+        .clone()
+        .unwrap_or_else(|| PathBuf::from("Procfile"));
     let folder = folder_of(&path);
     let mut facts = FolderFacts::new(&folder_name(&folder)?);
     for known in FOLDER_FILES.iter().filter(|known| **known != "Procfile") {
@@ -99,13 +134,22 @@ fn procfile(printer: &Printer, global: &Global, arguments: &ImportFile) -> Resul
 }
 
 /// Writes the manifest and says what became of the file.
-fn finish(printer: &Printer, global: &Global, output: &Output, import: Import) -> Result<Exit, Failure> {
+fn finish(
+    printer: &Printer,
+    global: &Global,
+    output: &Output,
+    import: Import,
+) -> Result<Exit, Failure> {
     let file = output.out.clone().unwrap_or_else(|| global.file.clone());
     let to_stdout = file == Path::new("-");
     if !to_stdout {
         write_new(&file, &import.manifest, output.force)?;
     }
-    let name = if to_stdout { "-".to_owned() } else { manifest::name(&file) };
+    let name = if to_stdout {
+        "-".to_owned()
+    } else {
+        manifest::name(&file)
+    };
     if printer.json {
         let mut report = import.report();
         report["file"] = name.into();
@@ -127,13 +171,23 @@ fn finish(printer: &Printer, global: &Global, output: &Output, import: Import) -
     if lost.is_empty() {
         printer.say("every key was carried");
     } else {
-        printer.say(&format!("{} not carried:", counted(lost.len(), "key was", "keys were")));
+        printer.say(&format!(
+            "{} not carried:",
+            counted(lost.len(), "key was", "keys were")
+        ));
     }
     for mark in lost {
-        let Fate::NotCarried { reason, instead } = &mark.fate else { continue };
+        let Fate::NotCarried { reason, instead } = &mark.fate else {
+            continue;
+        };
         let file = import.files.get(mark.place.file).map_or("", String::as_str);
-        let place = printer.paint_error.dim(&format!("{file}:{}", mark.place.line));
-        printer.say(&format!("  {} {place}\n      {reason}\n      instead: {instead}", printer.paint_error.bold(&mark.path)));
+        let place = printer
+            .paint_error
+            .dim(&format!("{file}:{}", mark.place.line));
+        printer.say(&format!(
+            "  {} {place}\n      {reason}\n      instead: {instead}",
+            printer.paint_error.bold(&mark.path)
+        ));
     }
     if !import.secrets.is_empty() {
         printer.say("before the first deploy:");
@@ -146,7 +200,11 @@ fn finish(printer: &Printer, global: &Global, output: &Output, import: Import) -
     Ok(Exit::Done)
 }
 
-fn export_compose(printer: &Printer, global: &Global, arguments: &ExportCompose) -> Result<Exit, Failure> {
+fn export_compose(
+    printer: &Printer,
+    global: &Global,
+    arguments: &ExportCompose,
+) -> Result<Exit, Failure> {
     let (text, spec) = manifest::load(printer, &global.file, &environment(global))?;
     let folder = manifest_folder(&global.file);
     let options = ExportOptions {
@@ -164,24 +222,37 @@ fn export_compose(printer: &Printer, global: &Global, arguments: &ExportCompose)
     let json = serde_json::to_string_pretty(&gaps).context("failed to write the report")?;
     files.push(file("equivalence.json", json + "\n"));
     if !arguments.force
-        && let Some(taken) = files.iter().find(|file| arguments.out.join(&file.path).exists())
+        && let Some(taken) = files
+            .iter()
+            .find(|file| arguments.out.join(&file.path).exists())
     {
-        let error = anyhow!("`{}` is there already", arguments.out.join(&taken.path).display());
+        let error = anyhow!(
+            "`{}` is there already",
+            arguments.out.join(&taken.path).display()
+        );
         return Err(Failure::new(Exit::Failed, error).hint("`--force` replaces it"));
     }
     for file in &files {
         let path = arguments.out.join(&file.path);
         if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder).with_context(|| format!("failed to make `{}`", folder.display()))?;
+            fs::create_dir_all(folder)
+                .with_context(|| format!("failed to make `{}`", folder.display()))?;
         }
         write_new(&path, &file.text, true)?;
     }
     if printer.json {
-        let paths = files.iter().map(|file| file.path.as_str()).collect::<Vec<_>>();
+        let paths = files
+            .iter()
+            .map(|file| file.path.as_str())
+            .collect::<Vec<_>>();
         printer.json(&serde_json::json!({ "folder": arguments.out.display().to_string(), "files": paths, "equivalence": gaps }))?;
         return Ok(Exit::Done);
     }
-    printer.say(&format!("wrote {} to {}", counted(files.len(), "file", "files"), arguments.out.display()));
+    printer.say(&format!(
+        "wrote {} to {}",
+        counted(files.len(), "file", "files"),
+        arguments.out.display()
+    ));
     printer.say(&format!(
         "of {} in the manifest, Compose cannot express {}, and {} in part:",
         counted(gaps.len(), "key", "keys"),
@@ -191,7 +262,10 @@ fn export_compose(printer: &Printer, global: &Global, arguments: &ExportCompose)
     for line in lost.iter().chain(&partly) {
         printer.say(&format!("  {line}"));
     }
-    let hint = format!("read {}, then `cp .env.example .env` there and fill it", arguments.out.join("EQUIVALENCE.md").display());
+    let hint = format!(
+        "read {}, then `cp .env.example .env` there and fill it",
+        arguments.out.join("EQUIVALENCE.md").display()
+    );
     printer.say(&format!("{} {hint}", printer.paint_error.good("hint:")));
     Ok(Exit::Done)
 }
@@ -199,8 +273,12 @@ fn export_compose(printer: &Printer, global: &Global, arguments: &ExportCompose)
 /// What is lost, or lost in part, a line each.
 fn gaps_of(gaps: &[Gap], whole: bool) -> Vec<String> {
     let lines = gaps.iter().filter_map(|gap| match gap.expressed {
-        Expressed::Not { missing, instead } if whole => Some(format!("{}: {missing}; {instead}", gap.key)),
-        Expressed::Partly { what, missing } if !whole => Some(format!("{}: {what}, but {missing}", gap.key)),
+        Expressed::Not { missing, instead } if whole => {
+            Some(format!("{}: {missing}; {instead}", gap.key))
+        }
+        Expressed::Partly { what, missing } if !whole => {
+            Some(format!("{}: {what}, but {missing}", gap.key))
+        }
         Expressed::As { .. } | Expressed::Partly { .. } | Expressed::Not { .. } => None,
     });
     lines.collect()
@@ -212,7 +290,11 @@ fn report(gaps: &[Gap]) -> String {
         Expressed::As { what } => Some(format!("{}: {what}", gap.key)),
         Expressed::Partly { .. } | Expressed::Not { .. } => None,
     });
-    let groups = [("Not expressed", gaps_of(gaps, true)), ("Expressed in part", gaps_of(gaps, false)), ("Expressed", carried.collect())];
+    let groups = [
+        ("Not expressed", gaps_of(gaps, true)),
+        ("Expressed in part", gaps_of(gaps, false)),
+        ("Expressed", carried.collect()),
+    ];
     for (title, lines) in groups {
         text.push_str(&format!("\n## {title}\n\n"));
         for line in &lines {
@@ -237,7 +319,11 @@ const ALWAYS: &str = "
 - Secrets are sealed and have versions; logs are kept and rotated; what happened is in a journal.
 ";
 
-fn export_dockerfile(printer: &Printer, global: &Global, arguments: &ExportDockerfile) -> Result<Exit, Failure> {
+fn export_dockerfile(
+    printer: &Printer,
+    global: &Global,
+    arguments: &ExportDockerfile,
+) -> Result<Exit, Failure> {
     let folder = manifest_folder(&global.file);
     let mut facts = ProjectFacts::default();
     for known in PROJECT_FILES {
@@ -247,9 +333,14 @@ fn export_dockerfile(printer: &Printer, global: &Global, arguments: &ExportDocke
     }
     if global.file.exists() {
         let text = manifest::read(&global.file)?;
-        let spec = landfast_spec::parse(&manifest::name(&global.file), &text, &environment(global)).spec;
+        let spec =
+            landfast_spec::parse(&manifest::name(&global.file), &text, &environment(global)).spec;
         let services = spec.iter().flat_map(|spec| spec.services.values());
-        if let Some(service) = services.clone().find(|service| service.port.is_some()).or(services.clone().next()) {
+        if let Some(service) = services
+            .clone()
+            .find(|service| service.port.is_some())
+            .or(services.clone().next())
+        {
             facts.port = service.port;
             facts.command = Some(service.command.clone()).filter(|command| !command.is_empty());
             if let Probe::Http { path } = &service.health.ready {
@@ -265,10 +356,17 @@ fn export_dockerfile(printer: &Printer, global: &Global, arguments: &ExportDocke
         Kind::Static => ProjectKind::Static,
     });
     let Some(files) = landfast_convert::dockerfile(&facts, kind) else {
-        let error = anyhow!("there is no Cargo.toml, no package.json and no index.html in `{}`", folder.display());
-        return Err(Failure::new(Exit::Usage, error).hint("run it in the project's folder, or write the Dockerfile by hand"));
+        let error = anyhow!(
+            "there is no Cargo.toml, no package.json and no index.html in `{}`",
+            folder.display()
+        );
+        return Err(Failure::new(Exit::Usage, error)
+            .hint("run it in the project's folder, or write the Dockerfile by hand"));
     };
-    let texts = [("Dockerfile", &files.dockerfile), (".dockerignore", &files.dockerignore)];
+    let texts = [
+        ("Dockerfile", &files.dockerfile),
+        (".dockerignore", &files.dockerignore),
+    ];
     if !arguments.force
         && let Some((taken, _)) = texts.iter().find(|(name, _)| folder.join(name).exists())
     {
@@ -283,11 +381,17 @@ fn export_dockerfile(printer: &Printer, global: &Global, arguments: &ExportDocke
         printer.json(&serde_json::json!({ "kind": kind, "files": ["Dockerfile", ".dockerignore"], "decisions": files.decisions }))?;
         return Ok(Exit::Done);
     }
-    printer.say(&format!("wrote Dockerfile and .dockerignore for a project of kind {}", files.kind.word()));
+    printer.say(&format!(
+        "wrote Dockerfile and .dockerignore for a project of kind {}",
+        files.kind.word()
+    ));
     for decision in &files.decisions {
         printer.say(&format!("  - {decision}"));
     }
-    printer.say(&format!("{} docker build -t NAME . , then image = \"NAME\", or build = \".\" in the manifest", printer.paint_error.good("hint:")));
+    printer.say(&format!(
+        "{} docker build -t NAME . , then image = \"NAME\", or build = \".\" in the manifest",
+        printer.paint_error.good("hint:")
+    ));
     Ok(Exit::Done)
 }
 
@@ -304,7 +408,12 @@ fn refused(error: &ConvertError) -> Failure {
 }
 
 fn source(path: &Path) -> Result<Source, Failure> {
-    let failed = |error: anyhow::Error| Failure::new(Exit::Usage, error.context(format!("failed to read `{}`", path.display())));
+    let failed = |error: anyhow::Error| {
+        Failure::new(
+            Exit::Usage,
+            error.context(format!("failed to read `{}`", path.display())),
+        )
+    };
     let bytes = fs::read(path).map_err(|error| failed(error.into()))?;
     let text = String::from_utf8(bytes).map_err(|_| failed(anyhow!("it is not UTF-8")))?;
     let name = manifest::name(path);
@@ -321,13 +430,17 @@ fn read_text(path: &Path) -> Option<String> {
 }
 
 fn folder_of(path: &Path) -> PathBuf {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
     folder.unwrap_or(Path::new(".")).to_owned()
 }
 
 fn folder_name(folder: &Path) -> Result<String, Failure> {
     let whole = folder.canonicalize().context("failed to find the folder")?;
-    let name = whole.file_name().map(|name| name.to_string_lossy().into_owned());
+    let name = whole
+        .file_name()
+        .map(|name| name.to_string_lossy().into_owned());
     Ok(name.unwrap_or_default())
 }
 
@@ -352,7 +465,11 @@ fn relative(from: &Path, to: &Path) -> Result<String, Failure> {
     let up = std::iter::repeat_n("..", from.len() - same);
     let down = to.iter().skip(same).map(String::as_str);
     let parts = up.chain(down).collect::<Vec<_>>();
-    Ok(if parts.is_empty() { ".".to_owned() } else { parts.join("/") })
+    Ok(if parts.is_empty() {
+        ".".to_owned()
+    } else {
+        parts.join("/")
+    })
 }
 
 fn write_new(file: &Path, text: &str, force: bool) -> Result<(), Failure> {
@@ -367,14 +484,16 @@ fn write_new(file: &Path, text: &str, force: bool) -> Result<(), Failure> {
         Ok(open) => open,
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
             let error = anyhow!("`{}` is there already", manifest::name(file));
-            return Err(Failure::new(Exit::Failed, error).hint("`--force` replaces it, `--out` names another"));
+            return Err(Failure::new(Exit::Failed, error)
+                .hint("`--force` replaces it, `--out` names another"));
         }
         Err(error) => {
             let what = format!("failed to write `{}`", file.display());
             return Err(anyhow::Error::from(error).context(what).into());
         }
     };
-    open.write_all(text.as_bytes()).with_context(|| format!("failed to write `{}`", file.display()))?;
+    open.write_all(text.as_bytes())
+        .with_context(|| format!("failed to write `{}`", file.display()))?;
     Ok(())
 }
 
@@ -388,7 +507,10 @@ mod tests {
         assert_eq!(way("compose", "."), "..");
         assert_eq!(way(".", "compose"), "compose");
         assert_eq!(way("a/b", "."), "../..");
-        assert_eq!(way("../other", "."), format!("../{}", folder_name(Path::new(".")).unwrap()));
+        assert_eq!(
+            way("../other", "."),
+            format!("../{}", folder_name(Path::new(".")).unwrap())
+        );
         assert_eq!(way(".", "."), ".");
     }
 }
