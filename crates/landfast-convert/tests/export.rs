@@ -1,5 +1,13 @@
 //! A manifest as a Compose file: every key of the catalogue is carried or named, and what is said to be carried is there.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    unreachable_pub,
+    dead_code,
+    reason = "a test fails where it unwraps, and helpers are shared by several tests"
+)]
+
 mod common;
 
 use std::collections::BTreeSet;

@@ -1,5 +1,13 @@
 //! Compose files of many shapes: each imports into a manifest that parses, and no key of any is passed over in silence.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    unreachable_pub,
+    dead_code,
+    reason = "a test fails where it unwraps, and helpers are shared by several tests"
+)]
+
 mod common;
 
 use std::collections::BTreeMap;

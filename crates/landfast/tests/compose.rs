@@ -665,3 +665,108 @@ fn wait_at(address: &str, port: u16, host: &str, path: &str, status: u16) {
     }
     panic!("{host}{path} at {address}:{port} does not answer {status}: {last}");
 }
+
+#[test]
+fn an_import_says_what_it_left_out_and_overwrites_nothing() {
+    let folder = Folder::new("import");
+    let compose = "services:\n  web:\n    image: example/web:1\n    ports: ['8080:80']\n    privileged: true\n    environment:\n      API_TOKEN: hunter2hunter2\n";
+    fs::write(folder.path("compose.yaml"), compose).unwrap();
+    let run = |arguments: &[&str]| {
+        let output = landfast(&folder.0).args(arguments).output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (
+            output.status.code(),
+            text(&output.stdout),
+            text(&output.stderr),
+        )
+    };
+    let (code, _, said) = run(&["import", "compose"]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(
+        said.contains("services.web.privileged compose.yaml:5"),
+        "{said}"
+    );
+    assert!(said.contains("landfast secret set API_TOKEN"), "{said}");
+    let manifest = fs::read_to_string(folder.path("landfast.toml")).unwrap();
+    assert!(
+        manifest.contains("image   = \"example/web:1\"") && !manifest.contains("hunter2"),
+        "{manifest}"
+    );
+    assert_eq!(run(&["check"]).0, Some(0));
+
+    let (code, _, said) = run(&["import", "compose"]);
+    assert!(
+        code == Some(1)
+            && said.contains("`landfast.toml` is there already")
+            && said.contains("--force"),
+        "{said}"
+    );
+    let (code, out, _) = run(&["import", "compose", "--out", "-", "--json"]);
+    let report: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(code, Some(0));
+    assert_eq!(report["manifest"], manifest.as_str());
+    let keys = report["keys"].as_array().unwrap();
+    let privileged = keys
+        .iter()
+        .find(|key| key["path"] == "services.web.privileged")
+        .unwrap();
+    assert_eq!(
+        (&privileged["fate"], &privileged["line"]),
+        (&"not_carried".into(), &5.into())
+    );
+
+    fs::write(folder.path("bad.yaml"), "services:\n  web:\n   image: [x\n").unwrap();
+    let (code, _, said) = run(&["import", "compose", "bad.yaml", "--out", "other.toml"]);
+    assert!(
+        code == Some(1) && said.contains("bad.yaml:") && said.contains("hint:"),
+        "{said}"
+    );
+    assert!(!folder.path("other.toml").exists());
+
+    let kamal = "service: shop\nimage: acme/shop\nservers:\n  web: [10.0.0.1]\n  job:\n    hosts: [10.0.0.1]\n    cmd: bin/jobs\nproxy:\n  host: shop.example.com\n  app_port: 3000\nenv:\n  clear: {A: b, DB_HOST: shop-db}\n  secret: [RAILS_MASTER_KEY]\naccessories:\n  db:\n    image: postgres:15\n    host: 10.0.0.1\nregistry: {server: ghcr.io, username: a}\nunknown_key: 1\n";
+    fs::create_dir_all(folder.path("config")).unwrap();
+    fs::write(folder.path("config/deploy.yml"), kamal).unwrap();
+    let (code, _, said) = run(&["import", "kamal", "--out", "kamal.toml"]);
+    assert_eq!(code, Some(0), "{said}");
+    for named in [
+        "unknown_key",
+        "env.clear.DB_HOST",
+        "registry.username",
+        "landfast secret set RAILS_MASTER_KEY",
+    ] {
+        assert!(said.contains(named), "{named}: {said}");
+    }
+    let (code, _, said) = run(&["check", "--file", "kamal.toml"]);
+    assert_eq!(
+        code,
+        Some(0),
+        "{said}\n{}",
+        fs::read_to_string(folder.path("kamal.toml")).unwrap()
+    );
+
+    fs::write(
+        folder.path("Procfile"),
+        "web: ./server\nworker: ./work\nnonsense\n",
+    )
+    .unwrap();
+    let (code, _, said) = run(&["import", "procfile", "--out", "procfile.toml"]);
+    assert!(code == Some(0) && said.contains("Procfile:3"), "{said}");
+    assert_eq!(run(&["check", "--file", "procfile.toml"]).0, Some(0));
+
+    let (code, _, said) = run(&["export", "compose"]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("Compose cannot express"), "{said}");
+    assert_eq!(run(&["export", "compose"]).0, Some(1));
+    let (_, out, _) = run(&["export", "compose", "--force", "--json"]);
+    let report: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert!(
+        report["equivalence"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|gap| gap["key"] == "services.web.image"),
+        "{out}"
+    );
+    let (code, _, said) = run(&["export", "dockerfile"]);
+    assert!(code == Some(2) && said.contains("hint:"), "{said}");
+}

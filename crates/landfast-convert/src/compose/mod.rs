@@ -10,6 +10,7 @@ mod other;
 mod ports;
 mod proxy;
 mod publish;
+mod secrets;
 mod service;
 mod store;
 mod top;

@@ -112,9 +112,12 @@ pub(super) fn not_http(port: u16) -> Option<&'static str> {
 mod tests {
     use super::*;
 
+    /// Target, count, published, address, protocol.
+    type Row<'a> = (u16, u16, Option<u16>, Option<&'a str>, &'a str);
+
     #[test]
     fn forms_of_ports() {
-        let check = |text: &str, wanted: Option<(u16, u16, Option<u16>, Option<&str>, &str)>| {
+        let check = |text: &str, wanted: Option<Row<'_>>| {
             let wanted = wanted.map(|(target, count, published, ip, protocol)| Port {
                 target,
                 count,

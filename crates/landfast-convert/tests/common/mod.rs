@@ -1,7 +1,5 @@
 //! The Compose files of the tests.
 
-#![allow(dead_code, unreachable_pub, reason = "each test program uses a part")]
-
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use landfast_convert::{ComposeOptions, ConvertError, Import, Source, import_compose};
