@@ -60,7 +60,7 @@ pub use crate::{
         RouteTimeoutsSpec, SecretSpec, SecuritySpec, ServiceSpec, Share, StoreSpec, Strategy,
         SyntheticProbe, TlsSpec, Volume, When,
     },
-    store::{PoolSpec, Rehearsal, StoreKind, injected_variables},
+    store::{PoolSpec, Rehearsal, StoreKind, injected_variables, is_kept_setting},
 };
 use crate::{
     cursor::Cursor,

@@ -474,6 +474,11 @@ fn scalar(name: &str, entry: &Entry) -> Option<String> {
     leaf::read_scalar(name, &entry.node, &silent).map(|scalar| scalar.text)
 }
 
+/// Whether a setting of a managed server is Landfast's own, so that no manifest may have it.
+pub fn is_kept_setting(engine: Engine, setting: &str) -> bool {
+    is_ours(engine, setting).is_some()
+}
+
 /// Settings without which Landfast could not reach, watch or recover a server; with what to write instead.
 fn is_ours(engine: Engine, setting: &str) -> Option<&'static str> {
     const POSTGRES: &[&str] = &[

@@ -1,5 +1,7 @@
 //! The command line, whole. Every command's help ends with an example.
 
+pub(crate) mod convert;
+
 use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -100,6 +102,22 @@ pub(crate) enum Command {
     /// Look at this folder and write a commented landfast.toml
     #[command(after_help = "Example:\n  landfast init --name shop")]
     Init(Init),
+    /// Make a manifest of a Compose file, of Kamal's deploy.yml or of a Procfile
+    #[command(
+        after_help = "Every key is carried or named, with its line, the reason and what to do instead. No server is asked.\n\nExample:\n  landfast import compose\n  landfast import kamal config/deploy.yml"
+    )]
+    Import {
+        #[command(subcommand)]
+        command: convert::ImportCommand,
+    },
+    /// Write the app as a Compose file with nginx, or a Dockerfile for the project
+    #[command(
+        after_help = "No server is asked.\n\nExample:\n  landfast export compose --out compose\n  landfast export dockerfile"
+    )]
+    Export {
+        #[command(subcommand)]
+        command: convert::ExportCommand,
+    },
     /// Check the manifest and show everything wrong with it
     #[command(after_help = "Example:\n  landfast check\n  landfast check -e staging --json")]
     Check,

@@ -3,6 +3,7 @@
 mod backup;
 mod certificates;
 mod check;
+mod convert;
 mod deploy;
 mod doctor;
 mod explain;
@@ -74,6 +75,8 @@ fn without_server(
     match command {
         Command::Init(arguments) => Some(init::init(printer, global, arguments)),
         Command::Check => Some(check::check(printer, global)),
+        Command::Import { command } => Some(convert::import(printer, global, command)),
+        Command::Export { command } => Some(convert::export(printer, global, command)),
         Command::Migrate { command } if command.is_local() => {
             Some(migrate::migrate(printer, global, command))
         }
@@ -175,6 +178,8 @@ async fn dispatch(
         }
         Command::Init(_)
         | Command::Check
+        | Command::Import { .. }
+        | Command::Export { .. }
         | Command::Server(_)
         | Command::Proxy(_)
         | Command::Explain(_)
