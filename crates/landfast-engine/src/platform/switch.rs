@@ -303,7 +303,18 @@ impl Platform {
     /// when the archive passes over.
     async fn ship_rest(&self, order: &SwitchOrder, release: ReleaseId) -> Result<(), DeployError> {
         let SwitchOrder { scope, store, .. } = order;
-        let name = format!("before-switch-{release}");
+        let views = self.shared.backups.of(scope);
+        let view = views.iter().find(|view| view.store == *store);
+        // A point that is there stays where it is: one of a try that came to nothing says nothing of what was written since.
+        let is_free = |name: &String| {
+            let mut points = view.iter().flat_map(|view| &view.points);
+            !points.any(|(known, ..)| known == name)
+        };
+        let mut names = (1..).map(|time| match time {
+            1 => format!("before-switch-{release}"),
+            time => format!("before-switch-{release}-{time}"),
+        });
+        let name = names.find(is_free).expect("there is always another number");
         let Some(shipped) = self.shared.backups.point(scope, store, &name).await else {
             return Ok(());
         };
