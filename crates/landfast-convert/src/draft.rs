@@ -165,6 +165,38 @@ impl Draft {
             });
     }
 
+    /// Takes values away that a store gives by itself: service or job, variable, store.
+    pub(crate) fn take_given(&mut self) -> Vec<(String, String, String)> {
+        let mut taken = Vec::new();
+        let stores = &self.stores;
+        for (owner, table) in self.services.iter_mut().chain(&mut self.jobs) {
+            let Some(Toml::List(uses)) = table.get("uses").cloned() else {
+                continue;
+            };
+            for store in &uses {
+                let Toml::Text(store) = store else { continue };
+                let prefix = store.to_uppercase().replace('-', "_");
+                let is_redis = stores.get(store).and_then(|store| store.get("engine"))
+                    == Some(&Toml::text("redis"));
+                let customary = if is_redis {
+                    "REDIS_URL"
+                } else {
+                    "DATABASE_URL"
+                };
+                for (_, env) in &mut table.below {
+                    for name in [format!("{prefix}_URL"), customary.to_owned()] {
+                        let has_value = matches!(env.get(&name), Some(Toml::Text(_)));
+                        if has_value {
+                            env.lines.retain(|line| line.key != name);
+                            taken.push((owner.clone(), name, store.clone()));
+                        }
+                    }
+                }
+            }
+        }
+        taken
+    }
+
     /// A rollout has more time than one instance, and one instance more than it must stay ready.
     pub(crate) fn fit_deadlines(&mut self) {
         let read = |deploy: &Table, key: &str, default: u64| match deploy.get(key) {

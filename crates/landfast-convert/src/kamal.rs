@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     ConvertError, Import, Source,
-    compose::{inner_path, is_host, is_variable, store_of},
+    compose::{
+        inner_path, is_host, is_mount_target, is_request_path, is_route_path, is_variable, store_of,
+    },
     draft::{Draft, Table, Toml},
     free_name, has_login,
     ledger::{At, Fate, Ledger},
@@ -58,6 +60,10 @@ pub fn import_kamal(source: &Source) -> Result<Import, ConvertError> {
     };
     kamal.convert(&at);
     kamal.draft.fit_deadlines();
+    for (_, name, store) in kamal.draft.take_given() {
+        kamal.ledger.given("", &name, &store);
+    }
+    kamal.ledger.cover(&at, false);
     let marks = kamal.ledger.into_marks();
     kamal.draft.head = vec![
         format!("Written by `landfast import kamal` from {}.", source.name),
@@ -77,13 +83,14 @@ pub fn import_kamal(source: &Source) -> Result<Import, ConvertError> {
                 .extend(lines.iter().map(|line| format!("  - {line}")));
         }
     }
-    Ok(Import {
+    let import = Import {
         manifest: kamal.draft.write(),
         files: vec![source.name.clone()],
         secrets: kamal.draft.secrets.values().cloned().collect(),
         decisions: kamal.decisions,
         marks,
-    })
+    };
+    Ok(import.checked())
 }
 
 fn not_carried(marks: &[crate::Mark]) -> Vec<String> {
@@ -155,7 +162,7 @@ impl Kamal {
             }
             self.volumes(root, &name, &mut table);
             table.set_in("sandbox", "writable", Toml::Flag(true));
-            if let Some(wait) = root.get("drain_timeout").and_then(|at| at.text()) {
+            if let Some(wait) = drain(root) {
                 table.set_text("drain", format!("{wait}s"));
             }
             if !env.lines.is_empty() {
@@ -181,14 +188,12 @@ impl Kamal {
             .unwrap_or_else(|| ".".to_owned());
         let mut build = vec![("context".to_owned(), Toml::text(&context))];
         for key in ["dockerfile", "target"] {
-            build.extend(text(key).map(|value| {
-                (
-                    key.to_owned(),
-                    Toml::text(inner_path(&value).unwrap_or(value)),
-                )
-            }));
+            let value = text(key).and_then(|value| inner_path(&value));
+            build.extend(value.map(|value| (key.to_owned(), Toml::text(value))));
         }
-        if let Some(arch) = text("arch").filter(|arch| !arch.contains(' ')) {
+        if let Some(arch) =
+            text("arch").filter(|arch| arch.chars().all(|c| c.is_ascii_alphanumeric() || c == '/'))
+        {
             build.push(("platform".to_owned(), Toml::text(format!("linux/{arch}"))));
         }
         let args = builder.as_ref().and_then(|at| at.get("args"));
@@ -197,7 +202,7 @@ impl Kamal {
             .flat_map(At::fields)
             .filter_map(|(name, at)| Some((name.to_owned(), Toml::Text(at.text()?))));
         let args = args
-            .filter(|(name, _)| !names_a_secret(name))
+            .filter(|(name, _)| !names_a_secret(name) && is_variable(name))
             .collect::<Vec<_>>();
         if !args.is_empty() {
             build.push(("args".to_owned(), Toml::Inline(args)));
@@ -207,6 +212,10 @@ impl Kamal {
             .and_then(|at| at.get("secrets"))
             .map(|at| at.texts())
             .unwrap_or_default();
+        let secrets = secrets
+            .into_iter()
+            .filter(|(name, _)| is_variable(name))
+            .collect::<Vec<_>>();
         if !secrets.is_empty() {
             build.push((
                 "secrets".to_owned(),
@@ -232,7 +241,7 @@ impl Kamal {
                 "cmd" => match value
                     .text()
                     .and_then(|line| words(&line))
-                    .filter(|argv| !argv.is_empty())
+                    .filter(|argv| is_argv(argv))
                 {
                     Some(argv) => {
                         table.set("command", Toml::texts(argv));
@@ -293,7 +302,7 @@ impl Kamal {
         let path = check
             .as_ref()
             .and_then(|at| at.get("path")?.text())
-            .filter(|path| path.starts_with('/'));
+            .filter(|path| is_request_path(path));
         table.set_in(
             "health",
             "ready",
@@ -348,6 +357,9 @@ impl Kamal {
             } else if !is_variable(name) || landfast_spec::is_reserved_variable(name) {
                 self.ledger
                     .not_carried(&value, "it cannot name a variable", "rename it");
+            } else if text.contains('\0') {
+                self.ledger
+                    .not_carried(&value, "its value holds a NUL character", "remove it");
             } else if has_login(&text) {
                 env.set(name, required());
                 self.draft.need_secret(name, "env.clear", None);
@@ -386,12 +398,16 @@ impl Kamal {
             let mut parts = text.splitn(3, ':');
             let (Some(source), Some(target)) = (
                 parts.next(),
-                parts.next().filter(|target| target.starts_with('/')),
+                parts.next().filter(|target| is_mount_target(target)),
             ) else {
                 self.ledger.wrong(&item, "a volume such as `data:/data`");
                 continue;
             };
             let is_path = source.starts_with('/');
+            if source.contains(char::is_control) || source.split('/').any(|part| part == "..") {
+                self.ledger.wrong(&item, "a volume such as `data:/data`");
+                continue;
+            }
             if !is_path && source.starts_with(['.', '~']) {
                 self.ledger.not_carried(
                     &item,
@@ -444,7 +460,7 @@ impl Kamal {
             if let Some(prefix) = proxy
                 .as_ref()
                 .and_then(|at| at.get("path_prefix")?.text())
-                .filter(|path| path.starts_with('/') && path.len() > 1)
+                .filter(|path| is_route_path(path))
             {
                 table.set_text("path", prefix.trim_end_matches('/'));
             }
@@ -452,6 +468,7 @@ impl Kamal {
             if let Some(seconds) = proxy
                 .as_ref()
                 .and_then(|at| at.get("response_timeout")?.text()?.parse::<u64>().ok())
+                .filter(|seconds| (1..=3_600).contains(seconds))
             {
                 table.set_in("timeouts", "first_byte", Toml::text(format!("{seconds}s")));
             }
@@ -525,7 +542,11 @@ impl Kamal {
         for (key, value) in at.fields() {
             match key {
                 "image" => self.ledger.carried(&value, "image"),
-                "cmd" => match value.text().and_then(|line| words(&line)) {
+                "cmd" => match value
+                    .text()
+                    .and_then(|line| words(&line))
+                    .filter(|argv| is_argv(argv))
+                {
                     Some(argv) => {
                         table.set("command", Toml::texts(argv));
                         self.ledger.carried(&value, "command");
@@ -549,7 +570,7 @@ impl Kamal {
                         let Some(target) = text
                             .split(':')
                             .nth(1)
-                            .filter(|target| target.starts_with('/'))
+                            .filter(|target| is_mount_target(target))
                         else {
                             self.ledger.wrong(&item, "a volume such as `data:/data`");
                             continue;
@@ -612,7 +633,13 @@ impl Kamal {
                             }
                             "args" => {
                                 for (name, value) in value.fields() {
-                                    if names_a_secret(name) {
+                                    if !is_variable(name) {
+                                        self.ledger.not_carried(
+                                            &value,
+                                            "it cannot name an argument",
+                                            "rename it",
+                                        );
+                                    } else if names_a_secret(name) {
                                         self.ledger.not_carried(&value, "build arguments stay in the image, and this one looks like a secret", format!("secrets = [\"{name}\"] in `build`"));
                                     } else {
                                         self.ledger.carried(&value, "build.args");
@@ -635,7 +662,10 @@ impl Kamal {
                         }
                     }
                 }
-                "drain_timeout" => self.ledger.carried(&at, "drain"),
+                "drain_timeout" => match drain(root) {
+                    Some(_) => self.ledger.carried(&at, "drain"),
+                    None => self.ledger.wrong(&at, "seconds, up to 3600"),
+                },
                 "deploy_timeout" => {
                     let seconds = at
                         .text()
@@ -731,6 +761,18 @@ impl Kamal {
             }
         }
     }
+}
+
+/// Words that can be run.
+fn is_argv(argv: &[String]) -> bool {
+    argv.first().is_some_and(|word| !word.is_empty())
+        && !argv.iter().any(|word| word.contains('\0'))
+}
+
+/// `drain_timeout`, where it is one.
+fn drain(root: &At<'_>) -> Option<u64> {
+    let seconds = root.get("drain_timeout")?.text()?.parse::<u64>().ok()?;
+    (seconds <= 3_600).then_some(seconds)
 }
 
 /// The roles, with their tables where they have one.

@@ -24,6 +24,9 @@ pub enum Fate {
     NotCarried { reason: String, instead: String },
 }
 
+/// Why a value is not carried that no part of the reader expects where it stands.
+pub(crate) const UNREAD: &str = "nothing reads it in this place";
+
 /// The fate of what stands at a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mark {
@@ -95,6 +98,33 @@ impl Ledger {
     pub(crate) fn wrong(&mut self, at: &At<'_>, wanted: &str) {
         let reason = format!("it is {}, where {wanted} belongs", at.node.kind());
         self.not_carried(at, reason, "write it as the specification says");
+    }
+
+    /// Says of a variable that was carried that a store gives it instead.
+    pub(crate) fn given(&mut self, prefix: &str, name: &str, store: &str) {
+        let to = format!("env.{name}");
+        for mark in self.marks.values_mut() {
+            let is_it = matches!(&mark.fate, Fate::Carried { to: other } if *other == to);
+            if is_it && mark.path.starts_with(prefix) {
+                mark.fate = Fate::NotCarried {
+                    reason: format!("the store `{store}` gives `{name}`"),
+                    instead: "rename it where the app means another server".to_owned(),
+                };
+            }
+        }
+    }
+
+    /// Names every value below of which nothing was said: what has a form that no part of the reader expects.
+    pub(crate) fn cover(&mut self, at: &At<'_>, is_said: bool) {
+        let is_said = is_said || self.marks.contains_key(&at.path);
+        let below = at.fields().map(|(_, at)| at).chain(at.items());
+        let below = below.collect::<Vec<_>>();
+        if below.is_empty() && !is_said {
+            self.not_carried(at, UNREAD, "write it as the specification says");
+        }
+        for at in &below {
+            self.cover(at, is_said);
+        }
     }
 
     /// In the order of the files.

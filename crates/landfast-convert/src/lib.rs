@@ -63,6 +63,19 @@ pub struct Import {
 }
 
 impl Import {
+    /// Says what a check of the manifest would refuse: an odd file may have values that no reader here weeds out.
+    pub(crate) fn checked(mut self) -> Self {
+        for one in landfast_spec::check_all(landfast_spec::FILE_NAME, &self.manifest) {
+            if one.severity == landfast_spec::Severity::Error {
+                self.decisions.push(format!(
+                    "`landfast check` refuses line {} of the manifest: {}",
+                    one.line, one.message
+                ));
+            }
+        }
+        self
+    }
+
     /// What is not in the manifest, and done by nothing.
     pub fn not_carried(&self) -> impl Iterator<Item = &Mark> {
         let marks = self.marks.iter();

@@ -3,7 +3,7 @@
 use landfast_spec::{Engine, is_reserved_variable};
 
 use crate::{
-    compose::{Converter, Role, is_unset, pairs, service::is_variable},
+    compose::{Converter, Role, is_host, is_unset, pairs, service::is_variable},
     draft::{Table, Toml},
     has_login,
     interpolate::dotenv,
@@ -123,10 +123,17 @@ impl Converter<'_> {
         ) {
             if name == "VIRTUAL_HOST" {
                 let hosts = value.iter().flat_map(|value| value.split(','));
-                environment
-                    .hosts
-                    .extend(hosts.map(|host| host.trim().to_owned()));
-                self.ledger.carried(at, "a route");
+                let hosts = hosts.map(|host| host.trim().to_lowercase());
+                let hosts = hosts.filter(|host| is_host(host)).collect::<Vec<_>>();
+                match hosts.is_empty() {
+                    true => self.ledger.not_carried(
+                        at,
+                        "it names no host",
+                        "write a route by hand: host, service",
+                    ),
+                    false => self.ledger.carried(at, "a route"),
+                }
+                environment.hosts.extend(hosts);
             } else {
                 self.ledger.replaced(
                     at,

@@ -21,7 +21,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use landfast_spec::Engine;
 
 pub(crate) use self::{
-    publish::is_host,
+    mounts::is_mount_target,
+    publish::{is_host, is_request_path, is_route_path},
     service::{inner_path, is_variable},
 };
 use crate::{
@@ -154,7 +155,14 @@ pub fn import_compose(options: &ComposeOptions<'_>) -> Result<Import, ConvertErr
         return Err(error.hint("stores, proxies and services of other profiles alone are no app: `--profile NAME` or `--profile '*'`"));
     }
     converter.draft.fit_deadlines();
-    Ok(converter.finish(files, &services))
+    for (owner, name, store) in converter.draft.take_given() {
+        let original = converter.names.iter().find(|(_, own)| **own == owner);
+        let original = original.map_or(owner.as_str(), |(original, _)| original);
+        let prefix = format!("services.{original}.");
+        converter.ledger.given(&prefix, &name, &store);
+    }
+    converter.ledger.cover(&root, false);
+    Ok(converter.finish(files, &services).checked())
 }
 
 impl Converter<'_> {
@@ -182,7 +190,10 @@ impl Converter<'_> {
         self.names
             .extend(exact.map(|(name, _)| (name.to_owned(), name.to_owned())));
         for (name, at) in services.fields() {
-            let role = role(&at, waited_for.contains(name), profiles);
+            let role = match at.node.is_map() {
+                true => role(&at, waited_for.contains(name), profiles),
+                false => Role::Inactive,
+            };
             self.roles.insert(name.to_owned(), role);
             let free = match self.names.get(name) {
                 Some(own) => own.clone(),

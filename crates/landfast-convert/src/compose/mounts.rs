@@ -37,6 +37,18 @@ const HOST_PLACES: &[&str] = &[
 /// Places in a container that the manifest leaves to the system.
 const KEPT: &[&str] = &["/proc", "/sys", "/dev", "/run/secrets"];
 
+/// Whether a volume can be there in a container.
+pub(crate) fn is_mount_target(target: &str) -> bool {
+    let target = target.trim_end_matches('/');
+    let is_kept = |kept: &&str| target == *kept || target.starts_with(&format!("{kept}/"));
+    target.starts_with('/')
+        && target != "/etc"
+        && !target.contains([':', ','])
+        && !target.contains(char::is_control)
+        && !target.split('/').any(|part| part == "." || part == "..")
+        && !KEPT.iter().any(is_kept)
+}
+
 impl Converter<'_> {
     /// Names of volumes that services use or the file declares.
     pub(super) fn name_volumes(&mut self, root: &At<'_>) {
@@ -130,13 +142,7 @@ impl Converter<'_> {
     /// The volume's name and where its folder is; or why not.
     fn place(&mut self, own: &str, mount: &Mount) -> Result<(String, String), (String, String)> {
         let target = mount.target.trim_end_matches('/');
-        let fits = target.starts_with('/')
-            && !target.contains(char::is_control)
-            && !target.split('/').any(|part| part == "..");
-        let kept = KEPT
-            .iter()
-            .any(|kept| target == *kept || target.starts_with(&format!("{kept}/")));
-        if !fits || kept || target.is_empty() || target == "/etc" {
+        if !is_mount_target(target) {
             return Err((
                 format!("`{}` is no place for a volume", mount.target),
                 "mount it elsewhere".to_owned(),

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::compose::publish::is_host;
+use crate::compose::publish::{is_host, is_route_path};
 
 /// Deeper blocks are passed over.
 const DEPTH_MAX: usize = 32;
@@ -84,11 +84,7 @@ fn walk(
                     let upstream = host_of(upstream.split('/').next().unwrap_or_default());
                     let path = path.trim_end_matches('/');
                     let path = if path.is_empty() { "/" } else { path };
-                    if !is_regular
-                        && path
-                            .chars()
-                            .all(|c| c.is_ascii_alphanumeric() || "/-_.".contains(c))
-                    {
+                    if !is_regular && (path == "/" || is_route_path(path)) {
                         let host = |host: Option<&String>| ConfiguredRoute {
                             host: host.cloned(),
                             path: path.to_owned(),

@@ -189,6 +189,14 @@ impl Converter<'_> {
             if !done.insert(one.service.clone()) {
                 continue;
             }
+            let table = self.draft.services.get(&one.service);
+            if !table.is_some_and(|table| table.has("port")) {
+                self.decide(format!(
+                    "`{}` has no port, so no route leads to it",
+                    one.service
+                ));
+                continue;
+            }
             let mut hosts = one.hosts.clone();
             if hosts.is_empty() {
                 let host = match Some(&one.service) == main.as_ref() {
@@ -336,13 +344,31 @@ fn traefik_hosts(rule: &str) -> Vec<(String, String)> {
     let path = arguments("PathPrefix").and_then(|paths| paths.into_iter().next());
     let path = path
         .map(|path| path.trim_end_matches('/').to_owned())
-        .filter(|path| path.starts_with('/'));
+        .filter(|path| is_route_path(path));
     let path = path.unwrap_or_else(|| "/".to_owned());
     let hosts = hosts
         .into_iter()
         .map(|host| host.to_lowercase())
         .filter(|host| is_host(host));
     hosts.map(|host| (host, path.clone())).collect()
+}
+
+/// What the manifest takes for a path prefix of a route.
+pub(crate) fn is_route_path(path: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/-_.~".contains(c);
+    path.starts_with('/')
+        && path.len() > 1
+        && path.len() < 1_000
+        && !path.contains("//")
+        && path.chars().all(plain)
+        && !path.split('/').any(|part| part == "." || part == "..")
+}
+
+/// What the manifest takes for a path that is asked.
+pub(crate) fn is_request_path(path: &str) -> bool {
+    path.starts_with('/')
+        && !path.starts_with("//")
+        && path.chars().all(|c| c.is_ascii_graphic() && c != '#')
 }
 
 /// What the manifest takes for a host.
