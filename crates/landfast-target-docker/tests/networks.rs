@@ -80,6 +80,8 @@ async fn only_what_uses_a_store_reaches_it_and_no_app_another() {
         let started = target.start(fence(1), spec).await.expect("it starts");
         addresses.push(started.address.expect("it listens"));
     }
+    // Another daemon of this host takes no rule of this one away.
+    let another = landfast_testbed::Dockerd::start().expect("there is room for two");
     // The proxy is a process of the host, and reaches each at its own address.
     for address in &addresses {
         assert!(!answer(*address).await.is_empty(), "{address}");
@@ -122,6 +124,7 @@ async fn only_what_uses_a_store_reaches_it_and_no_app_another() {
         .expect("it stops");
     assert!(!reaches(&target, ("blog", 2), &port("main")).await);
     assert!(reaches(&target, ("shop", 3), &port("main")).await);
+    drop(another);
 }
 
 async fn answer(address: SocketAddr) -> String {
