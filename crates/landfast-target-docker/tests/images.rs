@@ -1,5 +1,7 @@
 //! Images from a registry of the test's own: resolved, pinned, brought back, refused, and let go of.
 
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+
 mod common;
 
 use std::{fs, time::Duration};
