@@ -272,11 +272,20 @@ impl Platform {
         &self,
         states: &[(Environment, BTreeMap<ReleaseId, Arc<ReleaseBody>>)],
     ) -> Result<BTreeMap<Scope, BTreeSet<InstanceId>>, StartError> {
+        let environments = states.iter().map(|(state, _)| state);
+        self.running(environments).await
+    }
+
+    /// Which of the instances that environments know are here. One that ended while nobody looked is: its watch tells it, with its exit.
+    async fn running(
+        &self,
+        environments: impl Iterator<Item = &Environment>,
+    ) -> Result<BTreeMap<Scope, BTreeSet<InstanceId>>, StartError> {
         let target = &self.shared.target;
         let listed = target.list().await.map_err(StartError::Target)?;
         let listed: BTreeSet<InstanceRef> = listed.into_iter().map(|each| each.id).collect();
         let mut running: BTreeMap<Scope, BTreeSet<InstanceId>> = BTreeMap::new();
-        let expected = states.iter().flat_map(|(state, _)| {
+        let expected = environments.flat_map(|state| {
             let ids = state.instances.keys().cloned();
             ids.map(|instance| InstanceRef {
                 scope: state.scope.clone(),
@@ -284,7 +293,6 @@ impl Platform {
             })
         });
         for id in expected {
-            // One that ended while nobody looked is told by its watch, with its exit.
             if !listed.contains(&id) {
                 match target.observe(&id).await {
                     Ok(None) => continue,
@@ -344,14 +352,8 @@ impl Platform {
             source,
         };
         let (state, bodies) = read.map_err(panicked)??;
-        let listed = self.shared.target.list().await;
-        let running = listed
-            .map_err(StartError::Target)?
-            .into_iter()
-            .filter(|observed| observed.id.scope == *scope)
-            .map(|observed| observed.id.instance)
-            .filter(|instance| state.instances.contains_key(instance))
-            .collect();
+        let mut running = self.running(std::iter::once(&state)).await?;
+        let running = running.remove(scope).unwrap_or_default();
         let shared = Arc::clone(&self.shared);
         let (driver, handle) = Driver::succeeding(shared, state, bodies, views);
         self.handles().insert(scope.clone(), handle);

@@ -54,7 +54,10 @@ struct World {
 }
 
 /// Once a day, and not while a test runs: twelve hours from now.
-#[expect(clippy::disallowed_methods, reason = "the server under test goes by the real clock")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the server under test goes by the real clock"
+)]
 fn daily() -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let hour = now.as_secs() / 3_600 + 12;
