@@ -11,6 +11,7 @@
 use std::{
     fs::{self, File},
     io::{self, Write as _},
+    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
 };
 
@@ -95,14 +96,15 @@ impl<'a> LogLine<'a> {
 }
 
 /// Cuts one output stream into lines.
-pub(crate) struct Splitter {
+pub struct Splitter {
     letter: u8,
     /// The begin of a line whose end has not come yet.
     begun: Vec<u8>,
 }
 
 impl Splitter {
-    pub(crate) fn new(stream: OutputStream) -> Self {
+    /// For one stream of one instance.
+    pub fn new(stream: OutputStream) -> Self {
         let letter = match stream {
             OutputStream::Stdout => b'o',
             OutputStream::Stderr => b'e',
@@ -114,7 +116,13 @@ impl Splitter {
     }
 
     /// Takes what was read and writes the lines that are whole.
-    pub(crate) fn feed(&mut self, now: Timestamp, bytes: &[u8], log: &mut LogWriter) {
+    pub fn feed(&mut self, now: Timestamp, bytes: &[u8], log: &mut LogWriter) {
+        self.gather(now, bytes, log);
+        log.flush(now);
+    }
+
+    /// Takes what was read; lines that are whole are written with the next [`LogWriter::flush`], or before.
+    pub fn gather(&mut self, now: Timestamp, bytes: &[u8], log: &mut LogWriter) {
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
             let (mut text, ends) = match piece.strip_suffix(b"\n") {
                 Some(text) => (text, true),
@@ -136,11 +144,10 @@ impl Splitter {
         if self.begun.is_empty() && self.begun.capacity() > BUFFER_KEPT_BYTES {
             self.begun = Vec::new();
         }
-        log.flush(now);
     }
 
     /// Writes a last line that has no end.
-    pub(crate) fn finish(&mut self, now: Timestamp, log: &mut LogWriter) {
+    pub fn finish(&mut self, now: Timestamp, log: &mut LogWriter) {
         if !self.begun.is_empty() {
             log.line(now, self.letter, false, &[&self.begun]);
             self.begun = Vec::new();
@@ -150,7 +157,7 @@ impl Splitter {
 }
 
 /// Writes lines to segments.
-pub(crate) struct LogWriter {
+pub struct LogWriter {
     settings: LogSettings,
     number: u64,
     file: Option<File>,
@@ -165,7 +172,8 @@ pub(crate) struct LogWriter {
 }
 
 impl LogWriter {
-    pub(crate) fn new(settings: LogSettings) -> Self {
+    /// Begins another segment.
+    pub fn new(settings: LogSettings) -> Self {
         // Where nothing can be listed nothing can be written either; that is found out, and counted, by the first line.
         let last = segments(&settings.folder)
             .ok()
@@ -181,6 +189,18 @@ impl LogWriter {
             dropped_ever: 0,
             is_torn: false,
         }
+    }
+
+    /// Goes on in the newest segment where it has room: for who writes one log in turns.
+    pub fn resume(settings: LogSettings) -> Self {
+        let mut writer = Self::new(settings);
+        let path = writer.settings.folder.join(segment_name(writer.number));
+        if let Ok((file, size, ends_line)) = open_last(&path)
+            && size < writer.settings.segment_bytes_max
+        {
+            (writer.file, writer.size, writer.is_torn) = (Some(file), size, !ends_line);
+        }
+        writer
     }
 
     /// Lines dropped so far.
@@ -199,7 +219,8 @@ impl LogWriter {
         }
     }
 
-    pub(crate) fn flush(&mut self, now: Timestamp) {
+    /// Writes what was gathered.
+    pub fn flush(&mut self, now: Timestamp) {
         if self.batch.is_empty() {
             return;
         }
@@ -256,7 +277,7 @@ impl LogWriter {
     fn open_next(&mut self) -> io::Result<()> {
         fs::create_dir_all(&self.settings.folder)?;
         let number = self.number + 1;
-        let path = self.settings.folder.join(format!("{number:08}.log"));
+        let path = self.settings.folder.join(segment_name(number));
         let file = File::options().create_new(true).append(true).open(path)?;
         (self.file, self.number, self.size) = (Some(file), number, 0);
         let kept = self.settings.segments_kept.max(1);
@@ -268,6 +289,21 @@ impl LogWriter {
         }
         Ok(())
     }
+}
+
+fn segment_name(number: u64) -> String {
+    format!("{number:08}.log")
+}
+
+/// A segment that is gone on with: its size, and whether its last line has an end.
+fn open_last(path: &Path) -> io::Result<(File, u64, bool)> {
+    let file = File::options().read(true).append(true).open(path)?;
+    let size = file.metadata()?.len();
+    let mut last = [b'\n'];
+    if size > 0 {
+        file.read_exact_at(&mut last, size - 1)?;
+    }
+    Ok((file, size, last == *b"\n"))
 }
 
 fn push_head(out: &mut Vec<u8>, now: Timestamp, letter: u8, is_partial: bool) {
@@ -477,6 +513,32 @@ mod tests {
                 .0,
             kept[4].0 + 1
         );
+    }
+
+    #[test]
+    fn goes_on_in_the_segment_it_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = writer(folder.path(), 200).settings;
+        let mut splitter = Splitter::new(OutputStream::Stdout);
+        for text in ["one\n", "two\n"] {
+            let mut log = LogWriter::resume(settings.clone());
+            splitter.feed(Timestamp::EPOCH, text.as_bytes(), &mut log);
+        }
+        let segments_now = || segments(&folder.path().join("logs")).unwrap();
+        assert_eq!(segments_now().len(), 1);
+        // What was cut short there stays a line of its own.
+        let path = &segments_now()[0].1;
+        let mut file = File::options().append(true).open(path).unwrap();
+        file.write_all(b"torn").unwrap();
+        let mut log = LogWriter::resume(settings.clone());
+        splitter.feed(Timestamp::EPOCH, b"three\n", &mut log);
+        let text = String::from_utf8(content(folder.path())).unwrap();
+        assert!(text.contains(" o two\ntorn\n1970"), "{text}");
+        let filling = format!("{}\n", "x".repeat(200));
+        splitter.feed(Timestamp::EPOCH, filling.as_bytes(), &mut log);
+        let mut log = LogWriter::resume(settings);
+        splitter.feed(Timestamp::EPOCH, b"four\n", &mut log);
+        assert_eq!(segments_now().len(), 3);
     }
 
     #[test]

@@ -14,11 +14,11 @@ mod client;
 mod exec;
 mod folder;
 mod jail;
-mod ownership;
+pub mod ownership;
 mod ports;
 mod program;
 mod start;
-mod users;
+pub mod users;
 
 use std::{
     ops::RangeInclusive,

@@ -15,7 +15,7 @@ use rustix::{
 const FOLDER_MODE: u32 = 0o750;
 
 /// The first folder on the way to a path, the path included, that lets nobody else in.
-pub(crate) fn closed_to_others(path: &Path) -> Option<PathBuf> {
+pub fn closed_to_others(path: &Path) -> Option<PathBuf> {
     let mut above: Vec<_> = path.ancestors().collect();
     above.reverse();
     let closed = |folder: &&Path| {
@@ -36,7 +36,10 @@ pub(crate) fn is_writable_by(folder: &Path, user: u32) -> io::Result<bool> {
 }
 
 /// Makes a folder with what is above it, for a user. True when it was not there.
-pub(crate) fn make_for(folder: &Path, user: u32) -> io::Result<bool> {
+///
+/// # Errors
+/// When it cannot be made, or not be given away.
+pub fn make_for(folder: &Path, user: u32) -> io::Result<bool> {
     if folder.is_dir() {
         return Ok(false);
     }
@@ -48,7 +51,10 @@ pub(crate) fn make_for(folder: &Path, user: u32) -> io::Result<bool> {
 
 /// Hands a folder with all it holds to a user, unless it is that user's already. The folder itself comes last, so
 /// that a walk that was cut short begins again. No link is followed: what they lead to is not ours to give.
-pub(crate) fn hand_over(folder: &Path, user: u32) -> io::Result<()> {
+///
+/// # Errors
+/// When something in it cannot be given away.
+pub fn hand_over(folder: &Path, user: u32) -> io::Result<()> {
     if fs::symlink_metadata(folder)?.uid() == user {
         return Ok(());
     }

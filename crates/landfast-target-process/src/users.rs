@@ -21,7 +21,7 @@ const COUNT: u32 = 1 << 27;
 
 /// The record of users in one file of the state folder, and the only one who writes it.
 #[derive(Debug)]
-pub(crate) struct Users {
+pub struct Users {
     path: PathBuf,
     writing: Mutex<()>,
 }
@@ -33,7 +33,8 @@ struct Record {
 }
 
 impl Users {
-    pub(crate) fn new(path: PathBuf) -> Self {
+    /// The record in this file, which need not be there.
+    pub fn new(path: PathBuf) -> Self {
         Self {
             path,
             writing: Mutex::new(()),
@@ -41,18 +42,27 @@ impl Users {
     }
 
     /// The user of an environment as it is or would be.
-    pub(crate) fn look_up(&self, scope: &Scope) -> io::Result<u32> {
+    ///
+    /// # Errors
+    /// When the record cannot be read.
+    pub fn look_up(&self, scope: &Scope) -> io::Result<u32> {
         let mut record = self.read()?;
         Ok(give(&mut record, &scope.to_string(), COUNT))
     }
 
     /// The same, remembered.
-    pub(crate) fn take(&self, scope: &Scope) -> io::Result<u32> {
+    ///
+    /// # Errors
+    /// When the record cannot be read or written.
+    pub fn take(&self, scope: &Scope) -> io::Result<u32> {
         self.take_for(&scope.to_string())
     }
 
     /// The user of an owner that is no environment, remembered. Their names have more parts than `app/environment`.
-    pub(crate) fn take_for(&self, owner: &str) -> io::Result<u32> {
+    ///
+    /// # Errors
+    /// When the record cannot be read or written.
+    pub fn take_for(&self, owner: &str) -> io::Result<u32> {
         let _one_writer = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut record = self.read()?;
         let known = record.users.len();

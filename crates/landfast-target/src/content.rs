@@ -86,7 +86,7 @@ pub struct ContainerOptions {
     pub mounts: BTreeMap<String, PathBuf>,
     /// Folders and files of the host that are no volumes of the app.
     pub binds: Vec<Bind>,
-    /// Absolute paths that are memory, beside `/tmp`, `/run` and `/dev/shm`, which always are.
+    /// Absolute paths that are memory, beside `/tmp` and `/dev/shm`, which always are.
     pub tmpfs: Vec<PathBuf>,
     /// Whether it may write to its own root file system; what it writes there is gone with it.
     pub writable_root: bool,

@@ -73,7 +73,29 @@ fn sweep() {
             continue;
         }
         kill_noted_server(&entry.path());
+        kill_whoever_names(&entry.path());
         drop(fs::remove_dir_all(entry.path()));
+    }
+}
+
+/// Ends every process that names a private folder in its arguments: nobody else knows that name.
+pub(crate) fn kill_whoever_names(folder: &Path) {
+    let name = folder.as_os_str().as_encoded_bytes();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let pid: Option<i32> = entry
+            .file_name()
+            .to_str()
+            .and_then(|text| text.parse().ok());
+        let Some(process) = pid.and_then(Pid::from_raw) else {
+            continue;
+        };
+        let Ok(descriptor) = pidfd_open(process, PidfdFlags::empty()) else {
+            continue;
+        };
+        let arguments = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        if arguments.windows(name.len()).any(|part| part == name) {
+            pidfd_send_signal(&descriptor, Signal::KILL).ok();
+        }
     }
 }
 

@@ -1,5 +1,5 @@
-//! Real servers for tests: PostgreSQL, MariaDB, Redis, PgBouncer and an S3 server from packages, each in a private folder,
-//! on a free loopback port and a socket of its own, killed when dropped.
+//! Real servers for tests: PostgreSQL, MariaDB, Redis, PgBouncer, an S3 server, Docker and a registry from packages, each in
+//! a private folder, on a free loopback port (Docker: in a network of its own) and a socket of its own, killed when dropped.
 //!
 //! It never touches a server it did not start, never listens beyond loopback, and leaves nothing behind: what a killed
 //! test run left is swept away by the next one. It is slow to be safe nowhere: `fsync` is off, so nothing here may be
@@ -12,7 +12,7 @@
     reason = "starting servers and waiting for them is what this crate is for; no decision depends on it"
 )]
 
-mod dockerd;
+mod docker;
 mod folder;
 mod mariadb;
 mod pgbouncer;
@@ -23,8 +23,13 @@ mod redis;
 mod s3;
 
 pub use crate::{
-    dockerd::Dockerd, mariadb::Mariadb, pgbouncer::PgBouncer, ports::free_port, postgres::Postgres,
-    redis::Redis, s3::S3,
+    docker::{Dockerd, DockerdOptions, Registry},
+    mariadb::Mariadb,
+    pgbouncer::PgBouncer,
+    ports::free_port,
+    postgres::Postgres,
+    redis::Redis,
+    s3::S3,
 };
 
 /// Why a server did not come up, with the end of what it said. Tests unwrap it.
@@ -45,6 +50,12 @@ pub enum StartError {
         what: String,
         /// The system's answer.
         source: std::io::Error,
+    },
+    /// Nothing of the kind can be started here. A test that needs it is skipped.
+    #[error("{reason}")]
+    Unavailable {
+        /// Why.
+        reason: String,
     },
     /// A program ended with an error, or did not answer in time.
     #[error("{what}: {output}")]

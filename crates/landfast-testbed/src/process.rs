@@ -121,7 +121,7 @@ fn become_user(command: &mut Command, user: Option<(u32, u32)>) {
     command
         .env_clear()
         .env("LC_ALL", "C")
-        .env("PATH", "/usr/bin:/bin")
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
         .current_dir("/");
 }
 

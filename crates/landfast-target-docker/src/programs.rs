@@ -1,0 +1,171 @@
+//! What a container holds, looked up before it runs: whether a program is there, and which number a user's name means.
+
+use std::{
+    io::Read as _,
+    path::{Component, Path, PathBuf},
+    sync::Arc,
+};
+
+use bollard::query_parameters::{
+    ContainerArchiveInfoOptionsBuilder, DownloadFromContainerOptionsBuilder,
+};
+use futures_util::StreamExt as _;
+
+use crate::{core::Core, daemon::DaemonError, images::Image};
+
+/// Where programs are when nobody says, as daemons have it.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+const PASSWD_BYTES_MAX: usize = 1 << 20;
+
+/// Whether a program can be run in a container: a path as it is, a bare word along `PATH`.
+pub(crate) async fn is_there(
+    core: &Core,
+    container: &str,
+    image: &Arc<Image>,
+    program: &str,
+    path: Option<&str>,
+) -> Result<bool, DaemonError> {
+    for place in places(
+        program,
+        path.or(image.path.as_deref()),
+        &image.working_folder,
+    ) {
+        if image.is_known_to_hold(&place) || stat(core, container, &place).await? {
+            image.holds(&place);
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Where a program may be.
+fn places(program: &str, path: Option<&str>, working_folder: &str) -> Vec<String> {
+    let text = |path: &Path| plain(path).to_string_lossy().into_owned();
+    let folder = match working_folder {
+        "" => Path::new("/"),
+        folder => Path::new(folder),
+    };
+    if program.contains('/') {
+        return vec![text(&folder.join(program))];
+    }
+    let folders = path
+        .unwrap_or(PATH)
+        .split(':')
+        .filter(|folder| !folder.is_empty());
+    folders
+        .map(|each| text(&folder.join(each).join(program)))
+        .collect()
+}
+
+/// A path without `.` and `..`, whatever links it leads through.
+fn plain(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::from("/");
+    for part in path.components() {
+        match part {
+            Component::ParentDir => drop(plain.pop()),
+            Component::Normal(name) => plain.push(name),
+            Component::CurDir | Component::RootDir | Component::Prefix(_) => {}
+        }
+    }
+    plain
+}
+
+async fn stat(core: &Core, container: &str, path: &str) -> Result<bool, DaemonError> {
+    let asked = core.daemon.call(|client| {
+        let options = ContainerArchiveInfoOptionsBuilder::default()
+            .path(path)
+            .build();
+        let container = container.to_owned();
+        async move {
+            client
+                .get_container_archive_info(&container, Some(options))
+                .await
+        }
+    });
+    match asked.await {
+        Ok(_) => Ok(true),
+        Err(error) if error.is_missing() => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// The number of an image's user. `None` when its name is nowhere.
+pub(crate) async fn user_of(
+    core: &Core,
+    container: &str,
+    image: &Arc<Image>,
+) -> Result<Option<u32>, DaemonError> {
+    let user = image.facts.user.split(':').next().unwrap_or("");
+    if image.facts.is_root() {
+        return Ok(Some(0));
+    }
+    if let Ok(number) = user.parse() {
+        return Ok(Some(number));
+    }
+    let client = core.daemon.client().await?;
+    let options = DownloadFromContainerOptionsBuilder::default()
+        .path("/etc/passwd")
+        .build();
+    let mut stream = client.download_from_container(container, Some(options));
+    let mut bytes = Vec::new();
+    while let Some(piece) = stream.next().await {
+        let piece = match piece.map_err(DaemonError::from) {
+            Ok(piece) => piece,
+            Err(error) if error.is_missing() => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        if bytes.len() + piece.len() > PASSWD_BYTES_MAX {
+            return Ok(None);
+        }
+        bytes.extend_from_slice(&piece);
+    }
+    Ok(passwd_in(&bytes).and_then(|passwd| number_in(&passwd, user)))
+}
+
+fn passwd_in(archive: &[u8]) -> Option<String> {
+    let mut archive = tar::Archive::new(archive);
+    let mut entry = archive.entries().ok()?.next()?.ok()?;
+    let mut text = String::new();
+    entry.read_to_string(&mut text).ok()?;
+    Some(text)
+}
+
+fn number_in(passwd: &str, user: &str) -> Option<u32> {
+    let line = passwd
+        .lines()
+        .find(|line| line.split(':').next() == Some(user))?;
+    line.split(':').nth(2)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn looks_where_the_kernel_or_a_path_would() {
+        assert_eq!(places("/bin/app", None, "/x"), ["/bin/app"]);
+        assert_eq!(places("./app", None, "/srv"), ["/srv/app"]);
+        assert_eq!(places("../app", None, "/srv/a"), ["/srv/app"]);
+        assert_eq!(places("./app", None, ""), ["/app"]);
+        assert_eq!(places("app", Some("/a::/b"), ""), ["/a/app", "/b/app"]);
+        assert_eq!(places("app", None, "").len(), 6);
+    }
+
+    #[test]
+    fn reads_numbers_of_users() {
+        let passwd = "root:x:0:0::/:/bin/sh\nnginx:x:101:102::/:/bin/false\n";
+        assert_eq!(number_in(passwd, "nginx"), Some(101));
+        assert_eq!(number_in(passwd, "ngin"), None);
+        let mut header = tar::Header::new_ustar();
+        header.set_size(passwd.len() as u64);
+        header.set_mode(0o644);
+        let mut archive = tar::Builder::new(Vec::new());
+        archive
+            .append_data(&mut header, "passwd", passwd.as_bytes())
+            .unwrap();
+        assert_eq!(
+            passwd_in(&archive.into_inner().unwrap()).as_deref(),
+            Some(passwd)
+        );
+    }
+}
