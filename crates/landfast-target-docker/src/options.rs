@@ -20,7 +20,7 @@ use crate::name::{self, HostId};
 
 /// Processes and threads of a container whose manifest names no number.
 pub(crate) const PROCESSES_MAX: u32 = 4_096;
-/// Open descriptors of each process of a container whose manifest names no number.
+/// Open descriptors of each process of a container whose manifest names no number, as far as the host gives so many.
 pub(crate) const DESCRIPTORS_MAX: u32 = 65_536;
 /// The daemon keeps so much of what a container writes: enough for the target to read after an absence.
 const LOG_BYTES_MAX: &str = "16m";
@@ -218,7 +218,8 @@ fn no_check() -> HealthConfig {
 fn host_config(spec: &InstanceSpec, found: &Found<'_>, network: Option<&str>) -> HostConfig {
     let (options, resources) = (&spec.container, &spec.resources);
     let memory = resources.memory.map(|memory| signed(memory.0));
-    let descriptors = i64::from(resources.descriptors.unwrap_or(DESCRIPTORS_MAX));
+    let descriptors = resources.descriptors.unwrap_or_else(descriptors_given);
+    let descriptors = i64::from(descriptors);
     let shares = options.reservation.cpu.map(|cpu| {
         let shares = cpu.millicores.saturating_mul(SHARES_OF_CORE) / 1_000;
         signed(shares.max(SHARES_MIN))
@@ -262,6 +263,13 @@ fn host_config(spec: &InstanceSpec, found: &Found<'_>, network: Option<&str>) ->
         }),
         ..Default::default()
     }
+}
+
+/// A limit that this host does not let anybody have would keep the container from starting.
+fn descriptors_given() -> u32 {
+    let most = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    let most = most.and_then(|most| u32::try_from(most).ok());
+    most.map_or(DESCRIPTORS_MAX, |most| most.min(DESCRIPTORS_MAX))
 }
 
 fn signed(number: u64) -> i64 {
@@ -348,7 +356,7 @@ pub(crate) fn protections(
         true => Protection::new(Part::Files, Enforced, "an image of its own, writable"),
     };
     let processes = resources.processes.unwrap_or(PROCESSES_MAX);
-    let descriptors = resources.descriptors.unwrap_or(DESCRIPTORS_MAX);
+    let descriptors = resources.descriptors.unwrap_or_else(descriptors_given);
     let mut all = vec![
         user,
         privileges,
