@@ -311,7 +311,9 @@ pub async fn finish(
     extra: BTreeMap<String, String>,
 ) -> Result<RunRecord, String> {
     let id = reference(run.scope, &record);
-    let connections = stores::connections(shared, run.scope, run.body, &run.job.uses).await;
+    let is_container = run.job.container.is_some();
+    let uses = &run.job.uses;
+    let connections = stores::connections(shared, run.scope, run.body, uses, is_container).await;
     let spec = connections.and_then(|connections| {
         job_spec(shared, &id, run.body, run.name, run.job, connections, extra)
     });
