@@ -7,6 +7,7 @@
 
 mod answer;
 mod certificates;
+mod docker;
 mod events;
 mod handlers;
 mod idempotency;
@@ -22,6 +23,7 @@ pub use landfast_acme::{ChallengeKind, LETS_ENCRYPT};
 
 pub use crate::{
     certificates::AcmeSettings,
+    docker::DockerPlace,
     handlers::instance_ports,
     lock::LockError,
     proxy::ProxyError,

@@ -17,6 +17,7 @@ use landfast_journal::{Journal, SqliteJournal};
 use landfast_proxy::{Trust, TrustedField, control::ControlClient};
 use landfast_secrets::KeySource;
 use landfast_store::Store;
+use landfast_target::Targets;
 use landfast_target_process::{ProcessSettings, ProcessTarget};
 use landfast_types::{Generation, Timestamp};
 use tokio::{
@@ -28,6 +29,7 @@ use tokio::{
 
 use crate::{
     certificates::{self, AcmeSettings},
+    docker::{self, DockerPlace},
     handlers,
     inherited::Inherited,
     lock::{LockError, StateLock},
@@ -62,6 +64,8 @@ pub struct ServerSettings {
     pub connections_per_client: u32,
     pub controls: Controls,
     pub acme: AcmeSettings,
+    /// `None`: no containers run here.
+    pub docker: Option<DockerPlace>,
 }
 
 impl ServerSettings {
@@ -207,6 +211,11 @@ pub async fn run(settings: ServerSettings) -> Result<Ended, ServerError> {
         )
     });
 
+    let containers = docker::open(&settings).map_err(|source| ServerError::Folder {
+        path: settings.state.join("docker"),
+        source,
+    })?;
+    let target = Targets::new(Arc::new(target), containers);
     let inherited = Inherited::find();
     let proxy = proxy_order(&settings);
     proxy.ensure().await?;

@@ -41,8 +41,8 @@ use std::{
 use async_trait::async_trait;
 use bollard::query_parameters::KillContainerOptionsBuilder;
 use landfast_target::{
-    Confinement, Content, ExecOutput, Exit, Images, InstanceRef, InstanceSpec, Observed,
-    ObservedState, Outage, StartError, Target, TargetError,
+    Confinement, Content, DaemonFacts, ExecOutput, Exit, Images, InstanceRef, InstanceSpec,
+    Observed, ObservedState, Outage, StartError, Target, TargetError,
 };
 use landfast_types::{Fence, Protection};
 use tokio::{
@@ -109,21 +109,6 @@ impl DockerSettings {
     }
 }
 
-/// What a daemon says of itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DaemonFacts {
-    /// Of the daemon: `20.10.24`.
-    pub version: String,
-    /// Of its API, as agreed on: `1.41`.
-    pub api: String,
-    pub storage_driver: String,
-    /// `1` or `2`.
-    pub cgroups: String,
-    /// Whether containers go on while the daemon is away.
-    pub live_restore: bool,
-    pub root_folder: PathBuf,
-}
-
 /// The target that runs instances as containers.
 pub struct DockerTarget {
     core: Arc<Core>,
@@ -182,18 +167,30 @@ impl DockerTarget {
             source: error.into_io(),
         })?;
         let version = self.core.daemon.version();
+        let address = &self.core.settings.address;
+        let is_here = matches!(address, DockerAddress::Unix(_));
+        let limits = [
+            ("memory", info.memory_limit),
+            ("cpu", info.cpu_cfs_quota),
+            ("pids", info.pids_limit),
+        ];
+        let lacks = limits.into_iter().filter(|(_, has)| *has == Some(false));
         Ok(DaemonFacts {
-            version: info.server_version.unwrap_or_default(),
-            api: version
+            what: format!(
+                "Docker {} at {address}",
+                info.server_version.unwrap_or_default()
+            ),
+            api_version: version
                 .map(|version| version.to_string())
                 .unwrap_or_default(),
             storage_driver: info.driver.unwrap_or_default(),
-            cgroups: info
+            cgroup_version: info
                 .cgroup_version
                 .map(|version| version.to_string())
                 .unwrap_or_default(),
-            live_restore: info.live_restore_enabled == Some(true),
-            root_folder: info.docker_root_dir.unwrap_or_default().into(),
+            has_live_restore: info.live_restore_enabled == Some(true),
+            lacks: lacks.map(|(name, _)| name.to_owned()).collect(),
+            data: info.docker_root_dir.filter(|_| is_here).map(PathBuf::from),
         })
     }
 
@@ -500,6 +497,17 @@ impl Target for DockerTarget {
 
     fn outages(&self) -> Vec<Outage> {
         self.core.daemon.outage().into_iter().collect()
+    }
+
+    async fn daemon(&self) -> Option<Result<DaemonFacts, Outage>> {
+        let facts = self.facts().await;
+        Some(facts.map_err(|error| {
+            self.core.daemon.outage().unwrap_or_else(|| Outage {
+                what: format!("Docker at {}", self.core.settings.address),
+                since: clock::now(),
+                reason: error.to_string(),
+            })
+        }))
     }
 
     async fn exec(

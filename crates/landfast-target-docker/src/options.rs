@@ -58,7 +58,6 @@ pub(crate) struct Plan {
     pub(crate) more_networks: Vec<(String, EndpointSettings)>,
     /// The first network, where its address is.
     pub(crate) network: Option<String>,
-    pub(crate) port: Option<u16>,
     /// The first word of what will run.
     pub(crate) program: String,
 }
@@ -115,7 +114,6 @@ pub(crate) fn plan(spec: &InstanceSpec, found: &Found<'_>) -> Result<Plan, Unfit
         body,
         more_networks: networks.collect(),
         network,
-        port,
         program,
     })
 }
@@ -559,7 +557,14 @@ mod tests {
             descriptors: Some(100),
         };
         let plan = planned(&spec, &facts()).unwrap();
-        assert_eq!((plan.port, plan.program.as_str()), (Some(9_000), "/other"));
+        assert_eq!(plan.program, "/other");
+        assert!(
+            plan.body
+                .env
+                .clone()
+                .unwrap()
+                .contains(&"PORT=9000".to_owned())
+        );
         assert_eq!(plan.network.as_deref(), Some("lf-00000000.shop.production"));
         assert_eq!(
             plan.more_networks[0].0,

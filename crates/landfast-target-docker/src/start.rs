@@ -3,7 +3,7 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
-    path::Path,
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -256,6 +256,7 @@ impl Core {
                 options::set_address(&mut body, address);
             }
         }
+        let volumes = self.make_volumes(spec).await?;
         let container = self.create(spec, body).await?;
         for (network, endpoint) in &plan.more_networks {
             let joined = self.join(network, &container, endpoint).await;
@@ -267,7 +268,8 @@ impl Core {
             let command = plan.program.clone();
             return Err(Failure::Refused(StartError::CommandMissing { command }));
         }
-        self.give_volumes(spec, image, plan, own_user, &container)
+        let user = plan.body.user.as_ref().map(|_| own_user);
+        self.give_volumes(spec, image, user, &container, volumes)
             .await?;
         let started = self.daemon.call_within(START_WAIT_MAX, |client| {
             let container = container.clone();
@@ -434,7 +436,7 @@ impl Core {
         }
     }
 
-    fn write_secrets(&self, spec: &InstanceSpec) -> io::Result<Option<std::path::PathBuf>> {
+    fn write_secrets(&self, spec: &InstanceSpec) -> io::Result<Option<PathBuf>> {
         if spec.secret_files.is_empty() {
             return Ok(None);
         }
@@ -442,28 +444,40 @@ impl Core {
         secrets::write(&self.settings.secrets, &name, &spec.secret_files).map(Some)
     }
 
-    /// Makes volumes that are not there, and hands over those that Landfast keeps.
+    /// Makes volumes that are not there: a daemon mounts only what is. Says which are to be handed over.
+    async fn make_volumes(&self, spec: &InstanceSpec) -> Result<Vec<PathBuf>, Failure> {
+        let paths: Vec<_> = spec.volumes.values().cloned().collect();
+        let ours = self.settings.volumes.clone();
+        let made = blocking(move || {
+            let mut given = Vec::new();
+            for path in paths {
+                let is_ours = ours.as_deref().is_some_and(|ours| path.starts_with(ours));
+                let is_new = !path.is_dir();
+                std::fs::create_dir_all(&path)?;
+                if is_new || is_ours && !path.is_symlink() {
+                    given.push(path);
+                }
+            }
+            Ok(given)
+        });
+        let made = made.await;
+        made.map_err(|source| Failure::Refused(io_error("make the volumes")(source)))
+    }
+
+    /// Hands volumes over to whoever the container runs as.
     async fn give_volumes(
         &self,
         spec: &InstanceSpec,
         image: &Arc<Image>,
-        plan: &Plan,
-        own_user: u32,
+        user: Option<u32>,
         container: &str,
+        volumes: Vec<PathBuf>,
     ) -> Result<(), Failure> {
-        let (paths, ours): (Vec<_>, _) = (
-            spec.volumes.values().cloned().collect(),
-            self.settings.volumes.clone(),
-        );
-        if paths.is_empty() {
+        if volumes.is_empty() || !rustix::process::geteuid().is_root() {
             return Ok(());
         }
-        if !rustix::process::geteuid().is_root() {
-            let made = blocking(move || paths.iter().try_for_each(std::fs::create_dir_all)).await;
-            return made.map_err(|source| Failure::Refused(io_error("make the volumes")(source)));
-        }
-        let user = match &plan.body.user {
-            Some(_) => Some(own_user),
+        let user = match user {
+            Some(user) => Some(user),
             None => programs::user_of(self, container, image)
                 .await
                 .map_err(|error| self.failure(spec, error))?,
@@ -476,16 +490,8 @@ impl Core {
             return Err(Failure::Refused(StartError::Impossible(text)));
         };
         let given = blocking(move || {
-            for path in paths {
-                let is_ours = ours
-                    .as_deref()
-                    .is_some_and(|ours: &Path| path.starts_with(ours));
-                let is_new = ownership::make_for(&path, user)?;
-                if !is_new && is_ours && !path.is_symlink() {
-                    ownership::hand_over(&path, user)?;
-                }
-            }
-            Ok(())
+            let mut volumes = volumes.iter();
+            volumes.try_for_each(|path| ownership::hand_over(path, user))
         });
         let given = given.await;
         given.map_err(|source| Failure::Refused(io_error("hand the volumes over")(source)))

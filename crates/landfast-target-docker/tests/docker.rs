@@ -1,13 +1,337 @@
-//! Containers of a real daemon: the suite of every target, and what only containers do.
+//! Containers of a real daemon: the suite of every target, what they are held to, and what they write.
 
 mod common;
 
-use landfast_target::conformance;
+use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
 
-use crate::common::World;
+use landfast_target::{
+    ContainerOptions, ContainerUser, ExecOutput, Exit, HealthSource, ImageHealth, InstanceSpec,
+    ObservedState, Resources, StartError, Target as _, conformance,
+};
+use landfast_types::{Bytes, Secret};
+
+use crate::common::{PORT, World, fence, id, options, until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn conforms() {
     let Some(world) = World::new() else { return };
     conformance::suite(&world).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_container_is_held_to_what_it_is_told() {
+    let Some(world) = World::new() else { return };
+    let target = world.target();
+    let words = [
+        "status=Uid",
+        "status=CapEff",
+        "status=CapBnd",
+        "status=NoNewPrivs",
+        "write=/file",
+        "write=/tmp/file",
+        "write=/volumes/data/file",
+        "env=VOLUME_DATA",
+        "write=/run/secrets/x",
+        "file=KEY_FILE",
+        "env=KEY",
+        "env=PORT",
+    ];
+    let volume = world.folder.path().join("state/volumes/data");
+    let spec = InstanceSpec {
+        secret_files: BTreeMap::from([("KEY".to_owned(), Secret::new("hidden".to_owned()))]),
+        volumes: BTreeMap::from([("data".to_owned(), volume.clone())]),
+        ..world.spec(1, &words)
+    };
+    let lines = world.lines(&target, &spec).await;
+    let user = lines[0].split_whitespace().nth(1).unwrap();
+    assert!(user.parse::<u32>().unwrap() >= 1_900_000_000, "{lines:?}");
+    let none = "0000000000000000";
+    let expected = [
+        &format!("CapEff {none}"),
+        &format!("CapBnd {none}"),
+        "NoNewPrivs 1",
+        "write=/file ReadOnlyFilesystem",
+        "write=/tmp/file ok",
+        "write=/volumes/data/file ok",
+        "/volumes/data",
+        "write=/run/secrets/x ReadOnlyFilesystem",
+        "hidden",
+        "(unset)",
+        &PORT.to_string(),
+    ];
+    assert_eq!(lines[1..], expected);
+    assert_eq!(fs::read_to_string(volume.join("file")).unwrap(), "written");
+    // What is a file is nowhere in what the daemon tells of the container, and gone with it.
+    let told = world.dockerd.docker(&["ps", "--all", "--quiet"]).unwrap();
+    let told = world.dockerd.docker(&["inspect", &told]).unwrap();
+    assert!(!told.contains("hidden"), "{told}");
+    assert!(!told.contains("HostPort"), "nothing is published: {told}");
+    assert_eq!(
+        fs::read_dir(world.folder.path().join("state/secrets"))
+            .unwrap()
+            .count(),
+        0
+    );
+    target.forget(&spec.id).await.unwrap();
+    assert_eq!(
+        world.dockerd.docker(&["ps", "--all", "--quiet"]).unwrap(),
+        ""
+    );
+    assert!(volume.join("file").exists(), "volumes outlive containers");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_manifest_loosens_is_loose() {
+    let Some(mut world) = World::new() else {
+        return;
+    };
+    let target = world.target();
+    let loose = InstanceSpec {
+        container: ContainerOptions {
+            writable_root: true,
+            user: ContainerUser::Image,
+            capabilities: vec!["CHOWN".to_owned()],
+            tmpfs: vec![PathBuf::from("/cache")],
+            mounts: BTreeMap::from([("data".to_owned(), PathBuf::from("/srv/data"))]),
+            ..options(&[])
+        },
+        volumes: BTreeMap::from([(
+            "data".to_owned(),
+            world.folder.path().join("state/volumes/data"),
+        )]),
+        ..world.spec(
+            1,
+            &[
+                "status=Uid",
+                "status=CapEff",
+                "write=/file",
+                "write=/cache/x",
+                "write=/srv/data/x",
+            ],
+        )
+    };
+    let lines = world.lines(&target, &loose).await;
+    let expected = [
+        "Uid 0 0 0 0",
+        "CapEff 0000000000000001",
+        "write=/file ok",
+        "write=/cache/x ok",
+        "write=/srv/data/x ok",
+    ];
+    assert_eq!(lines, expected);
+    // An image that has a user keeps it, by number or by name, and its volumes are that user's.
+    for (number, user) in [(2, "4711:4711"), (3, "web")] {
+        world.image = world.import(&format!("user:{number}"), &[&format!("USER {user}")]);
+        let path = world.folder.path().join(format!("state/volumes/{number}"));
+        let spec = InstanceSpec {
+            volumes: BTreeMap::from([("data".to_owned(), path)]),
+            ..world.spec(number, &["status=Uid", "write=/volumes/data/x"])
+        };
+        let lines = world.lines(&target, &spec).await;
+        assert_eq!(
+            lines,
+            ["Uid 4711 4711 4711 4711", "write=/volumes/data/x ok"]
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn limits_hold_and_running_out_of_memory_is_said() {
+    let Some(world) = World::new() else { return };
+    let target = world.target();
+    let limit = Bytes(48 << 20);
+    let hog = InstanceSpec {
+        resources: Resources {
+            memory: Some(limit),
+            ..Default::default()
+        },
+        ..world.spec(1, &["hog=256", "exit=0"])
+    };
+    target.start(fence(1), &hog).await.unwrap();
+    assert_eq!(
+        target.wait(&hog.id).await.unwrap(),
+        Exit::OutOfMemory { limit }
+    );
+    let few = InstanceSpec {
+        resources: Resources {
+            processes: Some(8),
+            ..Default::default()
+        },
+        ..world.spec(2, &["forks=20", "exit=0"])
+    };
+    let lines = world.lines(&target, &few).await;
+    assert!(lines[0].starts_with("stopped by"), "{lines:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_it_writes_is_read_once_by_whoever_reads() {
+    let Some(world) = World::new() else { return };
+    let target = world.target();
+    // A long line that the daemon cuts, both streams, and a last line without an end.
+    world
+        .start(
+            &target,
+            1,
+            &[
+                "out=one",
+                "err=two",
+                "sleep=400",
+                "flood=100000",
+                "out=last",
+                "serve",
+            ],
+        )
+        .await;
+    until("the first line is read", || {
+        world.log(1).contains(&"o one".to_owned())
+    })
+    .await;
+    // Another server takes over in the middle of it.
+    drop(target);
+    let target = world.target();
+    target.list().await.unwrap();
+    until("the last line is read", || {
+        world.log(1).contains(&"o last".to_owned())
+    })
+    .await;
+    drop(target);
+    let target = world.target();
+    target.stop(fence(2), &id(1), Duration::ZERO).await.unwrap();
+    let log = world.log(1);
+    assert_eq!(log.len(), 1_003, "nothing twice, nothing missing");
+    let count = |line: &str| log.iter().filter(|each| *each == line).count();
+    assert_eq!((count("o one"), count("e two"), count("o last")), (1, 1, 1));
+    // What a job wrote is there when its end is told.
+    for number in 2..6 {
+        let spec = InstanceSpec {
+            is_job: true,
+            ..world.spec(number, &["flood=20000", "err=end"])
+        };
+        let lines = world.lines(&target, &spec).await;
+        assert_eq!(lines.len(), 201);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_check_of_an_image_is_asked_where_it_is_wanted() {
+    let Some(mut world) = World::new() else {
+        return;
+    };
+    let check = "--interval=1s --retries=1 CMD [\"/app\", \"read=/tmp/well\", \"out=looked\", \"run=/app,exit=1\", \"exit=";
+    world.image = world.import("checked:1", &[&format!("HEALTHCHECK {check}0\"]")]);
+    let target = world.target();
+    let checked = |world: &World, number| InstanceSpec {
+        container: ContainerOptions {
+            health: HealthSource::Image,
+            ..options(&[])
+        },
+        ..world.spec(number, &["serve"])
+    };
+    let first = target.start(fence(1), &checked(&world, 1)).await.unwrap();
+    assert_eq!(first.health, Some(ImageHealth::Starting));
+    world.image = world.import("checked:2", &[&format!("HEALTHCHECK {check}1\"]")]);
+    target.start(fence(1), &checked(&world, 2)).await.unwrap();
+    let unasked = world.start(&target, 3, &["serve"]).await;
+    assert_eq!(unasked.health, None);
+    for _ in 0..500 {
+        let health = [1, 2].map(|number| id(number));
+        let mut seen = Vec::new();
+        for id in &health {
+            seen.push(target.observe(id).await.unwrap().unwrap().health.unwrap());
+        }
+        if let [ImageHealth::Passing, ImageHealth::Failing { output }] = seen.as_slice() {
+            assert!(output.contains("looked"), "{output}");
+            let told = target.observe(&id(3)).await.unwrap().unwrap();
+            assert_eq!((told.health, told.state), (None, ObservedState::Running));
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("the checks were never heard of");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn says_what_an_image_cannot_do() {
+    let Some(world) = World::new() else { return };
+    let target = world.target();
+    let silent = InstanceSpec {
+        command: Vec::new(),
+        ..world.spec(1, &[])
+    };
+    let refused = target.start(fence(1), &silent).await.unwrap_err();
+    assert!(
+        matches!(&refused, StartError::Impossible(text) if text.contains("names no command")),
+        "{refused}"
+    );
+    let deaf = InstanceSpec {
+        listens: true,
+        container: ContainerOptions {
+            port: None,
+            ..options(&[])
+        },
+        ..world.spec(1, &["serve"])
+    };
+    let refused = target.start(fence(1), &deaf).await.unwrap_err();
+    assert!(refused.to_string().contains("port = 8080"), "{refused}");
+    assert_eq!(target.observe(&id(1)).await.unwrap(), None);
+    world.start(&target, 1, &["serve"]).await;
+    assert_eq!(
+        world
+            .dockerd
+            .docker(&[
+                "network",
+                "ls",
+                "--quiet",
+                "--filter",
+                "label=dev.landfast.network"
+            ])
+            .unwrap()
+            .lines()
+            .count(),
+        1
+    );
+    target.stop(fence(2), &id(1), Duration::ZERO).await.unwrap();
+    target.forget(&id(1)).await.unwrap();
+    // The last one out takes the network along.
+    assert_eq!(
+        world
+            .dockerd
+            .docker(&[
+                "network",
+                "ls",
+                "--quiet",
+                "--filter",
+                "label=dev.landfast.network"
+            ])
+            .unwrap(),
+        ""
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_that_nobody_reads_is_ended() {
+    let Some(world) = World::new() else { return };
+    let target = world.target();
+    world.start(&target, 1, &["serve"]).await;
+    let words = ["/app", "out=begun", "serve"].map(str::to_owned).to_vec();
+    let mut output = target.exec(&id(1), words, Vec::new()).await.unwrap();
+    let first = output.recv().await;
+    assert_eq!(first, Some(ExecOutput::Stdout(b"begun\n".to_vec())));
+    let running = || {
+        world
+            .dockerd
+            .docker(&["top", &container(&world), "-o", "pid,args"])
+            .unwrap()
+    };
+    assert!(running().contains("out=begun"));
+    drop(output);
+    until("the command is ended", || !running().contains("out=begun")).await;
+    assert!(running().contains("/app serve"), "the instance is not");
+}
+
+fn container(world: &World) -> String {
+    world
+        .dockerd
+        .docker(&["ps", "--quiet", "--no-trunc"])
+        .unwrap()
 }

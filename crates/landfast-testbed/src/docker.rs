@@ -292,11 +292,14 @@ impl Dockerd {
         for left in [folder.join("pid"), self.socket()] {
             drop(fs::remove_file(left));
         }
+        forget_containerd(&folder.join("exec/containerd/containerd.pid"));
         let mut command = self.enter()?;
         command
             .arg(program("dockerd", PACKAGE, &FOLDERS)?)
             .args(["--bridge", "none", "--insecure-registry", "10.250.0.0/16"])
             .args(["--config-file", &folder.join("none.json").to_string_lossy()])
+            // Nobody answers there, and says so at once: names that are not the daemon's own are unknown without a wait.
+            .args(["--dns", &self.world.here().to_string()])
             .args(["--cgroup-parent", &self.world.control_group()])
             .args([
                 "--default-address-pool",
@@ -442,6 +445,22 @@ impl Drop for Dockerd {
         kill_whoever_names(self.folder.path());
         self.holder.end(Signal::KILL);
         drop(ip(&["link", "del", &self.world.outside()]));
+    }
+}
+
+/// `containerd` dies with its daemon. The next daemon takes one that nobody has reaped yet for alive, and waits for it.
+fn forget_containerd(pid_file: &Path) {
+    let Ok(text) = fs::read_to_string(pid_file) else {
+        return;
+    };
+    for _ in 0..100 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", text.trim())).unwrap_or_default();
+        let state = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+        if state.is_empty() || state.starts_with(['Z', 'X']) {
+            drop(fs::remove_file(pid_file));
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
     }
 }
 

@@ -14,7 +14,10 @@ use landfast_engine::Controls;
 use landfast_proxy::{
     ADOPT_ARGUMENTS, HolderSettings, Trust, TrustedField, WORKER_ARGUMENTS, WorkerSettings,
 };
-use landfast_server::{AcmeSettings, ChallengeKind, Ended, LETS_ENCRYPT, ServerSettings};
+use landfast_server::{
+    AcmeSettings, ChallengeKind, DockerPlace, Ended, LETS_ENCRYPT, ServerSettings,
+};
+use landfast_target_docker::{DockerAddress, DockerChoice, Surroundings, find};
 use landfast_types::Network;
 
 use crate::{
@@ -42,6 +45,7 @@ pub(crate) struct ServerPlaces {
     pub(crate) preview: SocketAddr,
     pub(crate) tcp: Option<SocketAddr>,
     pub(crate) acme: AcmeSettings,
+    pub(crate) docker: Option<DockerPlace>,
     /// What differs from what one might expect.
     pub(crate) notes: Vec<String>,
 }
@@ -163,8 +167,43 @@ fn places(arguments: &args::Server) -> Result<ServerPlaces, Failure> {
         preview,
         tcp,
         acme,
+        docker: docker(arguments)?,
         notes,
     })
+}
+
+/// Where containers run: what is said, else where Docker's own client would look.
+fn docker(arguments: &args::Server) -> Result<Option<DockerPlace>, Failure> {
+    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    let folder = |name: &str| variable(name).map(PathBuf::from);
+    let certificates = arguments.docker_certificates.clone();
+    let around = Surroundings {
+        docker_host: variable("DOCKER_HOST").map(|host| host.to_string_lossy().into_owned()),
+        certificates: folder("DOCKER_CERT_PATH")
+            .filter(|_| variable("DOCKER_TLS_VERIFY").is_some()),
+        runtime_folder: folder("XDG_RUNTIME_DIR"),
+    };
+    let choice = match &arguments.docker {
+        Some(text) => text.parse(),
+        None => find(&around, Path::exists),
+    };
+    let choice = choice.map_err(|error| Failure::new(Exit::Usage, error.into()))?;
+    let DockerChoice::At(mut address) = choice else {
+        return Ok(None);
+    };
+    if let DockerAddress::Tcp {
+        certificates: known,
+        ..
+    } = &mut address
+    {
+        let said = certificates.or_else(|| around.certificates.clone());
+        *known = known.take().or(said);
+    }
+    let home = folder("HOME").map(|home| home.join(".docker"));
+    Ok(Some(DockerPlace {
+        address,
+        config: folder("DOCKER_CONFIG").or(home),
+    }))
 }
 
 /// Let's Encrypt asks ports 80 and 443: without a word about another authority, a server that listens on neither
@@ -297,6 +336,7 @@ fn run_server(
         connections_per_client,
         controls,
         acme: places.acme,
+        docker: places.docker,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

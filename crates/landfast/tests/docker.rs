@@ -19,7 +19,7 @@ use std::{
 };
 
 use landfast_judge::{Judge, JudgeHandle, Settings, Verdict};
-use landfast_testbed::Dockerd;
+use landfast_testbed::{Dockerd, DockerdOptions};
 use serde_json::Value;
 use support::host::Host;
 
@@ -36,13 +36,7 @@ struct World {
 impl World {
     /// `None` where no daemon can be started here, which is said.
     fn start(manifest: &str) -> Option<Self> {
-        let docker = match Dockerd::start() {
-            Ok(docker) => docker,
-            Err(why) => {
-                eprintln!("skipped: no Docker engine can be started here: {why}");
-                return None;
-            }
-        };
+        let docker = Dockerd::start_or_skip(DockerdOptions::default())?;
         let mut host = Host::stopped();
         host.arguments = vec!["--docker".into(), docker.address()];
         host.start_server();
@@ -113,7 +107,7 @@ impl World {
 
     /// What the daemon says, by its own client.
     fn docker(&self, arguments: &[&str]) -> String {
-        docker(&self.docker, arguments)
+        self.docker.docker(arguments).unwrap()
     }
 
     /// The containers of the app that run, by name.
@@ -144,21 +138,6 @@ impl Drop for World {
             self.host.kill_server();
         }
     }
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the daemon is asked by its own client"
-)]
-fn docker(daemon: &Dockerd, arguments: &[&str]) -> String {
-    let output = Command::new("docker")
-        .args(arguments)
-        .env("DOCKER_HOST", daemon.address())
-        .output()
-        .unwrap();
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "docker {arguments:?}: {error}");
-    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// A folder an image is built from: one static program.
@@ -202,7 +181,7 @@ replicas = 2
 health = {{ ready = "http:/ready", interval = "200ms" }}
 drain = "5s"
 grace = "3s"
-resources = {{ memory = "64MiB", cpu = "1" }}
+resources = {{ memory = "64MiB", cpu = "200m" }}
 reserve = {{ memory = "16MiB" }}
 volumes = {{ data = {{ from = "managed", at = "/data" }} }}
 {service}
@@ -334,7 +313,7 @@ fn secrets_are_files_and_the_rest_is_closed() {
         assert_eq!(host["ReadonlyRootfs"], true);
         assert_eq!(host["Memory"], 64 << 20);
         assert_eq!(host["MemoryReservation"], 16 << 20);
-        assert_eq!(host["NanoCpus"], 1_000_000_000);
+        assert_eq!(host["NanoCpus"], 200_000_000);
         assert_eq!(host["Init"], true);
         let published = shown[0]["NetworkSettings"]["Ports"].as_object();
         let bound = published.into_iter().flatten().any(|(_, to)| to.is_array());

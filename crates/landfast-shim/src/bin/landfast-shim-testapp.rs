@@ -22,12 +22,13 @@
 //! | `read=PATH`, `list=PATH`, `write=PATH` | tries it, and says `ok` or why not |
 //! | `run=PATH,WORD` | runs another program with a word, and passes its output on |
 //! | `status=KEY` | writes what `/proc/self/status` says of it |
+//! | `reach=HOST:PORT` | connects there within a second, and says `ok` or why not |
 //! | `listen` | accepts on `HOST:PORT` in a thread, answering each connection with its process id |
 
 use std::{
     fs,
     io::{self, Read as _, Write as _},
-    net::TcpListener,
+    net::{TcpListener, TcpStream, ToSocketAddrs as _},
     os::unix::process::CommandExt as _,
     process::{Command, ExitCode, Stdio},
     sync::atomic::{AtomicI32, Ordering},
@@ -90,6 +91,7 @@ fn main() -> ExitCode {
             "write" => tell(word, fs::write(value, "written")),
             "run" => run(value),
             "status" => status(value),
+            "reach" => tell(word, reach(value)),
             "listen" => listen(),
             unknown => {
                 drop(writeln!(io::stderr(), "unknown word {unknown}"));
@@ -177,6 +179,15 @@ fn status(key: &str) {
     let value = lines.find(|(name, _)| *name == key);
     let value = value.map_or("(none)", |(_, value)| value.trim());
     say(&format!("{key} {}", value.replace('\t', " ")));
+}
+
+fn reach(place: &str) -> io::Result<()> {
+    let addresses = place.to_socket_addrs()?;
+    let mut told = Err(io::ErrorKind::NotFound.into());
+    for address in addresses {
+        told = TcpStream::connect_timeout(&address, Duration::from_secs(1)).map(drop);
+    }
+    told
 }
 
 fn listen() {

@@ -61,9 +61,11 @@ fn list(users: &BTreeSet<String>) -> String {
     users.iter().cloned().collect::<Vec<_>>().join(", ")
 }
 
-/// `landfast/<app>/<service>:<digest>`, of the first that runs from it.
+/// `landfast/<app>/<service>:<digest>`, of the first service that runs from it, else of a job.
 fn tag(scope: &Scope, users: &BTreeSet<String>, id: &str) -> String {
-    let user = users.first().and_then(|user| user.split(' ').next_back());
+    let service = users.iter().find(|user| user.starts_with("service "));
+    let user = service.or_else(|| users.first());
+    let user = user.and_then(|user| user.split(' ').next_back());
     let digest = id.trim_start_matches("sha256:");
     let digest = digest.get(..12).unwrap_or(digest);
     format!("landfast/{}/{}:{digest}", scope.app, user.unwrap_or("app"))
@@ -352,7 +354,8 @@ mod tests {
             app: "shop".parse().expect("a name"),
             environment: "production".parse().expect("a name"),
         };
-        let users = BTreeSet::from(["service web".to_owned(), "service worker".to_owned()]);
+        let users = ["job smoke", "service web", "service worker"];
+        let users = users.map(str::to_owned).into();
         let id = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         assert_eq!(tag(&scope, &users, id), "landfast/shop/web:ba7816bf8f01");
     }

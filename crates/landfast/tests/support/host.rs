@@ -173,6 +173,8 @@ impl Host {
         command
             .env(MARK, self.folder.path())
             .arg("server")
+            // Never the machine's own daemon, unless a test names one.
+            .env("LANDFAST_DOCKER", "off")
             .args(["--http", &format!("127.0.0.1:{}", self.http)])
             .args(["--https", &format!("127.0.0.1:{}", self.https)])
             .args(&self.arguments)
