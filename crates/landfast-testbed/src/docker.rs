@@ -323,12 +323,40 @@ impl Dockerd {
         })?;
         self.server = Some(server);
         let inside = self.world.inside();
-        let rule = ["DOCKER-USER", "--in-interface", &inside, "--jump", "ACCEPT"];
-        if self
-            .within("iptables", &[&["--wait", "--check"], &rule[..]].concat())
-            .is_err()
-        {
-            self.within("iptables", &[&["--wait", "--insert"], &rule[..]].concat())?;
+        let here = self.world.here().to_string();
+        // As the daemon's own host the test reaches every container, those of networks that lead nowhere too.
+        let rules: [(&str, &[&str]); 3] = [
+            (
+                "filter",
+                &["DOCKER-USER", "--in-interface", &inside, "--jump", "ACCEPT"],
+            ),
+            (
+                "filter",
+                &[
+                    "DOCKER-USER",
+                    "--out-interface",
+                    &inside,
+                    "--match",
+                    "conntrack",
+                    "--ctstate",
+                    "ESTABLISHED",
+                    "--jump",
+                    "ACCEPT",
+                ],
+            ),
+            (
+                "nat",
+                &["POSTROUTING", "--source", &here, "--jump", "MASQUERADE"],
+            ),
+        ];
+        for (table, rule) in rules {
+            let table = ["--wait", "--table", table];
+            if self
+                .within("iptables", &[&table[..], &["--check"], rule].concat())
+                .is_err()
+            {
+                self.within("iptables", &[&table[..], &["--insert"], rule].concat())?;
+            }
         }
         Ok(())
     }
