@@ -46,9 +46,7 @@ impl World {
         host.arguments = vec!["--docker".into(), docker.address()];
         host.start_server();
         let app = host.app("shop", manifest);
-        let script = app.join("build/ask.sh");
-        fs::write(&script, "#!/bin/sh\nexec psql \"$DATABASE_URL\" -qAtc \"SELECT x FROM t\"\n").unwrap();
-        fs::set_permissions(script, fs::Permissions::from_mode(0o755)).unwrap();
+        ask(&app);
         migration(&app, "0001_first.sql", "CREATE TABLE t (x int);");
         Some(Self { docker, host, app })
     }
@@ -88,7 +86,7 @@ impl World {
 
     /// Whether a PostgreSQL answers, asked from inside of a container.
     fn answers(&self, container: &str, host: &str, port: &str) -> bool {
-        let ask = ["pg_isready", "-t", "2", "-h", host, "-p", port];
+        let ask = ["pg_isready", "-t", "2", "-U", "x", "-h", host, "-p", port];
         self.docker
             .docker(&[&["exec", container][..], &ask].concat())
             .is_ok()
@@ -122,6 +120,14 @@ impl Drop for World {
     }
 }
 
+/// The app's process asks by the database's own client.
+fn ask(app: &Path) {
+    let script = app.join("build/ask.sh");
+    let text = "#!/bin/sh\nexec psql \"$DATABASE_URL\" -qAtc \"SELECT x FROM t\"\n";
+    fs::write(&script, text).unwrap();
+    fs::set_permissions(script, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
 fn migration(app: &Path, name: &str, text: &str) {
     fs::create_dir_all(app.join("sql")).unwrap();
     fs::write(app.join("sql").join(name), text).unwrap();
@@ -144,8 +150,10 @@ fn databases(content: &Path) {
         fs::create_dir_all(content.join(folder)).unwrap();
     }
     fs::write(content.join("etc/passwd"), "root:x:0:0::/:/bin/sh\n").unwrap();
-    let place = content.to_string_lossy().into_owned();
-    let mut programs = vec!["/usr/bin/redis-server".to_owned(), "/usr/bin/redis-cli".to_owned()];
+    let mut programs = vec![
+        "/usr/bin/redis-server".to_owned(),
+        "/usr/bin/redis-cli".to_owned(),
+    ];
     let of_postgres = [
         "postgres",
         "initdb",
@@ -167,7 +175,10 @@ fn databases(content: &Path) {
         "/usr/share/zoneinfo",
         "/usr/lib/locale/C.utf8",
     ] {
-        said("cp", &["-a", "--parents", folder, &place]);
+        let inside = content.join(folder.trim_start_matches('/'));
+        let above = inside.parent().unwrap();
+        fs::create_dir_all(above).unwrap();
+        said("cp", &["-a", folder, &above.to_string_lossy()]);
     }
     for (name, of) in [("sh", "/bin/dash"), ("cat", "/bin/cat")] {
         fs::copy(of, content.join("bin").join(name)).unwrap();
@@ -195,12 +206,24 @@ fn databases(content: &Path) {
     fs::write(&source, SOURCE).unwrap();
     let compiler = std::env::var("RUSTC").unwrap_or_else(|_| "rustc".into());
     let (from, to) = (source.to_string_lossy(), content.join("app"));
-    let flags = ["--edition", "2024", "-C", "target-feature=+crt-static", "-o"];
-    compile(&compiler, &[&flags[..], &[&to.to_string_lossy(), &from]].concat());
+    let flags = [
+        "--edition",
+        "2024",
+        "-C",
+        "target-feature=+crt-static",
+        "-o",
+    ];
+    compile(
+        &compiler,
+        &[&flags[..], &[&to.to_string_lossy(), &from]].concat(),
+    );
     fs::remove_file(&source).unwrap();
 }
 
-#[expect(clippy::disallowed_methods, reason = "the app is compiled as one would")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the app is compiled as one would"
+)]
 fn compile(compiler: &str, arguments: &[&str]) {
     let output = Command::new(compiler)
         .args(arguments)
@@ -211,8 +234,7 @@ fn compile(compiler: &str, arguments: &[&str]) {
     assert!(output.status.success(), "{error}");
 }
 
-const POSTGRES_STORE: &str =
-    "[stores.main]\nengine = \"postgres\"\nimage = \"postgres:15\"\nmemory = \"128MiB\"\nmigrations = \"sql\"\n";
+const POSTGRES_STORE: &str = "[stores.main]\nengine = \"postgres\"\nimage = \"postgres:15\"\nmemory = \"128MiB\"\nmigrations = \"sql\"\n";
 
 fn manifest(app: &str, stores: &str) -> String {
     let has = |name: &str| stores.contains(&format!("[stores.{name}]"));
@@ -317,21 +339,28 @@ fn a_store_is_a_container_that_only_those_reach_who_use_it() {
     }
 
     // Who uses it reaches it by its name; another service, and another app, do not reach it at all.
-    let port = world.store("main")["port"].to_string();
+    let listens = world.store("main")["address"].as_str().unwrap().to_owned();
+    let (name, port) = listens.split_once(':').unwrap();
+    assert_eq!(name, "main");
     let address = world.address(&main);
     let api = world.container("shop.production.api.");
-    assert!(world.answers(&api, "main", &port));
-    assert!(world.answers(&api, &address, &port));
+    assert!(world.answers(&api, "main", port));
+    assert!(world.answers(&api, &address, port));
     let foreign = world.host.app("foreign", &manifest("foreign", ""));
+    ask(&foreign);
     world.host.expect(&foreign, &["deploy"], 0);
     for stranger in ["shop.production.other.", "foreign.production.api."] {
         let stranger = world.container(stranger);
-        assert!(!world.answers(&stranger, "main", &port), "{stranger}");
-        assert!(!world.answers(&stranger, &address, &port), "{stranger}");
+        assert!(!world.answers(&stranger, "main", port), "{stranger}");
+        assert!(!world.answers(&stranger, &address, port), "{stranger}");
     }
 
     // A migration is tried on a copy, made by the programs of the image.
-    migration(&world.app, "0002_more.sql", "ALTER TABLE t ADD COLUMN y int;");
+    migration(
+        &world.app,
+        "0002_more.sql",
+        "ALTER TABLE t ADD COLUMN y int;",
+    );
     let said = world.expect(&["deploy"], 0);
     assert_eq!(psql(&world, "SELECT count(y) FROM t"), "0\n", "{said}");
     // Passwords change while it is used.
@@ -344,7 +373,9 @@ fn a_store_is_a_container_that_only_those_reach_who_use_it() {
     world.docker.boot().unwrap();
     world.host.kill_server();
     world.host.start_server();
-    world.host.until("it is ready", || world.store("main")["state"] == "ready");
+    world
+        .host
+        .until("it is ready", || world.store("main")["state"] == "ready");
     assert_eq!(world.store("main")["instance"], instance);
     assert_eq!(world.expect(&["run", "read"], 0), "7|release_2_b\n");
 
@@ -366,12 +397,106 @@ fn another_image_waits_for_a_restart_and_a_deleted_store_for_its_delay() {
     let Some(world) = World::start(&manifest("shop", POSTGRES_STORE)) else {
         return;
     };
-    // The other engine's programs are of another version than the tag says.
-    world.write(&manifest("shop", &POSTGRES_STORE.replace("postgres:15", "postgres:14")));
-    world.docker(&["tag", "postgres:15", "postgres:14"]);
-    let plan = world.host.run(&world.app, &["deploy", "--no-wait"]);
-    drop(plan);
-    world.host.until("it says what is wrong", || {
-        world.store("main").to_string().contains("brings PostgreSQL 15")
+    world.expect(&["deploy"], 0);
+    assert_eq!(world.expect(&["run", "write"], 0), "");
+    let image = |world: &World| {
+        let container = world.container("main.r0");
+        world.inspect(&container, "{{.Image}}")
+    };
+    let (first, instance) = (image(&world), world.store("main")["instance"].clone());
+
+    // The name means another image now: the store goes on with its own until somebody says when.
+    let content = world.host.path("content");
+    let path = format!("ENV PATH={POSTGRES}/bin:/usr/bin:/bin");
+    let lines = [path.as_str(), "LABEL patched=1"];
+    let second = world
+        .docker
+        .import("postgres:15", &content, &lines)
+        .unwrap();
+    assert_ne!(first, second);
+    world.expect(&["deploy"], 0);
+    world.host.until("it waits for a restart", || {
+        world.store("main")["waits_for_restart"] == serde_json::json!(["image"])
     });
+    assert_eq!(image(&world), first);
+    world.expect(&["store", "restart", "main"], 0);
+    world.until_another("main", &instance);
+    assert_eq!(image(&world), second);
+    assert!(world.expect(&["run", "read"], 0).starts_with("7|"));
+
+    // What does not go in place is refused before anything moved.
+    for (stores, said) in [
+        (
+            POSTGRES_STORE.replace("postgres:15", "postgres:16"),
+            "does not open in place",
+        ),
+        (
+            POSTGRES_STORE.replace("image = \"postgres:15\"\n", ""),
+            "does not become a process of the host in place",
+        ),
+    ] {
+        world.docker(&["tag", "postgres:15", "postgres:16"]);
+        world.write(&manifest("shop", &stores));
+        let refused = world.host.run(&world.app, &["deploy"]);
+        let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(!refused.status.success() && text.contains(said), "{text}");
+    }
+
+    // Deleted by name, with a delay: the container is gone, its data is not.
+    world.write(&manifest("shop", ""));
+    world.expect(&["deploy", "--wait", "seal"], 0);
+    let data = world.host.path("state/stores/shop/production/main/data");
+    world.expect(
+        &[
+            "store",
+            "delete",
+            "main",
+            "--confirm",
+            "shop/production/main",
+        ],
+        0,
+    );
+    world.host.until("it is deleted", || {
+        world.store("main")["state"] == "deleted"
+    });
+    assert!(data.join("PG_VERSION").exists());
+    assert_eq!(world.containers("main.r0"), Vec::<String>::new());
+    world.expect(&["store", "undelete", "main"], 0);
+    world
+        .host
+        .until("it is back", || world.store("main")["state"] == "ready");
+    let psql = ["store", "psql", "main", "--", "-Atc", "SELECT x FROM t"];
+    assert_eq!(world.expect(&psql, 0), "7\n");
+}
+
+#[test]
+fn an_image_of_another_version_and_a_container_without_one_are_told() {
+    let wrong = POSTGRES_STORE.replace("postgres:15", "postgres:14");
+    let Some(world) = World::start(&manifest("shop", &wrong)) else {
+        return;
+    };
+    world.docker(&["tag", "postgres:15", "postgres:14"]);
+    let doctor = world.host.run(&world.app, &["doctor"]);
+    let doctor = String::from_utf8_lossy(&doctor.stdout).into_owned();
+    assert!(
+        doctor.contains("its image `postgres:14` is on the host"),
+        "{doctor}"
+    );
+    let failed = world.host.run(&world.app, &["deploy"]);
+    let text = String::from_utf8_lossy(&failed.stderr).into_owned();
+    assert!(!failed.status.success(), "{text}");
+    assert!(
+        text.contains("image `postgres:14` brings PostgreSQL 15") && text.contains("name an image"),
+        "{text}"
+    );
+    // What is a container does not reach a process.
+    let process = POSTGRES_STORE
+        .replace("image = \"postgres:15\"\n", "")
+        .replace("main", "cache");
+    let manifest = manifest("shop", &process);
+    world.write(&manifest);
+    let refused = world.host.run(&world.app, &["deploy"]);
+    let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success(), "{text}");
+    assert!(text.contains("[stores.cache] image ="), "{text}");
 }
