@@ -328,12 +328,12 @@ impl Dockerd {
         let rules: [(&str, &[&str]); 3] = [
             (
                 "filter",
-                &["DOCKER-USER", "--in-interface", &inside, "--jump", "ACCEPT"],
+                &["FORWARD", "--in-interface", &inside, "--jump", "ACCEPT"],
             ),
             (
                 "filter",
                 &[
-                    "DOCKER-USER",
+                    "FORWARD",
                     "--out-interface",
                     &inside,
                     "--match",
@@ -351,12 +351,9 @@ impl Dockerd {
         ];
         for (table, rule) in rules {
             let table = ["--wait", "--table", table];
-            if self
-                .within("iptables", &[&table[..], &["--check"], rule].concat())
-                .is_err()
-            {
-                self.within("iptables", &[&table[..], &["--insert"], rule].concat())?;
-            }
+            // The daemon puts its own before what was there.
+            drop(self.within("iptables", &[&table[..], &["--delete"], rule].concat()));
+            self.within("iptables", &[&table[..], &["--insert"], rule].concat())?;
         }
         Ok(())
     }

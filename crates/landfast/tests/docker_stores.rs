@@ -123,7 +123,7 @@ impl Drop for World {
 /// The app's process asks by the database's own client.
 fn ask(app: &Path) {
     let script = app.join("build/ask.sh");
-    let text = "#!/bin/sh\nexec psql \"$DATABASE_URL\" -qAtc \"SELECT x FROM t\"\n";
+    let text = "#!/bin/sh\nexport PGCONNECT_TIMEOUT=5\nexec psql \"$DATABASE_URL\" -qAtc \"SELECT x FROM t\"\n";
     fs::write(&script, text).unwrap();
     fs::set_permissions(script, fs::Permissions::from_mode(0o755)).unwrap();
 }
@@ -361,8 +361,8 @@ fn a_store_is_a_container_that_only_those_reach_who_use_it() {
         "0002_more.sql",
         "ALTER TABLE t ADD COLUMN y int;",
     );
-    let said = world.expect(&["deploy"], 0);
-    assert_eq!(psql(&world, "SELECT count(y) FROM t"), "0\n", "{said}");
+    let told = world.expect(&["deploy"], 0);
+    assert_eq!(psql(&world, "SELECT count(y) FROM t"), "0\n", "{told}");
     // Passwords change while it is used.
     world.expect(&["store", "rotate", "main"], 0);
     assert_eq!(world.expect(&["run", "read"], 0), "7|release_2_b\n");
