@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use landfast_spec::{Gate, JobSpec};
 use landfast_types::{JobName, ReleaseId, RolloutId};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::{
     actions::{Context, chain},
@@ -22,10 +22,9 @@ const BUSY_TRIES: u32 = 1_800;
 pub(crate) async fn preflight(context: &Context, release: ReleaseId) -> Result<String, String> {
     let body = context.view.bodies.get(&release).cloned();
     let body = body.ok_or_else(|| format!("release {release} is not kept"))?;
-    for (key, image) in &body.images {
-        let here = ensure_image(&context.shared, &body, key, image).await;
-        here.map_err(|error| format!("image `{key}`: {}", chain(&error)))?;
-    }
+    let patience = body.spec.deploy.progress_deadline;
+    let images = timeout(patience, images_are_here(context, &body)).await;
+    images.unwrap_or_else(|_elapsed| Err("Docker did not answer in time".into()))?;
     let (shared, view) = (context.shared.clone(), context.view.clone());
     let judged = tokio::task::spawn_blocking(move || {
         let plan = view
@@ -68,6 +67,21 @@ pub(crate) async fn preflight(context: &Context, release: ReleaseId) -> Result<S
     judged
         .await
         .unwrap_or_else(|error| Err(format!("the preflight itself failed: {error}")))
+}
+
+/// Has the images of a release here. A daemon that does not answer is waited for: it says nothing of the release.
+async fn images_are_here(context: &Context, body: &ReleaseBody) -> Result<(), String> {
+    for (key, image) in &body.images {
+        while let Err(error) = ensure_image(&context.shared, body, key, image).await {
+            let reason = format!("image `{key}`: {}", chain(&error));
+            if context.shared.target.outages().is_empty() {
+                return Err(reason);
+            }
+            tracing::warn!(scope = %body.spec.scope(), reason, "the preflight gate waits for Docker");
+            sleep(BUSY_RETRY).await;
+        }
+    }
+    Ok(())
 }
 
 /// Whether the migrations of the new release keep within their budgets on copies of its databases.

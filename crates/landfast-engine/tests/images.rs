@@ -195,6 +195,7 @@ async fn a_daemon_that_goes_away_in_a_rollout_ends_nothing() {
         .await
         .expect("resolved");
     platform.deploy(order).await.expect("it is taken");
+    // Before its first instance, perhaps before its first gate.
     world.target.lose_daemon(Some("it was stopped"));
     sleep(Duration::from_millis(1_500)).await;
     let view = platform.environment(&scope()).expect("it was deployed");

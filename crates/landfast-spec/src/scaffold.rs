@@ -20,7 +20,9 @@ pub struct FolderFacts {
     pub node_start: Option<String>,
     /// Process types of a `Procfile` and their command lines.
     pub procfile: Vec<(String, String)>,
-    /// Ports of `EXPOSE` lines.
+    /// There is a `Dockerfile`.
+    pub has_dockerfile: bool,
+    /// Ports of its `EXPOSE` lines.
     pub docker_ports: Vec<u16>,
     /// The module of `go.mod`.
     pub go_module: Option<String>,
@@ -59,7 +61,10 @@ impl FolderFacts {
             "Cargo.toml" => self.add_cargo(text),
             "package.json" => self.add_node(text),
             "Procfile" => self.procfile.extend(text.lines().filter_map(procfile_line)),
-            "Dockerfile" => self.docker_ports.extend(exposed(text)),
+            "Dockerfile" => {
+                self.has_dockerfile = true;
+                self.docker_ports.extend(exposed(text));
+            }
             "go.mod" => {
                 let module = text
                     .lines()
@@ -224,7 +229,8 @@ pub fn scaffold(facts: &FolderFacts) -> String {
     for draft in facts.services() {
         services.entry(draft.name.clone()).or_insert(draft);
     }
-    if services.is_empty() {
+    let is_built = services.is_empty() && facts.has_dockerfile;
+    if services.is_empty() && !is_built {
         put(
             &mut text,
             "\n# Nothing that runs was found here: name the program that was built, and how it is started.",
@@ -245,6 +251,10 @@ pub fn scaffold(facts: &FolderFacts) -> String {
         let artifact = format!("build/{app}");
         let draft = Draft::new(&app, &artifact, vec![format!("./{app}")], true, "");
         services.extend(draft.map(|draft| (app.clone(), draft)));
+    }
+    if is_built {
+        write_build(&mut text, &app, facts.port());
+        write_route(&mut text, &app, &app);
     }
     let mut routed = false;
     for draft in services.values() {
@@ -288,6 +298,38 @@ gates    = [\"preflight\"]    # preflight | smoke | hold | approval | analysis
 # [environments.staging]
 # routes.public.host = \"staging.example.com\"
 ";
+
+/// A service whose image is built from the folder's Dockerfile.
+fn write_build(text: &mut String, app: &str, port: u16) {
+    put(
+        text,
+        "\n# Found in Dockerfile: `landfast deploy` builds the image with the docker client.",
+    );
+    put(text, &format!("[services.{app}]"));
+    put(
+        text,
+        "build    = \".\"   # or image = \"ghcr.io/acme/app:1.0\", where a registry has it",
+    );
+    put(
+        text,
+        &format!(
+            "port     = {port}   # the program listens on it in the container; PORT says so too"
+        ),
+    );
+    put(text, "replicas = 1");
+    put(
+        text,
+        "health   = { ready = \"tcp\" }   # better: { ready = \"http:/ready\" }, or \"image\" for its HEALTHCHECK",
+    );
+    put(
+        text,
+        "# resources = { cpu = \"500m\", memory = \"512MiB\" }",
+    );
+    put(
+        text,
+        "# volumes   = { data = { from = \"managed\", at = \"/data\" } }   # what must outlive an instance",
+    );
+}
 
 fn write_service(text: &mut String, draft: &Draft, port: u16) {
     put(text, "");

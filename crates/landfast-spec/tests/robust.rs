@@ -145,6 +145,13 @@ fn a_folder_with_a_cargo_package_gets_its_program() {
 }
 
 #[test]
+fn a_dockerfile_alone_is_built() {
+    let mut facts = FolderFacts::new("shop");
+    facts.add_file("Dockerfile", "FROM x\nEXPOSE 8080/tcp\n");
+    insta::assert_snapshot!(clean(&facts));
+}
+
+#[test]
 fn a_procfile_gives_a_service_per_line() {
     let mut facts = FolderFacts::new("shop");
     facts.add_file(

@@ -7,7 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -681,7 +681,7 @@ fn pinned(reference: &ImageReference, found: &ImageInspect) -> Option<ImageRefer
     digest.map(|digest| reference.at(digest))
 }
 
-fn read_ledger(path: &PathBuf) -> io::Result<Ledger> {
+fn read_ledger(path: &Path) -> io::Result<Ledger> {
     match fs::read(path) {
         Ok(bytes) => serde_json::from_slice(&bytes).map_err(io::Error::other),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Ledger::new()),
@@ -689,7 +689,7 @@ fn read_ledger(path: &PathBuf) -> io::Result<Ledger> {
     }
 }
 
-fn write_ledger(path: &PathBuf, ledger: &Ledger) -> io::Result<()> {
+fn write_ledger(path: &Path, ledger: &Ledger) -> io::Result<()> {
     crate::record::write_whole(
         path,
         &serde_json::to_vec_pretty(ledger).map_err(io::Error::other)?,

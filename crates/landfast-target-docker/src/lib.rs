@@ -308,7 +308,7 @@ impl DockerTarget {
 impl Target for DockerTarget {
     async fn start(&self, order: Fence, spec: &InstanceSpec) -> Result<Observed, StartError> {
         let follow = self.watch();
-        let started = self.core.start(order, spec).await?;
+        let started = Box::pin(self.core.start(order, spec)).await?;
         if let Some(ask) = self.core.to_follow(&spec.id) {
             // Nobody takes it only when the target is being dropped.
             follow.send(ask).unwrap_or_default();

@@ -85,9 +85,11 @@ pub(crate) fn plan(spec: &InstanceSpec, found: &Found<'_>) -> Result<Plan, Unfit
     let network = first.as_ref().map(|(name, _)| name.clone());
     let endpoints = first.map(|(name, endpoint)| HashMap::from([(name, endpoint)]));
     let stop_signal = options.stop_signal.map(|signal| signal.to_string());
+    let user = user(spec, found);
+    let runs_as = user.clone().unwrap_or_else(|| found.facts.user.clone());
     let body = ContainerCreateBody {
         hostname: Some(name::hostname(&spec.id)),
-        user: user(spec, found),
+        user,
         env: Some(environment(spec, port)),
         cmd: (!spec.command.is_empty()).then(|| spec.command.clone()),
         entrypoint: options.entrypoint.clone(),
@@ -104,7 +106,7 @@ pub(crate) fn plan(spec: &InstanceSpec, found: &Found<'_>) -> Result<Plan, Unfit
         networking_config: endpoints.map(|endpoints| NetworkingConfig {
             endpoints_config: Some(endpoints),
         }),
-        host_config: Some(host_config(spec, found, network.as_deref())),
+        host_config: Some(host_config(spec, found, network.as_deref(), Some(&runs_as))),
         attach_stdin: Some(false),
         open_stdin: Some(false),
         tty: Some(false),
@@ -226,7 +228,12 @@ fn no_check() -> HealthConfig {
     }
 }
 
-fn host_config(spec: &InstanceSpec, found: &Found<'_>, network: Option<&str>) -> HostConfig {
+fn host_config(
+    spec: &InstanceSpec,
+    found: &Found<'_>,
+    network: Option<&str>,
+    user: Option<&str>,
+) -> HostConfig {
     let (options, resources) = (&spec.container, &spec.resources);
     let memory = resources.memory.map(|memory| signed(memory.0));
     let descriptors = resources.descriptors.unwrap_or_else(descriptors_given);
@@ -253,7 +260,7 @@ fn host_config(spec: &InstanceSpec, found: &Found<'_>, network: Option<&str>) ->
         init: found.has_init.then_some(true),
         readonly_rootfs: Some(!options.writable_root),
         shm_size: options.shared_memory.map(|size| signed(size.0)),
-        tmpfs: Some(tmpfs(spec)),
+        tmpfs: Some(tmpfs(spec, user)),
         mounts: Some(mounts(spec, found)),
         cap_drop: Some(vec!["ALL".to_owned()]),
         cap_add: (!options.capabilities.is_empty()).then(|| options.capabilities.clone()),
@@ -288,11 +295,18 @@ fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-fn tmpfs(spec: &InstanceSpec) -> HashMap<String, String> {
-    let options = || "rw,nosuid,nodev,mode=1777".to_owned();
+/// Memory that whoever it runs as may write to, also where the image has a folder of root's there.
+fn tmpfs(spec: &InstanceSpec, user: Option<&str>) -> HashMap<String, String> {
+    let mut options = "rw,nosuid,nodev,mode=1777".to_owned();
+    let (user, group) = user.map_or(("", ""), |user| {
+        user.split_once(':').unwrap_or((user, user))
+    });
+    if user.parse::<u32>().is_ok() && group.parse::<u32>().is_ok() {
+        options.push_str(&format!(",uid={user},gid={group}"));
+    }
     let own = std::iter::once(PathBuf::from("/tmp"));
     own.chain(spec.container.tmpfs.iter().cloned())
-        .map(|path| (path.to_string_lossy().into_owned(), options()))
+        .map(|path| (path.to_string_lossy().into_owned(), options.clone()))
         .collect()
 }
 
@@ -489,7 +503,7 @@ mod tests {
             (None, Some(false))
         );
         assert_eq!(host.network_mode.as_deref(), Some("none"));
-        assert!(host.tmpfs.unwrap().contains_key("/tmp"));
+        assert!(host.tmpfs.unwrap()["/tmp"].contains("uid=1900000001"));
         let restart = host.restart_policy.unwrap();
         assert_eq!(restart.name, Some(RestartPolicyNameEnum::NO));
         // An image's own check is not run beside ours.

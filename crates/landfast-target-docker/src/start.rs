@@ -61,11 +61,11 @@ impl Core {
         let held = held.map_err(io_error("lock what is remembered of the instance"))?;
         // No network goes away meanwhile.
         let _starting = self.networks.read().await;
-        match self.start_held(order, spec, image, &held).await? {
+        match Box::pin(self.start_held(order, spec, image, &held)).await? {
             Begun::Observed(observed) => Ok(observed),
             Begun::NoInit => {
                 self.go_on_without_init();
-                match self.start_held(order, spec, image, &held).await? {
+                match Box::pin(self.start_held(order, spec, image, &held)).await? {
                     Begun::Observed(observed) => Ok(observed),
                     Begun::NoInit => Err(StartError::Impossible(
                         "the daemon asks for an init that it does not have".to_owned(),
@@ -106,10 +106,7 @@ impl Core {
             match exits::life(&state, record.memory_max) {
                 Life::Made => self.discard(left.id.as_deref().unwrap_or_default()).await?,
                 Life::Runs { .. } | Life::Ended { .. } => {
-                    return self
-                        .finish(spec, held, record, left)
-                        .await
-                        .map(Begun::Observed);
+                    return self.finish(spec, held, record, left).map(Begun::Observed);
                 }
             }
         }
@@ -162,11 +159,8 @@ impl Core {
         );
         held.write(&record)
             .map_err(io_error("remember the instance"))?;
-        match self.run(spec, &details, &plan, own_user).await {
-            Ok(found) => self
-                .finish(spec, held, record, found)
-                .await
-                .map(Begun::Observed),
+        match Box::pin(self.run(spec, &details, &plan, own_user)).await {
+            Ok(found) => self.finish(spec, held, record, found).map(Begun::Observed),
             Err(Failure::NoInit) => {
                 self.undo(&record).await?;
                 Ok(Begun::NoInit)
@@ -356,7 +350,7 @@ impl Core {
     }
 
     /// Takes down that it runs.
-    async fn finish(
+    fn finish(
         &self,
         spec: &InstanceSpec,
         held: &Held,
@@ -507,7 +501,10 @@ impl Core {
                 "Docker does not take `{}`: {message}",
                 spec.id.instance
             )),
-            other => self.daemon_error("start a container on")(other),
+            other @ (DaemonError::Refused { .. }
+            | DaemonError::Silent(_)
+            | DaemonError::Version(_)
+            | DaemonError::Away(_)) => self.daemon_error("start a container on")(other),
         };
         match is_uncertain {
             true => Failure::Uncertain(error),

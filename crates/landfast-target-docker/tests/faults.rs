@@ -172,7 +172,7 @@ async fn without_live_restore_the_end_of_the_daemon_is_theirs_and_is_told() {
         return;
     };
     let target = world.target();
-    assert!(!target.facts().await.unwrap().live_restore);
+    assert!(!target.facts().await.unwrap().has_live_restore);
     world.start(&target, 1, &["serve"]).await;
     world.dockerd.stop();
     world.dockerd.boot().unwrap();

@@ -322,38 +322,46 @@ impl Dockerd {
                 .is_ok()
         })?;
         self.server = Some(server);
-        let inside = self.world.inside();
-        let here = self.world.here().to_string();
-        // As the daemon's own host the test reaches every container, those of networks that lead nowhere too.
-        let rules: [(&str, &[&str]); 3] = [
-            (
+        let (inside, here) = (self.world.inside(), self.world.here().to_string());
+        // What comes from the host is let through, and seen as from the daemon's own host: a store's network knows no
+        // other.
+        for rule in [
+            &[
                 "filter",
-                &["FORWARD", "--in-interface", &inside, "--jump", "ACCEPT"],
-            ),
-            (
+                "FORWARD",
+                "--in-interface",
+                &inside,
+                "--jump",
+                "ACCEPT",
+            ][..],
+            &[
                 "filter",
-                &[
-                    "FORWARD",
-                    "--out-interface",
-                    &inside,
-                    "--match",
-                    "conntrack",
-                    "--ctstate",
-                    "ESTABLISHED",
-                    "--jump",
-                    "ACCEPT",
-                ],
-            ),
-            (
+                "FORWARD",
+                "--out-interface",
+                &inside,
+                "--match",
+                "conntrack",
+                "--ctstate",
+                "RELATED,ESTABLISHED",
+                "--jump",
+                "ACCEPT",
+            ],
+            &[
                 "nat",
-                &["POSTROUTING", "--source", &here, "--jump", "MASQUERADE"],
-            ),
-        ];
-        for (table, rule) in rules {
-            let table = ["--wait", "--table", table];
-            // The daemon puts its own before what was there.
-            drop(self.within("iptables", &[&table[..], &["--delete"], rule].concat()));
-            self.within("iptables", &[&table[..], &["--insert"], rule].concat())?;
+                "POSTROUTING",
+                "--source",
+                &here,
+                "--jump",
+                "MASQUERADE",
+            ],
+        ] {
+            let asked = |order: &str| {
+                let words = ["--wait", "--table", rule[0], order];
+                self.within("iptables", &[&words, &rule[1..]].concat())
+            };
+            // A daemon that starts again puts its own before what was there.
+            drop(asked("--delete"));
+            asked("--insert")?;
         }
         Ok(())
     }

@@ -105,6 +105,28 @@ impl World {
         Judge::start(settings).unwrap()
     }
 
+    /// Waits until the status is as wanted; shows it where it never is.
+    #[track_caller]
+    fn until_status(&self, what: &str, holds: impl Fn(&Value) -> bool) {
+        for _ in 0..1_200 {
+            if holds(&self.json(&["status"])) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let status = self.run(&["status"]);
+        let history = self.run(&["history"]);
+        let shown =
+            |output: &std::process::Output| String::from_utf8_lossy(&output.stdout).into_owned();
+        let containers = self.docker(&["ps", "--all"]);
+        let server = fs::read_to_string(self.host.path("server.log")).unwrap_or_default();
+        panic!(
+            "{what}: never came true\n{}\n{}\n{containers}\n--- server\n{server}",
+            shown(&status),
+            shown(&history)
+        );
+    }
+
     /// What the daemon says, by its own client.
     fn docker(&self, arguments: &[&str]) -> String {
         self.docker.docker(arguments).unwrap()
@@ -396,6 +418,9 @@ fn the_daemon_is_killed_in_a_rollout() {
     let judge = world.judge();
     world.release("2");
     world.expect(&["deploy", "--wait", "start"], 0);
+    world.host.until("an instance of release 2", || {
+        world.containers().iter().any(|name| name.contains(".r2."))
+    });
     world.docker.kill();
     world.host.until("the status says so", || {
         let status = world.json(&["status"]);
@@ -408,8 +433,7 @@ fn the_daemon_is_killed_in_a_rollout() {
     // Traffic goes on without it.
     assert!(["1", "2"].contains(&world.get("/").as_str()));
     world.docker.boot().unwrap();
-    world.host.until("the rollout ends", || {
-        let status = world.json(&["status"]);
+    world.until_status("the rollout ends", |status| {
         status["rollout"].is_null() && status["release"] == 2 && status["state"] == "serving"
     });
     assert_eq!(world.get("/"), "2");
