@@ -328,7 +328,7 @@ impl Dockerd {
         for rule in [
             &[
                 "filter",
-                "FORWARD",
+                "DOCKER-USER",
                 "--in-interface",
                 &inside,
                 "--jump",
@@ -336,7 +336,7 @@ impl Dockerd {
             ][..],
             &[
                 "filter",
-                "FORWARD",
+                "DOCKER-USER",
                 "--out-interface",
                 &inside,
                 "--match",
@@ -346,6 +346,8 @@ impl Dockerd {
                 "--jump",
                 "ACCEPT",
             ],
+            // A daemon that starts again puts its own before it.
+            &["filter", "FORWARD", "--jump", "DOCKER-USER"],
             &[
                 "nat",
                 "POSTROUTING",
@@ -359,7 +361,6 @@ impl Dockerd {
                 let words = ["--wait", "--table", rule[0], order];
                 self.within("iptables", &[&words, &rule[1..]].concat())
             };
-            // A daemon that starts again puts its own before what was there.
             drop(asked("--delete"));
             asked("--insert")?;
         }
