@@ -119,7 +119,7 @@ pub(super) async fn found(
         format!("image `{name}` has no `{program}`; name one that brings {label} {version}")
     })?;
     let run = Run::of(&server, vec!["--version".to_owned()]);
-    let told = run.to_its_end(shared, store, id).await?;
+    let told = run.succeed(shared, store, id).await?;
     let brought = parse_version(engine, &told).unwrap_or_default();
     if !version_fits(&brought, version) {
         return Err(format!(
@@ -324,7 +324,7 @@ impl<'a> Run<'a> {
     }
 
     /// What it said, when it succeeded.
-    pub(super) async fn to_its_end(
+    pub(super) async fn succeed(
         self,
         shared: &Arc<Shared>,
         store: &Store,

@@ -377,7 +377,7 @@ async fn make_in_image(
                 named_in: Some(&places.folder),
                 ..container::Run::of(maker, initdb(making, access, &file))
             };
-            run.to_its_end(shared, store, id).await.map(drop)
+            run.succeed(shared, store, id).await.map(drop)
         }
         (Engine::Mariadb, Some(maker)) => {
             let run = container::Run {
@@ -385,7 +385,7 @@ async fn make_in_image(
                 named_in: Some(&places.folder),
                 ..container::Run::of(maker, install_db(making))
             };
-            run.to_its_end(shared, store, id).await?;
+            run.succeed(shared, store, id).await?;
             // A server that reads the statements, and is told by the last of them to end.
             let mut arguments = bootstrap(making);
             arguments.extend([
@@ -399,7 +399,7 @@ async fn make_in_image(
                 folders: folders(),
                 ..container::Run::of(&found.server, arguments)
             };
-            run.to_its_end(shared, store, id).await.map(drop)
+            run.succeed(shared, store, id).await.map(drop)
         }
         (Engine::Postgres | Engine::Mariadb | Engine::Redis | Engine::Mysql | Engine::S3, _) => {
             Ok(())
