@@ -28,7 +28,7 @@ pub struct Store {
     pub served_by: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<u64>,
-    /// Where it listens: `127.0.0.1:15000`.
+    /// Where it listens: `127.0.0.1:15000`, or where it is a container by its name in its network, `main:15000`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
     /// The server that runs, as `landfast logs` knows it.

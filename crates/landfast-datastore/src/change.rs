@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use landfast_spec::{Engine, OnWalLimit, Place, StoreSpec};
-use landfast_types::Bytes;
+use landfast_spec::{Engine, ImageSource, OnWalLimit, Place, StoreSpec};
+use landfast_types::{Bytes, ImageId, ImageReference};
 use serde::{Deserialize, Serialize};
 
 use crate::server::{needs_restart, tuned};
@@ -17,15 +17,42 @@ pub struct Wanted {
     pub memory: Bytes,
     #[serde(default)]
     pub settings: BTreeMap<String, String>,
+    /// Its server is a container of this; `None`: a process of the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<StoreImage>,
+}
+
+/// The image that a server is a container of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreImage {
+    /// As the manifest says.
+    pub reference: ImageReference,
+    /// `name@sha256:…`, by which it is had again; `None` for one that no registry has.
+    #[serde(default)]
+    pub pinned: Option<ImageReference>,
+    /// What is run; `None` while no release says what the name meant.
+    #[serde(default)]
+    pub id: Option<ImageId>,
+}
+
+impl StoreImage {
+    /// Whether the other is known to be another one.
+    fn differs(&self, other: &Self) -> bool {
+        match (self.id, other.id) {
+            (Some(own), Some(other)) => own != other,
+            _ => self.reference != other.reference,
+        }
+    }
 }
 
 impl Wanted {
-    /// `None` for a store that somebody else runs.
+    /// `None` for a store that somebody else runs. What its image means is not known by it.
     pub fn of(spec: &StoreSpec) -> Option<Self> {
         let Place::Managed {
             version,
             memory,
             settings,
+            image,
         } = &spec.place
         else {
             return None;
@@ -48,6 +75,14 @@ impl Wanted {
             version: version.clone(),
             memory: *memory,
             settings,
+            image: image.as_ref().and_then(|image| match image {
+                ImageSource::Image { name, .. } => Some(StoreImage {
+                    reference: name.clone(),
+                    pinned: None,
+                    id: None,
+                }),
+                ImageSource::Build(_) => None,
+            }),
         })
     }
 
@@ -89,6 +124,11 @@ pub fn change(from: &Wanted, to: &Wanted) -> Change {
     if from.memory != to.memory {
         restart.push("memory".to_owned());
     }
+    if let (Some(old), Some(new)) = (&from.image, &to.image)
+        && old.differs(new)
+    {
+        restart.push("image".to_owned());
+    }
     match (changed.is_empty(), restart.is_empty()) {
         (true, true) => Change::None,
         (false, true) => Change::Live { settings: changed },
@@ -113,6 +153,16 @@ fn refusal(from: &Wanted, to: &Wanted) -> Option<Change> {
         let (engine, old, new) = (to.engine.label(), &from.version, &to.version);
         let reason =
             format!("its data is of {engine} {old}, which {engine} {new} does not open in place");
+        return refused(reason, restored);
+    }
+    let kind = |wanted: &Wanted| match wanted.image {
+        Some(_) => "a container",
+        None => "a process of the host",
+    };
+    // Instances that run know it by an address that it would no longer have.
+    if from.image.is_some() != to.image.is_some() {
+        let (old, new) = (kind(from), kind(to));
+        let reason = format!("its server is {old}, and does not become {new} in place");
         return refused(reason, restored);
     }
     if to.memory < from.memory {
@@ -142,6 +192,40 @@ mod tests {
             version: "15".into(),
             memory: Bytes(1 << 30),
             settings: settings.collect(),
+            image: None,
+        }
+    }
+
+    fn of_image(reference: &str, id: Option<&[u8]>) -> Wanted {
+        Wanted {
+            image: Some(StoreImage {
+                reference: reference.parse().expect("a name"),
+                pinned: None,
+                id: id.map(|text| ImageId(landfast_types::Digest::of(text))),
+            }),
+            ..wanted(&[])
+        }
+    }
+
+    #[test]
+    fn another_image_waits_for_a_restart_and_a_container_stays_one() {
+        let [old, same, other] = [
+            of_image("postgres:15", Some(b"a")),
+            of_image("postgres:15.9", Some(b"a")),
+            of_image("postgres:15", Some(b"b")),
+        ];
+        assert_eq!(change(&old, &same), Change::None);
+        let settings = vec!["image".to_owned()];
+        assert_eq!(change(&old, &other), Change::Restart { settings });
+        // Before a release says what a name means, the names are held against each other.
+        assert_eq!(change(&old, &of_image("postgres:15", None)), Change::None);
+        let unknown = change(&old, &of_image("postgres:15.9", None));
+        assert!(matches!(unknown, Change::Restart { .. }), "{unknown:?}");
+        for (from, to) in [(&old, &wanted(&[])), (&wanted(&[]), &old)] {
+            let refused = change(from, to);
+            assert!(
+                matches!(&refused, Change::Refused { reason, .. } if reason.contains("in place"))
+            );
         }
     }
 

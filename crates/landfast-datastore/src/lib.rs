@@ -15,7 +15,7 @@ mod server;
 mod url;
 
 pub use crate::{
-    change::{Change, Wanted, change},
+    change::{Change, StoreImage, Wanted, change},
     life::{Action, After, DELAY_DEFAULT, Input, Outcome, Phase, Rejected, Store},
     login::{
         DATABASE_LEN_MAX, Login, application_name, application_prefix, database_name, owner_of,

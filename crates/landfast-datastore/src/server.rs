@@ -18,7 +18,7 @@ use landfast_types::Scope;
 
 use crate::change::Wanted;
 
-/// The ports stores listen on, on 127.0.0.1: below those of instances and those the kernel gives away.
+/// The ports stores listen on, on 127.0.0.1 or in networks of their own: below those of instances and those the kernel gives away.
 pub const PORTS: RangeInclusive<u16> = 15_000..=19_999;
 
 const KIB: u64 = 1 << 10;
@@ -257,7 +257,7 @@ fn postgres(wanted: &Wanted, places: &Places, port: u16, extensions: &[&str]) ->
     let fixed = [
         ("dynamic_shared_memory_type", "posix".to_owned()),
         ("hba_file", quoted(&configuration.join("pg_hba.conf"))),
-        ("listen_addresses", "'127.0.0.1'".to_owned()),
+        ("listen_addresses", format!("'{}'", listens_at(wanted))),
         ("log_destination", "'stderr'".to_owned()),
         ("logging_collector", "off".to_owned()),
         ("password_encryption", "'scram-sha-256'".to_owned()),
@@ -275,9 +275,14 @@ fn postgres(wanted: &Wanted, places: &Places, port: u16, extensions: &[&str]) ->
     }
     let stopped = quoted(&places.stopped_writes());
     line(&mut text, &format!("include_if_exists = {stopped}"));
+    // Into the network of a container comes only who uses the store.
+    let from = match wanted.image {
+        Some(_) => "0.0.0.0/0",
+        None => "127.0.0.1/32",
+    };
     let access = format!(
         "{HEAD}local all all scram-sha-256\nlocal replication all scram-sha-256\n\
-         host all all 127.0.0.1/32 scram-sha-256\nhost replication all 127.0.0.1/32 scram-sha-256\n"
+         host all all {from} scram-sha-256\nhost replication all 127.0.0.1/32 scram-sha-256\n"
     );
     let arguments = [
         "-D".to_owned(),
@@ -325,7 +330,7 @@ fn mariadb(wanted: &Wanted, places: &Places, port: u16) -> Server {
     let socket = places.socket(Engine::Mariadb, port);
     for (name, value) in [
         ("basedir", "/usr".to_owned()),
-        ("bind-address", "127.0.0.1".to_owned()),
+        ("bind-address", listens_at(wanted).to_owned()),
         ("binlog_format", "ROW".to_owned()),
         ("datadir", text_of(&places.data())),
         ("log-bin", text_of(&places.data().join("binlog"))),
@@ -360,7 +365,7 @@ fn redis(wanted: &Wanted, places: &Places, port: u16) -> Server {
     for (name, value) in [
         // Hashes of passwords; the driver writes it.
         ("aclfile", text_of(&configuration.join("users.acl"))),
-        ("bind", "127.0.0.1".to_owned()),
+        ("bind", listens_at(wanted).to_owned()),
         ("daemonize", "no".to_owned()),
         ("dir", text_of(&places.data())),
         ("logfile", String::new()),
@@ -378,6 +383,14 @@ fn redis(wanted: &Wanted, places: &Places, port: u16) -> Server {
             text,
         }],
         stop_signal: SIGTERM,
+    }
+}
+
+/// A container listens in its own networks, and is published nowhere.
+fn listens_at(wanted: &Wanted) -> &'static str {
+    match wanted.image {
+        Some(_) => "0.0.0.0",
+        None => "127.0.0.1",
     }
 }
 
@@ -448,6 +461,25 @@ mod tests {
                 .iter()
                 .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
                 .collect(),
+            image: None,
+        }
+    }
+
+    #[test]
+    fn a_container_listens_in_its_networks_and_asks_everybody_for_a_password() {
+        for engine in [Engine::Postgres, Engine::Mariadb, Engine::Redis] {
+            let image = crate::StoreImage {
+                reference: "store:1".parse().unwrap(),
+                pinned: None,
+                id: None,
+            };
+            let wanted = Wanted {
+                image: Some(image),
+                ..wanted(engine, GIB, &[])
+            };
+            let shown = shown(&wanted, &[]);
+            assert!(shown.contains("0.0.0.0"), "{shown}");
+            assert!(!shown.contains("trust\n"), "{shown}");
         }
     }
 

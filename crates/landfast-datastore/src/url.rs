@@ -1,6 +1,6 @@
 //! Addresses of stores, as clients of each engine read them.
 
-use std::net::SocketAddr;
+use std::fmt::Display;
 
 use landfast_spec::Engine;
 use landfast_types::Secret;
@@ -10,7 +10,7 @@ pub fn connection_url(
     engine: Engine,
     login: &str,
     password: &Secret<String>,
-    address: SocketAddr,
+    address: impl Display + Copy,
     database: &str,
 ) -> Secret<String> {
     let scheme = match engine {
@@ -65,7 +65,7 @@ mod tests {
 
     #[test]
     fn passwords_are_encoded_and_redis_has_a_number() {
-        let address: SocketAddr = "127.0.0.1:15000".parse().unwrap();
+        let address = "127.0.0.1:15000";
         let password = Secret::new("a/b@c:d é".to_owned());
         let url = |engine| connection_url(engine, "release_3", &password, address, "shop");
         assert_eq!(

@@ -186,9 +186,10 @@ async fn prepare(
     body: &ReleaseBody,
     service: &ServiceName,
 ) -> Result<InstanceSpec, String> {
-    let uses = body.spec.services.get(service).map(|spec| &spec.uses);
-    let uses = uses.map(Vec::as_slice).unwrap_or_default();
-    let connections = stores::connections(shared, &id.scope, body, uses).await?;
+    let known = body.spec.services.get(service);
+    let uses = known.map(|spec| spec.uses.as_slice()).unwrap_or_default();
+    let is_container = known.is_some_and(|spec| spec.container.is_some());
+    let connections = stores::connections(shared, &id.scope, body, uses, is_container).await?;
     instance_spec(shared, id, body, service, connections)
 }
 

@@ -335,7 +335,9 @@ pub async fn finish(
         let reason = BeginError::Switching(store).to_string();
         return close(shared, run.scope, record, Exit::NotStarted { reason }).await;
     }
-    let connections = stores::connections(shared, run.scope, run.body, &run.job.uses).await;
+    let is_container = run.job.container.is_some();
+    let uses = &run.job.uses;
+    let connections = stores::connections(shared, run.scope, run.body, uses, is_container).await;
     let spec = connections.and_then(|connections| {
         job_spec(shared, &id, run.body, run.name, run.job, connections, extra)
     });

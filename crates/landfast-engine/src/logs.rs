@@ -226,6 +226,19 @@ pub fn last_line(folder: &Path) -> Option<String> {
         .map(|line| String::from_utf8_lossy(line.text).into_owned())
 }
 
+/// The last lines an instance wrote itself.
+pub(crate) fn end_of(folder: &Path) -> String {
+    let segments = segments(folder).unwrap_or_default();
+    let text = segments.last().and_then(|(_, path)| read_end(path).ok());
+    let (text, _) = text.unwrap_or_default();
+    let lines = text
+        .split(|byte| *byte == b'\n')
+        .filter_map(LogLine::parse)
+        .filter(|line| line.stream != LogStream::Shim);
+    let lines = lines.map(|line| String::from_utf8_lossy(line.text).into_owned());
+    lines.collect::<Vec<_>>().join("\n")
+}
+
 /// The line that most likely says why an instance failed: the first that speaks of an error, else the last one.
 pub fn causal_line(folder: &Path) -> Option<String> {
     const WORDS: [&str; 6] = [

@@ -44,7 +44,8 @@ mod schedule;
 mod switch;
 
 pub(crate) use self::images::{
-    collect as collect_images, ensure as ensure_image, refusals as image_refusals,
+    collect as collect_images, ensure as ensure_image, login_of as registry_login,
+    refusals as image_refusals,
 };
 use self::kept::keep_running;
 pub use self::{

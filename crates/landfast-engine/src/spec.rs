@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use landfast_spec::{
-    ContainerSpec, EnvVar, JobSpec, Place, Probe, ResourcesSpec, SandboxSpec, SecretDelivery,
-    ServiceSpec, Volume, injected_variables,
+    ContainerSpec, EnvVar, JobSpec, Probe, ResourcesSpec, SandboxSpec, SecretDelivery, ServiceSpec,
+    Volume, injected_variables,
 };
 use landfast_target::{
     Confinement, ContainerNetwork, ContainerOptions, ContainerUser, Content, HealthSource,
@@ -12,7 +12,7 @@ use landfast_target::{
 };
 use landfast_types::{Digest, ImageId, JobName, Protection, Scope, Secret, ServiceName, StoreName};
 
-use crate::{release::ReleaseBody, shared::Shared};
+use crate::{release::ReleaseBody, shared::Shared, stores::served_by};
 
 /// The variables in which a process is told how to reach its stores.
 pub(crate) type Connections = BTreeMap<String, Secret<String>>;
@@ -50,7 +50,7 @@ pub(crate) fn instance_spec(
         log_folder: shared.folders.logs(&id.scope, &id.instance),
         is_job: false,
         sandbox: sandbox(&spec.sandbox),
-        container: service_options(body, service, spec),
+        container: service_options(shared, body, service, spec),
     })
 }
 
@@ -95,7 +95,7 @@ pub(crate) fn job_spec(
         sandbox: sandbox(&job.sandbox),
         container: match &job.container {
             Some(container) => {
-                container_options(body, container, &job.sandbox, &job.uses, Vec::new())
+                container_options(shared, body, container, &job.sandbox, &job.uses, Vec::new())
             }
             None => ContainerOptions::default(),
         },
@@ -128,6 +128,7 @@ fn content(
 
 /// What a container of a service is told.
 fn service_options(
+    shared: &Shared,
     body: &ReleaseBody,
     name: &ServiceName,
     service: &ServiceSpec,
@@ -144,23 +145,30 @@ fn service_options(
             true => HealthSource::Image,
             false => HealthSource::Probes,
         },
-        ..container_options(body, container, sandbox, &service.uses, aliases)
+        ..container_options(shared, body, container, sandbox, &service.uses, aliases)
     }
 }
 
 fn container_options(
+    shared: &Shared,
     body: &ReleaseBody,
     container: &ContainerSpec,
     sandbox: &SandboxSpec,
     uses: &[StoreName],
     aliases: Vec<String>,
 ) -> ContainerOptions {
-    let is_managed = |name: &&StoreName| {
+    let is_container = |name: &&StoreName| {
         let store = body.spec.stores.get(*name);
-        store.is_some_and(|store| matches!(store.place, Place::Managed { .. }))
+        store.is_some_and(|store| store.image().is_some())
     };
-    let stores = uses.iter().filter(is_managed).map(|name| NetworkJoin {
-        network: ContainerNetwork::Store(name.clone()),
+    // The network of the store that serves the name.
+    let stores = uses.iter().filter(is_container).map(|name| NetworkJoin {
+        network: ContainerNetwork::Store(served_by(
+            shared,
+            &body.spec.scope(),
+            Some(body.release),
+            name,
+        )),
         aliases: Vec::new(),
     });
     let environment = NetworkJoin {
@@ -230,7 +238,7 @@ pub fn forecast(shared: &Shared, body: &ReleaseBody, name: &ServiceName) -> Vec<
         resources: &resources(service.resources),
         volumes: &volumes(shared, scope, &service.volumes),
         sandbox: &sandbox(&service.sandbox),
-        container: &service_options(body, name, service),
+        container: &service_options(shared, body, name, service),
         has_secret_files: false,
     })
 }

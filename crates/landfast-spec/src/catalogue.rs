@@ -377,8 +377,11 @@ pub static CATALOGUE: &[Key] = &[
         .aliases(&["databases", "database", "store", "data"]),
     key("stores.*.engine", Kind::Word(Engine::WORDS), "What it is. `postgres`, `mariadb` and `redis` are managed unless `external` names them; `mysql` is external only; `s3` is a bucket somewhere.", "\"postgres\"")
         .required().aliases(&["type", "kind"]),
-    key("stores.*.version", Kind::Version, "The major version of a managed server: PostgreSQL 15, MariaDB 10.11 and Redis 7.0 are what Landfast is tested with, and the default. It never changes in place: restore a backup into a new store.", "\"15\"")
+    key("stores.*.version", Kind::Version, "The major version of a managed server: PostgreSQL 15, MariaDB 10.11 and Redis 7.0 are what Landfast is tested with, and the default where no `image` says otherwise. It never changes in place: restore a backup into a new store.", "\"15\"")
         .aliases(&["major"]),
+    key("stores.*.image", Kind::ImageName, "The image that a managed server is a container of: any that has the engine's own programs, such as Docker's own of PostgreSQL, MariaDB and Redis. Its data stays in Landfast's folder on the host. Without it the server is a process of the host. The major version is that of the tag, where `version` does not say it; what a release found the name to mean is kept by digest, and another image of the same major version is taken with the next restart. Services that are containers need it to reach the store.", "\"postgres:15\"")
+        .aliases(&["container", "docker"]),
+    key("stores.*.pull", Kind::Word(Pull::WORDS), "As for services.", "\"missing\"").default(&defaults::STORE_PULL).aliases(&["pull_policy"]),
     key("stores.*.memory", Kind::Size { min: 64 << 20 }, "Memory of a managed server with all its processes. It is tuned from this, and limited to it.", "\"1GiB\"")
         .default(&defaults::STORE_MEMORY).aliases(&["mem", "ram", "size"]),
     key("stores.*.settings", Kind::Settings, "Settings of a managed server, as its own configuration calls them. They win over what is tuned; what Landfast needs for itself (ports, paths, authentication) is refused. One that needs a restart asks for it: `landfast store restart NAME`.", "{ work_mem = \"16MB\" }")

@@ -429,11 +429,10 @@ pub(crate) const CAPABILITIES: &[&str] = &[
 
 /// Each source of an image of an app, once, with the names of what runs from it.
 pub(crate) fn sources<'a>(
-    containers: impl Iterator<Item = (String, &'a ContainerSpec)>,
+    used: impl Iterator<Item = (String, &'a ImageSource)>,
 ) -> BTreeMap<String, (&'a ImageSource, BTreeSet<String>)> {
     let mut sources = BTreeMap::new();
-    for (name, container) in containers {
-        let source = &container.source;
+    for (name, source) in used {
         let entry = sources.entry(source.key());
         let (_, users): &mut (&ImageSource, BTreeSet<String>) =
             entry.or_insert_with(|| (source, BTreeSet::new()));

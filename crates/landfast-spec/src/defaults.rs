@@ -146,6 +146,7 @@ settings! {
     JOB_SANDBOX_WRITABLE = "jobs.*.sandbox.writable", Value::Flag(false), "The same for a run of a job.", "decision 0031";
     PULL = "services.*.pull", Value::Text("newer"), "When a registry is asked for an image.", "decision 0031";
     JOB_PULL = "jobs.*.pull", Value::Text("newer"), "The same for the image of a job.", "decision 0031";
+    STORE_PULL = "stores.*.pull", Value::Text("newer"), "The same for the image of a store.", "decision 0033";
     BUILD_CONTEXT = "services.*.build.context", Value::Text("."), "The folder that an image is built from.", "decision 0031";
     JOB_BUILD_CONTEXT = "jobs.*.build.context", Value::Text("."), "The same for the image of a job.", "decision 0031";
     SECRETS = "services.*.secrets", Value::Text("files"), "How an instance is given secrets that `env` does not name.", "decision 0016";

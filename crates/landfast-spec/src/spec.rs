@@ -128,16 +128,21 @@ impl AppSpec {
         names.map(String::as_str).collect()
     }
 
-    /// Where images come from, each once by its [`ImageSource::key`], with the names of the services and jobs that run
-    /// from it.
+    /// Where images come from, each once by its [`ImageSource::key`], with the names of the services, jobs and
+    /// stores that run from it.
     pub fn images(&self) -> BTreeMap<String, (&ImageSource, BTreeSet<String>)> {
         let services = self.services.iter();
-        let services = services
-            .filter_map(|(name, one)| Some((format!("service {name}"), one.container.as_ref()?)));
+        let services = services.filter_map(|(name, one)| {
+            Some((format!("service {name}"), &one.container.as_ref()?.source))
+        });
         let jobs = self.jobs.iter();
-        let jobs =
-            jobs.filter_map(|(name, one)| Some((format!("job {name}"), one.container.as_ref()?)));
-        container::sources(services.chain(jobs))
+        let jobs = jobs.filter_map(|(name, one)| {
+            Some((format!("job {name}"), &one.container.as_ref()?.source))
+        });
+        let stores = self.stores.iter();
+        let stores =
+            stores.filter_map(|(name, store)| Some((format!("store {name}"), store.image()?)));
+        container::sources(services.chain(jobs).chain(stores))
     }
 
     /// How stores and volumes are backed up.

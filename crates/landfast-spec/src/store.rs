@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     backup::{self, BackupSpec},
     code::Code,
+    container::{ImageSource, Pull},
     cursor::Cursor,
     decode::Secrets,
     diagnostic::{Problem, Sink},
@@ -95,6 +96,9 @@ pub enum Place {
         /// Settings of the server by the names of its own configuration.
         #[serde(default)]
         settings: BTreeMap<String, String>,
+        /// Its server is a container of this image; without one it is a process of the host.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        image: Option<ImageSource>,
     },
     /// Somebody else; the secret holds the address with login and password.
     External { url_secret: String },
@@ -122,6 +126,14 @@ impl StoreSpec {
     /// Whether Landfast runs it.
     pub fn is_managed(&self) -> bool {
         matches!(self.place, Place::Managed { .. })
+    }
+
+    /// The image that its server is a container of.
+    pub fn image(&self) -> Option<&ImageSource> {
+        match &self.place {
+            Place::Managed { image, .. } => image.as_ref(),
+            Place::External { .. } | Place::Bucket { .. } => None,
+        }
     }
 
     /// The secrets it, and its backups, are reached with.
@@ -437,7 +449,10 @@ fn pool(name: &str, at: &Cursor<'_>, engine: Engine) -> Option<PoolSpec> {
 
 fn managed(at: &Cursor<'_>, engine: Engine) -> Place {
     let tested = engine.tested_version().unwrap_or_default();
-    let version = at.text("version").unwrap_or_else(|| tested.to_owned());
+    let image = image(at);
+    let of_image = image.as_ref().and_then(|image| version_of(engine, image));
+    let version = at.text("version").or(of_image);
+    let version = version.unwrap_or_else(|| tested.to_owned());
     if version != tested && at.leaf("version").is_some() {
         let message = format!("{} {version} is not tested with this build", engine.label());
         let problem = Problem::new(Code::StoreUntested, at.span("version"), message);
@@ -453,7 +468,44 @@ fn managed(at: &Cursor<'_>, engine: Engine) -> Place {
         version,
         memory,
         settings: settings(at, engine),
+        image,
     }
+}
+
+fn image(at: &Cursor<'_>) -> Option<ImageSource> {
+    let pull = at.text("pull").and_then(|word| Pull::from_word(&word));
+    if !at.has("image") {
+        if at.has("pull") {
+            let message = "`pull` has no effect: the store's server is a process of the host";
+            let problem = Problem::new(Code::NoEffect, at.key_span("pull"), message);
+            at.report(problem.help("remove it, or name the `image` it is a container of"));
+        }
+        return None;
+    }
+    let name = at.text("image")?.parse().ok()?;
+    let pull = pull.unwrap_or_default();
+    Some(ImageSource::Image { name, pull })
+}
+
+/// The major version in the tag of an image, as those of the engines themselves are tagged: `16.2-alpine`, `10.11`.
+fn version_of(engine: Engine, image: &ImageSource) -> Option<String> {
+    let ImageSource::Image { name, .. } = image else {
+        return None;
+    };
+    let tag = name.tag()?;
+    let numbers = tag.split('-').next().unwrap_or_default();
+    let mut parts = numbers.split('.');
+    let is_number =
+        |part: &&str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    let (first, second) = (
+        parts.next().filter(is_number)?,
+        parts.next().filter(is_number),
+    );
+    // What other engines than PostgreSQL call a major version has two parts.
+    Some(match (engine, second) {
+        (Engine::Postgres, _) | (_, None) => first.to_owned(),
+        (_, Some(second)) => format!("{first}.{second}"),
+    })
 }
 
 fn settings(at: &Cursor<'_>, engine: Engine) -> BTreeMap<String, String> {
@@ -585,7 +637,7 @@ fn bucket(at: &Cursor<'_>) -> Option<Place> {
 
 /// Says which keys mean nothing for this kind of store.
 fn without_effect(name: &str, at: &Cursor<'_>, engine: Engine) {
-    const MANAGED: &[&str] = &["version", "memory", "settings", "rotate"];
+    const MANAGED: &[&str] = &["version", "memory", "settings", "rotate", "image", "pull"];
     const BUCKET: &[&str] = &[
         "endpoint",
         "bucket",

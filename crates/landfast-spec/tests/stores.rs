@@ -74,6 +74,7 @@ fn a_store_has_the_tested_version_and_a_modest_memory() {
             settings: [("max_connections", "50"), ("work_mem", "64MB")]
                 .map(|(name, value)| (name.to_owned(), value.to_owned()))
                 .into(),
+            image: None,
         }
     );
     assert!(

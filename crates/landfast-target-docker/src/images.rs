@@ -31,7 +31,7 @@ use crate::{
     core::{Core, blocking},
     credentials,
     daemon::DaemonError,
-    exits, name,
+    exits, name, programs,
 };
 
 /// The longest silence of a daemon that brings an image: unpacking a large layer says little.
@@ -169,6 +169,7 @@ impl Core {
 pub(crate) struct DockerImages {
     core: Arc<Core>,
     ledger: tokio::sync::Mutex<()>,
+    looking: tokio::sync::Mutex<()>,
 }
 
 /// Names that an image has through us.
@@ -179,6 +180,7 @@ impl DockerImages {
         Self {
             core,
             ledger: tokio::sync::Mutex::default(),
+            looking: tokio::sync::Mutex::default(),
         }
     }
 
@@ -513,6 +515,24 @@ impl Images for DockerImages {
             source: error.into_io(),
         })?;
         Ok(found.as_ref().map(facts))
+    }
+
+    async fn find(&self, id: &ImageId, wanted: &[String]) -> Result<Vec<String>, ImageError> {
+        let failed = |error: DaemonError| ImageError::Io {
+            doing: format!(
+                "look into image {} of Docker at {}",
+                id.short(),
+                self.core.settings.address
+            ),
+            source: error.into_io(),
+        };
+        let Some(image) = self.core.image(*id).await.map_err(failed)? else {
+            return Ok(Vec::new());
+        };
+        // Two looks would share a container.
+        let _one_look = self.looking.lock().await;
+        let found = programs::find(&self.core, *id, &image, wanted).await;
+        found.map_err(failed)
     }
 
     async fn claim(&self, reference: &ImageReference) -> Result<ResolvedImage, ImageError> {

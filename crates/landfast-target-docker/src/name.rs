@@ -67,6 +67,16 @@ pub(crate) fn keeping(host: &HostId, id: &ImageId) -> (String, String) {
     (format!("landfast/{}", host.as_str()), id.short())
 }
 
+/// The container by which an image is looked at. It never runs.
+pub(crate) fn look(host: &HostId, id: &ImageId) -> String {
+    format!("lf-{}.look.{}", host.short(), id.short())
+}
+
+/// The label of what is no instance.
+pub(crate) fn own_label(host: &HostId) -> HashMap<String, String> {
+    HashMap::from([(LABEL_HOST.to_owned(), host.as_str().to_owned())])
+}
+
 /// The file name of what is remembered of an instance.
 pub(crate) fn record(id: &InstanceRef) -> String {
     let Scope { app, environment } = &id.scope;

@@ -3,13 +3,14 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    net::Ipv4Addr,
     path::{Path, PathBuf},
 };
 
 use bollard::models::{
-    ContainerCreateBody, EndpointSettings, HealthConfig, HostConfig, HostConfigLogConfig, Mount,
-    MountBindOptions, MountType, NetworkingConfig, ResourcesUlimits, RestartPolicy,
-    RestartPolicyNameEnum,
+    ContainerCreateBody, EndpointIpamConfig, EndpointSettings, HealthConfig, HostConfig,
+    HostConfigLogConfig, Mount, MountBindOptions, MountType, NetworkingConfig, ResourcesUlimits,
+    RestartPolicy, RestartPolicyNameEnum,
 };
 use landfast_target::{
     Confinement, ContainerUser, HealthSource, ImageFacts, InstanceSpec, NetworkJoin,
@@ -207,6 +208,18 @@ fn endpoint(join: &NetworkJoin) -> EndpointSettings {
     }
 }
 
+/// Has a container ask for an address in its first network.
+pub(crate) fn set_address(body: &mut ContainerCreateBody, address: Ipv4Addr) {
+    let networks = body.networking_config.as_mut();
+    let endpoints = networks.and_then(|networks| networks.endpoints_config.as_mut());
+    for endpoint in endpoints.into_iter().flat_map(HashMap::values_mut) {
+        endpoint.ipam_config = Some(EndpointIpamConfig {
+            ipv4_address: Some(address.to_string()),
+            ..Default::default()
+        });
+    }
+}
+
 /// A check that is not to be run.
 fn no_check() -> HealthConfig {
     HealthConfig {
@@ -246,6 +259,7 @@ fn host_config(
         }]),
         init: found.has_init.then_some(true),
         readonly_rootfs: Some(!options.writable_root),
+        shm_size: options.shared_memory.map(|size| signed(size.0)),
         tmpfs: Some(tmpfs(spec, user)),
         mounts: Some(mounts(spec, found)),
         cap_drop: Some(vec!["ALL".to_owned()]),
@@ -547,6 +561,8 @@ mod tests {
             },
             health: HealthSource::Image,
             stop_signal: Some(3),
+            keeps_address: true,
+            shared_memory: Some(Bytes(128 << 20)),
         });
         spec.resources = Resources {
             cpu: Some(Cpu { millicores: 1_500 }),
@@ -576,6 +592,7 @@ mod tests {
             (Some(64 << 20), Some(64 << 20))
         );
         assert_eq!(host.memory_reservation, Some(32 << 20));
+        assert_eq!(host.shm_size, Some(128 << 20));
         assert_eq!(
             (host.nano_cpus, host.cpu_shares),
             (Some(1_500_000_000), Some(512))

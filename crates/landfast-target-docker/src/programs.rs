@@ -6,12 +6,17 @@ use std::{
     sync::Arc,
 };
 
-use bollard::query_parameters::{
-    ContainerArchiveInfoOptionsBuilder, DownloadFromContainerOptionsBuilder,
+use bollard::{
+    models::ContainerCreateBody,
+    query_parameters::{
+        ContainerArchiveInfoOptionsBuilder, CreateContainerOptionsBuilder,
+        DownloadFromContainerOptionsBuilder,
+    },
 };
 use futures_util::StreamExt as _;
+use landfast_types::ImageId;
 
-use crate::{core::Core, daemon::DaemonError, images::Image};
+use crate::{core::Core, daemon::DaemonError, images::Image, name};
 
 /// Where programs are when nobody says, as daemons have it.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -36,6 +41,50 @@ pub(crate) async fn is_there(
         }
     }
     Ok(false)
+}
+
+/// Finds programs and files of an image by a container of it that never runs.
+pub(crate) async fn find(
+    core: &Core,
+    id: ImageId,
+    image: &Arc<Image>,
+    wanted: &[String],
+) -> Result<Vec<String>, DaemonError> {
+    let path = image.path.as_deref();
+    let all = |wanted: &String| places(wanted, path, &image.working_folder);
+    let name = name::look(&core.host, &id);
+    let created = core.daemon.call(|client| {
+        let options = CreateContainerOptionsBuilder::default().name(&name).build();
+        let body = ContainerCreateBody {
+            image: Some(id.to_string()),
+            entrypoint: Some(vec!["/".to_owned()]),
+            labels: Some(name::own_label(&core.host)),
+            network_disabled: Some(true),
+            ..Default::default()
+        };
+        async move { client.create_container(Some(options), body).await }
+    });
+    match created.await {
+        // Another look that is under way, or was cut short.
+        Err(error) if error.is_conflict() => {}
+        told => drop(told?),
+    }
+    let looked = async {
+        let mut found = Vec::new();
+        for wanted in wanted {
+            for place in all(wanted) {
+                if image.is_known_to_hold(&place) || stat(core, &name, &place).await? {
+                    image.holds(&place);
+                    found.push(place);
+                    break;
+                }
+            }
+        }
+        Ok(found)
+    };
+    let found = looked.await;
+    core.remove(&name).await?;
+    found
 }
 
 /// Where a program may be.

@@ -9,7 +9,9 @@ use std::{
 };
 
 use bollard::{
-    models::{ContainerInspectResponse, EndpointSettings, NetworkConnectRequest},
+    models::{
+        ContainerCreateBody, ContainerInspectResponse, EndpointSettings, NetworkConnectRequest,
+    },
     query_parameters::{
         CreateContainerOptionsBuilder, RemoveContainerOptionsBuilder, StartContainerOptions,
     },
@@ -236,8 +238,20 @@ impl Core {
             let made = self.make_network(&spec.id.scope, &join.network).await;
             made.map_err(|error| self.failure(spec, error))?;
         }
+        let mut body = plan.body.clone();
+        if let Some(join) = spec
+            .container
+            .networks
+            .first()
+            .filter(|_| spec.container.keeps_address)
+        {
+            let kept = self.kept_address(&spec.id.scope, &join.network).await;
+            if let Some(address) = kept.map_err(|error| self.failure(spec, error))? {
+                options::set_address(&mut body, address);
+            }
+        }
         let volumes = self.make_volumes(spec).await?;
-        let container = self.create(spec, plan).await?;
+        let container = self.create(spec, body).await?;
         for (network, endpoint) in &plan.more_networks {
             let joined = self.join(network, &container, endpoint).await;
             joined.map_err(|error| self.failure(spec, error))?;
@@ -286,11 +300,15 @@ impl Core {
         })
     }
 
-    async fn create(&self, spec: &InstanceSpec, plan: &Plan) -> Result<String, Failure> {
+    async fn create(
+        &self,
+        spec: &InstanceSpec,
+        body: ContainerCreateBody,
+    ) -> Result<String, Failure> {
         let name = name::container(&self.host, &spec.id);
         let created = self.daemon.call_within(START_WAIT_MAX, |client| {
             let options = CreateContainerOptionsBuilder::default().name(&name).build();
-            let body = plan.body.clone();
+            let body = body.clone();
             async move { client.create_container(Some(options), body).await }
         });
         match created.await {

@@ -98,6 +98,11 @@ pub struct ContainerOptions {
     pub health: HealthSource,
     /// The signal that asks it to end, as `kill -l` numbers them. `None`: the image's, else SIGTERM.
     pub stop_signal: Option<i32>,
+    /// It has the same address in its first network whenever it is started, as far as nobody took it meanwhile. For one
+    /// container of a network at a time.
+    pub keeps_address: bool,
+    /// The size of `/dev/shm`. `None`: the daemon's.
+    pub shared_memory: Option<Bytes>,
 }
 
 /// A network that a container is in.

@@ -219,6 +219,18 @@ impl Images for FakeImages {
         Ok(self.shelf().here.get(id).cloned())
     }
 
+    /// Each image has everything.
+    async fn find(&self, id: &ImageId, wanted: &[String]) -> Result<Vec<String>, ImageError> {
+        let place = |name: &String| match name.contains('/') {
+            true => name.clone(),
+            false => format!("/usr/bin/{name}"),
+        };
+        Ok(match self.has(id) {
+            true => wanted.iter().map(place).collect(),
+            false => Vec::new(),
+        })
+    }
+
     async fn claim(&self, reference: &ImageReference) -> Result<ResolvedImage, ImageError> {
         self.shelf().resolved(reference, None, false)
     }

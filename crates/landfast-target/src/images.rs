@@ -177,6 +177,10 @@ pub trait Images: Send + Sync + 'static {
     /// What an image says of itself; `None` when it is not here.
     async fn inspect(&self, id: &ImageId) -> Result<Option<ImageFacts>, ImageError>;
 
+    /// Where an image has these programs and files, in the order they are asked for: a path as it is, a bare name along
+    /// the image's `PATH`. What it does not have is left out.
+    async fn find(&self, id: &ImageId, wanted: &[String]) -> Result<Vec<String>, ImageError>;
+
     /// Takes charge of an image that was made here for Landfast: its name goes when it is collected.
     async fn claim(&self, reference: &ImageReference) -> Result<ResolvedImage, ImageError>;
 

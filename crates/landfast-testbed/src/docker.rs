@@ -346,6 +346,8 @@ impl Dockerd {
                 "--jump",
                 "ACCEPT",
             ],
+            // A daemon that starts again puts its own before it.
+            &["filter", "FORWARD", "--jump", "DOCKER-USER"],
             &[
                 "nat",
                 "POSTROUTING",
@@ -359,9 +361,8 @@ impl Dockerd {
                 let words = ["--wait", "--table", rule[0], order];
                 self.within("iptables", &[&words, &rule[1..]].concat())
             };
-            if asked("--check").is_err() {
-                asked("--insert")?;
-            }
+            drop(asked("--delete"));
+            asked("--insert")?;
         }
         Ok(())
     }

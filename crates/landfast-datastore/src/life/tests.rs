@@ -12,6 +12,7 @@ fn wanted() -> Wanted {
         version: "15".into(),
         memory: Bytes(1 << 30),
         settings: [].into(),
+        image: None,
     }
 }
 

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use landfast_spec::{AppSpec, ContainerSpec, HealthSpec, ImageSource, Place};
+use landfast_spec::{AppSpec, ContainerSpec, HealthSpec, ImageSource};
 use landfast_target::{
     ImageError, ImageFacts, Images, PinnedImage, Pull, PullProgress, RegistryLogin, ResolvedImage,
 };
@@ -227,6 +227,22 @@ fn images_of(shared: &Shared, key: &str) -> Result<Arc<dyn Images>, ImagesError>
     images.ok_or_else(|| ImagesError::NoContainers(key.to_owned()))
 }
 
+/// Who asks a registry, by the newest manifest of an environment.
+pub(crate) fn login_of(
+    shared: &Shared,
+    scope: &Scope,
+    registry: &str,
+) -> Result<Option<RegistryLogin>, ImagesError> {
+    let view = shared.environment(scope);
+    match view
+        .as_ref()
+        .and_then(|view| view.bodies.values().next_back())
+    {
+        Some(body) => login(shared, &body.spec, registry),
+        None => Ok(None),
+    }
+}
+
 fn login(
     shared: &Shared,
     spec: &AppSpec,
@@ -315,13 +331,13 @@ fn containers(spec: &AppSpec) -> impl Iterator<Item = Container<'_>> {
 
 /// What containers cannot have.
 pub(crate) fn refusals(spec: &AppSpec) -> Vec<Refusal> {
-    let is_managed = |name: &&StoreName| {
+    let is_process = |name: &&StoreName| {
         let store = spec.stores.get(*name);
-        store.is_some_and(|store| matches!(store.place, Place::Managed { .. }))
+        store.is_some_and(|store| store.is_managed() && store.image().is_none())
     };
     let mut refusals = Vec::new();
     for container in containers(spec) {
-        for store in container.uses.iter().filter(is_managed) {
+        for store in container.uses.iter().filter(is_process) {
             refusals.push(Refusal {
                 code: "store-refused",
                 reason: format!(
@@ -329,7 +345,10 @@ pub(crate) fn refusals(spec: &AppSpec) -> Vec<Refusal> {
                      on the host's own loopback: no container reaches it",
                     container.name
                 ),
-                hint: Some("name an `external` server, or run the service as an `artifact`".into()),
+                hint: Some(format!(
+                    "give a new store an `image`, as `[stores.{store}] image = \"…\"`, which makes its server a container; a store \
+                     that is there already stays what it is"
+                )),
             });
         }
     }
@@ -430,6 +449,7 @@ pub(crate) async fn collect(shared: &Arc<Shared>) {
     let views = shared.environments();
     let mut keep: BTreeSet<ImageId> = views.iter().flat_map(|view| needed(view)).collect();
     keep.extend(held(shared, shared.clock.now()));
+    keep.extend(crate::stores::images(shared));
     match images.collect(&keep).await {
         Ok(gone) => {
             for id in gone {

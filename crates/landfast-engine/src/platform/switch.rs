@@ -135,13 +135,14 @@ impl Platform {
         } = order;
         let base = Arc::clone(renew::base(view)?);
         let wanted = base.spec.stores.get(store).and_then(Wanted::of);
-        let Some(wanted) = wanted else {
+        let Some(mut wanted) = wanted else {
             return Err(refused(
                 "store-unknown",
                 format!("the release that serves has no store `{store}` that Landfast runs"),
                 "`landfast store list` lists the names",
             ));
         };
+        stores::pin(&mut wanted, &base);
         let from = view.state.served_by(None, store).clone();
         let Some(target) = stores::find_store(&self.shared, scope, to) else {
             let hint = match self.shared.stores.is_reserved(scope, to) {

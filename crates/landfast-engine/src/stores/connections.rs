@@ -22,6 +22,15 @@ const FAILURES_MAX: u32 = 3;
 /// A new release is recorded before its stores are.
 const BEGIN_MAX: Duration = Duration::from_secs(10);
 
+/// From where a store is to be reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// A process of the host.
+    Host,
+    /// A container in the store's network.
+    Container,
+}
+
 /// The variables of a process of a release that uses these stores.
 ///
 /// # Errors
@@ -31,13 +40,18 @@ pub(crate) async fn connections(
     scope: &Scope,
     body: &ReleaseBody,
     uses: &[StoreName],
+    is_container: bool,
 ) -> Result<BTreeMap<String, Secret<String>>, String> {
     let stores = &body.spec.stores;
     let mut urls = BTreeMap::new();
     for name in uses {
         let spec = stores.get(name);
         let spec = spec.ok_or_else(|| format!("release {} has no store `{name}`", body.release))?;
-        if let Some(url) = url(shared, scope, body, name, spec).await? {
+        let side = match is_container {
+            true => Side::Container,
+            false => Side::Host,
+        };
+        if let Some(url) = url(shared, scope, body, name, spec, side).await? {
             urls.insert(name.clone(), url);
         }
     }
@@ -68,12 +82,15 @@ async fn url(
     body: &ReleaseBody,
     name: &StoreName,
     spec: &StoreSpec,
+    side: Side,
 ) -> Result<Option<Secret<String>>, String> {
     match &spec.place {
         Place::Managed { .. } => {
             let login = |turn| release_login(body.release, turn);
             let store = served_by(shared, scope, Some(body.release), name);
-            managed_url(shared, scope, &store, login).await.map(Some)
+            managed_url(shared, scope, &store, login, side)
+                .await
+                .map(Some)
         }
         Place::External { url_secret } => {
             let url = secret(shared, scope, body, url_secret)?;
@@ -91,6 +108,7 @@ pub(crate) async fn managed_url(
     scope: &Scope,
     name: &StoreName,
     login: impl Fn(Turn) -> Login,
+    side: Side,
 ) -> Result<Secret<String>, String> {
     let at_store = |reason: String| format!("store `{name}`: {reason}");
     let handle = handle(shared, scope, name).await.map_err(at_store)?;
@@ -106,7 +124,8 @@ pub(crate) async fn managed_url(
         ensured.map_err(|error| at_store(chain(&error)))?;
         made.insert((store.starts, login));
     }
-    Ok(url_of(store, login, &password))
+    let url = url_of(shared, store, login, &password, side).await;
+    url.map_err(at_store)
 }
 
 async fn handle(shared: &Shared, scope: &Scope, name: &StoreName) -> Result<Handle, String> {

@@ -13,11 +13,15 @@ use std::{
 use landfast_datastore::{Login, Program, Store, connection_url, database_name, programs};
 use landfast_datastore_client::{Access, COPYING, Session};
 use landfast_spec::Engine;
-use landfast_target::{Elsewhere, Exit, ProgramRun};
-use landfast_types::{Bytes, Scope, Secret, StoreName};
+use landfast_target::{Elsewhere, Exit, ProgramEnd, ProgramRun};
+use landfast_types::{Bytes, ImageId, Scope, Secret, StoreName};
 use tokio::{sync::OwnedMutexGuard, time::sleep};
 
-use super::{connections, credentials, definers, host, rotation::operator_login};
+use super::{
+    connections::{self, Side},
+    container, credentials, definers, host,
+    rotation::operator_login,
+};
 use crate::{actions::chain, planning::Refusal, shared::Shared};
 
 /// Database names are at most 63 bytes long.
@@ -28,6 +32,9 @@ pub(crate) const BUSY: &str = "store-busy";
 const LOOKS: u32 = 20;
 /// Room that a copy must leave free.
 const SPARE: u64 = 256 << 20;
+
+/// What keeps a client of MariaDB from files that we did not write. It must be the first.
+const NO_DEFAULTS: &str = "--no-defaults";
 
 /// A copy; dropping it removes it.
 pub(crate) struct DatabaseCopy {
@@ -65,11 +72,11 @@ impl DatabaseCopy {
             return Err(refusal(BUSY, name, reason, None));
         };
         // The operator is there from here on.
-        connections::managed_url(shared, scope, name, operator_login)
+        connections::managed_url(shared, scope, name, operator_login, Side::Host)
             .await
             .map_err(failed)?;
         let store = handle.view.borrow().store.clone();
-        let tools = Tools::find(&store)?;
+        let tools = Tools::find(shared, &store).await?;
         let access = host::access(shared, &store).map_err(failed)?;
         let size = room(shared, &store, &access).await?;
         let (login, password) = match store.wanted.engine {
@@ -82,12 +89,13 @@ impl DatabaseCopy {
                 (login, known.map_err(failed)?)
             }
         };
+        let address = host::address(shared, &store).await.map_err(failed)?;
         let copy = Self {
             url: connection_url(
                 store.wanted.engine,
                 &login.to_string(),
                 &password,
-                host::address(&store),
+                &address.to_string(),
                 &copy_name(scope),
             ),
             shared: Arc::clone(shared),
@@ -138,7 +146,8 @@ impl DatabaseCopy {
                 format!("--dbname={}", access.database),
             ],
         });
-        self.run(&tools.dump, arguments, &folder, access).await?;
+        self.run(tools, &tools.dump, arguments, &folder, access)
+            .await?;
         if self.store.wanted.engine == Engine::Mariadb {
             let cleared = tokio::task::spawn_blocking(move || definers::clear(&file)).await;
             let cleared = cleared.map_err(|panic| panic.to_string())?;
@@ -181,7 +190,7 @@ impl DatabaseCopy {
                 file.display().to_string(),
             ],
         });
-        self.run(&tools.restore, arguments, &folder, &access)
+        self.run(tools, &tools.restore, arguments, &folder, &access)
             .await?;
         // It is in the copy now.
         host::remove(&folder).map_err(|error| error.to_string())
@@ -190,6 +199,7 @@ impl DatabaseCopy {
     /// Runs a client of the database as the store's user. Its password is in the environment of that process alone.
     async fn run(
         &self,
+        tools: &Tools,
         program: &Path,
         arguments: Vec<String>,
         folder: &Path,
@@ -207,6 +217,9 @@ impl DatabaseCopy {
             }
         };
         env.insert(variable.to_owned(), access.password.clone());
+        if let Some(image) = tools.image {
+            return self.run_in(image, program, arguments, folder, access).await;
+        }
         let run = ProgramRun {
             owner: host::owner(&self.store),
             program: program.to_owned(),
@@ -222,11 +235,63 @@ impl DatabaseCopy {
             ended = self.shared.target.run_program(&run) => ended,
             () = self.look(&run.elsewhere) => unreachable!("it looks for as long as the program runs"),
         };
+        let ended = ended.map_err(|error| chain(&error));
+        self.judge(program, ended, access).await
+    }
+
+    /// The same by the store's image. Docker shows variables: the password is in a file in memory.
+    async fn run_in(
+        &self,
+        image: ImageId,
+        program: &Path,
+        mut arguments: Vec<String>,
+        folder: &Path,
+        access: &Access,
+    ) -> Result<(), String> {
+        const SECRET: &str = "CLIENT";
+        let file = container::secret_path(SECRET);
+        let password = access.password.reveal();
+        let mut env = BTreeMap::new();
+        let secret = match self.store.wanted.engine {
+            Engine::Mariadb => {
+                arguments.retain(|argument| argument != NO_DEFAULTS);
+                arguments.insert(0, format!("--defaults-file={file}"));
+                format!("[client]\npassword=\"{password}\"\n")
+            }
+            Engine::Postgres | Engine::Mysql | Engine::Redis | Engine::S3 => {
+                env.insert("PGAPPNAME".to_owned(), COPYING.to_owned());
+                env.insert("PGSERVICEFILE".to_owned(), file);
+                env.insert("PGSERVICE".to_owned(), "store".to_owned());
+                format!("[store]\npassword={password}\n")
+            }
+        };
+        let sockets = host::places(&self.shared, &self.store.scope, &self.store.name).sockets;
+        let text = program.to_string_lossy();
+        let run = container::Run {
+            env,
+            secrets: BTreeMap::from([(SECRET.to_owned(), Secret::new(secret))]),
+            folders: vec![folder, &sockets],
+            ..container::Run::of(&text, arguments)
+        };
+        let elsewhere = run.elsewhere.clone();
+        let ended = tokio::select! {
+            ended = run.end(&self.shared, &self.store, image) => ended,
+            () = self.look(&elsewhere) => unreachable!("it looks for as long as the program runs"),
+        };
+        self.judge(program, ended, access).await
+    }
+
+    async fn judge(
+        &self,
+        program: &Path,
+        ended: Result<ProgramEnd, String>,
+        access: &Access,
+    ) -> Result<(), String> {
         let ended = match ended {
             Ok(ended) => ended,
-            Err(error) => {
+            Err(reason) => {
                 let waits = self.waits_behind(access).await.unwrap_or_default();
-                return Err(format!("{}{waits}", chain(&error)));
+                return Err(format!("{reason}{waits}"));
             }
         };
         if ended.exit == (Exit::Code { code: 0 }) {
@@ -297,10 +362,12 @@ impl Drop for DatabaseCopy {
 struct Tools {
     dump: PathBuf,
     restore: PathBuf,
+    /// They are those of the store's image.
+    image: Option<ImageId>,
 }
 
 impl Tools {
-    fn find(store: &Store) -> Result<Self, Refusal> {
+    async fn find(shared: &Arc<Shared>, store: &Store) -> Result<Self, Refusal> {
         let (engine, version) = (store.wanted.engine, &store.wanted.version);
         let (dump, restore, package) = match engine {
             Engine::Mariadb => ("mariadb-dump", "mariadb", "mariadb-client".to_owned()),
@@ -310,6 +377,16 @@ impl Tools {
                 format!("postgresql-client-{version}"),
             ),
         };
+        if let Some(image) = &store.wanted.image {
+            let failed = |reason: String| refusal("store-copy-failed", &store.name, reason, None);
+            let found = container::clients(shared, store, image, [dump, restore]).await;
+            let (id, [dump, restore]) = found.map_err(failed)?;
+            return Ok(Self {
+                dump: dump.into(),
+                restore: restore.into(),
+                image: Some(id),
+            });
+        }
         let server = programs(engine, version).server;
         // Clients lie beside their server, or where all programs do.
         let find = |name: &'static str| {
@@ -333,6 +410,7 @@ impl Tools {
         Ok(Self {
             dump: find(dump)?,
             restore: find(restore)?,
+            image: None,
         })
     }
 }
@@ -375,7 +453,7 @@ fn reach(access: &Access) -> Vec<String> {
     if access.engine == Engine::Mariadb {
         return vec![
             // Nobody's configuration but ours.
-            "--no-defaults".to_owned(),
+            NO_DEFAULTS.to_owned(),
             format!("--socket={}", access.socket.display()),
             format!("--user={}", access.login),
         ];

@@ -2,7 +2,8 @@
 
 use landfast_datastore_client::{Abilities, Protection, probe};
 use landfast_doctor::{Finding, Level};
-use landfast_spec::{AppSpec, Engine, Place, StoreSpec};
+use landfast_spec::{AppSpec, Engine, ImageSource, Place, StoreSpec};
+use landfast_target::Pull;
 use landfast_types::{Secret, StoreName};
 
 use super::host::{self, Room, room};
@@ -15,9 +16,13 @@ pub async fn diagnose(shared: &Shared, spec: &AppSpec) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (name, store) in &spec.stores {
         let (level, measured, advice) = match &store.place {
-            Place::Managed { version, .. } => {
+            Place::Managed { version, image, .. } => {
                 let room = room(shared, &spec.scope(), name);
-                managed(store.engine, version, room)
+                let programs = match image {
+                    None => programs(store.engine, version),
+                    Some(image) => contained(shared, store, version, image).await,
+                };
+                managed(programs, room)
             }
             Place::External { url_secret } => external(shared, spec, store, url_secret).await,
             Place::Bucket { .. } => continue,
@@ -38,9 +43,57 @@ fn finding(name: &StoreName, level: Level, measured: &str, advice: Option<String
 
 type Found = (Level, String, Option<String>);
 
-fn managed(engine: Engine, version: &str, room: Option<Room>) -> Found {
-    if let Some((reason, hint)) = host::programs_missing(engine, version) {
+fn programs(engine: Engine, version: &str) -> Found {
+    match host::programs_missing(engine, version) {
+        Some((reason, hint)) => (Level::Fail, reason, Some(hint)),
+        None => {
+            let measured = format!("the programs of {} {version} are there", engine.label());
+            (Level::Ok, measured, None)
+        }
+    }
+}
+
+/// One whose server is a container of an image.
+async fn contained(
+    shared: &Shared,
+    store: &StoreSpec,
+    version: &str,
+    image: &ImageSource,
+) -> Found {
+    let ImageSource::Image { name, .. } = image else {
+        let reason = "its image is built, which is not for stores".to_owned();
+        return (Level::Fail, reason, None);
+    };
+    let Some(images) = shared.target.images() else {
+        let reason = "its server is a container, and this server uses no Docker".to_owned();
+        let hint = "install Docker on the server's host, or name another with `landfast server run --docker`";
+        return (Level::Fail, reason, Some(hint.to_owned()));
+    };
+    if store.backup.is_some()
+        && let Some((_, hint)) = host::programs_missing(store.engine, version)
+    {
+        let label = store.engine.label();
+        let reason = format!(
+            "its backups are made by the programs of {label} {version} on the host, which are not installed"
+        );
         return (Level::Fail, reason, Some(hint));
+    }
+    match images.resolve(name, Pull::Never, None, None).await {
+        Ok(found) => {
+            let id = found.image.id.short();
+            let measured = format!("its image `{name}` is on the host, {id}");
+            (Level::Ok, measured, None)
+        }
+        Err(error) => {
+            let advice = format!("the next deploy brings it; `docker pull {name}` does so now");
+            (Level::Warn, chain(&error), Some(advice))
+        }
+    }
+}
+
+fn managed(programs: Found, room: Option<Room>) -> Found {
+    if programs.0 != Level::Ok {
+        return programs;
     }
     if let Some(room) = room.filter(Room::is_short) {
         let Room {
@@ -55,8 +108,7 @@ fn managed(engine: Engine, version: &str, room: Option<Room>) -> Found {
         let advice = "make room there or give that folder a larger disk: a database whose disk is full refuses every change";
         return (Level::Warn, measured, Some(advice.to_owned()));
     }
-    let measured = format!("the programs of {} {version} are there", engine.label());
-    (Level::Ok, measured, None)
+    programs
 }
 
 async fn external(shared: &Shared, spec: &AppSpec, store: &StoreSpec, secret: &str) -> Found {

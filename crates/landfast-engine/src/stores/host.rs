@@ -7,7 +7,9 @@ use std::{
     collections::BTreeMap,
     fs::{self, File},
     io,
+    net::SocketAddr,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -19,9 +21,9 @@ use landfast_datastore_client::{Access, Session, access_list};
 use landfast_shim::find_program;
 use landfast_spec::Engine;
 use landfast_target::{Elsewhere, Exit, InstanceRef, ProgramRun, ProgramSpec, Resources};
-use landfast_types::{Bytes, Digest, Fence, InstanceId, Scope, Secret, StoreName};
+use landfast_types::{Bytes, Digest, Fence, ImageId, InstanceId, Scope, Secret, StoreName};
 
-use super::{credentials, lineage};
+use super::{container, credentials, lineage};
 use crate::{actions::chain, shared::Shared};
 
 /// The environment of servers and their helpers.
@@ -248,13 +250,32 @@ async fn run_as(
     Err(format!("`{}` {}: {said}", program.display(), ended.exit))
 }
 
+/// The programs of a store: of the host, or of its image.
+enum Tools {
+    Host(Found),
+    Image(ImageId, Arc<container::Found>),
+}
+
+impl Tools {
+    async fn of(shared: &Arc<Shared>, store: &Store) -> Result<Self, String> {
+        match &store.wanted.image {
+            None => found(shared, store).await.map(Self::Host),
+            Some(image) => {
+                let found = container::found(shared, store, image).await?;
+                let (id, _) = container::pinned(image)?;
+                Ok(Self::Image(id, found))
+            }
+        }
+    }
+}
+
 /// Makes the data folder, whole or not at all.
-pub(crate) async fn make(shared: &Shared, store: &Store) -> Result<(), String> {
+pub(crate) async fn make(shared: &Arc<Shared>, store: &Store) -> Result<(), String> {
     let places = places(shared, &store.scope, &store.name);
     if places.data().exists() {
         return Ok(());
     }
-    let found = found(shared, store).await?;
+    let tools = Tools::of(shared, store).await?;
     let io = |error: io::Error| format!("failed to make `{}`: {error}", places.folder.display());
     fs::create_dir_all(&places.folder).map_err(io)?;
     remove_leftovers(&places.folder).map_err(io)?;
@@ -264,14 +285,22 @@ pub(crate) async fn make(shared: &Shared, store: &Store) -> Result<(), String> {
     let given = shared.target.own_folder(&owner(store), &making).await;
     given.map_err(|error| chain(&error))?;
     let access = access(shared, store)?;
-    match (store.wanted.engine, found.maker) {
-        (Engine::Postgres, Some(maker)) => {
-            make_postgres(shared, store, &maker, &making, &access).await?
+    match tools {
+        Tools::Host(found) => match (store.wanted.engine, found.maker) {
+            (Engine::Postgres, Some(maker)) => {
+                make_postgres(shared, store, &maker, &making, &access).await?
+            }
+            (Engine::Mariadb, Some(maker)) => {
+                make_mariadb(shared, store, &maker, &found.server, &making, &access).await?;
+            }
+            (
+                Engine::Postgres | Engine::Mariadb | Engine::Redis | Engine::Mysql | Engine::S3,
+                _,
+            ) => {}
+        },
+        Tools::Image(id, found) => {
+            make_in_image(shared, store, id, &found, &making, &access).await?;
         }
-        (Engine::Mariadb, Some(maker)) => {
-            make_mariadb(shared, store, &maker, &found.server, &making, &access).await?;
-        }
-        (Engine::Postgres | Engine::Mariadb | Engine::Redis | Engine::Mysql | Engine::S3, _) => {}
     }
     fs::rename(&making, places.data()).map_err(io)?;
     File::open(&places.folder)
@@ -303,24 +332,79 @@ async fn make_postgres(
     making: &Path,
     access: &Access,
 ) -> Result<(), String> {
-    let arguments = [
+    // Memory, not a file: see `ProgramRun::stdin`.
+    let arguments = initdb(making, access, "/dev/stdin");
+    let password = Secret::new(format!("{}\n", access.password.reveal()));
+    let stdin = password.reveal().as_bytes();
+    let owner = owner(store);
+    let made = run_as(shared, owner, maker, arguments, making, stdin, &NAMED).await;
+    made.map(drop)
+}
+
+fn initdb(making: &Path, access: &Access, password: &str) -> Vec<String> {
+    vec![
         "-D".to_owned(),
         making.to_string_lossy().into_owned(),
         format!("--username={}", access.login),
         "--auth=scram-sha-256".to_owned(),
-        // Memory, not a file: see `ProgramRun::stdin`.
-        "--pwfile=/dev/stdin".to_owned(),
+        format!("--pwfile={password}"),
         "--data-checksums".to_owned(),
         "--encoding=UTF8".to_owned(),
         "--locale=C.UTF-8".to_owned(),
         "--no-instructions".to_owned(),
-    ];
-    let password = Secret::new(format!("{}\n", access.password.reveal()));
-    let stdin = password.reveal().as_bytes();
-    let arguments = arguments.into();
-    let owner = owner(store);
-    let made = run_as(shared, owner, maker, arguments, making, stdin, &NAMED).await;
-    made.map(drop)
+    ]
+}
+
+/// The same by the programs of an image.
+async fn make_in_image(
+    shared: &Arc<Shared>,
+    store: &Store,
+    id: ImageId,
+    found: &container::Found,
+    making: &Path,
+    access: &Access,
+) -> Result<(), String> {
+    const SECRET: &str = "FIRST";
+    let file = container::secret_path(SECRET);
+    let places = places(shared, &store.scope, &store.name);
+    let folders = || vec![making];
+    match (store.wanted.engine, &found.maker) {
+        (Engine::Postgres, Some(maker)) => {
+            let password = Secret::new(format!("{}\n", access.password.reveal()));
+            let run = container::Run {
+                secrets: BTreeMap::from([(SECRET.to_owned(), password)]),
+                folders: folders(),
+                named_in: Some(&places.folder),
+                ..container::Run::of(maker, initdb(making, access, &file))
+            };
+            run.succeed(shared, store, id).await.map(drop)
+        }
+        (Engine::Mariadb, Some(maker)) => {
+            let run = container::Run {
+                folders: folders(),
+                named_in: Some(&places.folder),
+                ..container::Run::of(maker, install_db(making))
+            };
+            run.succeed(shared, store, id).await?;
+            // A server that reads the statements, and is told by the last of them to end.
+            let mut arguments = bootstrap(making);
+            arguments.extend([
+                format!("--init-file={file}"),
+                "--skip-networking".to_owned(),
+                format!("--socket={}", making.join("making.sock").display()),
+            ]);
+            let statements = first_statements(access, "SHUTDOWN;\n");
+            let run = container::Run {
+                secrets: BTreeMap::from([(SECRET.to_owned(), statements)]),
+                folders: folders(),
+                ..container::Run::of(&found.server, arguments)
+            };
+            run.succeed(shared, store, id).await.map(drop)
+        }
+        (Engine::Postgres | Engine::Mariadb | Engine::Redis | Engine::Mysql | Engine::S3, _) => {
+            Ok(())
+        }
+    }
 }
 
 /// Of all of PostgreSQL, only `initdb` looks its user up.
@@ -355,42 +439,54 @@ async fn make_mariadb(
     making: &Path,
     access: &Access,
 ) -> Result<(), String> {
-    let data = format!("--datadir={}", making.display());
-    // A server that starts removes what looks like temporary tables there, also those of another.
-    let temporary = format!("--tmpdir={}", making.display());
-    let arguments = [
-        "--no-defaults".to_owned(),
-        data.clone(),
-        temporary.clone(),
-        "--basedir=/usr".to_owned(),
-        "--auth-root-authentication-method=normal".to_owned(),
-        "--skip-test-db".to_owned(),
-    ];
-    run(shared, store, maker, arguments.into(), making, b"").await?;
-    // The password is of letters and digits alone.
-    let (login, password) = (&access.login, access.password.reveal());
-    let statements = Secret::new(format!(
-        "FLUSH PRIVILEGES;\nCREATE USER '{login}'@'%' IDENTIFIED BY '{password}';\n\
-         GRANT ALL PRIVILEGES ON *.* TO '{login}'@'%' WITH GRANT OPTION;\n\
-         DROP USER IF EXISTS 'root'@'localhost';\nDELETE FROM mysql.global_priv WHERE User = '';\nFLUSH PRIVILEGES;\n"
-    ));
-    let arguments = [
-        "--no-defaults".to_owned(),
-        "--bootstrap".to_owned(),
-        data,
-        temporary,
-        "--basedir=/usr".to_owned(),
-        "--log-warnings=0".to_owned(),
-    ];
+    run(shared, store, maker, install_db(making), making, b"").await?;
+    let statements = first_statements(access, "");
+    let mut arguments = bootstrap(making);
+    arguments.push("--bootstrap".to_owned());
     let stdin = statements.reveal().as_bytes();
-    run(shared, store, server, arguments.into(), making, stdin)
+    run(shared, store, server, arguments, making, stdin)
         .await
         .map(drop)
 }
 
+/// Nobody's configuration but ours. A server that starts removes what looks like temporary tables, also those of another.
+fn making_there(making: &Path) -> Vec<String> {
+    vec![
+        "--no-defaults".to_owned(),
+        format!("--datadir={}", making.display()),
+        format!("--tmpdir={}", making.display()),
+        "--basedir=/usr".to_owned(),
+    ]
+}
+
+fn install_db(making: &Path) -> Vec<String> {
+    let mut arguments = making_there(making);
+    arguments.extend([
+        "--auth-root-authentication-method=normal".to_owned(),
+        "--skip-test-db".to_owned(),
+    ]);
+    arguments
+}
+
+fn bootstrap(making: &Path) -> Vec<String> {
+    let mut arguments = making_there(making);
+    arguments.push("--log-warnings=0".to_owned());
+    arguments
+}
+
+fn first_statements(access: &Access, last: &str) -> Secret<String> {
+    // The password is of letters and digits alone.
+    let (login, password) = (&access.login, access.password.reveal());
+    Secret::new(format!(
+        "FLUSH PRIVILEGES;\nCREATE USER '{login}'@'%' IDENTIFIED BY '{password}';\n\
+         GRANT ALL PRIVILEGES ON *.* TO '{login}'@'%' WITH GRANT OPTION;\n\
+         DROP USER IF EXISTS 'root'@'localhost';\nDELETE FROM mysql.global_priv WHERE User = '';\nFLUSH PRIVILEGES;\n{last}"
+    ))
+}
+
 /// Starts the server, unless this start was made before.
 pub(crate) async fn start(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     store: &Store,
     instance: &InstanceId,
 ) -> Result<(), landfast_target::StartError> {
@@ -408,11 +504,14 @@ pub(crate) async fn start(
         return Ok(());
     }
     let places = places(shared, &store.scope, &store.name);
-    let found = found(shared, store).await.map_err(failed)?;
+    let tools = Tools::of(shared, store).await.map_err(failed)?;
     if let Some(holder) = port_taken(store) {
         return Err(failed(holder));
     }
-    let mut server = server_of(store, &places, &found.server);
+    let mut server = match &tools {
+        Tools::Host(found) => server_of(store, &places, &found.server),
+        Tools::Image(_, found) => server(&store.wanted, &places, store.port, &found.extensions),
+    };
     configure(shared, store, &places, &server)
         .await
         .map_err(failed)?;
@@ -422,6 +521,21 @@ pub(crate) async fn start(
         .target
         .own_folder(&owner(store), &places.sockets)
         .await?;
+    let found = match tools {
+        Tools::Host(found) => found,
+        Tools::Image(image, found) => {
+            if store.wanted.engine == Engine::Mariadb {
+                let temporary = container::temporary(&places);
+                shared.target.own_folder(&owner(store), &temporary).await?;
+            }
+            let spec = container::server_spec(shared, store, id, image, &found.server, server);
+            return shared
+                .target
+                .start(fence(shared, store), &spec)
+                .await
+                .map(drop);
+        }
+    };
     let env = ENVIRONMENT.map(|(name, value)| (name.to_owned(), Secret::new(value.to_owned())));
     let spec = ProgramSpec {
         id,
@@ -433,7 +547,7 @@ pub(crate) async fn start(
         // The folder of the configuration is replaced while the server runs.
         read_only: vec![places.folder.clone()],
         read_write: vec![places.data(), places.sockets.clone()],
-        address: address(store),
+        address: loopback(store),
         resources: Resources {
             memory: Some(store.wanted.memory),
             ..Resources::default()
@@ -448,9 +562,21 @@ pub(crate) async fn start(
         .map(drop)
 }
 
-/// Where instances reach a store.
-pub(crate) fn address(store: &Store) -> std::net::SocketAddr {
+fn loopback(store: &Store) -> SocketAddr {
     (std::net::Ipv4Addr::LOCALHOST, store.port).into()
+}
+
+/// Where processes of the host reach a store.
+pub(super) async fn address(shared: &Shared, store: &Store) -> Result<SocketAddr, String> {
+    match is_container(store) {
+        true => container::address(shared, store).await,
+        false => Ok(loopback(store)),
+    }
+}
+
+/// Whether its server is a container: it never becomes one, or ceases to be.
+pub(super) fn is_container(store: &Store) -> bool {
+    store.wanted.image.is_some()
 }
 
 pub(crate) fn fence(shared: &Shared, store: &Store) -> Fence {
@@ -462,7 +588,11 @@ pub(crate) fn fence(shared: &Shared, store: &Store) -> Fence {
 
 /// A port that somebody else has. A server that is told of it only says so in its log.
 pub(crate) fn port_taken(store: &Store) -> Option<String> {
-    match std::net::TcpListener::bind(address(store)) {
+    // In a network of its own nobody else has one.
+    if is_container(store) {
+        return None;
+    }
+    match std::net::TcpListener::bind(loopback(store)) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => Some(format!(
             "its port {} is taken; end whoever listens there (`ss -ltnp sport = :{}`)",
             store.port, store.port
@@ -486,11 +616,13 @@ fn server_of(store: &Store, places: &Places, program: &Path) -> Server {
 }
 
 /// Writes the configuration again, for a server that runs.
-pub(crate) async fn reconfigure(shared: &Shared, store: &Store) -> Result<(), String> {
+pub(crate) async fn reconfigure(shared: &Arc<Shared>, store: &Store) -> Result<(), String> {
     let places = places(shared, &store.scope, &store.name);
-    let programs = programs(store.wanted.engine, &store.wanted.version);
-    let program = find(&programs.server).ok_or("its server is not installed any more")?;
-    let server = server_of(store, &places, &program);
+    let tools = Tools::of(shared, store).await?;
+    let server = match &tools {
+        Tools::Host(found) => server_of(store, &places, &found.server),
+        Tools::Image(_, found) => server(&store.wanted, &places, store.port, &found.extensions),
+    };
     configure(shared, store, &places, &server).await
 }
 

@@ -9,6 +9,7 @@
 
 mod bindings;
 mod connections;
+mod container;
 mod copy;
 mod credentials;
 mod definers;
@@ -31,16 +32,16 @@ use landfast_datastore::{
 };
 use landfast_rollout::ScaleOverride;
 use landfast_secrets::rotation::{Phase as RotationPhase, RotationRejected};
-use landfast_spec::AppSpec;
+use landfast_spec::{AppSpec, StoreSpec};
 use landfast_target::InstanceRef;
-use landfast_types::{ReleaseId, Scope, Secret, ServiceName, StoreName, Timestamp};
+use landfast_types::{ImageId, ReleaseId, Scope, Secret, ServiceName, StoreName, Timestamp};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinSet,
     time::sleep,
 };
 
-use self::{bindings::Reserved, keeper::Keeper};
+use self::{bindings::Reserved, connections::Side, keeper::Keeper};
 pub use self::{
     bindings::is_bound,
     credentials::COLLECTION as CREDENTIALS,
@@ -130,6 +131,7 @@ struct Handle {
 #[derive(Default)]
 pub struct Stores {
     book: Mutex<BTreeMap<(Scope, StoreName), Handle>>,
+    containers: container::Containers,
     tasks: Mutex<JoinSet<()>>,
     reserved: Mutex<Reserved>,
     /// Stores that were had back, as long as somebody sees to what becomes of them.
@@ -227,7 +229,7 @@ pub async fn operator_url(
     scope: &Scope,
     name: &StoreName,
 ) -> Result<Secret<String>, String> {
-    connections::managed_url(shared, scope, name, operator_login).await
+    connections::managed_url(shared, scope, name, operator_login, Side::Host).await
 }
 
 /// Reads all stores back and keeps them, until another server has taken over.
@@ -292,7 +294,7 @@ pub(crate) fn instances(shared: &Shared) -> Result<Vec<InstanceRef>, String> {
             instance,
         })
     });
-    Ok(each.collect())
+    Ok(each.chain(shared.stores.containers.running()).collect())
 }
 
 fn keep(shared: &Arc<Shared>, store: Store, revision: u64, rotation: RotationView) {
@@ -338,7 +340,7 @@ async fn attend(shared: &Arc<Shared>) {
             continue;
         };
         let scope = &view.state.scope;
-        let wanted = wanted_at(&view, &body.spec);
+        let wanted = wanted_at(&view, body);
         for (name, wanted) in &wanted {
             if shared.stores.handle(scope, name).is_none()
                 && !shared.stores.is_reserved(scope, name)
@@ -386,9 +388,22 @@ fn take_back(shared: &Arc<Shared>, view: &View, store: &Store) {
 }
 
 /// What a manifest wants, by the stores that serve its names.
-fn wanted_at(view: &View, spec: &AppSpec) -> BTreeMap<StoreName, Wanted> {
-    let at = |(name, wanted)| (view.state.served_by(None, name).clone(), wanted);
-    wanted_of(spec).map(at).collect()
+fn wanted_at(view: &View, body: &ReleaseBody) -> BTreeMap<StoreName, Wanted> {
+    let at = |(name, mut wanted): (_, Wanted)| {
+        pin(&mut wanted, body);
+        (view.state.served_by(None, name).clone(), wanted)
+    };
+    wanted_of(&body.spec).map(at).collect()
+}
+
+/// What a release found the image of a store to be.
+pub(crate) fn pin(wanted: &mut Wanted, body: &ReleaseBody) {
+    if let Some(image) = &mut wanted.image
+        && let Some(pinned) = body.images.get(&image.reference.to_string())
+    {
+        image.pinned = pinned.pinned.clone();
+        image.id = Some(pinned.id);
+    }
 }
 
 fn wanted_of(spec: &AppSpec) -> impl Iterator<Item = (&StoreName, Wanted)> {
@@ -551,14 +566,36 @@ pub fn refusals(shared: &Shared, scope: &Scope, spec: &AppSpec) -> Vec<Refusal> 
             }
             None => {}
         }
-        if let Some((reason, hint)) = host::programs_missing(wanted.engine, &wanted.version) {
-            refuse("store-program-missing", reason, hint);
+        let missing = host::programs_missing(wanted.engine, &wanted.version);
+        match (&wanted.image, missing) {
+            (None, Some((reason, hint))) => refuse("store-program-missing", reason, hint),
+            (Some(_), _) if shared.target.images().is_none() => refuse(
+                "store-program-missing",
+                "its server is a container, and this server uses no Docker".to_owned(),
+                "install Docker on the server's host, or name another with `landfast server run --docker`"
+                    .to_owned(),
+            ),
+            // They are driven from the host, over the server's socket, and proven by a server of the host.
+            (Some(_), Some((_, hint))) if spec.stores.get(name).is_some_and(is_backed_up) => refuse(
+                "store-program-missing",
+                format!(
+                    "backups of a store in a container are made and proven by the programs of {} {} on the host, which are not installed",
+                    wanted.engine.label(),
+                    wanted.version
+                ),
+                hint,
+            ),
+            (None | Some(_), _) => {}
         }
     }
     let view = shared.environment(scope);
     let scale = view.map(|view| view.state.scale.clone());
     refusals.extend(pool_refusals(spec, &scale.unwrap_or_default()));
     refusals
+}
+
+fn is_backed_up(store: &StoreSpec) -> bool {
+    store.backup.is_some()
 }
 
 /// The stores whose connections are too few for a manifest's processes, with the replicas that a person has set.
@@ -630,8 +667,32 @@ pub fn changes(shared: &Shared, scope: &Scope, spec: &AppSpec) -> Vec<String> {
     lines
 }
 
-fn url_of(store: &Store, login: Login, password: &Secret<String>) -> Secret<String> {
+async fn url_of(
+    shared: &Shared,
+    store: &Store,
+    login: Login,
+    password: &Secret<String>,
+    side: Side,
+) -> Result<Secret<String>, String> {
     let database = database_name(&store.scope);
-    let (engine, address) = (store.wanted.engine, host::address(store));
-    connection_url(engine, &login.to_string(), password, address, &database)
+    let address = match side {
+        Side::Container if host::is_container(store) => format!("{}:{}", store.name, store.port),
+        Side::Container | Side::Host => host::address(shared, store).await?.to_string(),
+    };
+    let (engine, login) = (store.wanted.engine, login.to_string());
+    Ok(connection_url(
+        engine, &login, password, &address, &database,
+    ))
+}
+
+/// The images that stores run, or are to run.
+pub(crate) fn images(shared: &Shared) -> BTreeSet<ImageId> {
+    let views = shared.stores.all();
+    let wishes = views
+        .iter()
+        .flat_map(|view| [Some(&view.store.wanted), view.store.applied.as_ref()]);
+    let images = wishes
+        .flatten()
+        .filter_map(|wanted| wanted.image.as_ref()?.id);
+    images.collect()
 }

@@ -14,7 +14,11 @@ use landfast_secrets::rotation::{Phase, Rotation, RotationEvent, RotationInput, 
 use landfast_types::{ReleaseId, Scope, StoreName, Timestamp};
 use tokio::time::sleep;
 
-use super::{CommandError, Handle, connections, credentials, host};
+use super::{
+    CommandError, Handle,
+    connections::{self, Side},
+    credentials, host,
+};
 use crate::{
     actions::{chain, instant_in},
     shared::Shared,
@@ -236,10 +240,17 @@ pub(crate) async fn open_more(
     releases: &BTreeSet<ReleaseId>,
     turn: Turn,
 ) -> Result<(), String> {
-    connections::managed_url(shared, scope, name, |_given| operator_login(turn)).await?;
+    connections::managed_url(
+        shared,
+        scope,
+        name,
+        |_given| operator_login(turn),
+        Side::Host,
+    )
+    .await?;
     for release in releases {
         let login = |_given| release_login(*release, turn);
-        connections::managed_url(shared, scope, name, login).await?;
+        connections::managed_url(shared, scope, name, login, Side::Host).await?;
     }
     Ok(())
 }

@@ -99,7 +99,11 @@ fn managed(view: &StoreView, rotation: Option<StoreRotation>) -> Store {
         serves: None,
         served_by: None,
         memory_bytes: Some(store.wanted.memory.0),
-        address: Some(format!("127.0.0.1:{}", store.port)),
+        address: Some(match store.wanted.image {
+            // The name it has in its network.
+            Some(_) => format!("{}:{}", store.name, store.port),
+            None => format!("127.0.0.1:{}", store.port),
+        }),
         instance: store.instance().map(ToString::to_string),
         since: since.map(At),
         trouble: trouble.or_else(|| unmeasured.map(|reason| format!("not measured: {reason}"))),
