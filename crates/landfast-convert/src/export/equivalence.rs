@@ -210,6 +210,8 @@ pub static EQUIVALENCE: &[Rule] = &[
         "a service of the official image, where Landfast would run it",
     ),
     carried("stores.*.version", "the image's tag"),
+    carried("stores.*.image", "`image`"),
+    carried("stores.*.pull", "`pull_policy`"),
     carried("stores.*.memory", "`mem_limit`"),
     carried("stores.*.settings", "arguments of the server"),
     not(

@@ -240,12 +240,7 @@ impl Export<'_> {
         match process.container.map(|one| &one.source) {
             Some(ImageSource::Image { name, pull }) => {
                 value.insert("image".to_owned(), literal(&name.to_string()).into());
-                let policy = match pull {
-                    Pull::Newer => None,
-                    Pull::Missing => Some("if_not_present"),
-                    Pull::Always => Some("always"),
-                    Pull::Never => Some("never"),
-                };
+                let policy = pull_policy(*pull);
                 value.extend(policy.map(|policy| ("pull_policy".to_owned(), policy.into())));
             }
             Some(ImageSource::Build(build)) => {
@@ -588,4 +583,14 @@ fn process_dockerfile(artifact: &str) -> String {
         String::new(),
     ]
     .join("\n")
+}
+
+/// `pull_policy` of the Compose specification; its own default asks where the image is missing.
+fn pull_policy(pull: Pull) -> Option<&'static str> {
+    match pull {
+        Pull::Newer => None,
+        Pull::Missing => Some("if_not_present"),
+        Pull::Always => Some("always"),
+        Pull::Never => Some("never"),
+    }
 }

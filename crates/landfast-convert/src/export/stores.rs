@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use landfast_spec::{AppSpec, Engine, Part, Place, StoreSpec, injected_variables};
+use landfast_spec::{AppSpec, Engine, ImageSource, Part, Place, StoreSpec, injected_variables};
 use landfast_types::StoreName;
 use serde_json::{Map, Value, json};
 
@@ -38,6 +38,7 @@ impl Export<'_> {
             version,
             memory,
             settings,
+            image: own,
         } = &store.place
         else {
             return None;
@@ -72,10 +73,17 @@ impl Export<'_> {
             ),
             Engine::Mysql | Engine::S3 => return None,
         };
+        let (image, policy) = match own {
+            Some(ImageSource::Image { name, pull }) => {
+                (literal(&name.to_string()), super::pull_policy(*pull))
+            }
+            Some(ImageSource::Build(_)) | None => (image, None),
+        };
         let service = self.store_names[name].clone();
         let volume = format!("store-{name}");
         let mut value = Map::new();
         value.insert("image".to_owned(), image.into());
+        value.extend(policy.map(|policy| ("pull_policy".to_owned(), policy.into())));
         value.insert("environment".to_owned(), env.take());
         value.insert("command".to_owned(), command(store.engine, settings).into());
         value.insert(

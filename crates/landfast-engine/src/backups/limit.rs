@@ -58,7 +58,7 @@ pub(super) async fn watch(
 }
 
 async fn look(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     scope: &Scope,
     server: &StoreName,
     (writes, is_first): (Writes, bool),
@@ -77,7 +77,11 @@ async fn look(
 ///
 /// # Errors
 /// A sentence.
-pub(super) async fn lift(shared: &Shared, scope: &Scope, server: &StoreName) -> Result<(), String> {
+pub(super) async fn lift(
+    shared: &Arc<Shared>,
+    scope: &Scope,
+    server: &StoreName,
+) -> Result<(), String> {
     look(shared, scope, server, (Writes::Free, true))
         .await
         .map(drop)

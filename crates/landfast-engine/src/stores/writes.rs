@@ -4,7 +4,7 @@
 //! holds it. A setting alone is overruled by whoever asks for a transaction that writes (some drivers always do), so sessions that have
 //! written are ended as long as it lasts. Landfast's own login is let through.
 
-use std::{fs, io, os::unix::fs::PermissionsExt as _, path::Path};
+use std::{fs, io, os::unix::fs::PermissionsExt as _, path::Path, sync::Arc};
 
 use landfast_backup::Writes;
 use landfast_datastore::{Login, Phase, Store, closed_access, read_only_settings};
@@ -17,7 +17,7 @@ use crate::{actions::chain, shared::Shared};
 /// # Errors
 /// A sentence.
 pub(crate) async fn allow_writes(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     store: &Store,
     writes: Writes,
 ) -> Result<bool, String> {
