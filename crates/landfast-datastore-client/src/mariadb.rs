@@ -43,7 +43,23 @@ impl Session {
             "CREATE DATABASE IF NOT EXISTS {}",
             identifier(&self.database)
         );
-        self.run("prepare the database", create).await
+        self.run("prepare the database", create).await?;
+        self.drop_open_accounts().await
+    }
+
+    /// `mariadb-install-db` leaves an administrator without a password for each name of this host, and guests.
+    async fn drop_open_accounts(&mut self) -> Result<(), StoreError> {
+        let doing = "drop accounts without a password";
+        let open = "SELECT Host, User FROM mysql.global_priv WHERE User IN ('root', '') \
+            AND COALESCE(JSON_VALUE(Priv, '$.authentication_string'), '') = ''";
+        let open: Vec<(String, String)> =
+            self.connection.query(open).await.map_err(failed(doing))?;
+        for (host, user) in open {
+            let account = format!("{}@{}", literal(&user), literal(&host));
+            self.run(doing, format!("DROP USER IF EXISTS {account}"))
+                .await?;
+        }
+        Ok(())
     }
 
     pub(crate) async fn ensure_login(

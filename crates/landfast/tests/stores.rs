@@ -14,6 +14,7 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
     path::Path,
+    process::Command,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -170,6 +171,15 @@ fn stores_are_made_injected_recovered_and_outlive_the_server() {
             .starts_with("redis://release_1:")
     );
     assert_eq!(host.expect(&app, &["run", "write"], 0), READ);
+
+    // MariaDB is made with administrators who have no password.
+    let url = host.get(HOST, "/env/REPORTS_URL").1;
+    let port = url.rsplit(':').next().unwrap().split('/').next().unwrap();
+    let mut root = Command::new("mariadb");
+    root.args(["--no-defaults", "-h", "127.0.0.1", "-P", port, "-u", "root"]);
+    let came_in = root.args(["-e", "SELECT 1"]).output().unwrap();
+    let said = String::from_utf8_lossy(&came_in.stderr);
+    assert!(said.contains("Access denied"), "{came_in:?}");
 
     // A login of a release may not touch the server itself, and nobody comes in without one.
     let said = host.run(

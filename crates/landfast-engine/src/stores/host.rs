@@ -480,7 +480,7 @@ fn first_statements(access: &Access, last: &str) -> Secret<String> {
     Secret::new(format!(
         "FLUSH PRIVILEGES;\nCREATE USER '{login}'@'%' IDENTIFIED BY '{password}';\n\
          GRANT ALL PRIVILEGES ON *.* TO '{login}'@'%' WITH GRANT OPTION;\n\
-         DROP USER IF EXISTS 'root'@'localhost';\nDELETE FROM mysql.global_priv WHERE User = '';\nFLUSH PRIVILEGES;\n{last}"
+         DELETE FROM mysql.global_priv WHERE User IN ('root', '');\nFLUSH PRIVILEGES;\n{last}"
     ))
 }
 
