@@ -108,6 +108,8 @@ pub(super) struct Keeper {
     told: bool,
     /// What the server is to go by.
     writes: watch::Sender<Writes>,
+    /// Servers that were left, whose apps are let write again.
+    lifts: JoinSet<StoreName>,
 }
 
 impl Keeper {
@@ -136,6 +138,7 @@ impl Keeper {
             wants_full: false,
             told: false,
             writes: watch::Sender::default(),
+            lifts: JoinSet::new(),
         }
     }
 
@@ -181,8 +184,9 @@ impl Keeper {
             };
             self.book.fit(&wanted.spec, self.shared.clock.wall());
             self.server = wanted.server.clone();
-            self.leave_stopped().await;
+            self.book.serve_by(&wanted.server);
             self.save().await;
+            self.lift_left().await;
             let (ended, drill) = (self.book.ended.clone(), self.book.drill.clone());
             let (drills, findings) = (self.book.drills.clone(), self.book.findings.clone());
             let since = self.book.since.as_ref().map(|since| since.at);
@@ -311,6 +315,7 @@ impl Keeper {
                         }
                     }
                 }
+                Some(lifted) = self.lifts.join_next() => self.lifted(lifted).await,
                 Some(seen) = seen.recv() => self.weigh(seen, wanted).await,
                 Some(event) = next(&mut events) => self.note(&event),
                 seen = changed(&mut status) => match seen {
@@ -561,9 +566,9 @@ impl Keeper {
         if self.views.borrow().source != Source::Log {
             return self.save().await;
         }
-        if let Some(stopped) = self.book.stopped.take() {
-            self.lift(&stopped.server).await;
-        }
+        self.book.serve_nobody();
+        self.save().await;
+        self.lift_left().await;
         let mut wait = RETRY_FIRST;
         while let Some(store) = self.known() {
             let forgotten = forget(&self.shared, &store).await;
@@ -575,6 +580,16 @@ impl Keeper {
                     wait = (wait * 2).min(RETRY_MAX);
                 }
             }
+            if self.wanted.borrow().is_some() {
+                return;
+            }
+        }
+        while !self.book.left.is_empty() {
+            tokio::select! {
+                Some(lifted) = self.lifts.join_next() => self.lifted(lifted).await,
+                () = sleep(TICK) => {}
+            }
+            // Whoever wants it again goes on with what is owed.
             if self.wanted.borrow().is_some() {
                 return;
             }

@@ -49,7 +49,7 @@ pub use self::{
     rotation::{ROTATION_KIND, RotationView, operator_login, read_record as read_rotation_record},
 };
 pub(crate) use self::{
-    bindings::{find as find_store, remove_unborn, retire, served_by},
+    bindings::{find as find_store, is_gone, remove_unborn, retire, served_by},
     connections::{connections, secret_of_store},
     copy::{BUSY, DatabaseCopy},
     credentials::rewrap as rewrap_credential,
