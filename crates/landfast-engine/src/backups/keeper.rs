@@ -3,6 +3,7 @@
 mod alerts;
 mod begin;
 mod stopped;
+mod sweep;
 mod works;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -21,7 +22,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
 
-pub(super) use self::begin::{SLOT, sweep};
+pub(super) use self::{begin::SLOT, sweep::sweep};
 use self::{
     begin::{Tried, begin, explained, forget},
     works::Running,
@@ -594,8 +595,7 @@ impl Keeper {
                 return;
             }
         }
-        // Whoever wants it again begins anew.
-        (self.book.since, self.book.told) = Default::default();
+        self.book.settle();
         self.save().await;
     }
 

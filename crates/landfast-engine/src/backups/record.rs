@@ -332,6 +332,18 @@ impl Book {
         }
     }
 
+    /// Servers whose writes may be stopped.
+    pub(crate) fn owing(&self) -> impl Iterator<Item = &StoreName> {
+        let stopped = self.left.iter().chain(&self.stopped);
+        stopped.map(|stopped| &stopped.server)
+    }
+
+    /// Nobody wants it any more, and nothing is owed: whoever wants it again begins anew.
+    pub(crate) fn settle(&mut self) {
+        (self.stopped, self.left) = Default::default();
+        (self.since, self.told) = Default::default();
+    }
+
     /// Nothing is archived any more.
     pub(crate) fn serve_nobody(&mut self) {
         self.left.extend(self.stopped.take());
