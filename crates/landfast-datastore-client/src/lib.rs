@@ -292,6 +292,25 @@ impl Session {
         .await
     }
 
+    /// Whether a PostgreSQL goes by files that say whether its app may write, and whether anybody is let in.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn goes_by(
+        &mut self,
+        is_read_only: bool,
+        is_closed: bool,
+    ) -> Result<bool, StoreError> {
+        within(async {
+            match &mut self.0 {
+                Inner::Postgres(session) => session.goes_by(is_read_only, is_closed).await,
+                Inner::Mariadb(_) => Err(StoreError::NotAsked(Engine::Mariadb)),
+                Inner::Redis(_) => Err(StoreError::NotAsked(Engine::Redis)),
+            }
+        })
+        .await
+    }
+
     /// Ends the sessions of a PostgreSQL's other logins: those whose transaction has written, or all. Gives how many.
     ///
     /// # Errors

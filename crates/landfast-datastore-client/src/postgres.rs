@@ -14,6 +14,8 @@ use crate::{ANSWER_MAX, Access, StoreError};
 
 /// The database every server has.
 const MAINTENANCE: &str = "postgres";
+/// How long it takes until a configuration is read.
+const READ_AFTER: Duration = Duration::from_millis(200);
 
 /// A connection to the maintenance database, and how to open others.
 pub(crate) struct Session {
@@ -221,13 +223,22 @@ impl Session {
 
     pub(crate) async fn reload(&mut self) -> Result<Vec<String>, StoreError> {
         let doing = "reload the configuration";
+        let read_at = "SELECT pg_conf_load_time()::text";
+        let before = self.client.query_one(read_at, &[]).await;
+        let before: String = before.map_err(failed(doing))?.get(0);
         let reload = "SELECT pg_reload_conf()";
         self.client
             .query(reload, &[])
             .await
             .map_err(failed(doing))?;
-        // The server reads its file a moment after the signal.
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        // The server reads its files a moment after the signal, and then tells its sessions.
+        loop {
+            tokio::time::sleep(READ_AFTER).await;
+            let now = self.client.query_one(read_at, &[]).await;
+            if now.map_err(failed(doing))?.get::<_, String>(0) != before {
+                break;
+            }
+        }
         let waiting = "SELECT name FROM pg_settings WHERE pending_restart ORDER BY name";
         let rows = self
             .client
@@ -235,6 +246,25 @@ impl Session {
             .await
             .map_err(failed(doing))?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
+    pub(crate) async fn goes_by(
+        &self,
+        is_read_only: bool,
+        is_closed: bool,
+    ) -> Result<bool, StoreError> {
+        // An error keeps it from reading anything; that a setting waits for a restart is none.
+        const GOES_BY: &str = "\
+            SELECT $1 = EXISTS (SELECT FROM pg_file_settings
+                                WHERE name = 'default_transaction_read_only' AND applied AND sourcefile LIKE '%/stopped-writes.conf')
+                AND NOT EXISTS (SELECT FROM pg_file_settings WHERE error <> 'setting could not be applied')
+                AND NOT EXISTS (SELECT FROM pg_hba_file_rules WHERE error IS NOT NULL)
+                AND $2 = NOT EXISTS (SELECT FROM pg_hba_file_rules WHERE user_name <> ARRAY[current_user::text])";
+        let row = self
+            .client
+            .query_one(GOES_BY, &[&is_read_only, &is_closed])
+            .await;
+        Ok(row.map_err(failed("ask what it goes by"))?.get(0))
     }
 
     pub(crate) async fn end_others(&self, is_everybody: bool) -> Result<u64, StoreError> {

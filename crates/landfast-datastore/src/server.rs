@@ -317,9 +317,14 @@ pub fn closed_access(administrator: &str) -> String {
     )
 }
 
-/// The settings of a server whose app does not write.
-pub fn read_only_settings() -> String {
-    format!("{HEAD}default_transaction_read_only = on\n")
+/// The settings of a server whose app does not write. That nobody is let in either is said in the same place, so that the two are never
+/// apart; [`closed_access`] is what the server reads of it.
+pub fn read_only_settings(is_closed: bool) -> String {
+    let settings = format!("{HEAD}default_transaction_read_only = on\n");
+    match is_closed {
+        true => format!("{settings}# Nobody is let in.\n"),
+        false => settings,
+    }
 }
 
 fn mariadb(wanted: &Wanted, places: &Places, port: u16) -> Server {

@@ -3,6 +3,7 @@
 mod alerts;
 mod begin;
 mod stopped;
+mod sweep;
 mod works;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -21,7 +22,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
 
-pub(super) use self::begin::{SLOT, sweep};
+pub(super) use self::{begin::SLOT, sweep::sweep};
 use self::{
     begin::{Tried, begin, explained, forget},
     works::Running,
@@ -108,6 +109,8 @@ pub(super) struct Keeper {
     told: bool,
     /// What the server is to go by.
     writes: watch::Sender<Writes>,
+    /// Servers that were left, whose apps are let write again.
+    lifts: JoinSet<StoreName>,
 }
 
 impl Keeper {
@@ -136,6 +139,7 @@ impl Keeper {
             wants_full: false,
             told: false,
             writes: watch::Sender::default(),
+            lifts: JoinSet::new(),
         }
     }
 
@@ -181,8 +185,9 @@ impl Keeper {
             };
             self.book.fit(&wanted.spec, self.shared.clock.wall());
             self.server = wanted.server.clone();
-            self.leave_stopped().await;
+            self.book.serve_by(&wanted.server);
             self.save().await;
+            self.lift_left().await;
             let (ended, drill) = (self.book.ended.clone(), self.book.drill.clone());
             let (drills, findings) = (self.book.drills.clone(), self.book.findings.clone());
             let since = self.book.since.as_ref().map(|since| since.at);
@@ -311,6 +316,7 @@ impl Keeper {
                         }
                     }
                 }
+                Some(lifted) = self.lifts.join_next() => self.lifted(lifted).await,
                 Some(seen) = seen.recv() => self.weigh(seen, wanted).await,
                 Some(event) = next(&mut events) => self.note(&event),
                 seen = changed(&mut status) => match seen {
@@ -561,9 +567,9 @@ impl Keeper {
         if self.views.borrow().source != Source::Log {
             return self.save().await;
         }
-        if let Some(stopped) = self.book.stopped.take() {
-            self.lift(&stopped.server).await;
-        }
+        self.book.serve_nobody();
+        self.save().await;
+        self.lift_left().await;
         let mut wait = RETRY_FIRST;
         while let Some(store) = self.known() {
             let forgotten = forget(&self.shared, &store).await;
@@ -579,8 +585,17 @@ impl Keeper {
                 return;
             }
         }
-        // Whoever wants it again begins anew.
-        (self.book.since, self.book.told) = Default::default();
+        while !self.book.left.is_empty() {
+            tokio::select! {
+                Some(lifted) = self.lifts.join_next() => self.lifted(lifted).await,
+                () = sleep(TICK) => {}
+            }
+            // Whoever wants it again goes on with what is owed.
+            if self.wanted.borrow().is_some() {
+                return;
+            }
+        }
+        self.book.settle();
         self.save().await;
     }
 

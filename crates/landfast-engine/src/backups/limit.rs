@@ -5,6 +5,7 @@
 use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use landfast_backup::Writes;
+use landfast_datastore::Phase;
 use landfast_types::{Scope, StoreName};
 use tokio::{
     sync::{mpsc, watch},
@@ -73,7 +74,7 @@ async fn look(
     Ok(kept.map(|kept| kept.saturating_add(spooled(&spool))))
 }
 
-/// Lets an app write again, whose server is not looked after any more.
+/// Lets an app write again, whose server is not looked after any more. Of a store that is gone nothing is left to do.
 ///
 /// # Errors
 /// A sentence.
@@ -82,6 +83,16 @@ pub(super) async fn lift(
     scope: &Scope,
     server: &StoreName,
 ) -> Result<(), String> {
+    let Some(store) = stores::find_store(shared, scope, server) else {
+        return match stores::is_gone(shared, scope, server) {
+            true => Ok(()),
+            false => Err("it is not read back yet".to_owned()),
+        };
+    };
+    // One that starts may have read what was there.
+    if let Phase::Starting { .. } = store.phase {
+        return Err("it starts just now".to_owned());
+    }
     look(shared, scope, server, (Writes::Free, true))
         .await
         .map(drop)

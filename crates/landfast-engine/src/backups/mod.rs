@@ -357,12 +357,8 @@ impl Backups {
 /// Begins and ends keepers as the manifests say, until another server has taken over.
 pub(crate) async fn run(shared: Arc<Shared>) {
     let mut position = shared.position.subscribe();
-    let mut is_swept = false;
+    shared.stores.spawn(keeper::sweep(Arc::clone(&shared)));
     while shared.replaced.borrow().is_none() {
-        if !is_swept && !shared.environments().is_empty() {
-            is_swept = true;
-            shared.stores.spawn(keeper::sweep(Arc::clone(&shared)));
-        }
         attend(&shared);
         tokio::select! {
             changed = position.changed() => if changed.is_err() { return },

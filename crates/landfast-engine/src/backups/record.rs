@@ -221,6 +221,9 @@ pub(crate) struct Book {
     /// Writes that were stopped, from before they are until they are free again.
     #[serde(default)]
     pub(crate) stopped: Option<StoppedWrites>,
+    /// Servers that were left with stopped writes: that their apps may write again is owed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) left: Vec<StoppedWrites>,
     /// What is wrong and was told, by its topic: once it is over, that is told.
     #[serde(default)]
     pub(crate) told: BTreeMap<String, String>,
@@ -315,6 +318,35 @@ impl Book {
             return;
         }
         self.drill = Some(drill);
+    }
+
+    /// Writes stay stopped on the server that is archived; on another one that was left it is owed to lift that. One that is archived
+    /// again owes nothing, and is as it was left.
+    pub(crate) fn serve_by(&mut self, server: &StoreName) {
+        self.left
+            .extend(self.stopped.take_if(|stopped| stopped.server != *server));
+        let is_back = |left: &StoppedWrites| left.server == *server;
+        if let Some(at) = self.left.iter().position(is_back) {
+            let left = self.left.remove(at);
+            self.stopped.get_or_insert(left);
+        }
+    }
+
+    /// Servers whose writes may be stopped.
+    pub(crate) fn owing(&self) -> impl Iterator<Item = &StoreName> {
+        let stopped = self.left.iter().chain(&self.stopped);
+        stopped.map(|stopped| &stopped.server)
+    }
+
+    /// Nobody wants it any more, and nothing is owed: whoever wants it again begins anew.
+    pub(crate) fn settle(&mut self) {
+        (self.stopped, self.left) = Default::default();
+        (self.since, self.told) = Default::default();
+    }
+
+    /// Nothing is archived any more.
+    pub(crate) fn serve_nobody(&mut self) {
+        self.left.extend(self.stopped.take());
     }
 
     /// Notes how it ended.
@@ -419,6 +451,40 @@ pub(super) mod tests {
         assert_eq!(book.due(at(50)), Some(Kind::Verify));
         book.begin(Kind::FullDrill, at(50), "somebody");
         assert_eq!(book.due(at(51)), None);
+    }
+
+    #[test]
+    fn a_server_that_is_left_with_stopped_writes_is_owed_until_it_is_archived_again() {
+        let name = |name: &str| StoreName::new(name).unwrap();
+        let stopped = |server: &str| StoppedWrites {
+            server: name(server),
+            writes: Writes::Closed,
+            since: at(1),
+        };
+        let mut book = Book {
+            stopped: Some(stopped("main")),
+            ..Book::default()
+        };
+        book.serve_by(&name("main"));
+        assert_eq!(
+            (book.stopped.clone(), book.left.len()),
+            (Some(stopped("main")), 0)
+        );
+        book.serve_by(&name("noon"));
+        assert_eq!(
+            (book.stopped.clone(), book.left.clone()),
+            (None, vec![stopped("main")])
+        );
+        // A server that died meanwhile owes it still.
+        let text = serde_json::to_string(&book).unwrap();
+        let mut book: Book = serde_json::from_str(&text).unwrap();
+        book.serve_by(&name("main"));
+        assert_eq!(
+            (book.stopped.clone(), book.left.len()),
+            (Some(stopped("main")), 0)
+        );
+        book.serve_nobody();
+        assert_eq!((book.stopped, book.left), (None, vec![stopped("main")]));
     }
 
     #[test]

@@ -77,7 +77,8 @@ pub(crate) async fn retire(shared: &Shared, scope: &Scope, name: &StoreName) {
     }
 }
 
-fn is_gone(shared: &Shared, scope: &Scope, name: &StoreName) -> bool {
+/// Whether nothing is recorded of a store; not where that cannot be read.
+pub(crate) fn is_gone(shared: &Shared, scope: &Scope, name: &StoreName) -> bool {
     matches!(shared.journal.get(COLLECTION, &key(scope, name)), Ok(None))
 }
 

@@ -4,6 +4,7 @@
 //! left is removed. The configuration is written before each start.
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     fs::{self, File},
     io,
@@ -13,9 +14,10 @@ use std::{
     time::Duration,
 };
 
+use landfast_backup::Writes;
 use landfast_datastore::{
-    self as datastore, Login, Places, Program, Server, Store, database_name, parse_version,
-    programs, server, version_fits,
+    self as datastore, Login, Places, Program, Server, Store, closed_access, database_name,
+    parse_version, programs, server, version_fits,
 };
 use landfast_datastore_client::{Access, Session, access_list};
 use landfast_shim::find_program;
@@ -23,7 +25,7 @@ use landfast_spec::Engine;
 use landfast_target::{Elsewhere, Exit, InstanceRef, ProgramRun, ProgramSpec, Resources};
 use landfast_types::{Bytes, Digest, Fence, ImageId, InstanceId, Scope, Secret, StoreName};
 
-use super::{container, credentials, lineage};
+use super::{container, credentials, lineage, writes};
 use crate::{actions::chain, shared::Shared};
 
 /// The environment of servers and their helpers.
@@ -512,9 +514,11 @@ pub(crate) async fn start(
         Tools::Host(found) => server_of(store, &places, &found.server),
         Tools::Image(_, found) => server(&store.wanted, &places, store.port, &found.extensions),
     };
+    let alone = shared.stores.configure(&store.scope, &store.name).await;
     configure(shared, store, &places, &server)
         .await
         .map_err(failed)?;
+    drop(alone);
     let forks = lineage::fork(shared, store).map_err(failed)?;
     server.arguments.extend(forks);
     shared
@@ -617,15 +621,58 @@ fn server_of(store: &Store, places: &Places, program: &Path) -> Server {
 
 /// Writes the configuration again, for a server that runs.
 pub(crate) async fn reconfigure(shared: &Arc<Shared>, store: &Store) -> Result<(), String> {
-    let places = places(shared, &store.scope, &store.name);
-    let tools = Tools::of(shared, store).await?;
-    let server = match &tools {
-        Tools::Host(found) => server_of(store, &places, &found.server),
-        Tools::Image(_, found) => server(&store.wanted, &places, store.port, &found.extensions),
-    };
+    let _alone = shared.stores.configure(&store.scope, &store.name).await;
+    let (places, server) = configured(shared, store).await?;
     configure(shared, store, &places, &server).await
 }
 
+/// The same where a running PostgreSQL does not find there who is let in, or where it is told that nobody writes; true where it was
+/// written. For whoever holds the configuration.
+pub(super) async fn mend(shared: &Arc<Shared>, store: &Store) -> Result<bool, String> {
+    let (places, server) = configured(shared, store).await?;
+    let writes = writes::told(&places)?;
+    let is_right = |file: &datastore::Configuration| {
+        let path = places.configuration().join(file.name);
+        let found = fs::read_to_string(path).unwrap_or_default();
+        match file.name {
+            "pg_hba.conf" => found == text_of(file, writes),
+            // Whatever else has changed takes effect when it is applied.
+            "postgresql.conf" => found.contains(&*places.stopped_writes().to_string_lossy()),
+            _ => !found.is_empty(),
+        }
+    };
+    if server.configuration.iter().all(is_right) {
+        return Ok(false);
+    }
+    configure(shared, store, &places, &server).await?;
+    Ok(true)
+}
+
+async fn configured(shared: &Arc<Shared>, store: &Store) -> Result<(Places, Server), String> {
+    let places = places(shared, &store.scope, &store.name);
+    let server = if store.wanted.image.is_some() {
+        match Tools::of(shared, store).await? {
+            Tools::Host(found) => server_of(store, &places, &found.server),
+            Tools::Image(_, found) => server(&store.wanted, &places, store.port, &found.extensions),
+        }
+    } else {
+        // Asked often: its version was looked at when it started.
+        let programs = programs(store.wanted.engine, &store.wanted.version);
+        let program = find(&programs.server).ok_or("its server is not installed any more")?;
+        server_of(store, &places, &program)
+    };
+    Ok((places, server))
+}
+
+/// What a file of the configuration is to hold: who is let in goes by whether writes are stopped.
+fn text_of(file: &datastore::Configuration, writes: Writes) -> Cow<'_, str> {
+    match (file.name, writes) {
+        ("pg_hba.conf", Writes::Closed) => closed_access(&Login::Administrator.to_string()).into(),
+        (_, Writes::Free | Writes::ReadOnly | Writes::Closed) => file.text.as_str().into(),
+    }
+}
+
+/// For whoever holds the configuration.
 async fn configure(
     shared: &Shared,
     store: &Store,
@@ -638,11 +685,12 @@ async fn configure(
         Engine::Redis => Some(users(shared, store)?),
         Engine::Postgres | Engine::Mariadb | Engine::Mysql | Engine::S3 => None,
     };
+    let writes = writes::told(places)?;
     let write = || {
         remove(&next)?;
         fs::create_dir_all(&next)?;
         for file in &server.configuration {
-            fs::write(next.join(file.name), &file.text)?;
+            fs::write(next.join(file.name), text_of(file, writes).as_bytes())?;
         }
         match &users {
             Some(users) => fs::write(next.join("users.acl"), users.reveal()),
@@ -653,9 +701,17 @@ async fn configure(
     write().map_err(io)?;
     let given = shared.target.own_folder(&owner(store), &next).await;
     given.map_err(|error| chain(&error))?;
-    remove(&final_place)
-        .and_then(|()| fs::rename(&next, &final_place))
-        .map_err(io)
+    exchange(&next, &final_place).map_err(io)
+}
+
+/// Puts a folder in the place of another one, which is there at each moment where the file system can do that.
+fn exchange(next: &Path, place: &Path) -> io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    match renameat_with(CWD, next, CWD, place, RenameFlags::EXCHANGE) {
+        Ok(()) => remove(next),
+        // There is none yet, or it cannot.
+        Err(_) => remove(place).and_then(|()| fs::rename(next, place)),
+    }
 }
 
 /// The users a Redis starts with.
@@ -691,5 +747,24 @@ pub(super) fn remove(folder: &Path) -> io::Result<()> {
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_takes_the_place_of_another_one_or_of_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let (next, place) = (folder.path().join("next"), folder.path().join("place"));
+        for text in ["first", "second"] {
+            fs::create_dir(&next).unwrap();
+            fs::write(next.join(text), text).unwrap();
+            exchange(&next, &place).unwrap();
+            assert_eq!(fs::read_to_string(place.join(text)).unwrap(), text);
+            assert!(!next.exists());
+        }
+        assert!(!place.join("first").exists());
     }
 }

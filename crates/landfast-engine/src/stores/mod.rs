@@ -50,7 +50,7 @@ pub use self::{
     rotation::{ROTATION_KIND, RotationView, operator_login, read_record as read_rotation_record},
 };
 pub(crate) use self::{
-    bindings::{find as find_store, remove_unborn, retire, served_by},
+    bindings::{find as find_store, is_gone, remove_unborn, retire, served_by},
     connections::{connections, secret_of_store},
     copy::{BUSY, DatabaseCopy},
     credentials::rewrap as rewrap_credential,
@@ -125,6 +125,8 @@ struct Handle {
     copying: Arc<tokio::sync::Mutex<()>>,
     /// Read while something goes on with Landfast's own password, and written to while that changes.
     working: Arc<tokio::sync::RwLock<()>>,
+    /// Its configuration is written by one at a time.
+    configuring: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// Every store of this host.
@@ -191,6 +193,16 @@ impl Stores {
     ) -> Option<tokio::sync::OwnedRwLockReadGuard<()>> {
         let working = self.handle(scope, name)?.working;
         Some(working.read_owned().await)
+    }
+
+    /// Nobody else writes the configuration of a store while this is held.
+    async fn configure(
+        &self,
+        scope: &Scope,
+        name: &StoreName,
+    ) -> Option<tokio::sync::OwnedMutexGuard<()>> {
+        let configuring = self.handle(scope, name)?.configuring;
+        Some(configuring.lock_owned().await)
     }
 
     /// Every store, in order of environment and name.
@@ -314,6 +326,7 @@ fn keep(shared: &Arc<Shared>, store: Store, revision: u64, rotation: RotationVie
         recording: Arc::default(),
         copying: Arc::default(),
         working: Arc::default(),
+        configuring: Arc::default(),
     };
     let stores = &shared.stores;
     let mut book = stores.book.lock().unwrap_or_else(PoisonError::into_inner);

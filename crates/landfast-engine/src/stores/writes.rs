@@ -7,12 +7,14 @@
 use std::{fs, io, os::unix::fs::PermissionsExt as _, path::Path, sync::Arc};
 
 use landfast_backup::Writes;
-use landfast_datastore::{Login, Phase, Store, closed_access, read_only_settings};
+use landfast_datastore::{Phase, Places, Store, read_only_settings};
+use landfast_datastore_client::StoreError;
 
 use super::host;
 use crate::{actions::chain, shared::Shared};
 
-/// Says where the server reads it whether its app may write; true where that is news. Done again it does the same.
+/// Says where the server reads it whether its app may write; true where that is news for one that runs. Done again it does the same,
+/// and mends what was not done to its end.
 ///
 /// # Errors
 /// A sentence.
@@ -22,33 +24,46 @@ pub(crate) async fn allow_writes(
     writes: Writes,
 ) -> Result<bool, String> {
     let places = host::places(shared, &store.scope, &store.name);
-    let (settings, access) = (
-        places.stopped_writes(),
-        places.configuration().join("pg_hba.conf"),
-    );
-    let wanted = match writes {
-        Writes::Free => None,
-        Writes::ReadOnly | Writes::Closed => Some(read_only_settings()),
-    };
-    let closed = closed_access(&Login::Administrator.to_string());
-    let is_closed = read(&access)?.as_deref() == Some(closed.as_str());
-    let has_changed = read(&settings)? != wanted;
+    let _alone = shared.stores.configure(&store.scope, &store.name).await;
+    let settings = places.stopped_writes();
+    let has_changed = told(&places)? != writes;
     if has_changed {
-        match &wanted {
-            Some(text) => write(&settings, text),
+        match settings_of(writes) {
+            Some(text) => write(&settings, &text),
             None => fs::remove_file(&settings),
         }
         .map_err(|error| failed(&settings, &error))?;
     }
-    if has_changed || (is_closed && writes != Writes::Closed) {
-        // One of an older Landfast does not look there, and one that was closed is opened.
-        host::reconfigure(shared, store).await?;
+    // The others are configured when they start.
+    if !matches!(store.phase, Phase::Ready { .. }) {
+        return Ok(has_changed);
     }
-    let closes = writes == Writes::Closed && (has_changed || !is_closed);
-    if closes {
-        write(&access, &closed).map_err(|error| failed(&access, &error))?;
+    Ok(host::mend(shared, store).await? || has_changed)
+}
+
+/// What the server of a store is told.
+///
+/// # Errors
+/// A sentence.
+pub(crate) fn told(places: &Places) -> Result<Writes, String> {
+    let path = places.stopped_writes();
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Writes::Free),
+        Err(error) => return Err(format!("failed to read `{}`: {error}", path.display())),
+    };
+    match settings_of(Writes::Closed).as_ref() == Some(&text) {
+        true => Ok(Writes::Closed),
+        false => Ok(Writes::ReadOnly),
     }
-    Ok(has_changed || closes || (is_closed && writes != Writes::Closed))
+}
+
+fn settings_of(writes: Writes) -> Option<String> {
+    match writes {
+        Writes::Free => None,
+        Writes::ReadOnly => Some(read_only_settings(false)),
+        Writes::Closed => Some(read_only_settings(true)),
+    }
 }
 
 /// Has a server that runs go by it, ends whom it concerns, and gives how many bytes of its log are kept for a slot. `None` where it
@@ -69,6 +84,12 @@ pub(crate) async fn hold_writes(
     let held = async {
         if is_news {
             session.reload().await?;
+            // A file that it cannot read leaves it as it was.
+            let goes_by = session.goes_by(writes != Writes::Free, writes == Writes::Closed);
+            if !goes_by.await? {
+                let log = "its server was told whether its app may write, and does not go by it; see the server's log";
+                return Ok(Err(log.to_owned()));
+            }
         }
         if writes != Writes::Free {
             let ended = session.end_others(writes == Writes::Closed).await?;
@@ -77,17 +98,11 @@ pub(crate) async fn hold_writes(
                 tracing::warn!(%scope, %store, ended, "writes are stopped: sessions were ended");
             }
         }
-        session.kept_for(slot).await
+        session.kept_for(slot).await.map(Ok)
     };
-    held.await.map(Some).map_err(|error| chain(&error))
-}
-
-fn read(path: &Path) -> Result<Option<String>, String> {
-    match fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(failed(path, &error)),
-    }
+    held.await
+        .map_err(|error: StoreError| chain(&error))?
+        .map(Some)
 }
 
 /// Whole or not at all, and readable for the server's user.

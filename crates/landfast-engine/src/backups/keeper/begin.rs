@@ -6,17 +6,13 @@ use landfast_backup_postgres::{Archive, WalArchiveConfig, WalArchiver, WalEvent,
 use landfast_datastore::{Phase, Store};
 use landfast_spec::RepositorySpec;
 use landfast_types::{Scope, StoreName};
-use tokio::{sync::mpsc, time::sleep};
+use tokio::sync::mpsc;
 
 use super::{
-    super::{Source, Wanted, WorkError, limit, place, record::COLLECTION, work},
-    Open, RETRY_MAX,
+    super::{Source, Wanted, WorkError, place, work},
+    Open,
 };
-use crate::{
-    actions::{RETRY_FIRST, chain},
-    shared::Shared,
-    stores,
-};
+use crate::{actions::chain, shared::Shared, stores};
 
 /// Closed segments that wait on this host while the repository is away, before the server keeps them.
 const SPOOL_BYTES_MAX: u64 = 1 << 30;
@@ -25,43 +21,6 @@ const SPOOL_BYTES_MAX: u64 = 1 << 30;
 pub(super) struct Tried {
     pub(super) open: Option<Open>,
     pub(super) result: Result<Option<(WalArchiver, mpsc::UnboundedReceiver<WalEvent>)>, String>,
-}
-
-/// Lets the servers keep no WAL any more for stores that were backed up once, and whose keeper died before it could do so.
-pub(in crate::backups) async fn sweep(shared: Arc<Shared>) {
-    const PAGE: usize = 1_000;
-    let owner = Arc::clone(&shared);
-    let listed = tokio::task::spawn_blocking(move || owner.journal.list(COLLECTION, None, PAGE));
-    let Ok(Ok(documents)) = listed.await else {
-        return;
-    };
-    for view in shared.environments() {
-        let Some((_, body)) = view.bodies.last_key_value() else {
-            continue;
-        };
-        let scope = &view.state.scope;
-        for store in shared.stores.of(scope).iter().map(|view| &view.store) {
-            let wanted = body.spec.stores.get(&store.name);
-            let is_wanted =
-                wanted.is_some_and(|store| store.is_managed() && store.backup.is_some());
-            let key = format!("{scope}/{}", store.name);
-            if is_wanted || !documents.iter().any(|document| document.key == key) {
-                continue;
-            }
-            let mut wait = RETRY_FIRST;
-            while let Err(reason) = limit::lift(&shared, scope, &store.name).await {
-                tracing::warn!(%scope, store = %store.name, reason, "its app may not write yet");
-                sleep(wait).await;
-                wait = (wait * 2).min(RETRY_MAX);
-            }
-            wait = RETRY_FIRST;
-            while let Err(reason) = forget(&shared, store).await {
-                tracing::warn!(%scope, store = %store.name, reason, "its replication slot is there still");
-                sleep(wait).await;
-                wait = (wait * 2).min(RETRY_MAX);
-            }
-        }
-    }
 }
 
 pub(super) async fn forget(shared: &Shared, store: &Store) -> Result<(), String> {

@@ -1,9 +1,11 @@
 //! Writes of the app that stop, and go on, by what waits for the archive.
 
+use std::sync::Arc;
+
 use landfast_backup::Writes;
 use landfast_spec::OnWalLimit;
 use landfast_types::StoreName;
-use tokio::time::sleep;
+use tokio::{task::JoinError, time::sleep};
 
 use super::{
     super::{Wanted, limit, record::StoppedWrites},
@@ -46,23 +48,35 @@ impl Keeper {
         self.writes.send_replace(next);
     }
 
-    /// Another server is archived now, or none: the app of the one before may write there.
-    pub(super) async fn leave_stopped(&mut self) {
-        let is_left = |stopped: &StoppedWrites| stopped.server != self.server;
-        let Some(stopped) = self.book.stopped.clone().filter(is_left) else {
-            return;
-        };
-        self.lift(&stopped.server).await;
-        self.book.stopped = None;
+    /// Has the apps of servers that were left write there again, beside all else: a server that cannot be reached holds nothing up.
+    pub(super) async fn lift_left(&mut self) {
+        self.lifts.shutdown().await;
+        for left in &self.book.left {
+            let (shared, scope) = (Arc::clone(&self.shared), self.scope.clone());
+            let server = left.server.clone();
+            self.lifts.spawn(async move {
+                let mut wait = RETRY_FIRST;
+                while let Err(reason) = limit::lift(&shared, &scope, &server).await {
+                    tracing::warn!(%scope, store = %server, reason, "its app may not write yet");
+                    sleep(wait).await;
+                    wait = (wait * 2).min(RETRY_MAX);
+                }
+                server
+            });
+        }
     }
 
-    /// Tried until it is done: a store whose server is down is done with.
-    pub(super) async fn lift(&self, server: &StoreName) {
-        let mut wait = RETRY_FIRST;
-        while let Err(reason) = limit::lift(&self.shared, &self.scope, server).await {
-            tracing::warn!(scope = %self.scope, store = %server, reason, "its app may not write yet");
-            sleep(wait).await;
-            wait = (wait * 2).min(RETRY_MAX);
+    /// It is written down until it is done.
+    pub(super) async fn lifted(&mut self, lifted: Result<StoreName, JoinError>) {
+        match lifted {
+            Ok(server) => {
+                tracing::info!(scope = %self.scope, store = %server, "its app may write again");
+                self.book.left.retain(|left| left.server != server);
+                self.save().await;
+            }
+            Err(panic) => {
+                tracing::error!(scope = %self.scope, store = %self.store, %panic, "what lets an app write again ended; the next start does it");
+            }
         }
     }
 }
