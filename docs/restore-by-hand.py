@@ -109,6 +109,8 @@ def restore_files(repository, archive, backup, target):
     writes = {}
     at = 0
     for entry in tree["entries"]:
+        if any(part in ("", ".", "..") for part in entry["path"].split("/")):
+            raise SystemExit(f"{entry['path']!r} leads out of the folder")
         path = os.path.join(target, entry["path"])
         if entry["kind"] == "folder":
             os.makedirs(path, 0o700, exist_ok=True)
@@ -184,7 +186,7 @@ def restore_tree(repository, series, number, target):
     entries, places = json.loads(parts["entries"]), parts["map"]
     root = os.fsencode(os.path.abspath(target))
     os.mkdir(root, 0o700)
-    folders = {b""}
+    folders, files, names_made = {b""}, set(), set()
     writes = {}
     at = 0
     for entry in entries:
@@ -193,8 +195,11 @@ def restore_tree(repository, series, number, target):
             continue
         # Nothing that a snapshot says leads out of the folder, or through a link: those come last.
         parent, _, name = path.rpartition(b"/")
-        if name in (b"", b".", b"..") or b"\0" in path or parent not in folders:
+        if name in (b"", b".", b"..") or b"\0" in path or path[:1] == b"/" or parent not in folders:
             raise SystemExit(f"{path!r} lies in no folder of the snapshot")
+        if path in names_made:
+            raise SystemExit(f"{path!r} is there twice")
+        names_made.add(path)
         full = os.path.join(root, path)
         if entry["kind"] == "folder":
             os.mkdir(full, 0o700)
@@ -209,15 +214,25 @@ def restore_tree(repository, series, number, target):
                 at += 12
                 writes.setdefault(frame, []).append((full, place, offset, length))
                 place += length
+            files.add(path)
+        elif entry["kind"] == "hard_link":
+            entry["to"] = raw(entry["to"])
+            if entry["to"] not in files:
+                raise SystemExit(f"{path!r} is the same as no file of the snapshot")
+        elif entry["kind"] != "symlink":
+            raise SystemExit(f"{path!r} is of no kind that a snapshot has")
     write_pages(repository, manifest["packs"], writes)
     for entry in entries:
         full = os.path.join(root, entry["path"])
         if entry["kind"] == "hard_link":
-            os.link(os.path.join(root, raw(entry["to"])), full, follow_symlinks=False)
+            os.link(os.path.join(root, entry["to"]), full, follow_symlinks=False)
         elif entry["kind"] == "symlink":
             os.symlink(raw(entry["target"]), full)
     # From the deepest up: a folder may be closed, and its time changes with what is made in it.
     for entry in reversed(entries):
+        # A further name of a file has its rights and times already.
+        if entry["kind"] == "hard_link":
+            continue
         full = os.path.join(root, entry["path"])
         is_link = entry["kind"] == "symlink"
         if os.geteuid() == 0:

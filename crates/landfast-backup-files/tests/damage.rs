@@ -13,14 +13,13 @@ use std::{
     time::Duration,
 };
 
-use common::{World, files, noise};
+use common::{World, files, noise, rename, rewritten};
 use landfast_backup::{BackupId, KeepReason, Retention};
 use landfast_backup_files::{
     Entry, EntryKind, FilesError, RawPath, Series, SnapshotRequest, Verified, prune, restore,
     snapshot, verify,
 };
 use landfast_repository::{Key, Keyring, Place, Repository, Storage};
-use landfast_types::Digest;
 
 const ONE: Retention = Retention {
     daily: 1,
@@ -224,27 +223,6 @@ async fn what_is_too_old_goes_in_two_steps_and_the_newest_never() {
     assert_eq!(fs::read(to.join("same")).unwrap(), noise(9, 50_000));
 }
 
-/// The entries of the newest snapshot changed by somebody who has the key.
-async fn rewritten(world: &World, change: impl FnOnce(&mut Vec<Entry>)) {
-    let repository = world.series.repository();
-    let at = |rest: &str| format!("{}/{rest}", world.series.name());
-    let loaded = world.series.load().await.unwrap();
-    let mut snapshot = loaded.snapshots.last().unwrap().clone();
-    let mut entries = world.series.entries(&snapshot).await.unwrap();
-    change(&mut entries);
-    let bytes = serde_json::to_vec(&entries).unwrap();
-    snapshot.entries = Digest::of(&bytes);
-    let part = |part: &str| at(&format!("snapshots/{}/{part}", snapshot.id));
-    repository.put(&part("entries"), bytes).await.unwrap();
-    let manifest = serde_json::to_vec(&snapshot).unwrap();
-    let list = serde_json::json!({
-        "format": 1, "next": 9, "snapshots": { snapshot.id.as_str(): Digest::of(&manifest) },
-    });
-    repository.put(&part("manifest"), manifest).await.unwrap();
-    let list = serde_json::to_vec(&list).unwrap();
-    repository.put(&at("list"), list).await.unwrap();
-}
-
 #[tokio::test]
 async fn a_hostile_snapshot_writes_nothing_anywhere() {
     type Change = fn(&mut Vec<Entry>);
@@ -296,13 +274,6 @@ async fn a_hostile_snapshot_writes_nothing_anywhere() {
         assert!(failed.to_string().contains(expected), "{failed}");
         assert_eq!(files(world.folder.path()), before);
     }
-}
-
-fn rename(entries: &mut [Entry], from: &str, to: &str) {
-    let found = entries
-        .iter_mut()
-        .find(|entry| entry.path.0 == from.as_bytes());
-    found.unwrap().path = RawPath(to.as_bytes().to_vec());
 }
 
 #[tokio::test]

@@ -14,7 +14,8 @@ use std::{
     process::{Command, Output},
 };
 
-use common::{World, noise};
+use common::{World, noise, rename, rewritten};
+use landfast_backup_files::{Entry, EntryKind, RawPath};
 use rusqlite::Connection;
 
 #[expect(clippy::disallowed_methods, reason = "the script, by argv")]
@@ -153,5 +154,83 @@ async fn a_snapshot_comes_back_without_landfast() {
         world.folder.path().join("by-hand"),
     ] {
         fs::set_permissions(root.join("a/b"), fs::Permissions::from_mode(0o700)).unwrap();
+    }
+}
+
+/// By somebody who has the key, for whoever restores as root.
+#[tokio::test]
+async fn a_hostile_snapshot_reaches_nothing_outside_by_hand() {
+    type Change = fn(&mut Vec<Entry>, &Path);
+    fn linked(entries: &mut Vec<Entry>, path: &str, to: impl Into<Vec<u8>>) {
+        let kind = EntryKind::HardLink {
+            to: RawPath(to.into()),
+        };
+        let path = RawPath(path.into());
+        let like = entries[0].clone();
+        entries.push(Entry { path, kind, ..like });
+    }
+    fn outside(world: &Path) -> Vec<u8> {
+        world.join("victim").into_os_string().into_vec()
+    }
+    let changes: [(Change, &str); 7] = [
+        (
+            |entries, world| linked(entries, "hard", outside(world)),
+            "the same as no file",
+        ),
+        (
+            |entries, _| linked(entries, "hard", "../victim"),
+            "the same as no file",
+        ),
+        // The link leads to it, and a further name of a link is a link.
+        (
+            |entries, _| linked(entries, "hard", "link"),
+            "the same as no file",
+        ),
+        (|entries, _| linked(entries, "link", "file"), "twice"),
+        (
+            |entries, world| {
+                let to = String::from_utf8(outside(world)).unwrap();
+                rename(entries, "file", &format!("{to}.new"));
+            },
+            "in no folder",
+        ),
+        // One part, so that its parent is the folder itself.
+        (
+            |entries, _| rename(entries, "file", "/landfast-escaped"),
+            "in no folder",
+        ),
+        (
+            |entries, _| rename(entries, "file", "link/escaped"),
+            "in no folder",
+        ),
+    ];
+    for (number, (change, expected)) in changes.into_iter().enumerate() {
+        let world = World::new().await;
+        let victim = world.folder.path().join("victim");
+        fs::write(&victim, "theirs").unwrap();
+        fs::set_permissions(&victim, fs::Permissions::from_mode(0o600)).unwrap();
+        world.write("file", "words");
+        symlink(&victim, world.tree().join("link")).unwrap();
+        let taken = world.snapshot().await;
+        rewritten(&world, |entries| change(entries, world.folder.path())).await;
+        let about = || {
+            let about = fs::metadata(&victim).unwrap();
+            (about.mode(), about.uid(), about.nlink(), about.mtime_nsec())
+        };
+        let before = about();
+        let to = world.folder.path().join("by-hand");
+        let series = world.series.name();
+        let tree = [series, "tree", taken.id.as_str(), to.to_str().unwrap()];
+        let output = by_hand(&world, &tree);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            !output.status.success() && said.contains(expected),
+            "{number}: {said}"
+        );
+        assert_eq!(
+            (about(), fs::read(&victim).unwrap()),
+            (before, b"theirs".to_vec())
+        );
+        assert!(!Path::new("/landfast-escaped").exists());
     }
 }

@@ -28,11 +28,15 @@ const GOING: &str = "going";
 /// # Errors
 /// When it is still there.
 pub fn remove_file(path: &Path) -> io::Result<()> {
+    remove_file_where(path, is_discarding)
+}
+
+fn remove_file_where(path: &Path, is_discarding: impl Fn(u64) -> bool) -> io::Result<()> {
     let metadata = match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         metadata => metadata?,
     };
-    if is_stepwise(&metadata) {
+    if is_large(&metadata) && is_discarding(metadata.st_dev()) {
         // Half of a file must not be taken for it.
         let going = going(path);
         fs::rename(path, &going)?;
@@ -48,6 +52,10 @@ pub fn remove_file(path: &Path) -> io::Result<()> {
 /// # Errors
 /// When some of it is still there.
 pub fn remove_tree(folder: &Path) -> io::Result<()> {
+    remove_tree_where(folder, is_discarding)
+}
+
+fn remove_tree_where(folder: &Path, is_discarding: impl Fn(u64) -> bool) -> io::Result<()> {
     // What cannot be made shorter is removed at once.
     if let Ok(metadata) = fs::symlink_metadata(folder)
         && metadata.is_dir()
@@ -70,17 +78,39 @@ pub fn sweep(folder: &Path) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
         let name = entry.file_name();
-        let is_going = name.to_str().is_some_and(|name| {
-            name.starts_with('.')
-                && Path::new(name)
-                    .extension()
-                    .is_some_and(|last| last == GOING)
-        });
-        if is_going {
+        if name.to_str().is_some_and(is_going) {
             unlink(&entry.path())?;
         }
     }
     Ok(())
+}
+
+/// Removes one that [`remove_file`] began to, where the process that did died. Blocks, as that.
+///
+/// # Errors
+/// When it is still there.
+pub(crate) fn remove_left(path: &Path) -> io::Result<()> {
+    let metadata = match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        metadata => metadata?,
+    };
+    if is_large(&metadata) && is_discarding(metadata.st_dev()) {
+        shrink(path, &mut 0)?;
+    }
+    unlink(path)
+}
+
+/// Whether a file with this name is on its way out: `.12.0.going`.
+pub(crate) fn is_going(name: &str) -> bool {
+    is_between(name, GOING)
+}
+
+/// Whether a name is that of a file between two states: `.PROCESS.NUMBER.STATE`.
+pub(crate) fn is_between(name: &str, state: &str) -> bool {
+    let parts: Vec<_> = name.split('.').collect();
+    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    matches!(parts.as_slice(), ["", process, number, last]
+        if is_number(process) && is_number(number) && *last == state)
 }
 
 fn going(path: &Path) -> PathBuf {
@@ -96,12 +126,9 @@ fn unlink(path: &Path) -> io::Result<()> {
     }
 }
 
-fn is_stepwise(metadata: &fs::Metadata) -> bool {
+fn is_large(metadata: &fs::Metadata) -> bool {
     // One with further names frees nothing.
-    metadata.is_file()
-        && metadata.nlink() == 1
-        && metadata.len() > STEP_BYTES
-        && is_discarding(metadata.st_dev())
+    metadata.is_file() && metadata.nlink() == 1 && metadata.len() > STEP_BYTES
 }
 
 /// Makes a file shorter step by step. `freed` is what was freed since the last commit.
@@ -215,6 +242,43 @@ mod tests {
         assert_eq!(fs::metadata(at("kept")).unwrap().len(), 1 << 20);
         remove_file(&at("kept")).unwrap();
         remove_file(&at("kept")).unwrap();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    /// Whatever this machine's disk is mounted like.
+    #[test]
+    fn a_file_goes_under_another_name_step_by_step() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::write(at("pack"), vec![1; 9 << 20]).unwrap();
+        // Who reads it meanwhile sees it get shorter, and nobody finds it by its name.
+        let reader = File::open(at("pack")).unwrap();
+        remove_file_where(&at("pack"), |_| true).unwrap();
+        assert_eq!(reader.metadata().unwrap().len(), 1 << 20);
+        assert_eq!(reader.metadata().unwrap().nlink(), 0);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        remove_file_where(&at("pack"), |_| true).unwrap();
+
+        // Small ones, those with a second name and links go at once, and the second name keeps all of it.
+        fs::write(at("small"), b"x").unwrap();
+        fs::write(at("kept"), vec![1; 5 << 20]).unwrap();
+        fs::hard_link(at("kept"), at("again")).unwrap();
+        std::os::unix::fs::symlink(at("kept"), at("link")).unwrap();
+        for name in ["small", "again", "link"] {
+            remove_file_where(&at(name), |_| true).unwrap();
+        }
+        assert_eq!(fs::metadata(at("kept")).unwrap().len(), 5 << 20);
+
+        // Elsewhere it is not made shorter.
+        let reader = File::open(at("kept")).unwrap();
+        remove_file_where(&at("kept"), |_| false).unwrap();
+        assert_eq!(reader.metadata().unwrap().len(), 5 << 20);
+
+        fs::create_dir_all(at("tree/deep")).unwrap();
+        fs::write(at("tree/deep/a"), vec![1; 9 << 20]).unwrap();
+        let reader = File::open(at("tree/deep/a")).unwrap();
+        remove_tree_where(&at("tree"), |_| true).unwrap();
+        assert_eq!(reader.metadata().unwrap().len(), 1 << 20);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 

@@ -11,7 +11,8 @@
 //! manifest names all packs it needs, so no chain is followed to restore.
 //!
 //! It never overwrites an object it did not write under that very name, never deletes what it was not told to, never logs
-//! or returns a key, and knows nothing of databases. What else lies in the folder or bucket is left alone.
+//! or returns a key, and knows nothing of databases. What else lies in the folder or bucket is left alone; what a process of ours that died
+//! left half written or half removed in a folder goes a day later, as the folder is listed.
 
 mod error;
 pub mod freeing;

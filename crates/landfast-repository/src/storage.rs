@@ -3,12 +3,13 @@
 use std::{
     fs, io,
     io::Write as _,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
@@ -27,6 +28,10 @@ const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// For one request with all its repetitions. A pack of 16 MiB gets through at 2 Mbit/s.
 const PATIENCE: Duration = Duration::from_secs(75);
 const RETRIES_MAX: usize = 4;
+/// A file between two states that nobody has touched for so long was left by a process that died.
+const LEFT_AFTER: Duration = Duration::from_secs(24 * 3_600);
+/// What a file is called that is being written.
+const NEW: &str = "new";
 
 /// Where a repository is.
 #[derive(Debug, Clone)]
@@ -223,7 +228,7 @@ impl Storage {
         let mut listed = match &self.kind {
             Kind::Folder(root) => {
                 let (root, start) = (Arc::clone(root), folder.to_owned());
-                let list = blocking(move || list_files(&root, &start)).await;
+                let list = blocking(move || list_files(&root, &start, now())).await;
                 list.map_err(|error| self.failed("list", folder, error))?
             }
             Kind::S3 { bucket, prefix } => {
@@ -321,7 +326,7 @@ fn put_file(path: &Path, parts: &[Bytes]) -> io::Result<()> {
         .parent()
         .expect("an object lies in the repository's folder");
     make_folders(folder)?;
-    let unfinished = folder.join(format!(".{}.{attempt}.new", std::process::id()));
+    let unfinished = folder.join(format!(".{}.{attempt}.{NEW}", std::process::id()));
     let write = || {
         let mut file = fs::File::create(&unfinished)?;
         parts.iter().try_for_each(|part| file.write_all(part))?;
@@ -346,7 +351,8 @@ fn make_folders(folder: &Path) -> io::Result<()> {
     fs::File::open(above)?.sync_all()
 }
 
-fn list_files(root: &Path, start: &str) -> io::Result<Vec<Listed>> {
+/// Those that a process left half written or half removed, a day ago or longer, are removed on the way.
+fn list_files(root: &Path, start: &str, now: Duration) -> io::Result<Vec<Listed>> {
     let mut listed = Vec::new();
     let mut folders = vec![start.to_owned()];
     while let Some(folder) = folders.pop() {
@@ -357,9 +363,11 @@ fn list_files(root: &Path, start: &str) -> io::Result<Vec<Listed>> {
         for entry in entries {
             let entry = entry?;
             let name = entry.file_name();
-            let Some(name) = name.to_str().filter(|name| !name.starts_with('.')) else {
+            let Some(name) = name.to_str() else { continue };
+            if name.starts_with('.') {
+                sweep(&entry, name, now);
                 continue;
-            };
+            }
             let name = if folder.is_empty() {
                 name.to_owned()
             } else {
@@ -379,6 +387,35 @@ fn list_files(root: &Path, start: &str) -> io::Result<Vec<Listed>> {
         }
     }
     Ok(listed)
+}
+
+/// Removes what a process that died left, and nothing else.
+fn sweep(entry: &fs::DirEntry, name: &str, now: Duration) {
+    if !freeing::is_going(name) && !freeing::is_between(name, NEW) {
+        return;
+    }
+    // When it was renamed counts, too: its content may be old.
+    let is_left = entry.metadata().is_ok_and(|about| {
+        let changed = u64::try_from(about.ctime()).unwrap_or(0);
+        about.is_file() && Duration::from_secs(changed).saturating_add(LEFT_AFTER) < now
+    });
+    if !is_left {
+        return;
+    }
+    // Whoever only reads the repository may not.
+    if let Err(error) = freeing::remove_left(&entry.path()) {
+        tracing::debug!(file = %entry.path().display(), %error, "what a process left stays");
+    }
+}
+
+/// Since 1970.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "compared with times of the file system, never recorded"
+)]
+fn now() -> Duration {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -403,8 +440,42 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         put_file(&folder.path().join("a/b/c"), &["x".into()]).unwrap();
         fs::write(folder.path().join("a/b/.7.0.new"), b"half").unwrap();
-        let listed = list_files(folder.path(), "a").unwrap();
+        let listed = list_files(folder.path(), "a", now()).unwrap();
         assert_eq!(listed.len(), 1);
         assert_eq!((listed[0].name.as_str(), listed[0].bytes), ("a/b/c", 1));
+    }
+
+    #[test]
+    fn what_a_dead_process_left_goes_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let below = folder.path().join("a/b");
+        fs::create_dir_all(&below).unwrap();
+        let ours = [".7.0.new", ".7.1.going"];
+        let others = [
+            ".going",
+            ".7.going",
+            ".x.1.going",
+            ".nfs.7.1",
+            ".7.1.old",
+            "c",
+        ];
+        for name in ours.iter().chain(&others) {
+            fs::write(below.join(name), vec![1; 5 << 20]).unwrap();
+        }
+        fs::create_dir(below.join(".8.0.new")).unwrap();
+        let there = || {
+            let names = fs::read_dir(&below).unwrap();
+            let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            names.collect::<std::collections::BTreeSet<_>>()
+        };
+        let all = there();
+        // Somebody may be at work on them.
+        let listed = list_files(folder.path(), "a", now()).unwrap();
+        assert_eq!((listed.len(), there()), (1, all.clone()));
+        let later = now() + 2 * LEFT_AFTER;
+        let listed = list_files(folder.path(), "a", later).unwrap();
+        let mut left = all;
+        left.retain(|name| !ours.contains(&name.as_str()));
+        assert_eq!((listed.len(), there()), (1, left));
     }
 }

@@ -14,9 +14,10 @@ use std::{
 };
 
 use landfast_backup_files::{
-    FilesError, RestoredFiles, Series, Snapshot, SnapshotRequest, restore, snapshot,
+    Entry, FilesError, RawPath, RestoredFiles, Series, Snapshot, SnapshotRequest, restore, snapshot,
 };
 use landfast_repository::{Key, Keyring, Place, Repository, Storage};
+use landfast_types::Digest;
 use tempfile::TempDir;
 
 pub struct World {
@@ -125,4 +126,32 @@ pub fn files(folder: &Path) -> Vec<PathBuf> {
     }
     found.sort();
     found
+}
+
+/// The entries of the newest snapshot changed by somebody who has the key.
+pub async fn rewritten(world: &World, change: impl FnOnce(&mut Vec<Entry>)) {
+    let repository = world.series.repository();
+    let at = |rest: &str| format!("{}/{rest}", world.series.name());
+    let loaded = world.series.load().await.unwrap();
+    let mut snapshot = loaded.snapshots.last().unwrap().clone();
+    let mut entries = world.series.entries(&snapshot).await.unwrap();
+    change(&mut entries);
+    let bytes = serde_json::to_vec(&entries).unwrap();
+    snapshot.entries = Digest::of(&bytes);
+    let part = |part: &str| at(&format!("snapshots/{}/{part}", snapshot.id));
+    repository.put(&part("entries"), bytes).await.unwrap();
+    let manifest = serde_json::to_vec(&snapshot).unwrap();
+    let list = serde_json::json!({
+        "format": 1, "next": 9, "snapshots": { snapshot.id.as_str(): Digest::of(&manifest) },
+    });
+    repository.put(&part("manifest"), manifest).await.unwrap();
+    let list = serde_json::to_vec(&list).unwrap();
+    repository.put(&at("list"), list).await.unwrap();
+}
+
+pub fn rename(entries: &mut [Entry], from: &str, to: &str) {
+    let found = entries
+        .iter_mut()
+        .find(|entry| entry.path.0 == from.as_bytes());
+    found.unwrap().path = RawPath(to.as_bytes().to_vec());
 }
