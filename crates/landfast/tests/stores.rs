@@ -152,6 +152,7 @@ fn server_of(host: &Host, name: &str) -> Option<Pid> {
 const READ: &str = "7|shop_owner|release_1|shop_owner\n8\n9\n";
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "a stranger with a client")]
 fn stores_are_made_injected_recovered_and_outlive_the_server() {
     let _alone = alone();
     let mut host = Host::start();

@@ -114,7 +114,7 @@ async fn settle(shared: Arc<Shared>, scope: Scope, name: StoreName, document: Do
 }
 
 /// Whether there is, or is to be, a keeper of that name.
-fn is_wanted(shared: &Shared, scope: &Scope, name: &StoreName) -> bool {
+fn is_wanted(shared: &Arc<Shared>, scope: &Scope, name: &StoreName) -> bool {
     let view = shared.environment(scope);
     let newest = view.as_ref().and_then(|view| view.bodies.last_key_value());
     let is_named = newest.is_some_and(|(_, body)| {
@@ -125,14 +125,14 @@ fn is_wanted(shared: &Shared, scope: &Scope, name: &StoreName) -> bool {
 }
 
 /// Whether a store serves another name by now that is backed up.
-fn is_archived(shared: &Shared, scope: &Scope, server: &StoreName) -> bool {
+fn is_archived(shared: &Arc<Shared>, scope: &Scope, server: &StoreName) -> bool {
     let view = shared.environment(scope);
     let name = view.as_ref().and_then(|view| view.state.serves(server));
     name.is_some_and(|name| is_wanted(shared, scope, name))
 }
 
 async fn release(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     scope: &Scope,
     server: &StoreName,
     has_slot: bool,
