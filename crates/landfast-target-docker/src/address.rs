@@ -157,6 +157,23 @@ pub fn find(
     }))
 }
 
+/// Where containers run: as it is told, except that those which are not known to have ended are never left, neither by
+/// `off` nor by a guess. `told` is what the operator says of this server, `found` what [`find`] says, `remembered` where
+/// containers run already.
+pub fn choose(
+    told: Option<DockerChoice>,
+    found: DockerChoice,
+    remembered: Option<DockerAddress>,
+) -> DockerChoice {
+    match (told, remembered) {
+        // Whether it is the same daemon is asked there.
+        (Some(DockerChoice::At(address)), _) => DockerChoice::At(address),
+        (Some(DockerChoice::Off) | None, Some(remembered)) => DockerChoice::At(remembered),
+        (Some(DockerChoice::Off), None) => DockerChoice::Off,
+        (None, None) => found,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -188,6 +205,28 @@ mod tests {
         ] {
             assert!(text.parse::<DockerAddress>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_daemon_with_containers_is_never_left_by_a_guess() {
+        let at = |path: &str| DockerAddress::Unix(path.into());
+        let (podman, docker) = (DockerChoice::At(at(PODMAN_SOCKET)), at(SOCKET));
+        let kept = DockerChoice::At(docker.clone());
+        for found in [DockerChoice::Off, podman.clone()] {
+            assert_eq!(choose(None, found.clone(), Some(docker.clone())), kept);
+            assert_eq!(choose(None, found.clone(), None), found);
+        }
+        let off = Some(DockerChoice::Off);
+        assert_eq!(
+            choose(off.clone(), podman.clone(), Some(docker.clone())),
+            kept
+        );
+        assert_eq!(choose(off, podman.clone(), None), DockerChoice::Off);
+        // The socket of the same daemon may have moved.
+        assert_eq!(
+            choose(Some(podman.clone()), DockerChoice::Off, Some(docker)),
+            podman
+        );
     }
 
     #[test]

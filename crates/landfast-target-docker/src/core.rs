@@ -56,7 +56,11 @@ impl Core {
         let host = records.host(random_bits)?;
         Ok(Self {
             host,
-            daemon: Daemon::new(settings.address.clone(), settings.call_wait_max),
+            daemon: Daemon::new(
+                settings.address.clone(),
+                settings.state.clone(),
+                settings.call_wait_max,
+            ),
             records,
             users: settings.users.clone().map(Users::new),
             changes: broadcast::Sender::new(CHANGES_MAX),
@@ -110,7 +114,10 @@ impl Core {
         });
         match asked.await {
             Ok(found) => Ok(Some(found)),
-            Err(error) if error.is_missing() => Ok(None),
+            Err(error) if error.is_missing() => {
+                self.daemon.is_the_same().await?;
+                Ok(None)
+            }
             Err(error) => Err(error),
         }
     }

@@ -6,18 +6,19 @@
 
 use std::{
     fmt, io,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
 };
 
 use bollard::{BollardRequest, ClientVersion, Docker, errors::Error};
 use landfast_target::Outage;
+use tokio::time::Instant;
 
-use crate::{DockerAddress, clock};
+use crate::{DockerAddress, clock, core::blocking, identity};
 
 /// The oldest version that has all we ask for: Docker 20.10.
 pub(crate) const OLDEST: Version = Version(1, 41);
@@ -25,6 +26,8 @@ pub(crate) const OLDEST: Version = Version(1, 41);
 const NEWEST: Version = Version(1, 53);
 /// bollard counts whole seconds; ours are shorter and come first.
 const BOLLARD_SECONDS: u64 = 3_600;
+/// So long nobody else waits for one that did not answer: who has many questions asks one.
+const SILENCE_KEPT: Duration = Duration::from_secs(1);
 
 /// A version of the API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -133,11 +136,17 @@ impl From<Error> for DaemonError {
 /// A daemon, whether it answers or not.
 pub(crate) struct Daemon {
     address: DockerAddress,
+    /// Where it is remembered which daemon it is.
+    state: PathBuf,
+    /// Whether it is certain that it is the one that is meant.
+    is_known: AtomicBool,
     /// The longest wait for an answer that is no stream.
     call_wait_max: Duration,
     client: Mutex<Option<Docker>>,
     version: Arc<AtomicU32>,
     outage: Mutex<Option<Outage>>,
+    /// When it did not answer last.
+    silent_at: Mutex<Option<Instant>>,
 }
 
 impl fmt::Debug for Daemon {
@@ -149,9 +158,12 @@ impl fmt::Debug for Daemon {
 }
 
 impl Daemon {
-    pub(crate) fn new(address: DockerAddress, call_wait_max: Duration) -> Self {
+    pub(crate) fn new(address: DockerAddress, state: PathBuf, call_wait_max: Duration) -> Self {
         Self {
             address,
+            state,
+            is_known: AtomicBool::new(false),
+            silent_at: Mutex::new(None),
             call_wait_max,
             client: Mutex::new(None),
             version: Arc::default(),
@@ -214,12 +226,43 @@ impl Daemon {
 
     /// A client for streams, whose end is theirs to see.
     pub(crate) async fn client(&self) -> Result<Docker, DaemonError> {
+        let is_fresh = |at: Instant| at.elapsed() < SILENCE_KEPT;
+        if lock(&self.silent_at).is_some_and(is_fresh) {
+            return Err(DaemonError::Silent(self.call_wait_max));
+        }
         let client = self.connect().inspect_err(|error| self.note_error(error))?;
         if self.version().is_none() {
             let agreed = self.negotiate(&client).await;
             agreed.inspect_err(|error| self.note_error(error))?;
         }
+        if !self.is_known.load(Ordering::Relaxed) {
+            self.identify(&client).await?;
+        }
         Ok(client)
+    }
+
+    /// Makes sure that it is still the daemon on which our containers are: no other knows what became of them.
+    pub(crate) async fn is_the_same(&self) -> Result<(), DaemonError> {
+        let client = self.client().await?;
+        self.identify(&client).await
+    }
+
+    async fn identify(&self, client: &Docker) -> Result<(), DaemonError> {
+        let asked = async {
+            let both = async { tokio::try_join!(client.version(), client.info()) };
+            let told = tokio::time::timeout(self.call_wait_max, both).await;
+            let (version, info) = told.map_err(|_| DaemonError::Silent(self.call_wait_max))??;
+            let Some(id) = identity::of(&version, &info) else {
+                return Ok(());
+            };
+            let (state, address) = (self.state.clone(), self.address.clone());
+            let checked = blocking(move || identity::check(&state, &address, id)).await;
+            let checked = checked.map_err(|error| DaemonError::Away(error.to_string()))?;
+            checked.map_err(DaemonError::Away)
+        };
+        asked.await.inspect_err(|error| self.note_error(error))?;
+        self.is_known.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     fn connect(&self) -> Result<Docker, DaemonError> {
@@ -267,7 +310,10 @@ impl Daemon {
 
     fn note<T>(&self, answer: &Result<T, DaemonError>) {
         match answer {
-            Ok(_) | Err(DaemonError::Refused { .. }) => *lock(&self.outage) = None,
+            Ok(_) | Err(DaemonError::Refused { .. }) => {
+                *lock(&self.outage) = None;
+                *lock(&self.silent_at) = None;
+            }
             Err(error) => self.note_error(error),
         }
     }
@@ -276,6 +322,11 @@ impl Daemon {
     pub(crate) fn note_error(&self, error: &DaemonError) {
         if matches!(error, DaemonError::Refused { .. }) {
             return;
+        }
+        // What answers next may be another one.
+        self.is_known.store(false, Ordering::Relaxed);
+        if matches!(error, DaemonError::Silent(_)) {
+            *lock(&self.silent_at) = Some(Instant::now());
         }
         let mut outage = lock(&self.outage);
         let since = outage.as_ref().map_or_else(clock::now, |known| known.since);

@@ -20,6 +20,7 @@ mod credentials;
 mod daemon;
 mod exec;
 mod exits;
+mod identity;
 mod images;
 mod logs;
 mod name;
@@ -52,7 +53,8 @@ use tokio::{
 };
 
 pub use crate::{
-    address::{DockerAddress, DockerAddressError, DockerChoice, Surroundings, find},
+    address::{DockerAddress, DockerAddressError, DockerChoice, Surroundings, choose, find},
+    identity::remembered,
     name::{HostId, LABEL_HOST},
 };
 use crate::{

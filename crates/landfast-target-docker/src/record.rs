@@ -180,6 +180,12 @@ impl Records {
         Ok(all)
     }
 
+    /// Whether there is an instance that is not known to have ended.
+    pub(crate) fn has_living(&self) -> io::Result<bool> {
+        let all = self.all()?;
+        Ok(all.iter().any(|record| record.ended.is_none()))
+    }
+
     /// Remembers the newest generation of servers that gave an order here, and refuses older ones.
     pub(crate) fn take_generation(&self, order: Fence) -> io::Result<Result<(), StaleFence>> {
         fs::create_dir_all(&self.folder)?;

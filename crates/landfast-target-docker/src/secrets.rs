@@ -13,6 +13,11 @@ use std::{
 
 use landfast_types::Secret;
 
+/// Where the files of one container are, below a folder.
+pub(crate) fn place(above: &Path, name: &str) -> PathBuf {
+    above.join(name)
+}
+
 /// Writes the files of one container below a folder, and says where.
 pub(crate) fn write(
     above: &Path,
@@ -24,7 +29,7 @@ pub(crate) fn write(
         .mode(0o700)
         .create(above)?;
     fs::set_permissions(above, fs::Permissions::from_mode(0o700))?;
-    let folder = above.join(name);
+    let folder = place(above, name);
     // What an order that failed left there.
     remove(&folder);
     DirBuilder::new().mode(0o755).create(&folder)?;
@@ -57,16 +62,18 @@ pub(crate) fn remove(folder: &Path) {
     }
 }
 
-/// Removes what belongs to none of these.
-pub(crate) fn sweep(above: &Path, known: &[PathBuf]) {
-    let Ok(entries) = fs::read_dir(above) else {
-        return;
-    };
-    for entry in entries.flatten() {
-        if !known.contains(&entry.path()) {
-            remove(&entry.path());
-        }
-    }
+/// Removes what belongs to none of these. Who begins meanwhile writes down where its files will be before they are
+/// there: `known` is asked after the folders are seen.
+pub(crate) fn sweep(
+    above: &Path,
+    known: impl FnOnce() -> io::Result<Vec<PathBuf>>,
+) -> io::Result<()> {
+    let entries = fs::read_dir(above).into_iter().flatten().flatten();
+    let seen: Vec<_> = entries.map(|entry| entry.path()).collect();
+    let known = known()?;
+    let unknown = seen.iter().filter(|path| !known.contains(path));
+    unknown.for_each(|path| remove(path));
+    Ok(())
 }
 
 #[cfg(test)]
@@ -89,8 +96,13 @@ mod tests {
         let again = write(&above, "one", &files).unwrap();
         assert_eq!(again, made);
         let other = write(&above, "two", &files).unwrap();
-        sweep(&above, std::slice::from_ref(&other));
-        assert!(!made.exists() && other.exists());
+        // One begins while the others are looked at.
+        let begin = || {
+            write(&above, "three", &files).unwrap();
+            Ok(vec![other.clone()])
+        };
+        sweep(&above, begin).unwrap();
+        assert!(!made.exists() && other.exists() && above.join("three/KEY").exists());
         remove(&other);
         remove(&other);
     }

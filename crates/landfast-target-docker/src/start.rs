@@ -119,9 +119,7 @@ impl Core {
         let own_user = self
             .own_user(spec, &lacks)
             .map_err(io_error("look up the user of the environment"))?;
-        let secrets = self
-            .write_secrets(spec)
-            .map_err(io_error("write the secrets of the container"))?;
+        let secrets = self.place_of_secrets(spec);
         let plan = options::plan(
             spec,
             &Found {
@@ -134,9 +132,6 @@ impl Core {
             },
         );
         let plan = plan.map_err(|Unfit(reason)| {
-            if let Some(folder) = &secrets {
-                secrets::remove(folder);
-            }
             StartError::Impossible(format!("`{}`: {reason}", spec.id.instance))
         })?;
         record.image = Some(image);
@@ -159,6 +154,9 @@ impl Core {
         );
         held.write(&record)
             .map_err(io_error("remember the instance"))?;
+        // Written down first, so that no sweep takes them for left behind.
+        self.write_secrets(spec)
+            .map_err(io_error("write the secrets of the container"))?;
         match Box::pin(self.run(spec, &details, &plan, own_user)).await {
             Ok(found) => self.finish(spec, held, record, found).map(Begun::Observed),
             Err(Failure::NoInit) => {
@@ -430,12 +428,18 @@ impl Core {
         }
     }
 
-    fn write_secrets(&self, spec: &InstanceSpec) -> io::Result<Option<PathBuf>> {
+    fn place_of_secrets(&self, spec: &InstanceSpec) -> Option<PathBuf> {
+        let name = name::record(&spec.id);
+        let has_some = !spec.secret_files.is_empty();
+        has_some.then(|| secrets::place(&self.settings.secrets, &name))
+    }
+
+    fn write_secrets(&self, spec: &InstanceSpec) -> io::Result<()> {
         if spec.secret_files.is_empty() {
-            return Ok(None);
+            return Ok(());
         }
         let name = name::record(&spec.id);
-        secrets::write(&self.settings.secrets, &name, &spec.secret_files).map(Some)
+        secrets::write(&self.settings.secrets, &name, &spec.secret_files).map(drop)
     }
 
     /// Makes volumes that are not there: a daemon mounts only what is. Says which are to be handed over.

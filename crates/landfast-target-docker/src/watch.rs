@@ -115,13 +115,12 @@ pub(crate) async fn watch(core: Arc<Core>, mut follow: mpsc::UnboundedReceiver<F
 async fn adopted(core: &Arc<Core>) -> Vec<InstanceRef> {
     let (records, above) = (core.records.clone(), core.settings.secrets.clone());
     let read = blocking(move || {
-        let all = records.all()?;
-        let known: Vec<_> = all
-            .iter()
-            .filter(|record| record.ended.is_none())
-            .filter_map(|record| record.secrets.clone())
-            .collect();
-        secrets::sweep(&above, &known);
+        let mut all = Vec::new();
+        secrets::sweep(&above, || {
+            all = records.all()?;
+            let living = all.iter().filter(|record| record.ended.is_none());
+            Ok(living.filter_map(|record| record.secrets.clone()).collect())
+        })?;
         Ok(all)
     });
     match read.await {

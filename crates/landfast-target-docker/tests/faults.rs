@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use landfast_target::{
     Content, Exit, InstanceSpec, ObservedState, StartError, Target as _, TargetError,
 };
-use landfast_target_docker::{DockerSettings, DockerTarget};
+use landfast_target_docker::{DockerSettings, DockerTarget, remembered};
 use landfast_testbed::DockerdOptions;
 use landfast_types::{Digest, ImageId};
 use tokio::{
@@ -145,6 +145,12 @@ async fn a_daemon_that_hangs_is_given_up_on_and_nothing_is_dead() {
     let stopped = target.stop(fence(2), &id(1), Duration::ZERO).await;
     assert!(stopped.is_err(), "{stopped:?}");
     assert_eq!(target.outages().len(), 1);
+    // Who has many questions waits for one.
+    let begun = Instant::now();
+    for _ in 0..30 {
+        target.observe(&id(1)).await.unwrap_err();
+    }
+    assert!(begun.elapsed() < Duration::from_secs(30));
     assert!(!waiting.is_finished(), "an end nobody saw is not told");
     world.dockerd.resume();
     assert_eq!(waiting.await.unwrap().unwrap(), Exit::Code { code: 5 });
@@ -247,6 +253,46 @@ async fn an_image_that_is_gone_and_a_name_that_is_taken_are_named() {
     target.forget(&id(1)).await.unwrap();
     assert_eq!(world.dockerd.docker(&["rm", &name]).unwrap(), name);
     world.start(&target, 1, &["serve"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_daemon_knows_nothing_of_what_runs() {
+    let (Some(world), Some(other)) = (World::new(), World::new()) else {
+        return;
+    };
+    let state = world.settings().state;
+    let target = world.target();
+    assert_eq!(remembered(&state).unwrap(), None);
+    world.start(&target, 1, &["serve"]).await;
+    drop(target);
+    let here = world.settings().address;
+    assert_eq!(remembered(&state).unwrap(), Some(here.clone()));
+    // The next server is told of another daemon.
+    let settings = DockerSettings {
+        address: other.settings().address,
+        ..world.settings()
+    };
+    let target = DockerTarget::open(settings).unwrap();
+    let told = target.observe(&id(1)).await.unwrap_err();
+    assert!(matches!(told, TargetError::Io { .. }), "{told}");
+    let reason = target.outages().pop().unwrap().reason;
+    assert!(
+        reason.contains("another daemon answers") && reason.contains(&here.to_string()),
+        "{reason}"
+    );
+    let refused = target.start(fence(2), &world.spec(2, &["serve"])).await;
+    assert!(refused.unwrap_err().is_retryable());
+    assert_eq!(other.dockerd.docker(&["ps", "--quiet"]).unwrap(), "");
+    assert_eq!(remembered(&state).unwrap(), Some(here));
+    drop(target);
+    let target = world.target();
+    assert_eq!(observed(&target, 1).await, ObservedState::Running);
+    target.stop(fence(3), &id(1), Duration::ZERO).await.unwrap();
+    assert_eq!(
+        remembered(&state).unwrap(),
+        None,
+        "nothing runs there any more"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -17,7 +17,9 @@ use landfast_proxy::{
 use landfast_server::{
     AcmeSettings, ChallengeKind, DockerPlace, Ended, LETS_ENCRYPT, ServerSettings,
 };
-use landfast_target_docker::{DockerAddress, DockerChoice, Surroundings, find};
+use landfast_target_docker::{
+    DockerAddress, DockerAddressError, DockerChoice, Surroundings, choose, find, remembered,
+};
 use landfast_types::Network;
 
 use crate::{
@@ -158,6 +160,7 @@ fn places(arguments: &args::Server) -> Result<ServerPlaces, Failure> {
     let preview = arguments.preview.unwrap_or((Ipv4Addr::LOCALHOST, 0).into());
     let tcp = arguments.tcp;
     let acme = acme(&arguments.acme, &http, &https, &mut notes)?;
+    let docker = docker(arguments, &state.join("docker"), &mut notes)?;
     Ok(ServerPlaces {
         state,
         run,
@@ -167,13 +170,17 @@ fn places(arguments: &args::Server) -> Result<ServerPlaces, Failure> {
         preview,
         tcp,
         acme,
-        docker: docker(arguments)?,
+        docker,
         notes,
     })
 }
 
-/// Where containers run: what is said, else where Docker's own client would look.
-fn docker(arguments: &args::Server) -> Result<Option<DockerPlace>, Failure> {
+/// Where containers run: what is said, else where some run already, else where Docker's own client would look.
+fn docker(
+    arguments: &args::Server,
+    state: &Path,
+    notes: &mut Vec<String>,
+) -> Result<Option<DockerPlace>, Failure> {
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
     let folder = |name: &str| variable(name).map(PathBuf::from);
     let certificates = arguments.docker_certificates.clone();
@@ -183,11 +190,42 @@ fn docker(arguments: &args::Server) -> Result<Option<DockerPlace>, Failure> {
             .filter(|_| variable("DOCKER_TLS_VERIFY").is_some()),
         runtime_folder: folder("XDG_RUNTIME_DIR"),
     };
-    let choice = match &arguments.docker {
-        Some(text) => text.parse(),
-        None => find(&around, Path::exists),
+    let usage = |error: DockerAddressError| Failure::new(Exit::Usage, error.into());
+    let told = arguments.docker.as_ref().map(|text| text.parse());
+    let told: Option<DockerChoice> = told.transpose().map_err(usage)?;
+    let found = match &told {
+        Some(_) => DockerChoice::Off,
+        None => find(&around, Path::exists).map_err(usage)?,
     };
-    let choice = choice.map_err(|error| Failure::new(Exit::Usage, error.into()))?;
+    if let Some(DockerChoice::At(address @ DockerAddress::Ssh { .. })) = &told {
+        let error = anyhow::anyhow!("containers cannot run on the Docker daemon of another host");
+        let hint = format!(
+            "run `landfast server` on the host of `{address}`, or choose a daemon of this host: `--docker unix:///var/run/docker.sock`, or `--docker off`"
+        );
+        return Err(Failure::new(Exit::Usage, error).hint(hint));
+    }
+    let found = match found {
+        DockerChoice::At(address @ DockerAddress::Ssh { .. }) => {
+            notes.push(format!(
+                "no containers run: DOCKER_HOST is {address}, a daemon of another host"
+            ));
+            DockerChoice::Off
+        }
+        here @ (DockerChoice::Off | DockerChoice::At(_)) => here,
+    };
+    let remembered = remembered(state).with_context(|| {
+        let state = state.display();
+        format!("failed to find out from `{state}` which Docker daemon containers run on")
+    })?;
+    let wanted = told.clone().unwrap_or_else(|| found.clone());
+    let choice = choose(told, found, remembered);
+    if let DockerChoice::At(address) = &choice
+        && wanted != choice
+    {
+        notes.push(format!(
+            "containers run on Docker at {address}: it is asked, although nothing says so now; another daemon can be chosen when they have ended"
+        ));
+    }
     let DockerChoice::At(mut address) = choice else {
         return Ok(None);
     };
