@@ -169,7 +169,7 @@ fn rust(facts: &ProjectFacts) -> Option<DockerFiles> {
     let check = match ready {
         // Debian's slim image has bash, and neither curl nor wget.
         Some(path) => format!(
-            "exec 3<>/dev/tcp/127.0.0.1/${{PORT}} && printf 'GET {path} HTTP/1.0\\r\\nHost: localhost\\r\\n\\r\\n' >&3 && read -r _ status _ <&3 && [[ $status == [23]* ]]"
+            "exec 3<>/dev/tcp/127.0.0.1/${{PORT}} && printf '%s\\r\\n' 'GET {path} HTTP/1.0' 'Host: localhost' '' >&3 && read -r _ status _ <&3 && [[ $status == [23]* ]]"
         ),
         None => "exec 3<>/dev/tcp/127.0.0.1/${PORT}".to_owned(),
     };

@@ -3,6 +3,8 @@
 use landfast_spec::CATALOGUE;
 use serde::Serialize;
 
+use super::nginx;
+
 /// What becomes of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(tag = "expressed", rename_all = "snake_case")]
@@ -277,7 +279,7 @@ pub static EQUIVALENCE: &[Rule] = &[
     carried("routes.*.allow", "`allow` and `deny`"),
     partly(
         "routes.*.auth.users",
-        "`auth_basic_user_file`",
+        "`auth_basic_user_file`; `Authorization` is not passed on",
         "nginx knows no Argon2",
     ),
     carried("routes.*.auth.realm", "`auth_basic`"),
@@ -469,10 +471,58 @@ fn walk(value: &toml::Value, place: &str, pattern: &str, gaps: &mut Vec<Gap>) {
         match rule(&pattern).filter(|_| !(has_keys && value.is_table())) {
             Some(rule) => gaps.push(Gap {
                 key: place,
-                expressed: rule.expressed,
+                expressed: lessened(&pattern, value).unwrap_or(rule.expressed),
             }),
             None => walk(value, &place, &pattern, gaps),
         }
+    }
+}
+
+/// What nginx has no word for in the value of a key that it expresses otherwise.
+fn lessened(pattern: &str, value: &toml::Value) -> Option<Expressed> {
+    let names = value.as_array().into_iter().flatten();
+    let stars = names.filter(|name| name.as_str() == Some("*")).count();
+    let others = value.as_array().is_some_and(|names| names.len() > stars);
+    match pattern {
+        "routes.*.request_headers.remove" | "routes.*.response_headers.remove" if stars > 0 => {
+            let missing = "`*`: nginx takes headers away by their names alone";
+            Some(match (others, pattern.contains("request")) {
+                (true, true) => Expressed::Partly {
+                    what: "`proxy_set_header`",
+                    missing,
+                },
+                (true, false) => Expressed::Partly {
+                    what: "`proxy_hide_header`",
+                    missing,
+                },
+                (false, _) => Expressed::Not {
+                    missing,
+                    instead: "name each header",
+                },
+            })
+        }
+        "routes.*.request_headers.append" => {
+            let mut names = value.as_table()?.keys();
+            let missing = "a name that no variable of nginx can have: only letters, digits and `-`";
+            names
+                .any(|name| nginx::header_variable(name).is_none())
+                .then_some(Expressed::Partly {
+                    what: "`proxy_set_header`",
+                    missing,
+                })
+        }
+        "routes.*.limits.by" => {
+            let text = value.as_str()?;
+            let variable = match text.split_once(':')? {
+                ("header", name) => nginx::header_variable(name.trim()),
+                (_, name) => nginx::cookie_variable(name.trim()),
+            };
+            variable.is_none().then_some(Expressed::Partly {
+                what: "the key of `limit_req_zone`",
+                missing: "no variable of nginx has this name: clients are counted instead",
+            })
+        }
+        _ => None,
     }
 }
 

@@ -141,11 +141,15 @@ fn maps(name: &str, route: &RouteSpec) -> String {
     let id = name.replace('-', "_");
     if let Some(rate) = &route.limits.rate {
         let key = match &rate.by {
-            CountBySpec::Client => "$binary_remote_addr".to_owned(),
-            CountBySpec::Route => "$server_name".to_owned(),
-            CountBySpec::Header { name } => format!("$http_{}", variable(name)),
-            CountBySpec::Cookie { name } => format!("$cookie_{name}"),
+            CountBySpec::Client => Some("$binary_remote_addr".to_owned()),
+            CountBySpec::Route => Some("$server_name".to_owned()),
+            CountBySpec::Header { name } => header_variable(name),
+            CountBySpec::Cookie { name } => cookie_variable(name),
         };
+        let key = key.unwrap_or_else(|| {
+            text.push_str("    # No variable has this name in nginx, so clients are counted.\n");
+            "$binary_remote_addr".to_owned()
+        });
         text.push_str(&format!(
             "    limit_req_zone {key} zone=rate_{id}:10m rate={};\n",
             rate_of(&rate.quota)
@@ -285,7 +289,7 @@ fn location(
     let places = match route.path.as_str() {
         "/" => vec!["/".to_owned()],
         // A prefix ends at a segment.
-        path => vec![format!("= {path}"), format!("{path}/")],
+        path => vec![format!("= {}", word(path)), word(&format!("{path}/"))],
     };
     let redirects = body.contains("return 308");
     for place in places {
@@ -352,7 +356,12 @@ fn body(spec: &AppSpec, name: &str, route: &RouteSpec) -> String {
         line("deny all".to_owned());
     }
     if let Some(auth) = &route.auth {
-        line(format!("auth_basic {}", quote(&auth.realm)));
+        // To nginx, a realm of this name is none at all.
+        let realm = match auth.realm.as_str() {
+            "off" => "Off",
+            realm => realm,
+        };
+        line(format!("auth_basic {}", quote(realm)));
         line(format!("auth_basic_user_file {AUTH}/{name}"));
     }
     if route.compress {
@@ -407,6 +416,7 @@ fn body(spec: &AppSpec, name: &str, route: &RouteSpec) -> String {
 fn response_headers(rules: &FieldRulesSpec) -> Vec<String> {
     let mut lines = Vec::new();
     for (name, value) in &rules.set {
+        let name = word(name);
         lines.push(format!("proxy_hide_header {name}"));
         lines.push(format!("add_header {name} {} always", quote(value)));
     }
@@ -414,14 +424,9 @@ fn response_headers(rules: &FieldRulesSpec) -> Vec<String> {
         rules
             .append
             .iter()
-            .map(|(name, value)| format!("add_header {name} {} always", quote(value))),
+            .map(|(name, value)| format!("add_header {} {} always", word(name), quote(value))),
     );
-    lines.extend(
-        rules
-            .remove
-            .iter()
-            .map(|name| format!("proxy_hide_header {name}")),
-    );
+    lines.extend(removed(rules).map(|name| format!("proxy_hide_header {}", word(name))));
     lines
 }
 
@@ -482,29 +487,31 @@ fn upstream(spec: &AppSpec, name: &str, route: &RouteSpec) -> String {
         headers.push(("Connection".to_owned(), "$connection_upgrade".to_owned()));
     }
     let rules = &route.request_headers;
+    let is_login = |name: &str| route.auth.is_some() && name.eq_ignore_ascii_case("authorization");
+    let mut touched = rules.set.keys().chain(rules.append.keys());
+    if route.auth.is_some() && !touched.any(|name| is_login(name)) {
+        // What let the client in is not the instance's to see.
+        headers.push(("Authorization".to_owned(), "\"\"".to_owned()));
+    }
     headers.extend(
         rules
             .set
             .iter()
             .map(|(name, value)| (name.clone(), quote(value))),
     );
-    headers.extend(rules.append.iter().map(|(name, value)| {
+    headers.extend(rules.append.iter().filter_map(|(name, value)| {
         let value = quote(value);
-        (
-            name.clone(),
-            format!("\"$http_{}, {}", variable(name), &value[1..]),
-        )
+        let value = match is_login(name) {
+            true => value,
+            false => format!("\"{}, {}", header_variable(name)?, &value[1..]),
+        };
+        Some((name.clone(), value))
     }));
-    headers.extend(
-        rules
-            .remove
-            .iter()
-            .map(|name| (name.clone(), "\"\"".to_owned())),
-    );
+    headers.extend(removed(rules).map(|name| (name.clone(), "\"\"".to_owned())));
     lines.extend(
         headers
             .into_iter()
-            .map(|(name, value)| format!("{kind}_set_header {name} {value}")),
+            .map(|(name, value)| format!("{kind}_set_header {} {value}", word(&name))),
     );
     lines.push(format!(
         "{kind}_connect_timeout {}",
@@ -543,16 +550,39 @@ fn rate_of(quota: &QuotaSpec) -> String {
     }
 }
 
-/// A header's name as part of a variable's.
-fn variable(name: &str) -> String {
-    name.to_lowercase().replace('-', "_")
+/// What is taken away by its name: nginx has no way to take all headers away.
+fn removed(rules: &FieldRulesSpec) -> impl Iterator<Item = &String> {
+    rules.remove.iter().filter(|name| *name != "*")
+}
+
+/// The variable of a header, where it has one: nginx ends a variable's name at any other character.
+pub(super) fn header_variable(name: &str) -> Option<String> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    name.chars()
+        .all(fits)
+        .then(|| format!("$http_{}", name.to_lowercase().replace('-', "_")))
+}
+
+/// The variable of a cookie, where it has one.
+pub(super) fn cookie_variable(name: &str) -> Option<String> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    name.chars().all(fits).then(|| format!("$cookie_{name}"))
+}
+
+/// A word in which nginx reads no variables: a path of a location, the name of a header. In quotes where it needs them.
+fn word(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./~".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        return text.to_owned();
+    }
+    format!("\"{}\"", escape(text))
+}
+
+fn escape(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"")
 }
 
 /// Text in double quotes. nginx has no way to write a dollar but a variable that holds one.
 fn quote(text: &str) -> String {
-    let text = text
-        .replace('\\', "\\\\")
-        .replace('"', "\\\"")
-        .replace('$', "${dollar}");
-    format!("\"{text}\"")
+    format!("\"{}\"", escape(text).replace('$', "${dollar}"))
 }
