@@ -66,8 +66,11 @@ impl Wanted {
                     let limit = format!("{}MB", backup.wal_limit.0 >> 20);
                     settings.entry(setting).or_insert(limit);
                 }
-                // Before it does, nobody writes.
-                OnWalLimit::StopWrites => drop(settings.insert(setting, "-1".to_owned())),
+                // Before it does, nobody writes. Where nobody counts, as while Landfast is away, the disk does not fill either.
+                OnWalLimit::StopWrites => {
+                    let limit = emergency(backup.wal_limit);
+                    drop(settings.insert(setting, format!("{}MB", limit.0 >> 20)));
+                }
             }
         }
         Some(Self {
@@ -90,6 +93,13 @@ impl Wanted {
     pub fn setting(&self, name: &str) -> Option<String> {
         tuned(self).remove(name)
     }
+}
+
+/// What a server keeps for its archive where writes are to stop long before: so much that they do, and no more.
+fn emergency(wal_limit: Bytes) -> Bytes {
+    const ROOM_MIN: u64 = 1 << 30;
+    let Bytes(limit) = wal_limit;
+    Bytes(limit.saturating_mul(4).max(limit.saturating_add(ROOM_MIN)))
 }
 
 /// What a changed manifest means for a store that is there.
@@ -227,6 +237,12 @@ mod tests {
                 matches!(&refused, Change::Refused { reason, .. } if reason.contains("in place"))
             );
         }
+    }
+
+    #[test]
+    fn writes_stop_long_before_the_log_is_given_up() {
+        let mib = |limit: u64| emergency(Bytes(limit << 20)).0 >> 20;
+        assert_eq!((mib(64), mib(4_096)), (1_088, 16_384));
     }
 
     #[test]

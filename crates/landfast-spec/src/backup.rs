@@ -187,6 +187,15 @@ pub(crate) fn read(name: &str, at: &Cursor<'_>, engine: Engine) -> Option<Backup
             checks: checks.collect(),
         },
     };
+    let slot = "max_slot_wal_keep_size";
+    let settings = at.table("settings");
+    if spec.on_wal_limit == OnWalLimit::StopWrites && settings.has(slot) {
+        let message = format!(
+            "`{slot}` follows from `wal_limit`, so that writes stop before the log is given up"
+        );
+        let problem = Problem::new(Code::StoreSetting, settings.key_span(slot), message);
+        at.report(problem.help("remove it, or write `on_wal_limit = \"break\"`"));
+    }
     if !is_external && spec.keep_wal > spec.keep {
         let message = "`keep_wal` is longer than `keep`: without a backup before it nothing can be gone back to";
         let problem = Problem::new(Code::OutOfRange, table.span("keep_wal"), message);

@@ -94,6 +94,10 @@ fn what_cannot_be_kept_is_refused_with_its_line() {
             "backup = { to = \"/b\", keep = \"1d\", keep_wal = \"2d\" }",
             "longer than `keep`",
         ),
+        (
+            "settings = { max_slot_wal_keep_size = \"1GB\" }\nbackup = { to = \"/b\", on_wal_limit = \"stop-writes\" }",
+            "follows from `wal_limit`",
+        ),
         ("backup = { to = \"/b\", region = \"eu\" }", "has no effect"),
         (
             "backup = { to = \"/b\", wal_limit = \"1MiB\" }",

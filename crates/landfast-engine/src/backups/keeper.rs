@@ -111,6 +111,8 @@ pub(super) struct Keeper {
     writes: watch::Sender<Writes>,
     /// Servers that were left, whose apps are let write again.
     lifts: JoinSet<StoreName>,
+    /// What is in the book is not in the journal yet.
+    is_unsaved: bool,
 }
 
 impl Keeper {
@@ -140,6 +142,7 @@ impl Keeper {
             told: false,
             writes: watch::Sender::default(),
             lifts: JoinSet::new(),
+            is_unsaved: false,
         }
     }
 
@@ -176,7 +179,7 @@ impl Keeper {
             let at = self.shared.clock.now();
             self.book
                 .end(at, Some("the server ended before it did".to_owned()));
-            self.save().await;
+            self.save_soon().await;
         }
         loop {
             let wanted = self.wanted.borrow_and_update().clone();
@@ -186,7 +189,10 @@ impl Keeper {
             self.book.fit(&wanted.spec, self.shared.clock.wall());
             self.server = wanted.server.clone();
             self.book.serve_by(&wanted.server);
-            self.save().await;
+            if wanted.source == Source::Log {
+                self.find_stopped();
+            }
+            self.save_soon().await;
             self.lift_left().await;
             let (ended, drill) = (self.book.ended.clone(), self.book.drill.clone());
             let (drills, findings) = (self.book.drills.clone(), self.book.findings.clone());
@@ -245,6 +251,7 @@ impl Keeper {
             guards.spawn(limit::watch(
                 Arc::clone(&self.shared),
                 of,
+                wanted.spec.wal_limit.0,
                 writes,
                 seen_sender,
             ));
@@ -278,15 +285,20 @@ impl Keeper {
                         self.opened(&open).await;
                         self.open = Some(open);
                     }
-                    match tried.result {
+                    let begun = match tried.result {
                         Ok(archiver) => {
                             if let Some((archiver, told)) = archiver {
                                 status = Some(archiver.watch());
                                 events = Some(told);
                                 self.archiver = Some(Arc::new(archiver));
                             }
+                            self.note_server().await
+                        }
+                        Err(reason) => Err(reason),
+                    };
+                    match begun {
+                        Ok(()) => {
                             wait = RETRY_FIRST;
-                            self.note_server().await;
                             self.well();
                             look_at = Some(now());
                         }
@@ -317,7 +329,11 @@ impl Keeper {
                     }
                 }
                 Some(lifted) = self.lifts.join_next() => self.lifted(lifted).await,
-                Some(seen) = seen.recv() => self.weigh(seen, wanted).await,
+                Some(look) = seen.recv() => match look {
+                    Ok(Some(seen)) => self.weigh(seen, wanted).await,
+                    Ok(None) => self.unseen(None),
+                    Err(reason) => self.unseen(Some(reason)),
+                },
                 Some(event) = next(&mut events) => self.note(&event),
                 seen = changed(&mut status) => match seen {
                     Some(seen) => self.show(|view| view.wal = Some(seen)),
@@ -356,6 +372,9 @@ impl Keeper {
                         room_at = now() + ROOM_EVERY;
                         let disks = self.full_disks();
                         self.show(|view| view.disks = disks);
+                    }
+                    if self.is_unsaved {
+                        self.save_soon().await;
                     }
                     self.tell_trouble();
                     self.tell_standing().await;
@@ -473,7 +492,7 @@ impl Keeper {
         tracing::info!(scope = %self.scope, store = %self.store, archive = open.name(), at = label, "the archive is open");
         if !self.book.opened.contains(&label) {
             self.book.opened.push(label);
-            self.save().await;
+            self.save_soon().await;
         }
     }
 
@@ -487,17 +506,22 @@ impl Keeper {
     }
 
     /// Another server goes on with the archive: nothing of it was backed up or proven yet.
-    async fn note_server(&mut self) {
+    async fn note_server(&mut self) -> Result<(), String> {
         if !self.is_other() {
-            return;
+            return Ok(());
         }
+        let before = self.book.clone();
         let server = &self.server;
         tracing::info!(scope = %self.scope, store = %self.store, %server, "another store serves the name, and goes on with its archive");
         self.book.server = Some(self.server.clone());
         self.book.drill = None;
         self.wants_full = true;
-        self.save().await;
+        if let Err(error) = self.try_save().await {
+            self.book = before;
+            return Err(format!("the journal took no record of it: {error}"));
+        }
         self.show(|view| view.drill = None);
+        Ok(())
     }
 
     /// What a restore has left that did not come to its end.
@@ -628,6 +652,17 @@ impl Keeper {
             tracing::error!(scope = %self.scope, store = %self.store, error, "the journal took no record of backups");
             sleep(DISK_RETRY).await;
         }
+    }
+
+    /// What a disk that is full does not take is tried again with each tick: whoever watches over a server waits for no disk.
+    async fn save_soon(&mut self) {
+        let saved = self.try_save().await;
+        if let Err(error) = &saved
+            && !self.is_unsaved
+        {
+            tracing::error!(scope = %self.scope, store = %self.store, error, "the journal took no record of backups");
+        }
+        self.is_unsaved = saved.is_err();
     }
 
     async fn try_save(&mut self) -> Result<(), String> {

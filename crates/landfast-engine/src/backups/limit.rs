@@ -6,6 +6,7 @@ use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use landfast_backup::Writes;
 use landfast_datastore::Phase;
+use landfast_datastore_client::Session;
 use landfast_types::{Scope, StoreName};
 use tokio::{
     sync::{mpsc, watch},
@@ -17,6 +18,12 @@ use crate::{shared::Shared, stores};
 
 /// How often it is looked, and how long who writes all the same may do so.
 const LOOK: Duration = Duration::from_millis(500);
+/// The longest where little waits.
+const LOOK_MAX: Duration = Duration::from_secs(5);
+/// Bytes a second that no database is thought to write into its log.
+const FASTEST: u64 = 256 << 20;
+/// So many looks that fail in a row are told.
+const FAILED_MAX: u32 = 20;
 
 /// What was seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,41 +34,61 @@ pub(super) struct Seen {
     pub(super) writes: Writes,
 }
 
+/// What a look came to: nothing where the server does not run, or why it came to nothing again and again.
+pub(super) type Look = Result<Option<Seen>, String>;
+
 /// Looks, and has the server go by what is wanted, until nobody listens.
 pub(super) async fn watch(
     shared: Arc<Shared>,
     (scope, server): (Scope, StoreName),
+    limit: u64,
     mut wanted: watch::Receiver<Writes>,
-    seen: mpsc::Sender<Seen>,
+    looks: mpsc::Sender<Look>,
 ) {
-    let mut is_first = true;
+    let mut session = None;
+    let (mut is_first, mut failed) = (true, 0);
     loop {
         let writes = *wanted.borrow_and_update();
-        match look(&shared, &scope, &server, (writes, is_first)).await {
-            Ok(Some(waiting)) => {
-                is_first = false;
-                if seen.send(Seen { waiting, writes }).await.is_err() {
-                    return;
-                }
+        let looked = look(&shared, &scope, &server, &mut session, (writes, is_first)).await;
+        let wait = match &looked {
+            Ok(Some(waiting)) if writes == Writes::Free => until_next(*waiting, limit),
+            Ok(_) | Err(_) => LOOK,
+        };
+        let told = match looked {
+            Ok(waiting) => {
+                (is_first, failed) = (is_first && waiting.is_none(), 0);
+                Some(Ok(waiting.map(|waiting| Seen { waiting, writes })))
             }
-            Ok(None) => {}
             Err(reason) => {
                 // It may have been told, and not have heard it.
-                is_first = true;
+                (is_first, failed) = (true, failed + 1);
                 tracing::debug!(%scope, store = %server, reason, "nobody knows how much waits for the archive");
+                (failed >= FAILED_MAX).then_some(Err(reason))
             }
+        };
+        if let Some(told) = told
+            && looks.send(told).await.is_err()
+        {
+            return;
         }
         tokio::select! {
-            () = sleep(LOOK) => {}
+            () = sleep(wait) => {}
             changed = wanted.changed() => if changed.is_err() { return },
         }
     }
+}
+
+/// Until half of the limit can wait, at the fastest.
+fn until_next(waiting: u64, limit: u64) -> Duration {
+    let left = (limit / 2).saturating_sub(waiting);
+    Duration::from_millis(left / (FASTEST / 1_000)).clamp(LOOK, LOOK_MAX)
 }
 
 async fn look(
     shared: &Arc<Shared>,
     scope: &Scope,
     server: &StoreName,
+    session: &mut Option<Session>,
     (writes, is_first): (Writes, bool),
 ) -> Result<Option<u64>, String> {
     let Some(store) = stores::find_store(shared, scope, server) else {
@@ -69,7 +96,8 @@ async fn look(
     };
     let is_news = stores::allow_writes(shared, &store, writes).await?;
     let held = (writes, is_news || is_first);
-    let kept = stores::hold_writes(shared, &store, held, super::keeper::SLOT).await?;
+    let slot = super::keeper::SLOT;
+    let kept = stores::hold_writes(shared, &store, session, held, slot).await?;
     let spool = work::scratch(shared, scope, server).join("w");
     Ok(kept.map(|kept| kept.saturating_add(spooled(&spool))))
 }
@@ -93,7 +121,7 @@ pub(super) async fn lift(
     if let Phase::Starting { .. } = store.phase {
         return Err("it starts just now".to_owned());
     }
-    look(shared, scope, server, (Writes::Free, true))
+    look(shared, scope, server, &mut None, (Writes::Free, true))
         .await
         .map(drop)
 }
@@ -112,6 +140,17 @@ fn spooled(folder: &Path) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_more_waits_the_sooner_it_is_looked_again() {
+        const GIB: u64 = 1 << 30;
+        assert_eq!(until_next(0, 4 * GIB), LOOK_MAX);
+        let near = until_next(3 * GIB / 2, 4 * GIB);
+        assert!(near > LOOK && near < LOOK_MAX, "{near:?}");
+        for (waiting, limit) in [(2 * GIB, 4 * GIB), (5 * GIB, 4 * GIB), (0, 64 << 20)] {
+            assert_eq!(until_next(waiting, limit), LOOK);
+        }
+    }
 
     #[test]
     fn counts_segments_that_are_closed() {

@@ -470,6 +470,7 @@ fn begin(shared: &Arc<Shared>, scope: &Scope, name: &StoreName, wanted: Wanted) 
         disks: BTreeMap::new(),
         stopped: None,
         waiting: None,
+        unseen: None,
         rto: None,
         since: shared.clock.now(),
     };

@@ -63,6 +63,8 @@ pub struct BackupView {
     pub stopped: Option<(Timestamp, Writes)>,
     /// Bytes that wait for the archive, where writes are to stop for it.
     pub waiting: Option<u64>,
+    /// Why nobody knows how many do, where that lasts: writes are not stopped, nor let go on.
+    pub unseen: Option<String>,
     /// How long a restore to the newest moment would take.
     pub rto: Option<Duration>,
     /// Since when the manifest wants it backed up.
@@ -156,6 +158,7 @@ impl BackupView {
                 .into_iter()
                 .flatten(),
         );
+        troubles.extend(self.unseen());
         if let Some((since, reason)) = &self.trouble {
             let what = match self.source {
                 Source::Log => "archived",
@@ -204,6 +207,14 @@ impl BackupView {
         }
     }
 
+    /// That writes would not be stopped.
+    fn unseen(&self) -> Option<String> {
+        let reason = self.unseen.as_ref()?;
+        Some(format!(
+            "nobody knows how much waits for the archive, so `on_wal_limit = \"stop-writes\"` stops nothing: {reason}"
+        ))
+    }
+
     /// That the schedule has asked twice in vain.
     fn overdue(&self, now: Timestamp) -> Option<String> {
         let at = self.restorable_to().filter(|_| self.is_overdue(now))?;
@@ -241,6 +252,7 @@ impl BackupView {
         };
         put("writes", "stopped", self.writes_stopped(Writes::ReadOnly));
         put("closed", "stopped", self.writes_stopped(Writes::Closed));
+        put("unseen", "unseen", self.unseen());
         put("overdue", "late", self.overdue(now));
         put("unproven", "unproven", self.unproven(now));
         put("drill", "failed", self.drill_failed());
@@ -332,6 +344,7 @@ mod tests {
             disks: BTreeMap::new(),
             stopped: None,
             waiting: None,
+            unseen: None,
             rto: None,
             since: Timestamp::EPOCH,
         }
@@ -394,6 +407,13 @@ mod tests {
         let told = ["closed", "damaged", "the full backup", "writes"];
         assert_eq!(topics(&view, 50 * HOUR), told);
         assert!(view.troubles(Timestamp::EPOCH)[0].contains("nobody is let in"));
+        view.stopped = None;
+        view.unseen = Some("it does not answer".into());
+        assert_eq!(
+            topics(&view, 50 * HOUR),
+            ["damaged", "the full backup", "unseen"]
+        );
+        assert!(view.troubles(Timestamp::EPOCH)[0].contains("stops nothing: it does not answer"));
         let text = &view.standing(Timestamp::EPOCH)["damaged"].1;
         assert_eq!(
             text,

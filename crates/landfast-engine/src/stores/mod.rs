@@ -56,7 +56,7 @@ pub(crate) use self::{
     credentials::rewrap as rewrap_credential,
     host::{access, find, make_throwaway, owner_of, places},
     lineage::lineage,
-    writes::{allow_writes, hold_writes},
+    writes::{allow_writes, hold_writes, told as writes_told},
 };
 use crate::{
     actions::chain, driver::View, planning::Refusal, release::ReleaseBody, shared::Shared,

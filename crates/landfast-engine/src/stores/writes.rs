@@ -8,7 +8,7 @@ use std::{fs, io, os::unix::fs::PermissionsExt as _, path::Path, sync::Arc};
 
 use landfast_backup::Writes;
 use landfast_datastore::{Phase, Places, Store, read_only_settings};
-use landfast_datastore_client::StoreError;
+use landfast_datastore_client::Session;
 
 use super::host;
 use crate::{actions::chain, shared::Shared};
@@ -67,42 +67,45 @@ fn settings_of(writes: Writes) -> Option<String> {
 }
 
 /// Has a server that runs go by it, ends whom it concerns, and gives how many bytes of its log are kept for a slot. `None` where it
-/// does not run.
+/// does not run. A session that is there is used, and left for the next time where nothing went wrong.
 ///
 /// # Errors
 /// A sentence.
 pub(crate) async fn hold_writes(
     shared: &Shared,
     store: &Store,
+    session: &mut Option<Session>,
     (writes, is_news): (Writes, bool),
     slot: &str,
 ) -> Result<Option<u64>, String> {
     if !matches!(store.phase, Phase::Ready { .. }) {
+        *session = None;
         return Ok(None);
     }
-    let mut session = host::connect(shared, store).await?;
-    let held = async {
-        if is_news {
-            session.reload().await?;
-            // A file that it cannot read leaves it as it was.
-            let goes_by = session.goes_by(writes != Writes::Free, writes == Writes::Closed);
-            if !goes_by.await? {
-                let log = "its server was told whether its app may write, and does not go by it; see the server's log";
-                return Ok(Err(log.to_owned()));
-            }
-        }
-        if writes != Writes::Free {
-            let ended = session.end_others(writes == Writes::Closed).await?;
-            if ended > 0 {
-                let (scope, store) = (&store.scope, &store.name);
-                tracing::warn!(%scope, %store, ended, "writes are stopped: sessions were ended");
-            }
-        }
-        session.kept_for(slot).await.map(Ok)
+    let mut open = match session.take() {
+        Some(open) => open,
+        None => host::connect(shared, store).await?,
     };
-    held.await
-        .map_err(|error: StoreError| chain(&error))?
-        .map(Some)
+    if is_news {
+        open.reload().await.map_err(|error| chain(&error))?;
+        // A file that it cannot read leaves it as it was.
+        let goes_by = open.goes_by(writes != Writes::Free, writes == Writes::Closed);
+        if !goes_by.await.map_err(|error| chain(&error))? {
+            let log = "its server was told whether its app may write, and does not go by it; see the server's log";
+            return Err(log.to_owned());
+        }
+    }
+    if writes != Writes::Free {
+        let ended = open.end_others(writes == Writes::Closed).await;
+        let ended = ended.map_err(|error| chain(&error))?;
+        if ended > 0 {
+            let (scope, store) = (&store.scope, &store.name);
+            tracing::warn!(%scope, %store, ended, "writes are stopped: sessions were ended");
+        }
+    }
+    let kept = open.kept_for(slot).await.map_err(|error| chain(&error))?;
+    *session = Some(open);
+    Ok(Some(kept))
 }
 
 /// Whole or not at all, and readable for the server's user.

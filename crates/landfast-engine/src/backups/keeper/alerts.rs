@@ -113,7 +113,7 @@ impl Keeper {
                 self.book.told.insert(topic, text);
             }
         }
-        self.save().await;
+        self.save_soon().await;
     }
 
     /// The disks that get full, of those that the store and what waits for the repository lie on.

@@ -11,10 +11,37 @@ use super::{
     super::{Wanted, limit, record::StoppedWrites},
     Keeper, RETRY_MAX,
 };
-use crate::actions::RETRY_FIRST;
+use crate::{actions::RETRY_FIRST, stores};
 
 impl Keeper {
-    /// Stops writes, or lets them go on, by what waits for the archive.
+    /// What a server says that was left with stopped writes, and that nobody wrote down, as where the disk of the journal was full.
+    pub(super) fn find_stopped(&mut self) {
+        let places = stores::places(&self.shared, &self.scope, &self.server);
+        let told = match stores::writes_told(&places) {
+            Ok(told) => told,
+            Err(reason) => {
+                return tracing::warn!(scope = %self.scope, store = %self.store, reason, "nobody knows whether writes are stopped");
+            }
+        };
+        if told != Writes::Free && self.book.stopped.is_none() {
+            self.book.stopped = Some(StoppedWrites {
+                server: self.server.clone(),
+                writes: told,
+                since: self.shared.clock.now(),
+            });
+        }
+    }
+
+    /// How much waits is not known.
+    pub(super) fn unseen(&self, reason: Option<String>) {
+        self.show(|view| {
+            view.waiting = None;
+            view.unseen = reason;
+        });
+    }
+
+    /// Stops writes, or lets them go on, by what waits for the archive. The server is told at once, however long the journal takes: what
+    /// it is told lies beside its data, and is found there again.
     pub(super) async fn weigh(&mut self, seen: limit::Seen, wanted: &Wanted) {
         let now = *self.writes.borrow();
         let next = match wanted.spec.on_wal_limit {
@@ -22,18 +49,22 @@ impl Keeper {
             OnWalLimit::Break => Writes::Free,
         };
         let is_wanted = wanted.spec.on_wal_limit == OnWalLimit::StopWrites;
-        self.show(|view| view.waiting = is_wanted.then_some(seen.waiting));
+        self.show(|view| {
+            view.waiting = is_wanted.then_some(seen.waiting);
+            view.unseen = None;
+        });
         if next == Writes::Free && seen.writes == Writes::Free {
             // It is written down until the server goes by it.
             if self.book.stopped.take().is_some() {
                 tracing::info!(scope = %self.scope, store = %self.store, "the archive has caught up; the app may write");
-                self.save().await;
                 self.show(|view| view.stopped = None);
+                self.save_soon().await;
             }
         }
         if next == now {
             return;
         }
+        self.writes.send_replace(next);
         if next != Writes::Free {
             let at = self.shared.clock.now();
             let since = self.book.stopped.as_ref().map_or(at, |known| known.since);
@@ -42,10 +73,9 @@ impl Keeper {
                 writes: next,
                 since,
             });
-            self.save().await;
             self.show(|view| view.stopped = Some((since, next)));
+            self.save_soon().await;
         }
-        self.writes.send_replace(next);
     }
 
     /// Has the apps of servers that were left write there again, beside all else: a server that cannot be reached holds nothing up.
@@ -72,7 +102,7 @@ impl Keeper {
             Ok(server) => {
                 tracing::info!(scope = %self.scope, store = %server, "its app may write again");
                 self.book.left.retain(|left| left.server != server);
-                self.save().await;
+                self.save_soon().await;
             }
             Err(panic) => {
                 tracing::error!(scope = %self.scope, store = %self.store, %panic, "what lets an app write again ended; the next start does it");

@@ -192,7 +192,7 @@ impl Keeper {
         if let Some(findings) = &found.findings {
             self.book.findings.clone_from(findings);
         }
-        self.save().await;
+        self.save_soon().await;
         match &failure {
             None => {
                 tracing::info!(scope = %self.scope, store = %self.store, "{kind} is done");
@@ -245,7 +245,7 @@ impl Keeper {
                 .filter(|(_, (state, _))| *state == "failed");
             let told = failed.map(|(topic, (_, text))| (topic, text));
             self.book.told.extend(told);
-            self.save().await;
+            self.save_soon().await;
         }
         progress.send_modify(|progress| progress.ended = Some(done));
     }
