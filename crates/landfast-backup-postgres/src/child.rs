@@ -86,15 +86,33 @@ pub(crate) struct Running {
 type Job = Box<dyn FnOnce() + Send>;
 
 /// One thread starts all children and never ends: the kernel kills them when their starter is gone.
-static STARTER: LazyLock<Sender<Job>> = LazyLock::new(|| {
+static STARTER: LazyLock<Sender<Job>> = LazyLock::new(|| starter("starter", || {}));
+/// Another one starts those that are to have no network; or why there is none.
+static APART: LazyLock<Result<Sender<Job>, String>> = LazyLock::new(|| {
+    let (sender, left) = channel();
+    let jobs = starter("starter-apart", move || {
+        // Somebody waits for it below.
+        drop(sender.send(landfast_shim::leave_network()));
+    });
+    match left.recv() {
+        Ok(Ok(())) => Ok(jobs),
+        Ok(Err(error)) => Err(format!("it cannot be given a network of its own: {error}")),
+        Err(_) => Err("the thread that starts programs is gone".to_owned()),
+    }
+});
+
+fn starter(name: &str, first: impl FnOnce() + Send + 'static) -> Sender<Job> {
     let (sender, jobs) = channel::<Job>();
-    let work = move || jobs.into_iter().for_each(|job| job());
-    let thread = std::thread::Builder::new().name("starter".into());
+    let work = move || {
+        first();
+        jobs.into_iter().for_each(|job| job());
+    };
+    let thread = std::thread::Builder::new().name(name.into());
     thread
         .spawn(work)
         .expect("a process that can start no thread can do nothing here");
     sender
-});
+}
 
 #[expect(
     clippy::disallowed_methods,
@@ -120,6 +138,18 @@ fn command(program: &Program) -> std::process::Command {
 impl Running {
     /// Starts a program. Its standard output can be read; its messages are kept.
     pub(crate) async fn start(program: &Program) -> io::Result<Self> {
+        Self::start_by(&STARTER, program).await
+    }
+
+    /// The same in a network of its own that holds nothing. Where that cannot be had it has ours, and the reason is given.
+    pub(crate) async fn start_apart(program: &Program) -> io::Result<(Self, Option<String>)> {
+        match &*APART {
+            Ok(starter) => Ok((Self::start_by(starter, program).await?, None)),
+            Err(why) => Ok((Self::start(program).await?, Some(why.clone()))),
+        }
+    }
+
+    async fn start_by(starter: &Sender<Job>, program: &Program) -> io::Result<Self> {
         let mut command = tokio::process::Command::from(command(program));
         command
             .stdin(Stdio::null())
@@ -134,7 +164,7 @@ impl Running {
             drop(sender.send(command.spawn()));
         });
         let gone = |_| io::Error::other("the thread that starts programs is gone");
-        STARTER.send(job).map_err(|_| gone(()))?;
+        starter.send(job).map_err(|_| gone(()))?;
         let mut child = started.await.map_err(|_| gone(()))??;
         let lines = Arc::<Mutex<VecDeque<String>>>::default();
         let reading = child.stderr.take().map(|stderr| {
@@ -330,6 +360,32 @@ mod tests {
 
     fn program(path: &str) -> Program {
         Program::new(Path::new(path))
+    }
+
+    /// Root alone may: elsewhere the reason is given, and nothing is taken for cut off.
+    #[tokio::test]
+    async fn a_program_apart_has_no_network() {
+        let interfaces = program("/bin/cat").args(["/proc/self/net/dev"]);
+        let names = |output: String| -> Vec<String> {
+            let lines = output.lines().skip(2);
+            lines
+                .filter_map(|line| Some(line.split_once(':')?.0.trim().to_owned()))
+                .collect()
+        };
+        let (mut running, reachable) = Running::start_apart(&interfaces).await.unwrap();
+        let (output, is_well) = finish(&mut running).await.unwrap();
+        assert!(is_well);
+        let ours = names(run_while(&interfaces, PATIENCE, None).await.unwrap());
+        let expected = match &reachable {
+            None => vec!["lo".to_owned()],
+            Some(_) => ours,
+        };
+        assert_eq!(names(output), expected);
+        let network = program("/usr/bin/readlink").args(["/proc/self/ns/net"]);
+        let (mut running, _) = Running::start_apart(&network).await.unwrap();
+        let (apart, _) = finish(&mut running).await.unwrap();
+        let ours = run_while(&network, PATIENCE, None).await.unwrap();
+        assert_eq!(apart == ours, reachable.is_some(), "{reachable:?}");
     }
 
     #[tokio::test]

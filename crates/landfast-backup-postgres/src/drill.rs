@@ -3,7 +3,6 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    pin::Pin,
     time::Duration,
 };
 
@@ -14,7 +13,8 @@ use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
 use crate::{
-    BackupError, Programs, RestoreRequest, RestoreStep, Server, UNFINISHED, child, clock, restore,
+    BackupError, OnCopy, Programs, RestoreRequest, RestoreStep, Server, UNFINISHED, child, clock,
+    receiver::chain, restore, restore::start_again, scratch::discard,
 };
 
 /// A program that works for nobody to see for so long is ended.
@@ -58,10 +58,6 @@ pub struct DrillReport {
     pub schemas: Vec<(String, Digest)>,
 }
 
-/// What else is done with a copy once it was checked. Whatever becomes of the copy, it is removed.
-pub type OnCopy<'a> =
-    Box<dyn FnOnce(Server) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> + Send + 'a>;
-
 /// Restores, checks, and removes the copy. The report is there whether it passed or not.
 ///
 /// # Errors
@@ -73,7 +69,8 @@ pub async fn drill(
     drill_and(request, on_step, None).await
 }
 
-/// The same, with something that is done with the copy after its checks; it is none of them.
+/// The same, with something that is done with the copy when all that the verdict needs is known. Nothing that becomes of the copy
+/// then changes it.
 ///
 /// # Errors
 /// As [`drill`].
@@ -116,20 +113,30 @@ pub async fn drill_and(
     let (reached, plan) = (restored.reached, restored.plan.clone());
     let bytes = restored.backup.bytes;
     let has_checksums = restored.backup.has_checksums;
-    let mut checking = begun_checks.elapsed();
-    if let Some(on_copy) = on_copy {
-        on_copy(restored.server.clone()).await;
-    }
-    let begun_checks = clock::instant();
     restored.finish().await?;
     if request.reads_everything && has_checksums {
         checks.push(checksums(programs, &data).await);
     }
-    checking += begun_checks.elapsed();
     let phases = DrillPhases {
-        checks: checking,
+        checks: begun_checks.elapsed(),
         ..phases
     };
+    if let Some(on_copy) = on_copy {
+        match start_again(&request.restore).await {
+            Ok((copy, running)) => {
+                on_copy(Ok(copy)).await;
+                discard(running, &data).await;
+            }
+            Err(error) => {
+                let why = chain(&error);
+                on_copy(Err(format!("the copy's server did not start again: {why}"))).await;
+            }
+        }
+        let run = &request.restore.run;
+        if let Err(error) = freeing::remove_tree(run) {
+            tracing::debug!(%error, "the folder of a socket stays until the next drill");
+        }
+    }
     let copy = data.clone();
     let removed = tokio::task::spawn_blocking(move || freeing::remove_tree(&copy)).await;
     removed
@@ -205,7 +212,7 @@ pub(crate) async fn sql_check(server: &Server, wanted: &SqlCheck) -> Check {
         }
         Ok(None) => (Err("it gave nothing".to_owned()), None),
         Err(error) => {
-            let said = crate::receiver::chain(&error);
+            let said = chain(&error);
             // What a server says of a statement may hold values of rows.
             let code = if let BackupError::Server { source, .. } = &error {
                 source.code()
@@ -277,7 +284,7 @@ async fn schema(
             };
             (Check::of(name, wrong), Some(digest))
         }
-        Err(why) => (Check::of(name, Err(crate::receiver::chain(&why))), None),
+        Err(why) => (Check::of(name, Err(chain(&why))), None),
     }
 }
 

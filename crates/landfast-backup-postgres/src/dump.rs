@@ -22,12 +22,13 @@ use landfast_types::{Digest, Secret, Timestamp};
 use rustix::process::Signal;
 
 use crate::{
-    BackupError, Programs, Server, SqlCheck,
+    BackupError, OnCopy, Programs, ScratchCopy, Server, SqlCheck,
     base_backup::blocking_file,
     child::{self, Program, Running},
     clock,
-    drill::{OnCopy, PATIENCE, amcheck, sql_check},
+    drill::{PATIENCE, amcheck, sql_check},
     restore::{PORT, make_configuration, own_tree},
+    scratch::discard,
 };
 
 /// The name of a dump in its snapshot.
@@ -290,7 +291,8 @@ pub async fn drill_dump(
         emptied(&data)?;
         make_data(&request.programs, &data).await?;
     }
-    let (server, mut running) = scratch_server(&request.programs, &data, &run).await?;
+    let (copied, running) = scratch_server(&request.programs, &data, &run).await?;
+    let server = copied.server.clone();
     phases.restore = step.elapsed();
     let step = clock::instant();
     on_step("restoring the dump into it".to_owned());
@@ -335,17 +337,13 @@ pub async fn drill_dump(
     }
     phases.checks = step.elapsed();
     if let Some(on_copy) = on_copy {
-        on_copy(Server {
+        let server = Server {
             database: DATABASE.to_owned(),
             ..owner
-        })
-        .await;
+        };
+        on_copy(Ok(ScratchCopy { server, ..copied })).await;
     }
-    running.signal(Signal::INT);
-    running
-        .wait()
-        .await
-        .map_err(BackupError::io("wait for", &data))?;
+    discard(running, &data).await;
     for folder in [&data, &run, &copy] {
         emptied(folder)?;
     }
@@ -387,7 +385,7 @@ async fn scratch_server(
     programs: &Programs,
     data: &Path,
     run: &Path,
-) -> Result<(Server, Running), BackupError> {
+) -> Result<(ScratchCopy, Running), BackupError> {
     make_configuration(run, programs.user).map_err(BackupError::io("make", run))?;
     let mut program = programs.program("postgres").arg("-D").arg(data);
     program.user = programs.user;
@@ -411,8 +409,18 @@ async fn scratch_server(
     ] {
         program = program.arg("-c").arg(setting);
     }
-    let started = Running::start(&program).await;
-    let mut running = started.map_err(BackupError::io("start", &program.path))?;
+    // What connects from inside and names no server reaches the copy itself.
+    program = program
+        .env("PGHOST", run.as_os_str())
+        .env("PGPORT", PORT.to_string());
+    let started = Running::start_apart(&program).await;
+    let (mut running, reachable) = started.map_err(BackupError::io("start", &program.path))?;
+    if let Some(why) = &reachable {
+        tracing::warn!(
+            why,
+            "the server of a restored dump has the network of this host"
+        );
+    }
     let server = Server {
         host: run.display().to_string(),
         port: PORT,
@@ -432,7 +440,7 @@ async fn scratch_server(
                 let made = session.client.batch_execute(&create).await;
                 made.map_err(BackupError::server("make a database"))?;
             }
-            return Ok((server, running));
+            return Ok((ScratchCopy { server, reachable }, running));
         }
         if begun.elapsed() > READY_MAX {
             return Err(BackupError::NotReady(running.said()));

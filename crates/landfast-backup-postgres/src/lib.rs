@@ -22,6 +22,7 @@ mod error;
 mod prune;
 mod receiver;
 mod restore;
+mod scratch;
 mod server;
 mod shipper;
 mod spool;
@@ -32,7 +33,7 @@ mod wal_get;
 pub use crate::{
     archive::{Archive, BackupManifest, Finding, Loaded},
     base_backup::{BackupProgress, BackupRequest, back_up},
-    drill::{DrillReport, DrillRequest, OnCopy, SqlCheck, drill, drill_and, schema_digest},
+    drill::{DrillReport, DrillRequest, SqlCheck, drill, drill_and, schema_digest},
     dump::{
         DUMP, DumpDrill, DumpDrillRequest, DumpProgress, DumpRequest, DumpSource, INITDB,
         drill_dump, dump,
@@ -41,6 +42,7 @@ pub use crate::{
     prune::{Pruned, prune, remove_unfinished},
     receiver::ReceiverState,
     restore::{RestoreRequest, RestoreStep, Restored, UNFINISHED, restore},
+    scratch::{OnCopy, ScratchCopy},
     server::{Identity, Programs, Server, forget_slot},
     verify::{Verified, verify},
     wal_archiver::{WalArchiveConfig, WalArchiver, WalEvent, WalStatus},

@@ -22,7 +22,7 @@ use landfast_types::{Digest, Secret};
 use rustix::process::Signal;
 
 use crate::{
-    Archive, BackupError, BackupManifest, Loaded, Programs, Server,
+    Archive, BackupError, BackupManifest, Loaded, Programs, ScratchCopy, Server,
     child::{Program, Running},
     clock,
     wal_get::{WalServer, expected_end, own},
@@ -42,6 +42,8 @@ const PLANS_MAX: u32 = 5;
 /// How long the processes of a server that was killed may take to see it.
 const UNUSED_MAX: Duration = Duration::from_secs(20);
 const LOOK: Duration = Duration::from_millis(20);
+/// How long a server that was shut down in order may take to answer again.
+const READY_MAX: Duration = Duration::from_secs(120);
 
 /// What to restore, and where to.
 #[derive(Debug, Clone)]
@@ -142,16 +144,16 @@ pub async fn restore(
         &request.run,
         user,
     )?;
-    let program = server_program(request, &plan)?;
-    let started = Running::start(&program).await;
-    let mut running = started.map_err(BackupError::io("start", &program.path))?;
-    let server = Server {
-        host: request.run.display().to_string(),
-        port: PORT,
-        login: request.login.clone(),
-        password: None,
-        database: "postgres".to_owned(),
-    };
+    let program = server_program(request, Some(&plan))?;
+    let started = Running::start_apart(&program).await;
+    let (mut running, reachable) = started.map_err(BackupError::io("start", &program.path))?;
+    if let Some(why) = &reachable {
+        tracing::warn!(
+            why,
+            "the server of a restored copy has the network of this host"
+        );
+    }
+    let server = server_of(request);
     wait_ready(&mut running, &server, &wal).await?;
     phases.replay = begun.elapsed();
     let (timeline, reached) = ended_at(&server, &request.data).await?;
@@ -194,6 +196,50 @@ pub async fn restore(
         running,
         run: request.run.clone(),
     })
+}
+
+fn server_of(request: &RestoreRequest) -> Server {
+    Server {
+        host: request.run.display().to_string(),
+        port: PORT,
+        login: request.login.clone(),
+        password: None,
+        database: "postgres".to_owned(),
+    }
+}
+
+/// Starts the server of a copy again that was shut down in order, and waits until it answers.
+pub(crate) async fn start_again(
+    request: &RestoreRequest,
+) -> Result<(ScratchCopy, Running), BackupError> {
+    // Nothing of what ALTER SYSTEM set is for it either, and nobody else takes its place.
+    let settings = request.data.join(SETTINGS);
+    match fs::remove_file(&settings) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(BackupError::io("remove", settings)(error));
+        }
+        _ => {}
+    }
+    make_configuration(&request.run, request.programs.user)
+        .map_err(BackupError::io("make", &request.run))?;
+    let program = server_program(request, None)?;
+    let started = Running::start_apart(&program).await;
+    let (mut running, reachable) = started.map_err(BackupError::io("start", &program.path))?;
+    let server = server_of(request);
+    let begun = clock::instant();
+    while server.connect().await.is_err() {
+        if begun.elapsed() > READY_MAX {
+            return Err(BackupError::NotReady(running.said()));
+        }
+        tokio::select! {
+            ended = running.wait() => {
+                ended.map_err(BackupError::io("wait for", &program.path))?;
+                return Err(BackupError::NotReady(running.said()));
+            }
+            () = tokio::time::sleep(LOOK) => {}
+        }
+    }
+    Ok((ScratchCopy { server, reachable }, running))
 }
 
 /// What there is, what is done with it, and where that has to end.
@@ -335,7 +381,7 @@ pub(crate) fn own_tree(path: &Path, user: Option<(u32, u32)>) -> io::Result<()> 
 
 /// Waits until nobody works in a folder. The processes of a server see a moment later that it was killed, and would write until then into
 /// files that have the names of theirs; the file by which another server would notice is removed with the rest.
-async fn unused(data: &Path) -> Result<(), BackupError> {
+pub(crate) async fn unused(data: &Path) -> Result<(), BackupError> {
     let begun = clock::instant();
     while is_used(data) {
         if begun.elapsed() > UNUSED_MAX {
@@ -411,7 +457,11 @@ pub(crate) fn make_configuration(run: &Path, user: Option<(u32, u32)>) -> io::Re
     Ok(())
 }
 
-fn server_program(request: &RestoreRequest, plan: &RestorePlan) -> Result<Program, BackupError> {
+/// Without a plan there is nothing to recover.
+fn server_program(
+    request: &RestoreRequest,
+    plan: Option<&RestorePlan>,
+) -> Result<Program, BackupError> {
     let run = request.run.display();
     let socket = WalServer::socket(&request.run);
     let mut words = Vec::new();
@@ -425,8 +475,6 @@ fn server_program(request: &RestoreRequest, plan: &RestorePlan) -> Result<Progra
         format!("hba_file={run}/pg_hba.conf"),
         format!("ident_file={run}/pg_ident.conf"),
         format!("unix_socket_directories={run}"),
-        format!("restore_command={}", words.join(" ")),
-        format!("recovery_target_timeline={}", plan.timeline()),
         format!("shared_preload_libraries={}", request.preload),
         format!("port={PORT}"),
         // No network, no archive, nobody to wait for, nobody connected before it is out of recovery.
@@ -446,7 +494,17 @@ fn server_program(request: &RestoreRequest, plan: &RestorePlan) -> Result<Progra
     let mut program = request.programs.program("postgres");
     program.user = request.programs.user;
     program = program.arg("-D").arg(&request.data);
-    for setting in settings {
+    // What connects from inside and names no server reaches the copy itself.
+    program = program
+        .env("PGHOST", request.run.as_os_str())
+        .env("PGPORT", PORT.to_string());
+    let recovery = plan.map(|plan| {
+        [
+            format!("restore_command={}", words.join(" ")),
+            format!("recovery_target_timeline={}", plan.timeline()),
+        ]
+    });
+    for setting in settings.into_iter().chain(recovery.into_iter().flatten()) {
         program = program.arg("-c").arg(setting);
     }
     Ok(program)

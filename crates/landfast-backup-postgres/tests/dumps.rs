@@ -10,7 +10,7 @@ use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf, sync::Arc, time:
 
 use landfast_backup_files::{Content, Series, Snapshot};
 use landfast_backup_postgres::{
-    BackupError, DumpDrill, DumpDrillRequest, DumpRequest, DumpSource, Programs, SqlCheck,
+    BackupError, DumpDrill, DumpDrillRequest, DumpRequest, DumpSource, OnCopy, Programs, SqlCheck,
     drill_dump, dump,
 };
 use landfast_repository::{Key, Keyring, Place, Repository, Storage};
@@ -90,7 +90,7 @@ impl World {
     }
 
     async fn drill(&self, sql: &str, expected: &str) -> Result<DumpDrill, BackupError> {
-        self.drill_within(Duration::from_secs(300), sql, expected)
+        self.drill_within(Duration::from_secs(300), sql, expected, None)
             .await
     }
 
@@ -99,6 +99,7 @@ impl World {
         patience: Duration,
         sql: &str,
         expected: &str,
+        on_copy: Option<OnCopy<'_>>,
     ) -> Result<DumpDrill, BackupError> {
         let request = DumpDrillRequest {
             series: self.series.clone(),
@@ -115,7 +116,7 @@ impl World {
             patience,
         };
         let loaded = self.series.load().await.unwrap();
-        drill_dump(&request, &loaded, None, |_| {}, None).await
+        drill_dump(&request, &loaded, None, |_| {}, on_copy).await
     }
 
     fn packs(&self) -> Vec<PathBuf> {
@@ -287,13 +288,70 @@ async fn a_dump_that_stands_still_as_it_is_restored_is_given_up() {
     );
     world.dump(PASSWORD).await.unwrap();
     let patience = Duration::from_secs(5);
-    let failed = world.drill_within(patience, "SELECT 1", "1").await;
+    let failed = world.drill_within(patience, "SELECT 1", "1", None).await;
     let failed = failed.unwrap_err().to_string();
     assert!(failed.contains("`pg_restore` came no further"), "{failed}");
     // What it left is no obstacle to the next.
     world.sql("shop", "DROP MATERIALIZED VIEW stands");
     world.dump(PASSWORD).await.unwrap();
     world.drill("SELECT 1", "1").await.unwrap();
+}
+
+/// A dump holds functions that open connections, and what they need for it.
+#[tokio::test]
+async fn a_restored_dump_reaches_no_other_server() {
+    let world = World::new().await;
+    let port = world.postgres.port();
+    let dblink = format!(
+        "SELECT dblink_exec('host=127.0.0.1 port={port} user=far password=x dbname=shop', 'DELETE FROM items WHERE n = 1')"
+    );
+    world.sql(
+        "shop",
+        "CREATE EXTENSION dblink; CREATE ROLE far LOGIN SUPERUSER PASSWORD 'x'",
+    );
+    assert_eq!(world.sql("shop", &dblink).trim(), "DELETE 1");
+    world.dump(PASSWORD).await.unwrap();
+    let mut has_run = false;
+    let on_copy: OnCopy<'_> = Box::new(|copy| {
+        Box::pin(async {
+            let copy = copy.unwrap();
+            let database = &copy.server.database;
+            let refusal = copy.refusal(database).await.unwrap();
+            has_run = true;
+            if programs().user.is_none() {
+                // Nobody but root can cut it off.
+                return assert!(refusal.unwrap().contains("`dblink` reaches other servers"));
+            }
+            assert_eq!(refusal, None);
+            let mut psql = std::process::Command::new("/usr/bin/psql");
+            psql.args([
+                "-XqAt",
+                "-U",
+                "postgres",
+                "-h",
+                &copy.server.host,
+                "-d",
+                database,
+            ])
+            .args(["-p", &copy.server.port.to_string(), "-c", &dblink]);
+            let output = psql.output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(said.contains("Network is unreachable"), "{said}");
+        })
+    });
+    let patience = Duration::from_secs(300);
+    let drilled = world.drill_within(
+        patience,
+        "SELECT count(*) FROM items",
+        "49999",
+        Some(on_copy),
+    );
+    assert_eq!(drilled.await.unwrap().wrong(), Vec::<String>::new());
+    assert!(has_run);
+    assert_eq!(
+        world.sql("shop", "SELECT count(*) FROM items").trim(),
+        "49999"
+    );
 }
 
 /// The way back without Landfast: the dump is a file in the snapshot.

@@ -12,7 +12,9 @@ use std::{fs, path::Path, process::Command};
 
 use common::{World, programs};
 use landfast_backup::{Retention, Target, Verdict};
-use landfast_backup_postgres::{DrillRequest, SqlCheck, drill, prune, verify};
+use landfast_backup_postgres::{
+    DrillRequest, OnCopy, Server, SqlCheck, drill, drill_and, prune, verify,
+};
 use landfast_testbed::Postgres;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -189,6 +191,120 @@ async fn a_backup_comes_back_without_landfast() {
         "{amchecked:?}"
     );
     checksums(&data, "--check");
+}
+
+/// What it prints, or what it says.
+fn psql(server: &Server, sql: &str) -> Result<String, String> {
+    let mut psql = Command::new("/usr/bin/psql");
+    psql.args([
+        "-XqAt",
+        "-v",
+        "ON_ERROR_STOP=1",
+        "-U",
+        "postgres",
+        "-h",
+        &server.host,
+    ])
+    .args(["-p", &server.port.to_string(), "-d", "postgres", "-c", sql]);
+    let output = psql.output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    match output.status.success() {
+        true => Ok(text(&output.stdout)),
+        false => Err(text(&output.stderr)),
+    }
+}
+
+/// A copy has the foreign servers of the real one, with their passwords.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_reaches_no_other_server_and_what_becomes_of_it_changes_no_verdict() {
+    let world = World::new().await;
+    let archiver = world.archiver().await;
+    let port = world.postgres.port();
+    world.sql(&format!(
+        "CREATE TABLE t AS SELECT generate_series(1, 100) AS id; \
+         CREATE EXTENSION postgres_fdw; CREATE EXTENSION dblink; \
+         CREATE ROLE far LOGIN SUPERUSER PASSWORD 'theirs'; \
+         CREATE SERVER far FOREIGN DATA WRAPPER postgres_fdw \
+             OPTIONS (host '127.0.0.1', port '{port}', dbname 'postgres'); \
+         CREATE USER MAPPING FOR postgres SERVER far OPTIONS (user 'far', password 'theirs'); \
+         CREATE FOREIGN TABLE far_t (id int) SERVER far OPTIONS (table_name 't')"
+    ));
+    let real = world.server();
+    // It works where it was made.
+    psql(&real, "INSERT INTO far_t VALUES (101)").unwrap();
+    let dblink = format!(
+        "SELECT dblink_exec('host=127.0.0.1 port={port} user=far password=theirs dbname=postgres', 'DELETE FROM t')"
+    );
+    world.back_up(&archiver, true).await.unwrap();
+    world.settle(&archiver).await;
+    let request = DrillRequest {
+        restore: world.request("drill", Target::Latest),
+        checks: vec![SqlCheck {
+            name: "rows".into(),
+            database: "postgres".into(),
+            sql: "SELECT count(*) FROM t".into(),
+            expected: "101".into(),
+        }],
+        schemas: Vec::new(),
+        heartbeat_database: "postgres".into(),
+        reads_everything: true,
+    };
+    let data = request.restore.data.display().to_string();
+    let mut has_run = false;
+    let on_copy: OnCopy<'_> = Box::new(|copy| {
+        Box::pin(async {
+            let copy = copy.unwrap();
+            let refusal = copy.refusal("postgres").await.unwrap();
+            assert!(copy.bytes().await.unwrap() > 1 << 20);
+            if programs().user.is_none() {
+                // Nobody but root can cut it off.
+                assert!(refusal.unwrap().contains("leads to another server"));
+                has_run = true;
+                return;
+            }
+            assert_eq!(refusal, None);
+            for sql in [
+                "UPDATE far_t SET id = -id",
+                "SELECT count(*) FROM far_t",
+                &dblink,
+            ] {
+                let said = psql(&copy.server, sql).unwrap_err();
+                assert!(said.contains("Network is unreachable"), "{said}");
+            }
+            // Who names no server gets the copy.
+            let itself = "SELECT * FROM dblink('user=postgres dbname=postgres', 'SHOW data_directory') AS (at text)";
+            assert_eq!(psql(&copy.server, itself).unwrap(), data);
+            let interfaces = "CREATE TEMP TABLE seen (line text); COPY seen FROM PROGRAM 'tail -n +3 /proc/self/net/dev'; \
+                SELECT string_agg(trim(split_part(line, ':', 1)), ' ') FROM seen";
+            assert_eq!(psql(&copy.server, interfaces).unwrap(), "lo");
+            // A socket is reached without a network.
+            let by_path = format!(
+                "CREATE SERVER near FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host '{}', port '{port}')",
+                real.host
+            );
+            psql(&copy.server, &by_path).unwrap();
+            let why = copy.refusal("postgres").await.unwrap().unwrap();
+            assert!(why.contains("`near` is reached through a socket"), "{why}");
+            // It breaks, as with a disk that is full.
+            let broken = "COPY (SELECT 1) TO PROGRAM 'kill -KILL $PPID'";
+            psql(&copy.server, broken).unwrap_err();
+            fs::write(Path::new(&data).join("global/pg_control"), "broken").unwrap();
+            has_run = true;
+        })
+    });
+    let report = drill_and(&request, |_| {}, Some(on_copy)).await.unwrap();
+    assert!(has_run);
+    assert!(
+        matches!(report.verdict, Verdict::Passed { .. }),
+        "{:?}",
+        report.verdict
+    );
+    assert!(!request.restore.data.exists() && !request.restore.run.exists());
+    assert_eq!(
+        world.sql("SELECT count(*) FROM t WHERE id > 0").trim(),
+        "101"
+    );
+    archiver.stop().await.unwrap();
 }
 
 /// On the data of a server that was shut down.

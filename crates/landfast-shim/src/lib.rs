@@ -48,7 +48,7 @@ pub use crate::{
         Ended, Exit, LOCK_FILE, Leftovers, ProcessKey, SOCKET_FILE, STATE_FILE, ShimState,
         folder_key, shim_is_alive,
     },
-    tie::die_with_starter,
+    tie::{die_with_starter, leave_network},
 };
 
 /// The name of the environment variable that marks everything an instance starts.

@@ -1,4 +1,4 @@
-//! Children that die with whoever started them.
+//! Children that die with whoever started them, and children without a network.
 
 use std::{io, os::unix::process::CommandExt as _, process::Command};
 
@@ -21,4 +21,19 @@ pub fn die_with_starter(command: &mut Command) {
     };
     // SAFETY: the closure makes two system calls, both async-signal-safe, and allocates nothing.
     unsafe { command.pre_exec(tie) };
+}
+
+/// Puts the calling *thread*, and whatever it starts from now on, into a network of its own that holds nothing: not even its loopback
+/// is up. Sockets in the file system are reached as before. There is no way back, so it is for a thread that does nothing else.
+///
+/// # Errors
+/// Where the process is not root, or a container has taken that right away.
+#[expect(
+    unsafe_code,
+    reason = "rustix counts every kind of unshare(2) as unsafe"
+)]
+pub fn leave_network() -> io::Result<()> {
+    // SAFETY: open files are not unshared, which is all that can go wrong with memory or files of other threads.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET)? };
+    Ok(())
 }

@@ -1,11 +1,17 @@
 //! Migrations that are pending, run on the copy of a drill.
 //!
 //! They run with the rights that they have in the app's own database: as a login that acts as its owner. What becomes of them says nothing
-//! of the backup.
+//! of the backup, whose verdict is known before they begin. They are left out where they could reach another server than the copy, and
+//! where the disk has no room for what they may write: each table once more.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
-use landfast_backup_postgres::Server;
+use landfast_backup_postgres::{ScratchCopy, Server};
 use landfast_datastore::{Login, owner_of};
 use landfast_datastore_client::{Access, Session};
 use landfast_migration::{Engine, MigrationSet};
@@ -14,6 +20,7 @@ use landfast_types::{Bytes, Digest, ReleaseId, Scope, Secret, StoreName, format_
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
+use super::work::{room_for, sentence};
 use crate::{
     actions::chain,
     by_hand::{self, Rehearsed, Trial},
@@ -22,6 +29,8 @@ use crate::{
 
 /// No drill waits longer for migrations.
 const REHEARSAL_MAX: Duration = Duration::from_secs(2 * 3_600);
+/// How often it is looked whether the disk still has room.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// The migrations of somebody's folder, instead of those of the newest release.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,15 +107,25 @@ impl Plan {
         })
     }
 
-    /// Runs them, as an administrator's server lets the owner, or as the owner itself.
+    /// Runs them, as an administrator's server lets the owner, or as the owner itself. `folder` is where the copy lies.
     pub(super) async fn run(
         self,
-        server: Server,
+        copy: Result<ScratchCopy, String>,
         app_database: Option<String>,
+        folder: &Path,
         tell: &(impl Fn(String) + Send + Sync),
     ) -> DrillRehearsal {
         let ran = async {
             let set = self.set?;
+            let copy = copy?;
+            let database = app_database.as_ref().unwrap_or(&copy.server.database);
+            let refusal = copy.refusal(database).await;
+            if let Some(why) = refusal.map_err(|error| sentence(&error))? {
+                return Err(format!("left out: {why}"));
+            }
+            let bytes = copy.bytes().await.map_err(|error| sentence(&error))?;
+            room_for(folder, bytes).map_err(|full| format!("left out: {}", full.reason))?;
+            let server = copy.server;
             let url = match app_database {
                 Some(database) => owned(&server, database).await?,
                 None => address(
@@ -117,11 +136,14 @@ impl Plan {
                 ),
             };
             let tell = |text: String| tell(format!("rehearsing: {text}"));
-            let ran = timeout(
+            let trying = timeout(
                 REHEARSAL_MAX,
                 by_hand::on_copy(&set, &url, &self.budget, &tell),
-            )
-            .await;
+            );
+            let ran = tokio::select! {
+                ran = trying => ran,
+                full = until_full(folder) => return Err(format!("they were stopped: {full}")),
+            };
             let late = |_| format!("they took longer than {}", format_duration(REHEARSAL_MAX));
             ran.map_err(late)?.map_err(|error| chain(&error))
         };
@@ -137,6 +159,16 @@ impl Plan {
             migrations,
             failure,
             is_cut_short,
+        }
+    }
+}
+
+/// Until the disk has so little room left that others there would miss it.
+async fn until_full(folder: &Path) -> String {
+    loop {
+        tokio::time::sleep(LOOK).await;
+        if let Err(full) = room_for(folder, 0) {
+            return full.reason;
         }
     }
 }

@@ -447,8 +447,11 @@ async fn try_drill(
             let plan = Plan::of(shared, scope, name, migrations).await;
             let on_copy = plan.map(|plan| {
                 let rehearsal = &mut rehearsal;
-                let on_copy: OnCopy<'_> = Box::new(move |server| {
-                    Box::pin(async move { *rehearsal = Some(plan.run(server, None, tell).await) })
+                let folder = &scratch;
+                let on_copy: OnCopy<'_> = Box::new(move |copy| {
+                    Box::pin(async move {
+                        *rehearsal = Some(plan.run(copy, None, folder, tell).await);
+                    })
                 });
                 on_copy
             });

@@ -395,9 +395,9 @@ async fn try_drill(
     let app_database = database.clone();
     let on_copy = plan.map(|plan| {
         let rehearsal = &mut rehearsal;
-        let on_copy: OnCopy<'_> = Box::new(move |server| {
+        let on_copy: OnCopy<'_> = Box::new(move |copy| {
             Box::pin(async move {
-                *rehearsal = Some(plan.run(server, Some(app_database), tell).await);
+                *rehearsal = Some(plan.run(copy, Some(app_database), folder, tell).await);
             })
         });
         on_copy
