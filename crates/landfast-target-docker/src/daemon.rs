@@ -140,6 +140,8 @@ pub(crate) struct Daemon {
     state: PathBuf,
     /// Whether it is certain that it is the one that is meant.
     is_known: AtomicBool,
+    /// One at a time writes down which it is.
+    identifying: tokio::sync::Mutex<()>,
     /// The longest wait for an answer that is no stream.
     call_wait_max: Duration,
     client: Mutex<Option<Docker>>,
@@ -163,6 +165,7 @@ impl Daemon {
             address,
             state,
             is_known: AtomicBool::new(false),
+            identifying: tokio::sync::Mutex::default(),
             silent_at: Mutex::new(None),
             call_wait_max,
             client: Mutex::new(None),
@@ -248,6 +251,7 @@ impl Daemon {
     }
 
     async fn identify(&self, client: &Docker) -> Result<(), DaemonError> {
+        let _one_writer = self.identifying.lock().await;
         let asked = async {
             let both = async { tokio::try_join!(client.version(), client.info()) };
             let told = tokio::time::timeout(self.call_wait_max, both).await;

@@ -39,6 +39,9 @@ const PULL_SILENCE_MAX: Duration = Duration::from_secs(300);
 /// A registry far away takes its time.
 const REGISTRY_WAIT_MAX: Duration = Duration::from_secs(60);
 
+/// What builds are named by begins so.
+const BUILT: &str = "landfast/";
+
 /// What is known of an image that never changes.
 #[derive(Debug)]
 pub(crate) struct Image {
@@ -290,6 +293,8 @@ impl DockerImages {
         let mut names = vec![pinned.to_string()];
         if digest.is_some() && reference.digest().is_none() {
             let (name, tag) = (reference.name(), reference.tag_meant());
+            let whole = format!("{name}:{tag}");
+            let is_theirs = self.is_theirs(reference, &whole).await?;
             self.tag(
                 reference,
                 found.id.as_deref().unwrap_or_default(),
@@ -297,9 +302,28 @@ impl DockerImages {
                 tag,
             )
             .await?;
-            names.push(format!("{name}:{tag}"));
+            if !is_theirs {
+                names.push(whole);
+            }
         }
         Ok((found, names))
+    }
+
+    /// Whether somebody else has given a name to an image here.
+    async fn is_theirs(&self, reference: &ImageReference, name: &str) -> Result<bool, ImageError> {
+        let found = self.core.inspect_image(name).await;
+        let found = found.map_err(|error| self.failed(reference, error))?;
+        let Some(id) = found.as_ref().and_then(id_of) else {
+            return Ok(false);
+        };
+        let _one_writer = self.ledger.lock().await;
+        let path = self.path();
+        let read = blocking(move || read_ledger(&path)).await;
+        let ledger = read.map_err(|source| ImageError::Io {
+            doing: format!("look up whether `{name}` is here through us"),
+            source,
+        })?;
+        Ok(!ledger.get(&id).is_some_and(|names| names.contains(name)))
     }
 
     async fn tag(
@@ -538,8 +562,11 @@ impl Images for DockerImages {
     async fn claim(&self, reference: &ImageReference) -> Result<ResolvedImage, ImageError> {
         let found = self.local(reference).await?;
         let found = found.ok_or_else(|| missing(reference, "the daemon does not have it"))?;
-        let name = format!("{}:{}", reference.name(), reference.tag_meant());
-        self.keep(reference, &found, vec![name]).await
+        // Other names are their owners' to take away.
+        let is_ours = reference.name().starts_with(BUILT);
+        let name = is_ours.then(|| format!("{}:{}", reference.name(), reference.tag_meant()));
+        self.keep(reference, &found, name.into_iter().collect())
+            .await
     }
 
     async fn collect(&self, keep: &BTreeSet<ImageId>) -> Result<Vec<ImageId>, ImageError> {

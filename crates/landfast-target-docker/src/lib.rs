@@ -490,7 +490,8 @@ impl Target for DockerTarget {
             .as_ref()
             .and_then(|users| users.look_up(wanted.scope).ok());
         let user = user.unwrap_or(start::NOBODY);
-        options::protections(wanted, is_root, user, &lacks.unwrap_or_default())
+        let lacks = lacks.unwrap_or_else(|| self.core.lacks_here());
+        options::protections(wanted, is_root, user, &lacks)
     }
 
     fn images(&self) -> Option<Arc<dyn Images>> {
@@ -528,6 +529,14 @@ impl Target for DockerTarget {
 }
 
 impl Core {
+    /// What can be said without the daemon.
+    fn lacks_here(&self) -> options::Lacks {
+        options::Lacks {
+            memory_for_secrets: !secrets::is_in_memory(&self.settings.secrets),
+            ..Default::default()
+        }
+    }
+
     /// What the daemon's kernel cannot limit; asked once.
     pub(crate) async fn lacks(&self) -> options::Lacks {
         let known = *self.lacks.lock().unwrap_or_else(PoisonError::into_inner);
@@ -538,7 +547,7 @@ impl Core {
             .daemon
             .call(|client| async move { client.info().await });
         let Ok(info) = asked.await else {
-            return options::Lacks::default();
+            return self.lacks_here();
         };
         let security = info.security_options.unwrap_or_default();
         let maps_some = ["name=userns", "name=rootless"];
@@ -549,6 +558,7 @@ impl Core {
             users: security
                 .iter()
                 .any(|option| maps_some.iter().any(|known| option.starts_with(known))),
+            ..self.lacks_here()
         };
         *self.lacks.lock().unwrap_or_else(PoisonError::into_inner) = Some(found);
         found

@@ -20,6 +20,8 @@ use crate::{clock, core::Core, daemon::DaemonError, exits, record::Record};
 
 /// A stream that ended although its container did not is opened again after this.
 const OPEN_AGAIN: Duration = Duration::from_millis(500);
+/// And after this at most, where there is nothing to read.
+const OPEN_AGAIN_MAX: Duration = Duration::from_secs(2);
 /// Pieces that came at once are written at once.
 const PIECES_MAX: usize = 256;
 const NANOS_LEN_MAX: usize = "2026-11-22T06:24:37.503413655+00:00".len();
@@ -114,7 +116,12 @@ fn marks(folder: &Path) -> io::Result<BTreeMap<char, Mark>> {
 impl Core {
     /// Follows one container until it has ended and all it wrote is read, or it is gone.
     pub(crate) async fn follow(&self, id: &InstanceRef) {
+        let mut pause = OPEN_AGAIN;
         loop {
+            // Where the segments end is not looked up for a daemon that is away; whoever watches it asks on.
+            while self.daemon.outage().is_some() {
+                tokio::time::sleep(OPEN_AGAIN).await;
+            }
             let record = match self.remembered(id).await {
                 Ok(Some(record)) => record,
                 Ok(None) => return,
@@ -127,7 +134,8 @@ impl Core {
                 return;
             };
             match self.read(&record, &started.container).await {
-                Ok(()) | Err(DaemonError::Refused { .. }) => {}
+                Ok(true) => pause = OPEN_AGAIN,
+                Ok(false) | Err(DaemonError::Refused { .. }) => {}
                 Err(error) => {
                     self.daemon.note_error(&error);
                     tracing::debug!(instance = %id.instance, %error, "what it writes cannot be read just now");
@@ -145,12 +153,13 @@ impl Core {
                 }
                 Err(_) => {}
             }
-            tokio::time::sleep(OPEN_AGAIN).await;
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(OPEN_AGAIN_MAX);
         }
     }
 
-    /// Reads until the stream ends.
-    async fn read(&self, record: &Record, container: &str) -> Result<(), DaemonError> {
+    /// Reads until the stream ends. True when something came.
+    async fn read(&self, record: &Record, container: &str) -> Result<bool, DaemonError> {
         let folder = record.log_folder.clone();
         let marks = crate::core::blocking(move || marks(&folder)).await;
         let marks = marks.map_err(|error| DaemonError::Away(error.to_string()))?;
@@ -206,7 +215,7 @@ impl Core {
             stderr.splitter.finish(at, &mut log);
         }
         log.flush(at);
-        told
+        told.map(|()| last.is_some())
     }
 
     async fn has_ended(&self, container: &str) -> bool {

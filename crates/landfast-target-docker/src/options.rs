@@ -409,13 +409,17 @@ pub(crate) fn protections(
         Protection::new(Part::Temporary, Enforced, "memory of its own"),
     ];
     if wanted.has_secret_files {
-        let detail = format!("memory, seen at {SECRETS}");
-        all.push(Protection::new(Part::Secrets, Enforced, detail));
+        let (state, kept) = match lacks.memory_for_secrets {
+            false => (Enforced, "memory"),
+            true => (Weaker, "files on a disk, for as long as it runs"),
+        };
+        let detail = format!("{kept}, seen at {SECRETS}");
+        all.push(Protection::new(Part::Secrets, state, detail));
     }
     all
 }
 
-/// What the kernel of a daemon cannot limit, by what the daemon says.
+/// What the kernel of a daemon cannot limit, by what the daemon says, and what this host has not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Lacks {
     pub(crate) memory: bool,
@@ -423,6 +427,8 @@ pub(crate) struct Lacks {
     pub(crate) processes: bool,
     /// Users of containers are few, and others on the host: large numbers mean nobody there.
     pub(crate) users: bool,
+    /// The folder of secrets is not in memory.
+    pub(crate) memory_for_secrets: bool,
 }
 
 #[cfg(test)]

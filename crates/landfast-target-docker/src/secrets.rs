@@ -13,6 +13,17 @@ use std::{
 
 use landfast_types::Secret;
 
+/// `TMPFS_MAGIC` and `RAMFS_MAGIC` of linux/magic.h.
+const IN_MEMORY: [u64; 2] = [0x0102_1994, 0x8584_58f6];
+
+/// Whether what is written below a folder stays in memory. The folder itself need not be there.
+pub(crate) fn is_in_memory(folder: &Path) -> bool {
+    let there = folder.ancestors().find(|above| above.is_dir());
+    let found = there.and_then(|there| rustix::fs::statfs(there).ok());
+    // The type has another sign and width on each kind of machine.
+    found.is_some_and(|found| IN_MEMORY.contains(&(found.f_type as u64 & 0xffff_ffff)))
+}
+
 /// Where the files of one container are, below a folder.
 pub(crate) fn place(above: &Path, name: &str) -> PathBuf {
     above.join(name)
@@ -79,6 +90,12 @@ pub(crate) fn sweep(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tells_memory_from_a_disk() {
+        assert!(is_in_memory(Path::new("/dev/shm/not/there")));
+        assert!(!is_in_memory(Path::new("/proc")));
+    }
 
     #[test]
     fn only_the_server_gets_as_far_as_the_files() {

@@ -3,6 +3,7 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
+    os::unix::fs::MetadataExt as _,
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -488,11 +489,25 @@ impl Core {
             return Err(Failure::Refused(StartError::Impossible(text)));
         };
         let given = blocking(move || {
-            let mut volumes = volumes.iter();
-            volumes.try_for_each(|path| ownership::hand_over(path, user))
+            for path in volumes {
+                if let Some(owner) = give(&path, user)? {
+                    return Ok(Some((path, owner)));
+                }
+            }
+            Ok(None)
         });
         let given = given.await;
-        given.map_err(|source| Failure::Refused(io_error("hand the volumes over")(source)))
+        match given.map_err(|source| Failure::Refused(io_error("hand the volumes over")(source)))? {
+            None => Ok(()),
+            Some((path, owner)) => {
+                let path = path.display();
+                let text = format!(
+                    "`{}` runs as user {user}, and the volume in `{path}` belongs to user {owner}, whose containers may be using it; let it run as {owner}, or stop what uses the volume and run `chown -R {user}:{user} {path}`",
+                    spec.id.instance
+                );
+                Err(Failure::Refused(StartError::Impossible(text)))
+            }
+        }
     }
 
     fn failure(&self, spec: &InstanceSpec, error: DaemonError) -> Failure {
@@ -537,6 +552,17 @@ enum Failure {
 pub(crate) fn io_error(doing: &str) -> impl FnOnce(io::Error) -> StartError {
     let doing = doing.to_owned();
     move |source| StartError::Io { doing, source }
+}
+
+/// Hands a volume over that is nobody's yet. `Some`: it is this other user's, and cannot be shared.
+fn give(volume: &std::path::Path, user: u32) -> io::Result<Option<u32>> {
+    let owner = std::fs::symlink_metadata(volume)?.uid();
+    if owner == 0 || owner == user {
+        return ownership::hand_over(volume, user).map(|()| None);
+    }
+    // Root of an image comes to terms with what it finds, or takes it by itself.
+    let can_share = user == 0 || ownership::is_writable_by(volume, user)?;
+    Ok((!can_share).then_some(owner))
 }
 
 fn is_about_init(message: &str) -> bool {

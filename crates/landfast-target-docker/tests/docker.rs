@@ -138,6 +138,48 @@ async fn what_the_manifest_loosens_is_loose() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_volume_is_not_taken_from_whoever_uses_it() {
+    let Some(mut world) = World::new() else {
+        return;
+    };
+    let target = world.target();
+    let path = world.folder.path().join("state/volumes/data");
+    let volumes = BTreeMap::from([("data".to_owned(), path.clone())]);
+    let words = ["write=/volumes/data/x"];
+    for (number, user, is_taken) in [(1, 4711, false), (2, 4712, true), (3, 4711, false)] {
+        world.image = world.import(&format!("user:{number}"), &[&format!("USER {user}")]);
+        let spec = InstanceSpec {
+            volumes: volumes.clone(),
+            ..world.spec(number, &words)
+        };
+        if is_taken {
+            let refused = target.start(fence(1), &spec).await.unwrap_err();
+            let told = refused.to_string();
+            assert!(
+                matches!(refused, StartError::Impossible(_)) && told.contains("user 4711"),
+                "{told}"
+            );
+            continue;
+        }
+        let lines = world.lines(&target, &spec).await;
+        assert_eq!(lines, ["write=/volumes/data/x ok"]);
+    }
+    // Who runs as root finds it as it is.
+    world.image = world.import("user:0", &["USER 0"]);
+    let spec = InstanceSpec {
+        container: ContainerOptions {
+            user: ContainerUser::Image,
+            ..options(&[])
+        },
+        volumes,
+        ..world.spec(4, &["status=Uid"])
+    };
+    world.lines(&target, &spec).await;
+    let owner = std::os::unix::fs::MetadataExt::uid(&fs::metadata(&path).unwrap());
+    assert_eq!(owner, 4711);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn limits_hold_and_running_out_of_memory_is_said() {
     let Some(world) = World::new() else { return };
     let target = world.target();

@@ -235,6 +235,10 @@ async fn what_was_made_here_is_kept_and_let_go_by_its_name() {
         .docker(&["images", "--format", "{{.Repository}}:{{.Tag}}"])
         .unwrap();
     assert!(!names.contains("landfast/"), "{names}");
+    // A build under a name that is not ours to take.
+    images.claim(&theirs).await.unwrap();
+    assert_eq!(images.collect(&[].into()).await.unwrap(), [other]);
+    assert!(images.inspect(&other).await.unwrap().is_some());
     let lost = images.ensure(&claimed.image, None, None).await.unwrap_err();
     assert!(
         matches!(&lost, ImageError::NotFound { detail, .. } if detail.contains("build it again")),

@@ -25,7 +25,10 @@ pub fn closed_to_others(path: &Path) -> Option<PathBuf> {
 }
 
 /// Whether a user can write in a folder that is not ours to give away.
-pub(crate) fn is_writable_by(folder: &Path, user: u32) -> io::Result<bool> {
+///
+/// # Errors
+/// When nothing can be said of the folder.
+pub fn is_writable_by(folder: &Path, user: u32) -> io::Result<bool> {
     let found = fs::metadata(folder)?;
     let bits = match (found.uid() == user, found.gid() == user) {
         (true, _) => found.mode() >> 6,

@@ -93,7 +93,8 @@ impl ImageFacts {
     /// Whether it would run as root where nothing else is asked for.
     pub fn is_root(&self) -> bool {
         let user = self.user.split(':').next().unwrap_or("");
-        matches!(user, "" | "0" | "root")
+        // `00` is a number too.
+        matches!(user, "" | "root") || user.parse::<u32>() == Ok(0)
     }
 }
 

@@ -1067,7 +1067,7 @@ pub(crate) struct Server {
         hide_env_values = true
     )]
     pub(crate) secrets_key: Option<PathBuf>,
-    /// Where containers run: `unix:///PATH`, `tcp://HOST:PORT`, `ssh://USER@HOST`, or `off` [default: DOCKER_HOST, else the socket of Docker or Podman on this host, where there is one]
+    /// Where containers run: `unix:///PATH`, `tcp://HOST:PORT`, a daemon of this host, or `off` [default: where containers run already, else DOCKER_HOST, else the socket of Docker or Podman on this host, where there is one]
     #[arg(
         long,
         value_name = "ADDRESS",

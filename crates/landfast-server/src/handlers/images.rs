@@ -35,6 +35,14 @@ pub(crate) async fn images(
     let read = read_manifest(&state, &scope, &request.manifest, &BTreeMap::new())?;
     let built = request.built.into_iter().map(|(key, reference)| {
         let read: ImageReference = reference.parse().map_err(bad_reference)?;
+        // What it names is let go of by that name one day: no other may be named here.
+        let ours = format!("landfast/{}/", scope.app);
+        if !read.name().starts_with(&ours) {
+            let detail = format!(
+                "image `{key}`: `{reference}` is no name of a build of this app; those begin with `{ours}`"
+            );
+            return Err(Failure::new(ProblemCode::RequestInvalid, detail));
+        }
         Ok((key, read))
     });
     let built = built.collect::<Answer<BTreeMap<_, _>>>()?;

@@ -75,6 +75,10 @@ fn tag(scope: &Scope, users: &BTreeSet<String>, id: &str) -> String {
 fn arguments(folder: &Path, build: &BuildSpec, iid_file: &Path, has_buildkit: bool) -> Vec<String> {
     let context = folder.join(&build.context);
     let mut words = vec!["build".to_owned()];
+    if has_buildkit {
+        // A builder of another kind keeps what it built to itself.
+        words.push("--load".to_owned());
+    }
     let mut add = |name: &str, value: String| words.extend([name.to_owned(), value]);
     add("--iidfile", iid_file.display().to_string());
     if has_buildkit {
@@ -330,6 +334,7 @@ mod tests {
         let words = arguments(Path::new("/app"), &build, Path::new("/tmp/id"), true);
         let expected = [
             "build",
+            "--load",
             "--iidfile",
             "/tmp/id",
             "--progress",
