@@ -1,10 +1,10 @@
 //! `${VAR}` in values, by the rules of the Compose specification: `$VAR`, `${VAR}`, `${VAR:-default}`, `${VAR-default}`,
 //! `${VAR:?error}`, `${VAR?error}`, `${VAR:+other}`, `${VAR+other}`, `$$`, one within another. Keys are left as they are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    ConvertError,
+    ConvertError, is_credential, looks_secret,
     yaml::{Node, Value},
 };
 
@@ -16,11 +16,15 @@ pub(crate) enum Origin {
     Given,
     Default,
     Unset,
+    /// It looks like a secret.
+    Secret,
 }
 
 /// The variables, and which of them were used.
 pub(crate) struct Variables<'a> {
     values: &'a BTreeMap<String, String>,
+    /// The names of those that hold another that looks like a secret.
+    secrets: BTreeSet<String>,
     pub(crate) used: BTreeMap<String, Origin>,
 }
 
@@ -31,12 +35,27 @@ pub(crate) struct Interpolated {
     pub(crate) unset: Vec<String>,
     /// What `:?` says of a variable that has no value.
     pub(crate) demanded: Option<(String, String)>,
+    /// The variable in it that looks like a secret, by its name or its value, or that made one of the whole.
+    pub(crate) secret: Option<String>,
 }
 
 impl<'a> Variables<'a> {
+    #[cfg(test)]
     pub(crate) fn new(values: &'a BTreeMap<String, String>) -> Self {
+        Self::with_secrets(values, BTreeSet::new())
+    }
+
+    /// The same, and the names of some that hold secrets whatever they are called.
+    pub(crate) fn with_secrets(
+        values: &'a BTreeMap<String, String>,
+        secrets: BTreeSet<String>,
+    ) -> Self {
         let used = BTreeMap::new();
-        Self { values, used }
+        Self {
+            values,
+            secrets,
+            used,
+        }
     }
 
     /// Interpolates all values below. A demanded variable (`:?`) without a value is an error but in a service's environment,
@@ -67,6 +86,7 @@ impl<'a> Variables<'a> {
                 }
                 *text = done.text;
                 node.unset = done.unset;
+                node.secret = done.secret;
             }
             Value::List(items) => {
                 for item in items {
@@ -92,6 +112,7 @@ impl<'a> Variables<'a> {
             return Err("variables stand too deep in one another".to_owned());
         }
         let mut done = Interpolated::default();
+        let mut last = None;
         let mut rest = text;
         while let Some(index) = rest.find('$') {
             done.text.push_str(&rest[..index]);
@@ -101,19 +122,42 @@ impl<'a> Variables<'a> {
                 rest = after;
             } else if let Some(after) = rest.strip_prefix('{') {
                 let end = closing(after).ok_or("a `${` has no `}`")?;
+                let name = &after[..name_len(after)];
+                last = Some(name);
+                let before = done.text.len();
                 self.braced(&after[..end], depth, &mut done)?;
+                self.look(name, before, &mut done);
                 rest = &after[end + 1..];
             } else {
                 let len = name_len(rest);
                 if len == 0 {
                     return Err("a `$` stands before no variable".to_owned());
                 }
-                self.plain(&rest[..len], &mut done);
+                let name = &rest[..len];
+                last = Some(name);
+                let before = done.text.len();
+                self.plain(name, &mut done);
+                self.look(name, before, &mut done);
                 rest = &rest[len..];
             }
         }
         done.text.push_str(rest);
+        // An address with a login may be put together from harmless parts.
+        if let Some(name) = last.filter(|_| done.secret.is_none() && is_credential(&done.text)) {
+            done.secret = Some(name.to_owned());
+        }
         Ok(done)
+    }
+
+    /// Notes a secret in what a variable has added.
+    fn look(&mut self, name: &str, before: usize, done: &mut Interpolated) {
+        let added = done.text.get(before..).unwrap_or_default();
+        let is_secret =
+            looks_secret(name, added) || (self.secrets.contains(name) && !added.is_empty());
+        if is_secret {
+            self.note(name, Origin::Secret);
+            done.secret.get_or_insert_with(|| name.to_owned());
+        }
     }
 
     fn plain(&mut self, name: &str, done: &mut Interpolated) {
@@ -184,6 +228,7 @@ impl<'a> Variables<'a> {
         let inner = self.text(argument, depth + 1)?;
         done.text.push_str(&inner.text);
         done.unset.extend(inner.unset);
+        done.secret = done.secret.take().or(inner.secret);
         done.demanded = done.demanded.take().or(inner.demanded);
         Ok(())
     }
@@ -220,13 +265,20 @@ fn closing(text: &str) -> Option<usize> {
     None
 }
 
+/// What a `.env` file says.
+pub(crate) struct Dotenv {
+    pub(crate) values: Vec<(String, Option<String>)>,
+    /// Lines that are no `NAME=value`, by number.
+    pub(crate) broken: Vec<u32>,
+    /// The names of those in whose values others stand that look like secrets.
+    pub(crate) secrets: BTreeSet<String>,
+}
+
 /// Reads the text of a `.env` file: `NAME=value`, `export`, comments, quotes; in double quotes `\n` and the like.
 /// Variables in values are interpolated from what stands above and from `known`. Lines that are none are left out and
 /// returned by number.
-pub(crate) fn dotenv(
-    text: &str,
-    known: &BTreeMap<String, String>,
-) -> (Vec<(String, Option<String>)>, Vec<u32>) {
+pub(crate) fn dotenv(text: &str, known: &BTreeMap<String, String>) -> Dotenv {
+    let mut secrets = BTreeSet::new();
     let mut values = Vec::new();
     let mut broken = Vec::new();
     let mut scope = known.clone();
@@ -261,14 +313,24 @@ pub(crate) fn dotenv(
         let value = unquoted(&value, quote);
         let value = match quote {
             Some('\'') => value,
-            _ => Variables::new(&scope)
-                .text(&value, 0)
-                .map_or(value, |done| done.text),
+            _ => match Variables::with_secrets(&scope, secrets.clone()).text(&value, 0) {
+                Ok(done) => {
+                    if done.secret.is_some() {
+                        secrets.insert(name.to_owned());
+                    }
+                    done.text
+                }
+                Err(_) => value,
+            },
         };
         scope.insert(name.to_owned(), value.clone());
         values.push((name.to_owned(), Some(value)));
     }
-    (values, broken)
+    Dotenv {
+        values,
+        broken,
+        secrets,
+    }
 }
 
 fn end_of_quote(value: &str, quote: char) -> Option<usize> {
@@ -364,7 +426,7 @@ mod tests {
     #[test]
     fn reads_dotenv() {
         let text = "# c\nexport A=1 # one\nB=\"two\\nlines\"\nC='$A'\nD=$A-${A}\nE\nF=\"x\ny\"\nbad line\nG=a#b\n";
-        let (values, broken) = dotenv(text, &BTreeMap::new());
+        let Dotenv { values, broken, .. } = dotenv(text, &BTreeMap::new());
         let get = |name: &str| {
             let found = values.iter().find(|(key, _)| key == name);
             found.and_then(|(_, value)| value.clone())

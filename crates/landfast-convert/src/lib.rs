@@ -195,12 +195,54 @@ pub(crate) fn names_a_secret(name: &str) -> bool {
         "SALT",
         "DSN",
     ];
+    /// What a secret has, a file, or a setting, but is none.
+    const PLAIN_ENDS: &[&str] = &[
+        "_FILE", "_PATH", "_DIR", "_PORT", "_HOST", "_TIMEOUT", "_TTL", "_VERSION", "_IMAGE",
+        "_ENABLED", "_LENGTH",
+    ];
     let name = name.to_uppercase();
     let ends = |end: &str| {
         name.strip_suffix(end)
             .is_some_and(|rest| rest.is_empty() || rest.ends_with('_'))
     };
-    name.ends_with("PASSWORD") || name.ends_with("TOKEN") || ENDS.iter().any(|end| ends(end))
+    if name.ends_with("PASSWORD") || name.ends_with("TOKEN") || ENDS.iter().any(|end| ends(end)) {
+        return true;
+    }
+    let is_plain = PLAIN_ENDS.iter().any(|end| name.ends_with(end));
+    let name = name.replace("KEYCLOAK", "").replace("PUBLIC_KEY", "");
+    let parts = ["SECRET", "TOKEN", "PASS", "KEY", "CREDENTIAL"];
+    !is_plain && parts.iter().any(|part| name.contains(part))
+}
+
+/// Whether a variable holds a secret, by its name or by its value.
+pub(crate) fn looks_secret(name: &str, value: &str) -> bool {
+    let switches = ["true", "false", "yes", "no", "on", "off"];
+    let is_switch = switches.iter().any(|one| value.eq_ignore_ascii_case(one));
+    !value.is_empty() && ((names_a_secret(name) && !is_switch) || is_credential(value))
+}
+
+/// Whether a value has the form of a secret: a login in an address, a private key, a token of a well-known service.
+pub(crate) fn is_credential(value: &str) -> bool {
+    const STARTS: &[&str] = &[
+        "sk_live_",
+        "sk_test_",
+        "rk_live_",
+        "whsec_",
+        "ghp_",
+        "gho_",
+        "ghs_",
+        "github_pat_",
+        "glpat-",
+        "xoxb-",
+        "xoxp-",
+        "AKIA",
+        "npm_",
+        "SG.",
+        "eyJ",
+    ];
+    let is_token = |start: &&str| value.starts_with(*start) && value.len() >= start.len() + 12;
+    let is_key = value.contains("-----BEGIN") && value.contains("PRIVATE KEY");
+    has_login(value) || is_key || STARTS.iter().any(is_token)
 }
 
 /// Whether a value holds a login with a password: `scheme://user:password@host`.

@@ -33,6 +33,8 @@ pub(crate) struct Node {
     pub(crate) place: Place,
     /// The variables in it that nothing gave a value.
     pub(crate) unset: Vec<String>,
+    /// The variable in it that looks like a secret.
+    pub(crate) secret: Option<String>,
 }
 
 /// What a value is.
@@ -63,6 +65,7 @@ impl Node {
             value,
             place,
             unset,
+            secret: None,
         }
     }
 

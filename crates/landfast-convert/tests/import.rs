@@ -270,3 +270,63 @@ fn covering<'i>(import: &'i Import, leaf: &str) -> Option<(&'i str, &'i Fate)> {
     let longest = marks.max_by_key(|mark| mark.path.len())?;
     Some((&longest.path, &longest.fate))
 }
+
+/// Secrets of `.env` and of the shell, by the names and by the forms of their values, in keys of every kind.
+#[test]
+fn secrets_that_are_interpolated_are_written_in_no_key() {
+    let text = "services:
+  web:
+    image: example/web:${TAG}
+    command: [serve, --key, '${STRIPE_KEY}']
+    entrypoint: run ${JWT_SECRET_V2}
+    labels: {note: 'x-${GPG_PASSPHRASE}'}
+    build: {context: ., args: {A: '${INNER}', B: plain}}
+    environment: ['URL=http://x/${SIGNING}', 'OTHER=${FORM}', 'MODE=${MODE}', 'JWT_SECRET_V3=planted-7']
+    healthcheck: {test: [CMD, curl, 'http://a:${PW}@localhost/']}
+x-note: ${API_CREDENTIAL_ONE:-planted-8}
+";
+    let dotenv = "TAG=1.2\nSTRIPE_KEY=planted-1\nJWT_SECRET_V2=planted-2\nINNER=a-$STRIPE_KEY\nSIGNING=b-$JWT_SECRET_V2\nPW=planted-6\nMODE=fast\n";
+    let sources = [Source {
+        name: "compose.yaml".to_owned(),
+        text: text.to_owned(),
+    }];
+    let shell = BTreeMap::from([
+        ("GPG_PASSPHRASE".to_owned(), "planted-3".to_owned()),
+        ("FORM".to_owned(), "sk_live_planted-4-0123456789".to_owned()),
+    ]);
+    let read = |path: &str| (path == ".env").then(|| dotenv.to_owned());
+    let import = import_compose(&options(&sources, &shell, &[], &read)).unwrap();
+    let report = import.report().to_string();
+    for text in [&import.manifest, &report] {
+        assert!(!text.contains("planted"), "{text}");
+    }
+    for path in [
+        "services.web.command",
+        "services.web.command[2]",
+        "services.web.entrypoint",
+        "services.web.labels.note",
+        "services.web.build.args.A",
+        "services.web.healthcheck.test[2]",
+        "x-note",
+    ] {
+        let mark = import.not_carried().find(|mark| mark.path == path);
+        let mark = mark.unwrap_or_else(|| panic!("{path}: {:#?}", import.marks));
+        assert!(
+            format!("{:?}", mark.fate).contains("looks like a secret"),
+            "{mark:?}"
+        );
+    }
+    // What is no secret is there.
+    for text in ["B = \"plain\"", "MODE", "\"fast\""] {
+        assert!(
+            import.manifest.contains(text),
+            "{text}\n{}",
+            import.manifest
+        );
+    }
+    let secrets = import.secrets.iter().map(|secret| secret.name.as_str());
+    assert_eq!(
+        secrets.collect::<Vec<_>>(),
+        ["JWT_SECRET_V3", "OTHER", "URL"]
+    );
+}

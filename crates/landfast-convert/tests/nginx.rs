@@ -2,7 +2,9 @@
 
 #![allow(
     clippy::unwrap_used,
+    clippy::disallowed_methods,
     clippy::print_stderr,
+    clippy::let_underscore_must_use,
     reason = "a test fails where it unwraps, and says that it was skipped"
 )]
 

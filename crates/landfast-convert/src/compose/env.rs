@@ -5,10 +5,10 @@ use landfast_spec::{Engine, is_reserved_variable};
 use crate::{
     compose::{Converter, Role, is_host, is_unset, pairs, service::is_variable},
     draft::{Table, Toml},
-    has_login,
-    interpolate::dotenv,
+    interpolate::{Dotenv, dotenv},
+    is_credential,
     ledger::At,
-    names_a_secret,
+    looks_secret, names_a_secret,
 };
 
 /// What the variables of a service say.
@@ -69,9 +69,18 @@ impl Converter<'_> {
                     .not_carried(&path_at, format!("`{path}` cannot be read here"), instead);
                 continue;
             };
-            let (values, broken) = dotenv(&text, self.variables);
+            let Dotenv {
+                values,
+                broken,
+                secrets,
+            } = dotenv(&text, self.variables);
             for (name, value) in values {
-                let mut at = path_at.clone();
+                let mut node = path_at.node.clone();
+                node.secret = secrets.get(&name).cloned();
+                let mut at = At {
+                    node: &node,
+                    ..path_at.clone()
+                };
                 at.path = format!("{}:{name}", path_at.path);
                 let value = value.or_else(|| self.variables.get(&name).cloned());
                 self.variable(&path, &name, value, &at, environment);
@@ -191,9 +200,9 @@ impl Converter<'_> {
             self.of_a_store(name, &value, &store, engine, at);
             return;
         }
-        if !value.is_empty()
-            && (has_login(&value) || (names_a_secret(name) && !name.ends_with("_FILE")))
-        {
+        let by_name = names_a_secret(name) && !name.ends_with("_FILE");
+        let is_secret = (by_name && looks_secret(name, &value)) || is_credential(&value);
+        if !value.is_empty() && (is_secret || at.node.secret.is_some()) {
             let required = Toml::Inline(vec![("required".to_owned(), Toml::Flag(true))]);
             environment
                 .table

@@ -38,10 +38,13 @@ pub(super) fn load(
 ) -> Result<Loaded, ConvertError> {
     let mut notes = Vec::new();
     let mut values = BTreeMap::new();
+    let mut secrets = BTreeSet::new();
     if let Some(text) = read(".env") {
-        let (pairs, broken) = dotenv(&text, environment);
+        let read = dotenv(&text, environment);
+        let broken = read.broken;
+        secrets = read.secrets;
         values.extend(
-            pairs
+            read.values
                 .into_iter()
                 .filter_map(|(name, value)| Some((name, value?))),
         );
@@ -57,7 +60,7 @@ pub(super) fn load(
     );
     let mut loader = Loader {
         files: Vec::new(),
-        variables: Variables::new(&values),
+        variables: Variables::with_secrets(&values, secrets),
         read,
         notes,
     };
@@ -72,6 +75,7 @@ pub(super) fn load(
     let empty = || Node::new(Value::Map(Vec::new()), yaml::Place::default());
     let mut root = root.unwrap_or_else(empty);
     loader.extend_all(&mut root)?;
+    hide(&mut root, &mut Vec::new());
     let used = loader.variables.used;
     Ok(Loaded {
         root,
@@ -218,6 +222,34 @@ impl Loader<'_> {
     }
 }
 
+/// Takes away every text that holds a secret, and leaves its place and the variable's name. Variables of services stay: they
+/// become required.
+fn hide(node: &mut Node, path: &mut Vec<String>) {
+    let is_variable = path.len() > 2 && path[0] == "services" && path[2] == "environment";
+    if is_variable {
+        return;
+    }
+    match &mut node.value {
+        Value::Text(text) => {
+            if node.secret.is_none() && crate::is_credential(text) {
+                node.secret = Some(String::new());
+            }
+            if node.secret.is_some() {
+                node.value = Value::Null;
+            }
+        }
+        Value::List(items) => items.iter_mut().for_each(|item| hide(item, path)),
+        Value::Map(fields) => {
+            for field in fields {
+                path.push(field.key.clone());
+                hide(&mut field.node, path);
+                path.pop();
+            }
+        }
+        Value::Null | Value::Flag(_) | Value::Integer(_) | Value::Float(_) => {}
+    }
+}
+
 fn included_paths(includes: &Node) -> Vec<String> {
     let mut paths = Vec::new();
     for item in includes.items() {
@@ -320,6 +352,7 @@ pub(super) fn merge(base: Node, over: Node, path: &mut Vec<String>) -> Node {
             value,
             place,
             unset: over.unset,
+            secret: over.secret,
         },
     }
 }
@@ -357,6 +390,7 @@ fn as_map(node: Node, key: &str) -> Node {
             value,
             place,
             unset: item.unset,
+            secret: item.secret,
         };
         Some(Field {
             key: name,

@@ -162,6 +162,7 @@ pub fn import_compose(options: &ComposeOptions<'_>) -> Result<Import, ConvertErr
         converter.ledger.given(&prefix, &name, &store);
     }
     converter.ledger.cover(&root, false);
+    converter.hidden(&root);
     Ok(converter.finish(files, &services).checked())
 }
 
@@ -170,6 +171,17 @@ impl Converter<'_> {
         let text = text.into();
         if !self.decisions.contains(&text) {
             self.decisions.push(text);
+        }
+    }
+
+    /// Names every text that was taken away for the secret in it.
+    fn hidden(&mut self, at: &At<'_>) {
+        if let Some(name) = at.node.secret.as_deref().filter(|_| at.node.is_null()) {
+            let (reason, instead) = secret_words(name);
+            self.ledger.not_carried(at, reason, instead);
+        }
+        for at in at.fields().map(|(_, at)| at).chain(at.items()) {
+            self.hidden(&at);
         }
     }
 
@@ -267,6 +279,12 @@ impl Converter<'_> {
                 .collect::<Vec<_>>()
                 .join(", ")
         };
+        let secrets = list(Origin::Secret);
+        if !secrets.is_empty() {
+            self.decide(format!(
+                "{secrets}: they look like secrets, so nothing that holds their values was written"
+            ));
+        }
         let given = list(Origin::Given);
         if !given.is_empty() {
             self.decide(format!(
@@ -451,6 +469,20 @@ pub(super) fn pairs<'n>(at: &At<'n>) -> Vec<(String, Option<String>, At<'n>)> {
         })
     });
     fields.chain(items).collect()
+}
+
+/// Why a text with a secret is not carried, and what to do. Without a name, the secret stands in the file itself.
+pub(super) fn secret_words(name: &str) -> (String, String) {
+    match name {
+        "" => (
+            "it holds what looks like a secret".to_owned(),
+            "give it by `landfast secret set NAME`, and read the variable or /run/secrets/NAME in the app".to_owned(),
+        ),
+        name => (
+            format!("it holds the value of `{name}`, which looks like a secret"),
+            format!("give it by `landfast secret set {name}`, and read the variable or /run/secrets/{name} in the app"),
+        ),
+    }
 }
 
 /// Whether a value is exactly one variable that nothing gave a value.

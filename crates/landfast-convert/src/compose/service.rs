@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 
 use crate::{
-    compose::{Converter, Role, image_base, pairs},
+    compose::{Converter, Role, image_base, pairs, secret_words},
     draft::{Table, Toml},
     ledger::At,
-    names_a_secret,
+    looks_secret,
     units::{bytes, cpu, duration, exact_bytes, words},
     yaml::Value,
 };
@@ -298,11 +298,16 @@ impl Converter<'_> {
     fn build_args(&mut self, at: &At<'_>, build: &mut Vec<(String, Toml)>) {
         let mut args = Vec::new();
         for (name, value, at) in pairs(at) {
+            if at.node.secret.is_some() {
+                // Named with all others that were taken away.
+                continue;
+            }
             let value = value.or_else(|| self.variables.get(&name).cloned());
+            let is_secret = looks_secret(&name, value.as_deref().unwrap_or("?"));
             if !is_variable(&name) {
                 self.ledger
                     .not_carried(&at, "it cannot name an argument", "rename it");
-            } else if names_a_secret(&name) {
+            } else if is_secret {
                 let instead = format!(
                     "landfast secret set {name}, secrets = [\"{name}\"] in `build`, and RUN --mount=type=secret,id={name}"
                 );
@@ -347,6 +352,14 @@ impl Converter<'_> {
     /// `command` and `entrypoint`.
     fn argv(&mut self, at: &At<'_>, key: &str, table: &mut Table) {
         let Some(at) = at.get(key) else { return };
+        // A command without one of its words is another command.
+        let secret = std::iter::once(at.clone()).chain(at.items());
+        let secret = secret.filter_map(|at| at.node.secret.as_deref()).next();
+        if let Some(name) = secret {
+            let (reason, instead) = secret_words(name);
+            self.ledger.not_carried(&at, reason, instead);
+            return;
+        }
         let argv = match &at.node.value {
             Value::Null => {
                 self.ledger.replaced(&at, "the image's own");
