@@ -206,7 +206,7 @@ fn writes_stop_before_the_chain_breaks_and_go_on_when_the_archive_has_caught_up(
 /// Drivers that open each transaction as one that writes do not notice that a server is read-only by its settings.
 #[test]
 fn who_overrules_a_read_only_server_again_and_again_is_not_let_in_any_more() {
-    let shop = Shop::beside_others("postgres");
+    let mut shop = Shop::beside_others("postgres");
     let to = shop.host.path("backups");
     let backup = format!(
         "migrations = \"migrations\"\n\n[stores.main.backup]\nto = \"{}\"\nship = \"1s\"\nwal_limit = \"64MiB\"\n\
@@ -236,12 +236,121 @@ fn who_overrules_a_read_only_server_again_and_again_is_not_let_in_any_more() {
         status.contains("nobody is let into the database"),
         "{status}"
     );
+    // Neither the death of the database, nor that of Landfast, nor a configuration that was written by half lets anybody in.
+    let said = || {
+        let read = ["store", "psql", "main", "--", "-Atc", "SELECT 1"];
+        let output = shop.host.run(&shop.app, &read);
+        assert!(!output.status.success(), "somebody was let in");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let folder = shop.host.path("state/stores/shop/production/main");
+    let pid = fs::read_to_string(folder.join("data/postmaster.pid")).unwrap();
+    let pid = pid.lines().next().unwrap().parse().unwrap();
+    rustix::process::kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+    let is_back = || {
+        let now = fs::read_to_string(folder.join("data/postmaster.pid"));
+        now.is_ok_and(|now| !now.starts_with(&format!("{pid}\n")))
+    };
+    shop.host.until("the database is back, and closed", || {
+        said().contains("pg_hba.conf") && is_back()
+    });
+    fs::rename(folder.join("configuration"), folder.join("lost")).unwrap();
+    let access = folder.join("configuration/pg_hba.conf");
+    shop.host
+        .until("its configuration is there again", || access.exists());
+    assert!(!fs::read_to_string(&access).unwrap().contains("host all"));
+    shop.host.kill_server();
+    // As one that was killed in the middle of opening it: the server was not told.
+    fs::remove_file(folder.join("stopped-writes.conf")).unwrap();
+    shop.host.start_server();
+    shop.host.until("it is closed still", || {
+        folder.join("stopped-writes.conf").exists() && troubles(&shop).contains("nobody is let")
+    });
     fs::remove_file(&to).unwrap();
     fs::rename(&away, &to).unwrap();
     shop.host
         .until("the app writes again", || write(&shop).is_ok());
     shop.host
         .until("nothing is wrong", || troubles(&shop) == "[]");
+}
+
+/// Backed up where writes stop, and proven.
+fn stopping(limit: &str) -> (Shop, PathBuf, String) {
+    let shop = Shop::beside_others("postgres");
+    let to = shop.host.path("backups");
+    let backup = format!(
+        "migrations = \"migrations\"\n\n[stores.main.backup]\nto = \"{}\"\nship = \"1s\"\nwal_limit = \"{limit}\"\n\
+         on_wal_limit = \"stop-writes\"\n{NOTHING_DUE}",
+        to.display()
+    );
+    shop.edit("migrations = \"migrations\"\n", &backup);
+    shop.migration("0001_items.sql", ITEMS);
+    shop.ok(&["deploy", "--wait", "seal"]);
+    shop.sql("CREATE TABLE filled (n int, text text)");
+    shop.host.until("the first backup is proven", || {
+        let shown = shown(&shop);
+        !shown["drill"]["passed_at"].is_null() && shown["running"].is_null()
+    });
+    (shop, to, backup)
+}
+
+fn write_until_stopped(shop: &Shop) {
+    for _ in 0..60 {
+        if write(shop).is_err() {
+            return;
+        }
+    }
+    panic!("nothing stopped it");
+}
+
+#[test]
+fn an_app_whose_backups_are_given_up_while_it_may_not_write_writes_again_even_if_landfast_dies() {
+    let (mut shop, to, backup) = stopping("64MiB");
+    take_away(&to);
+    write_until_stopped(&shop);
+    shop.edit(&backup, "migrations = \"migrations\"\n");
+    shop.ok(&["deploy", "--wait", "seal"]);
+    shop.host.kill_server();
+    shop.host.start_server();
+    shop.host
+        .until("the app writes again", || write(&shop).is_ok());
+    shop.host.until("nothing is kept for the archive", || {
+        shop.sql("SELECT count(*) FROM pg_replication_slots") == "0"
+    });
+    let told = shop
+        .host
+        .path("state/stores/shop/production/main/stopped-writes.conf");
+    assert!(!told.exists());
+}
+
+#[test]
+fn an_app_that_moves_away_from_a_server_that_is_stopped_writes_there_and_the_old_one_is_let_go_of()
+{
+    let (shop, to, _) = stopping("64MiB");
+    shop.ok(&["restore", "run", "main", "--as", "copy"]);
+    let is = |name: &str, state: &str| {
+        let stores = shop.json(&["store", "list"]);
+        let mut stores = stores["stores"].as_array().unwrap().iter();
+        stores.any(|store| store["name"] == name && store["state"] == state)
+    };
+    shop.host
+        .until("the restored store is ready", || is("copy", "ready"));
+    let away = take_away(&to);
+    write_until_stopped(&shop);
+    let told = shop
+        .host
+        .path("state/stores/shop/production/main/stopped-writes.conf");
+    assert!(told.exists());
+    let switch = ["restore", "switch", "main", "--to", "copy", "--yes"];
+    shop.ok(&[&switch[..], &["--accept-loss"]].concat());
+    shop.host
+        .until("the app writes again", || write(&shop).is_ok());
+    fs::remove_file(&to).unwrap();
+    fs::rename(&away, &to).unwrap();
+    shop.host
+        .until("the old store is let go of", || is("main", "deleted"));
+    shop.host
+        .until("nothing holds up its writes", || !told.exists());
 }
 
 /// Nobody archives while the server of Landfast is dead, and the database gives up what it may not keep.
