@@ -157,6 +157,7 @@ fn what_is_said_to_be_carried_changes_what_is_written() {
         // Their defaults are what the documentation shows.
         let text = match key.path {
             "deploy.max_unavailable" => "5",
+            "stores.*.image" => "\"registry.example/postgres:15\"",
             _ => key.example,
         };
         let example = format!("v = {text}").parse::<Table>().unwrap()["v"].clone();

@@ -1,8 +1,8 @@
 //! Which daemon it is: containers that are not known to have ended are on one daemon, and no other can say that they
 //! are gone.
 //!
-//! Docker says an id that it keeps with its data. Podman makes up another at each question: it is known by where it
-//! keeps its data.
+//! Docker says an id, which before Docker 25 all daemons of a host share: where it keeps its data belongs to it. Podman
+//! makes up another at each question, and is known by its data alone.
 
 use std::{
     io,
@@ -52,11 +52,14 @@ pub fn remembered(state: &Path) -> io::Result<Option<DockerAddress>> {
 /// What tells a daemon from every other; `None` where it says nothing of the kind.
 pub(crate) fn of(version: &SystemVersion, info: &SystemInfo) -> Option<String> {
     let mut parts = version.components.iter().flatten();
-    let id = match parts.any(|part| part.name.contains("Podman")) {
-        true => format!("podman:{}", info.docker_root_dir.as_deref()?),
-        false => info.id.clone()?,
-    };
-    (!id.is_empty()).then_some(id)
+    let data = info.docker_root_dir.as_deref()?;
+    match parts.any(|part| part.name.contains("Podman")) {
+        true => Some(format!("podman:{data}")),
+        false => {
+            let id = info.id.as_deref().filter(|id| !id.is_empty())?;
+            Some(format!("{id}:{data}"))
+        }
+    }
 }
 
 /// Takes down which daemon answers, or says in what way it is the wrong one.
@@ -83,7 +86,7 @@ pub(crate) fn check(
         && Records::new(state.to_owned()).has_living()?
     {
         return Ok(Err(format!(
-            "another daemon answers there ({}); containers of this server are on the one that was at {} ({}): start that one again, or, when it is gone for good, remove `{}`: they then count as ended",
+            "another daemon answers there ({}); containers of this server are on the one that was at {} ({}): start that one again, or, when it is gone for good, remove `{}`: what is not found here then counts as ended",
             now.id,
             before.address,
             before.id,
@@ -128,7 +131,7 @@ mod tests {
         };
         let id = |name| of(&version(name), &info);
         assert_eq!(id("Podman Engine").as_deref(), Some("podman:/data"));
-        assert_eq!(id("Engine").as_deref(), Some("made-up"));
+        assert_eq!(id("Engine").as_deref(), Some("made-up:/data"));
         assert_eq!(of(&version("Engine"), &SystemInfo::default()), None);
     }
 }

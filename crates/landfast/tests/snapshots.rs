@@ -44,8 +44,8 @@ standby = "1s"
 healthy_deadline = "30s"
 "#;
 
-/// From one 29 February to the next.
-const BETWEEN_MS: u64 = 1_461 * 86_400_000;
+/// A day.
+const BETWEEN_MS: u64 = 24 * 60 * 60 * 1_000;
 
 struct World {
     host: Host,
