@@ -157,6 +157,7 @@ fn what_is_said_to_be_carried_changes_what_is_written() {
         // Their defaults are what the documentation shows.
         let text = match key.path {
             "deploy.max_unavailable" => "5",
+            "stores.*.pull" => "\"always\"",
             "stores.*.image" => "\"registry.example/postgres:15\"",
             _ => key.example,
         };
@@ -297,8 +298,13 @@ fn places(path: &str) -> Vec<(String, Vec<(String, String)>)> {
         }
         "stores" => {
             let pool = [("stores.main.pool.min", "3")];
-            let pool: &[(&str, &str)] = if path.contains(".pool.") { &pool } else { &[] };
-            add("main", pool);
+            let image = [("stores.main.image", "\"registry.example/postgres:15\"")];
+            let others: &[(&str, &str)] = match path {
+                "stores.*.pull" => &image,
+                path if path.contains(".pool.") => &pool,
+                _ => &[],
+            };
+            add("main", others);
             let users = [("services.web.uses", "[\"files\", \"outer\"]")];
             add("files", &users);
             add("outer", &users);
