@@ -26,17 +26,19 @@ const SLACK_BYTES_MIN: u64 = 64 << 20;
 const IDLE_BYTES: u64 = 48 << 20;
 
 impl Writes {
-    /// What follows from how many bytes wait for the archive.
+    /// What follows from how many bytes wait for the archive, and how many did when its server began to go by it: `None` where it does
+    /// not yet. What was written before that is no one's disobedience.
     #[must_use]
-    pub fn next(self, waiting: u64, limit: u64) -> Self {
+    pub fn next(self, waiting: u64, at_first: Option<u64>, limit: u64) -> Self {
         let slack = (limit / 4).max(SLACK_BYTES_MIN);
+        let grows_on = |at_first: u64| waiting >= at_first.max(limit).saturating_add(slack);
         match self {
             // Free ⇒ ReadOnly: the limit is reached.
             Self::Free if waiting >= limit => Self::ReadOnly,
             // ReadOnly, Closed ⇒ Free: the archive has caught up, so that the limit is not reached again in a moment.
             Self::ReadOnly | Self::Closed if waiting <= (limit / 2).max(IDLE_BYTES) => Self::Free,
             // ReadOnly ⇒ Closed: it grows on.
-            Self::ReadOnly if waiting >= limit.saturating_add(slack) => Self::Closed,
+            Self::ReadOnly if at_first.is_some_and(grows_on) => Self::Closed,
             Self::Free | Self::ReadOnly | Self::Closed => self,
         }
     }
@@ -65,16 +67,29 @@ mod tests {
         ];
         let mut writes = Writes::Free;
         for (waiting, then) in steps {
-            writes = writes.next(waiting * MIB, 1_024 * MIB);
+            writes = writes.next(waiting * MIB, Some(0), 1_024 * MIB);
             assert_eq!(writes, then, "{waiting} MiB");
         }
     }
 
     #[test]
     fn the_smallest_limit_is_left_again() {
-        let stopped = Writes::Free.next(64 * MIB, 64 * MIB);
+        let stopped = Writes::Free.next(64 * MIB, None, 64 * MIB);
         assert_eq!(stopped, Writes::ReadOnly);
-        assert_eq!(stopped.next(127 * MIB, 64 * MIB), Writes::ReadOnly);
-        assert_eq!(stopped.next(48 * MIB, 64 * MIB), Writes::Free);
+        let next = |waiting| stopped.next(waiting * MIB, Some(64 * MIB), 64 * MIB);
+        assert_eq!(next(127), Writes::ReadOnly);
+        assert_eq!(next(48), Writes::Free);
+    }
+
+    #[test]
+    fn what_was_written_before_writes_stopped_closes_nothing() {
+        let stopped = Writes::ReadOnly;
+        let next = |waiting, at_first: Option<u64>| {
+            stopped.next(waiting * MIB, at_first.map(|at| at * MIB), 64 * MIB)
+        };
+        assert_eq!(next(900, None), Writes::ReadOnly);
+        assert_eq!(next(900, Some(900)), Writes::ReadOnly);
+        assert_eq!(next(963, Some(900)), Writes::ReadOnly);
+        assert_eq!(next(964, Some(900)), Writes::Closed);
     }
 }

@@ -230,7 +230,9 @@ fn who_overrules_a_read_only_server_again_and_again_is_not_let_in_any_more() {
         said.contains("pg_hba.conf").then_some(said)
     });
     assert!(closed.is_some(), "it wrote on and on");
-    assert!(troubles(&shop).contains("nobody is let into the database"));
+    shop.host.until("it is told", || {
+        troubles(&shop).contains("nobody is let into the database")
+    });
     let status = shop.ok(&["status"]);
     assert!(
         status.contains("nobody is let into the database"),

@@ -109,6 +109,8 @@ pub(super) struct Keeper {
     told: bool,
     /// What the server is to go by.
     writes: watch::Sender<Writes>,
+    /// How many bytes waited for the archive when writes had stopped.
+    at_first: Option<u64>,
     /// Servers that were left, whose apps are let write again.
     lifts: JoinSet<StoreName>,
     /// What is in the book is not in the journal yet.
@@ -141,6 +143,7 @@ impl Keeper {
             wants_full: false,
             told: false,
             writes: watch::Sender::default(),
+            at_first: None,
             lifts: JoinSet::new(),
             is_unsaved: false,
         }

@@ -41,17 +41,31 @@ impl Keeper {
     }
 
     /// Stops writes, or lets them go on, by what waits for the archive. The server is told at once, however long the journal takes: what
-    /// it is told lies beside its data, and is found there again.
+    /// it is told lies beside its data, and is found there again. People are told when the server goes by it and who had written is ended:
+    /// until then a commit may still be acknowledged.
     pub(super) async fn weigh(&mut self, seen: limit::Seen, wanted: &Wanted) {
         let now = *self.writes.borrow();
+        match seen.writes {
+            Writes::Free => self.at_first = None,
+            Writes::ReadOnly | Writes::Closed => {
+                self.at_first.get_or_insert(seen.waiting);
+            }
+        }
         let next = match wanted.spec.on_wal_limit {
-            OnWalLimit::StopWrites => now.next(seen.waiting, wanted.spec.wal_limit.0),
+            OnWalLimit::StopWrites => {
+                now.next(seen.waiting, self.at_first, wanted.spec.wal_limit.0)
+            }
             OnWalLimit::Break => Writes::Free,
         };
         let is_wanted = wanted.spec.on_wal_limit == OnWalLimit::StopWrites;
         self.show(|view| {
             view.waiting = is_wanted.then_some(seen.waiting);
             view.unseen = None;
+            if let Some(known) = &self.book.stopped
+                && seen.writes != Writes::Free
+            {
+                view.stopped = Some((known.since, seen.writes));
+            }
         });
         if next == Writes::Free && seen.writes == Writes::Free {
             // It is written down until the server goes by it.
@@ -73,7 +87,6 @@ impl Keeper {
                 writes: next,
                 since,
             });
-            self.show(|view| view.stopped = Some((since, next)));
             self.save_soon().await;
         }
     }
