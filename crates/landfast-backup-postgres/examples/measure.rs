@@ -120,6 +120,7 @@ async fn archive(folder: &Path, sockets: &str, port: &str) -> Done {
                     programs: programs(),
                     archive: archive.clone(),
                     is_full: *kind == "full",
+                    busy_rate: 32 << 20,
                     wal_patience: Duration::from_secs(60),
                 };
                 let backup = back_up(&request, &archiver, |_| {}).await?;

@@ -30,6 +30,7 @@ use crate::{
     archive::{BackupManifest, is_good},
     child::Running,
     clock,
+    pace::{Pace, Paced},
 };
 
 const MANIFEST: &str = "backup_manifest";
@@ -45,6 +46,8 @@ pub struct BackupRequest {
     /// Store every page again, so that no older object is needed. Otherwise pages that are the same as in the newest good backup
     /// are referred to; the server is read whole either way.
     pub is_full: bool,
+    /// Bytes a second that are read while the app uses its server. Otherwise it goes as fast as it can.
+    pub busy_rate: u64,
     /// How long the WAL of the backup may take to reach the archive.
     pub wal_patience: Duration,
 }
@@ -90,7 +93,7 @@ pub async fn back_up(
         return Err(BackupError::Tablespace(tablespace));
     }
     let total = session.size().await?;
-    drop(session);
+    let pace = Pace::new(request.busy_rate);
     let (id, parent) = prepare(archive, request.is_full).await?;
     let parent_id = parent.as_ref().map(|(id, _)| id.clone());
     let parent = parent.map(|(_, parent)| parent);
@@ -122,12 +125,14 @@ pub async fn back_up(
     let pg_manifest = Arc::new(std::sync::Mutex::new(Vec::new()));
     let fill = {
         let (read, pg_manifest) = (Arc::clone(&read), Arc::clone(&pg_manifest));
+        let input = pace.read(input);
         move |writer| fill(writer, input, &read, &pg_manifest)
     };
     let packs = archive.path(&format!("packs/{id}"));
     let on_stored = |bytes| stored.store(bytes, Ordering::Relaxed);
     let upload = upload_packs(archive.repository(), &packs, parent, fill, on_stored);
     let mut upload = Box::pin(upload);
+    let mut watching = Box::pin(pace.watch(&session));
     let mut ticks = tokio::time::interval(PROGRESS_EVERY);
     let progress = || BackupProgress {
         bytes: read.load(Ordering::Relaxed),
@@ -139,9 +144,11 @@ pub async fn back_up(
         tokio::select! {
             uploaded = &mut upload => break uploaded,
             _ = ticks.tick() => on_progress(progress()),
+            () = &mut watching => {}
         }
     };
-    drop(upload);
+    drop((upload, watching));
+    drop(session);
     if uploaded.is_err() {
         running.signal(Signal::KILL);
     }
@@ -259,7 +266,7 @@ async fn prepare(
 
 fn fill(
     mut writer: PageWriter,
-    input: File,
+    input: Paced,
     read: &AtomicU64,
     pg_manifest: &std::sync::Mutex<Vec<u8>>,
 ) -> Result<PageWriter, RepositoryError> {

@@ -19,6 +19,7 @@ mod clock;
 mod drill;
 mod dump;
 mod error;
+mod pace;
 mod prune;
 mod receiver;
 mod restore;

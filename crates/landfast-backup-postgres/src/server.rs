@@ -266,6 +266,15 @@ impl Session {
         Ok(row.get::<_, i64>(0).cast_unsigned())
     }
 
+    /// How many transactions have ended since it counts, in all databases.
+    pub(crate) async fn ended_transactions(&self) -> Result<u64, BackupError> {
+        const ASK: &str =
+            "SELECT coalesce(sum(xact_commit + xact_rollback), 0)::bigint FROM pg_stat_database";
+        let row = self.client.query_one(ASK, &[]).await;
+        let row = row.map_err(BackupError::server("ask whether it is used"))?;
+        Ok(row.get::<_, i64>(0).cast_unsigned())
+    }
+
     pub(crate) async fn prepare_heartbeat(&self) -> Result<(), BackupError> {
         const MAKE: &str = "CREATE SCHEMA IF NOT EXISTS landfast; \
             CREATE TABLE IF NOT EXISTS landfast.heartbeat ( \

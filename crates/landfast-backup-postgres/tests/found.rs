@@ -8,7 +8,12 @@
 
 mod common;
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 use common::{World, ask};
 use landfast_backup::{Retention, Target};
@@ -154,6 +159,7 @@ async fn the_password_a_killed_backup_left_goes_with_the_next_one() {
         programs: common::programs(),
         archive: world.archive.clone(),
         is_full: true,
+        busy_rate: u64::MAX,
         wal_patience: common::PATIENCE,
     };
     request.server.password = Some(landfast_types::Secret::new("testbed".into()));
@@ -161,6 +167,52 @@ async fn the_password_a_killed_backup_left_goes_with_the_next_one() {
         .await
         .unwrap();
     assert!(!left.exists());
+    archiver.stop().await.unwrap();
+}
+
+/// The bound is from below: nothing that is slow makes it shorter.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_is_read_slowly_while_somebody_uses_it() {
+    const RATE: u64 = 4 << 20;
+    let world = World::new().await;
+    let archiver = world.archiver().await;
+    let request = landfast_backup_postgres::BackupRequest {
+        server: world.server(),
+        programs: common::programs(),
+        archive: world.archive.clone(),
+        is_full: true,
+        busy_rate: RATE,
+        wal_patience: common::PATIENCE,
+    };
+    let statements = world.folder.path().join("statements.sql");
+    fs::write(&statements, "SELECT pg_sleep(0.01);\n".repeat(60_000)).unwrap();
+    let server = world.server();
+    let mut user = Command::new("psql")
+        .args([
+            "-qAt",
+            "--host",
+            &server.host,
+            "--port",
+            &server.port.to_string(),
+        ])
+        .args(["--username", &server.login, "--dbname", &server.database])
+        .arg("--file")
+        .arg(&statements)
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let backup = landfast_backup_postgres::back_up(&request, &archiver, |_| {}).await;
+    assert!(user.try_wait().unwrap().is_none(), "it is used no longer");
+    user.kill().unwrap();
+    user.wait().unwrap();
+    let backup = backup.unwrap();
+    let least = Duration::from_millis(backup.bytes * 1_000 / RATE);
+    assert!(
+        backup.took_ms >= u64::try_from(least.as_millis()).unwrap(),
+        "{} bytes in {} ms",
+        backup.bytes,
+        backup.took_ms
+    );
     archiver.stop().await.unwrap();
 }
 
@@ -184,6 +236,7 @@ async fn the_packs_of_a_backup_that_never_came_to_its_end_go_and_no_others() {
         programs: common::programs(),
         archive: world.archive.clone(),
         is_full: true,
+        busy_rate: u64::MAX,
         wal_patience: common::PATIENCE,
     };
     let some_put = async {

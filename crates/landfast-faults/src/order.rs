@@ -174,6 +174,7 @@ impl Order {
             programs: programs(),
             archive: archive.clone(),
             is_full,
+            busy_rate: 32 << 20,
             wal_patience: Duration::from_millis(self.patience_ms),
         }
     }

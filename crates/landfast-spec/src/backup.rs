@@ -29,7 +29,7 @@ pub struct VolumeSpec {
 }
 
 /// How something is backed up: a PostgreSQL by its log, one of somebody else by dumps, a volume by snapshots. What has no log has no
-/// use for `keep_wal`, `ship`, `wal_limit` and `on_wal_limit`.
+/// use for `busy_rate`, `keep_wal`, `ship`, `wal_limit` and `on_wal_limit`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackupSpec {
     pub to: RepositorySpec,
@@ -47,6 +47,9 @@ pub struct BackupSpec {
     pub keep_wal: Duration,
     /// Between two shipments of what was written: what a lost host costs at the most, roughly.
     pub ship: Duration,
+    /// Read of a server in a second while its app uses it.
+    #[serde(default = "busy_rate")]
+    pub busy_rate: Bytes,
     /// What may wait of its log while it cannot be shipped.
     pub wal_limit: Bytes,
     /// What happens then, which is told.
@@ -147,7 +150,7 @@ pub(crate) fn read(name: &str, at: &Cursor<'_>, engine: Engine) -> Option<Backup
     let table = at.table("backup");
     let is_external = at.has("external");
     if is_external {
-        for key in ["keep_wal", "ship", "wal_limit", "on_wal_limit"] {
+        for key in ["busy_rate", "keep_wal", "ship", "wal_limit", "on_wal_limit"] {
             if table.has(key) {
                 let message = format!(
                     "`{key}` is of the log, and `{name}` is a server of somebody else: it is dumped"
@@ -175,6 +178,7 @@ pub(crate) fn read(name: &str, at: &Cursor<'_>, engine: Engine) -> Option<Backup
         keep: table.duration("keep"),
         keep_wal: table.duration("keep_wal"),
         ship: table.duration("ship"),
+        busy_rate: table.bytes_or_default("busy_rate"),
         wal_limit: table.bytes_or_default("wal_limit"),
         on_wal_limit: match table.text("on_wal_limit").as_deref() {
             Some("stop-writes") => OnWalLimit::StopWrites,
@@ -262,6 +266,11 @@ pub(crate) fn volumes<'a>(
     read
 }
 
+/// What records of earlier versions went by.
+fn busy_rate() -> Bytes {
+    defaults::BACKUP_BUSY_RATE.bytes()
+}
+
 fn of_volume(table: &Cursor<'_>) -> Option<BackupSpec> {
     let drill = table.table("drill");
     let keep = table.duration("keep");
@@ -272,6 +281,7 @@ fn of_volume(table: &Cursor<'_>) -> Option<BackupSpec> {
         keep,
         keep_wal: keep,
         ship: defaults::BACKUP_SHIP.duration(),
+        busy_rate: defaults::BACKUP_BUSY_RATE.bytes(),
         wal_limit: Bytes(0),
         on_wal_limit: OnWalLimit::Break,
         // Its full drill reads every byte.

@@ -106,6 +106,7 @@ impl World {
             programs: programs(),
             archive: self.archive.clone(),
             is_full,
+            busy_rate: u64::MAX,
             wal_patience: PATIENCE,
         };
         back_up(&request, archiver, |_| {}).await

@@ -176,6 +176,7 @@ async fn backup(
         programs: context.programs.clone(),
         archive: context.archive.clone(),
         is_full,
+        busy_rate: context.spec.busy_rate.0,
         wal_patience: WAL_PATIENCE,
     };
     // What one that failed, or was killed, has left.
