@@ -277,7 +277,7 @@ async fn a_restore_waits_for_whoever_still_works_in_its_folder() {
     fs::create_dir(&data).unwrap();
     fs::set_permissions(&data, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
     fs::write(data.join(landfast_backup_postgres::UNFINISHED), "").unwrap();
-    let mut orphan = std::process::Command::new("/usr/bin/sleep")
+    let mut orphan = Command::new("/usr/bin/sleep")
         .arg("2")
         .current_dir(&data)
         .spawn()
