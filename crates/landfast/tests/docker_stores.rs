@@ -587,6 +587,11 @@ fn tools(world: &World) -> Vec<String> {
     listed.lines().filter(is_tool).map(str::to_owned).collect()
 }
 
+/// Nothing is wrong with its backups.
+fn is_well(shown: &Value) -> bool {
+    shown["troubles"].as_array().is_some_and(Vec::is_empty)
+}
+
 #[test]
 fn a_store_is_backed_up_proven_and_restored_by_the_programs_of_its_image() {
     let mut host = Host::stopped();
@@ -626,8 +631,10 @@ fn a_store_is_backed_up_proven_and_restored_by_the_programs_of_its_image() {
         "main",
         "INSERT INTO t SELECT generate_series(1, 20000)",
     );
-    let full = world.expect(&["backup", "now", "main", "--full"], 0);
-    assert_eq!(shown(&world)["troubles"].to_string(), "[]", "{full}");
+    world.expect(&["backup", "now", "main", "--full"], 0);
+    world
+        .host
+        .until("nothing is wrong with it", || is_well(&shown(&world)));
     // A migration leaves a place to go back to, and is rehearsed in a drill before.
     migration(
         &world.app,
@@ -643,11 +650,12 @@ fn a_store_is_backed_up_proven_and_restored_by_the_programs_of_its_image() {
     }
 
     // What received has a socket of Landfast's, and ends with it; its own server does not.
-    let receivers = |world: &World| {
-        let tools = tools(world).into_iter();
-        tools.filter(|tool| tool.contains("pg_receivewal")).count()
-    };
-    assert_eq!(receivers(&world), 1, "{:?}", tools(&world));
+    world
+        .host
+        .until("it receives", || match tools(&world).as_slice() {
+            [tool] => tool.contains("pg_receivewal"),
+            _ => false,
+        });
     for container in world.docker(&["ps", "--quiet"]).lines() {
         let body = world.docker(&["inspect", container]);
         assert!(
@@ -664,7 +672,7 @@ fn a_store_is_backed_up_proven_and_restored_by_the_programs_of_its_image() {
     psql(&world, "main", "INSERT INTO t (x) VALUES (77777)");
     world.host.until("it is archived again", || {
         let shown = shown(&world);
-        shown["troubles"].to_string() == "[]" && !shown["restorable_to"].is_null()
+        is_well(&shown) && !shown["restorable_to"].is_null()
     });
 
     // To the newest moment, as another store, which is a container too and takes the place of the first.
