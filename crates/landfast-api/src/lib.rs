@@ -83,8 +83,8 @@ pub use crate::{
         SecretsKeyRotated, SecretsKeyText,
     },
     store::{
-        Store, StoreConnection, StoreCost, StoreDeleteRequest, StoreDisk, StoreList, StoreMeasures,
-        StoreReplica, StoreRotateRequest, StoreRotation, StoreState, StoreStatement,
+        Store, StoreConnection, StoreCost, StoreDeleteRequest, StoreDisk, StoreImage, StoreList,
+        StoreMeasures, StoreReplica, StoreRotateRequest, StoreRotation, StoreState, StoreStatement,
         StoreSwitchPlan, StoreSwitchRequest, StoreSwitched,
     },
     traffic::{InstanceTraffic, ServiceTraffic, Traffic},

@@ -17,6 +17,12 @@ pub struct Store {
     /// The major version of a managed store.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
+    /// The image its server is a container of: the one that runs, or that it is to run before it ever did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<StoreImage>,
+    /// The image that its next restart brings, where that is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_image: Option<StoreImage>,
     pub state: StoreState,
     /// Whether the newest manifest names it. One that is not named is kept and runs on.
     pub named: bool,
@@ -60,6 +66,19 @@ pub struct Store {
     /// Whom people and migrations log in as to a managed store; another one after each change of its passwords.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub login: Option<String>,
+}
+
+/// An image that a store's server is a container of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct StoreImage {
+    /// As the manifest names it: `postgres:16.2`.
+    pub reference: String,
+    /// What that name meant at the deploy, as the daemon knows it: `sha256:…`. Missing while no release says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// `name@sha256:…`, by which a registry has it; missing for one that none has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pinned: Option<String>,
 }
 
 /// The room on a file system.

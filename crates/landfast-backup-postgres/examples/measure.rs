@@ -86,6 +86,7 @@ fn programs() -> Programs {
         folder: "/usr/lib/postgresql/15/bin".into(),
         // All of it runs as the database's user.
         user: None,
+        containers: None,
     }
 }
 

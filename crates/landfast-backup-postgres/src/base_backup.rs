@@ -7,7 +7,6 @@
 use std::{
     fs::{self, File},
     io::{self, BufReader, Read},
-    os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -24,6 +23,7 @@ use landfast_repository::{PageWriter, Parent, RepositoryError, Tree, upload_pack
 use landfast_types::Digest;
 use rustix::process::Signal;
 use serde::Deserialize;
+use tokio::net::unix::pipe;
 
 use crate::{
     Archive, BackupError, Programs, Server, WalArchiver,
@@ -99,7 +99,9 @@ pub async fn back_up(
     let parent = parent.map(|(_, parent)| parent);
 
     let folder = PasswordFolder::make(archiver.spool())?;
-    let passwords = request.server.write_passwords(&folder.0)?;
+    let passwords = request
+        .server
+        .write_passwords(&folder.0, &request.programs)?;
     let program = request.programs.program("pg_basebackup");
     let program = request
         .server
@@ -117,9 +119,7 @@ pub async fn back_up(
     let started = Running::start(&program).await;
     let mut running = started.map_err(BackupError::io("start", &program.path))?;
     running.give_way();
-    let stdout = running.stdout().expect("its output is a pipe");
-    let input =
-        blocking_file(stdout.into_owned_fd()).map_err(BackupError::io("read", &program.path))?;
+    let input = blocking_file(running.stdout()).map_err(BackupError::io("read", &program.path))?;
 
     let (read, stored) = (Arc::new(AtomicU64::new(0)), AtomicU64::new(0));
     let pg_manifest = Arc::new(std::sync::Mutex::new(Vec::new()));
@@ -325,10 +325,8 @@ impl<R: Read> Read for Counting<'_, R> {
     }
 }
 
-pub(crate) fn blocking_file(pipe: io::Result<OwnedFd>) -> io::Result<File> {
-    let pipe = pipe?;
-    let flags = rustix::fs::fcntl_getfl(&pipe)?;
-    rustix::fs::fcntl_setfl(&pipe, flags - rustix::fs::OFlags::NONBLOCK)?;
+pub(crate) fn blocking_file(pipe: io::Result<pipe::Receiver>) -> io::Result<File> {
+    let pipe = pipe?.into_blocking_fd()?;
     // Fewer turns between the two; where so much is not allowed, the pipe stays as it is.
     rustix::pipe::fcntl_setpipe_size(&pipe, READ_BYTES).ok();
     Ok(File::from(pipe))

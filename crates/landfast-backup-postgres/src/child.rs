@@ -1,4 +1,5 @@
-//! PostgreSQL's own programs as children: argv only, no variable of ours but those they need, dead when we are.
+//! PostgreSQL's own programs as children: argv only, no variable of ours but those they need, dead when we are. Or in containers, where
+//! [`crate::Containers`] runs them.
 
 use std::{
     collections::VecDeque,
@@ -16,14 +17,18 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group, setpriority_process};
 use tokio::{
-    io::{AsyncBufReadExt as _, BufReader},
-    process::{Child, ChildStdout},
-    sync::oneshot,
+    io::{AsyncBufReadExt as _, AsyncRead, BufReader},
+    net::unix::pipe,
+    process::Child,
+    sync::{mpsc, oneshot},
     task::JoinHandle,
     time::sleep,
 };
 
-use crate::clock;
+use crate::{
+    clock,
+    container::{ContainedProgram, ContainedRun, Containers, End},
+};
 
 /// Of programs that give way to others (`nice(2)`): as much as the threads that compress what they write.
 const NICENESS: i32 = 5;
@@ -43,6 +48,20 @@ pub(crate) struct Program {
     pub(crate) env: Vec<(&'static str, OsString)>,
     /// User and group to become, where we are root.
     pub(crate) user: Option<(u32, u32)>,
+    /// Who runs it instead of this host, as its own user.
+    pub(crate) containers: Option<Arc<dyn Containers>>,
+    pub(crate) needs: Needs,
+}
+
+/// What a program is given of this host where it runs in a container.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Needs {
+    /// Folders.
+    pub(crate) writes: Vec<PathBuf>,
+    /// Files.
+    pub(crate) reads: Vec<PathBuf>,
+    /// The socket of a server that is none of ours to start.
+    pub(crate) server: Option<PathBuf>,
 }
 
 impl Program {
@@ -52,7 +71,15 @@ impl Program {
             args: Vec::new(),
             env: Vec::new(),
             user: None,
+            containers: None,
+            needs: Needs::default(),
         }
+    }
+
+    /// A folder that it writes to.
+    pub(crate) fn writes(mut self, folder: &Path) -> Self {
+        self.needs.writes.push(folder.to_owned());
+        self
     }
 
     pub(crate) fn arg(mut self, arg: impl Into<OsString>) -> Self {
@@ -78,9 +105,42 @@ impl Program {
 
 /// A child and what it says. Dropping it kills it and what it started.
 pub(crate) struct Running {
-    child: Child,
+    process: Process,
     lines: Arc<Mutex<VecDeque<String>>>,
     reading: Option<JoinHandle<()>>,
+}
+
+enum Process {
+    Child(Box<Child>),
+    Contained(Contained),
+}
+
+/// One in a container.
+struct Contained {
+    stdout: Option<pipe::Receiver>,
+    pid: Option<u32>,
+    ended: Ended,
+    end: mpsc::UnboundedSender<End>,
+}
+
+/// How one in a container ended, once that was told.
+enum Ended {
+    Awaited(oneshot::Receiver<Result<bool, String>>),
+    Told(Result<bool, String>),
+}
+
+impl Contained {
+    async fn wait(&mut self) -> io::Result<bool> {
+        if let Ended::Awaited(ended) = &mut self.ended {
+            let gone = |_| Err("whoever ran it is gone".to_owned());
+            let told = ended.await.unwrap_or_else(gone);
+            self.ended = Ended::Told(told);
+        }
+        match &self.ended {
+            Ended::Told(told) => told.clone().map_err(io::Error::other),
+            Ended::Awaited(_) => unreachable!("it was told just now"),
+        }
+    }
 }
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -143,6 +203,10 @@ impl Running {
 
     /// The same in a network of its own that holds nothing. Where that cannot be had it has ours, and the reason is given.
     pub(crate) async fn start_apart(program: &Program) -> io::Result<(Self, Option<String>)> {
+        // No container has one.
+        if program.containers.is_some() {
+            return Ok((Self::start(program).await?, None));
+        }
         match &*APART {
             Ok(starter) => Ok((Self::start_by(starter, program).await?, None)),
             Err(why) => Ok((Self::start(program).await?, Some(why.clone()))),
@@ -150,6 +214,10 @@ impl Running {
     }
 
     async fn start_by(starter: &Sender<Job>, program: &Program) -> io::Result<Self> {
+        if let Some(containers) = &program.containers {
+            let started = containers.start(ContainedProgram::of(program)?);
+            return Self::contained(started.await?);
+        }
         let mut command = tokio::process::Command::from(command(program));
         command
             .stdin(Stdio::null())
@@ -166,30 +234,44 @@ impl Running {
         let gone = |_| io::Error::other("the thread that starts programs is gone");
         starter.send(job).map_err(|_| gone(()))?;
         let mut child = started.await.map_err(|_| gone(()))??;
-        let lines = Arc::<Mutex<VecDeque<String>>>::default();
-        let reading = child.stderr.take().map(|stderr| {
-            let lines = Arc::clone(&lines);
-            let mut reader = BufReader::new(stderr).lines();
-            let read = async move {
-                while let Ok(Some(line)) = reader.next_line().await {
-                    let mut lines = lock(&lines);
-                    if lines.len() == LINES_MAX {
-                        lines.pop_front();
-                    }
-                    lines.push_back(line);
-                }
-            };
-            spawn(read)
-        });
+        let lines = Arc::default();
+        let stderr = child.stderr.take();
+        let reading = stderr.map(|stderr| read_lines(stderr, &lines));
         Ok(Self {
-            child,
+            process: Process::Child(Box::new(child)),
             lines,
             reading,
         })
     }
 
-    pub(crate) fn stdout(&mut self) -> Option<ChildStdout> {
-        self.child.stdout.take()
+    fn contained(run: ContainedRun) -> io::Result<Self> {
+        let lines = Arc::default();
+        let stderr = pipe::Receiver::from_owned_fd(run.stderr)?;
+        Ok(Self {
+            reading: Some(read_lines(stderr, &lines)),
+            lines,
+            process: Process::Contained(Contained {
+                stdout: Some(pipe::Receiver::from_owned_fd(run.stdout)?),
+                pid: run.pid,
+                ended: Ended::Awaited(run.ended),
+                end: run.end,
+            }),
+        })
+    }
+
+    /// Its standard output, once.
+    ///
+    /// # Errors
+    /// Where it was taken before.
+    pub(crate) fn stdout(&mut self) -> io::Result<pipe::Receiver> {
+        let taken = || io::Error::other("its output is read already");
+        match &mut self.process {
+            Process::Child(child) => {
+                let stdout = child.stdout.take().ok_or_else(taken)?;
+                pipe::Receiver::from_owned_fd(stdout.into_owned_fd()?)
+            }
+            Process::Contained(contained) => contained.stdout.take().ok_or_else(taken),
+        }
     }
 
     /// Lets whatever else wants a core have it first.
@@ -202,19 +284,25 @@ impl Running {
     }
 
     pub(crate) fn pid(&self) -> Option<u32> {
-        self.child.id()
+        match &self.process {
+            Process::Child(child) => child.id(),
+            Process::Contained(contained) => contained.pid,
+        }
     }
 
     /// Waits for its end; `true` where it ended well. Its messages are all there then.
     pub(crate) async fn wait(&mut self) -> io::Result<bool> {
-        let status = self.child.wait().await?;
+        let is_well = match &mut self.process {
+            Process::Child(child) => child.wait().await?.success(),
+            Process::Contained(contained) => contained.wait().await?,
+        };
         if let Some(reading) = &mut self.reading {
             // A grandchild may hold the pipe open.
             let patience = Duration::from_secs(2);
             drop(tokio::time::timeout(patience, reading).await);
             self.reading = None;
         }
-        Ok(status.success())
+        Ok(is_well)
     }
 
     /// The end of what it said, in one line. Without the lines in which PostgreSQL shows rows: this is told to people and webhooks.
@@ -232,6 +320,15 @@ impl Running {
 
     /// Sends a signal to it; SIGKILL to its whole group.
     pub(crate) fn signal(&self, signal: Signal) {
+        if let Process::Contained(contained) = &self.process {
+            let end = match signal {
+                Signal::INT | Signal::TERM => End::InOrder,
+                _ => End::AtOnce,
+            };
+            // Whoever ran it is gone, and it with them.
+            contained.end.send(end).unwrap_or_default();
+            return;
+        }
         let pid = self.pid().and_then(|pid| i32::try_from(pid).ok());
         // A pid that is still ours is not reaped, so it names nobody else.
         if let Some(pid) = pid.and_then(Pid::from_raw) {
@@ -253,6 +350,24 @@ impl Drop for Running {
     }
 }
 
+/// Keeps the last lines of what is read.
+fn read_lines(
+    from: impl AsyncRead + Send + Unpin + 'static,
+    lines: &Arc<Mutex<VecDeque<String>>>,
+) -> JoinHandle<()> {
+    let lines = Arc::clone(lines);
+    let mut reader = BufReader::new(from).lines();
+    spawn(async move {
+        while let Ok(Some(line)) = reader.next_line().await {
+            let mut lines = lock(&lines);
+            if lines.len() == LINES_MAX {
+                lines.pop_front();
+            }
+            lines.push_back(line);
+        }
+    })
+}
+
 /// Runs a program to its end and gives what it printed. One that does nothing for so long is ended: neither it nor `working`, a server
 /// with its processes, computes, reads or writes.
 pub(crate) async fn run_while(
@@ -264,10 +379,12 @@ pub(crate) async fn run_while(
     let failed = |error: io::Error| format!("`{name}`: {error}");
     let mut running = Running::start(program).await.map_err(failed)?;
     let pids: Vec<u32> = running.pid().into_iter().chain(working).collect();
+    // One that this host does not show is not seen to do anything.
+    let is_seen = running.pid().is_some();
     let begun = clock::instant();
     let ended = tokio::select! {
         ended = finish(&mut running) => Some(ended.map_err(failed)?),
-        () = until_idle(&pids, patience) => None,
+        () = until_idle(&pids, patience), if is_seen => None,
         () = sleep(LONGEST) => None,
     };
     let Some((output, is_well)) = ended else {
@@ -295,9 +412,7 @@ pub(crate) async fn run_while(
 async fn finish(running: &mut Running) -> io::Result<(String, bool)> {
     use tokio::io::AsyncReadExt as _;
     let mut output = String::new();
-    if let Some(mut stdout) = running.stdout() {
-        stdout.read_to_string(&mut output).await?;
-    }
+    running.stdout()?.read_to_string(&mut output).await?;
     Ok((output, running.wait().await?))
 }
 
@@ -318,26 +433,42 @@ async fn until_idle(pids: &[u32], patience: Duration) {
 /// What processes and those they started have computed, read and written: a number that grows as long as they do anything.
 fn done_by(pids: &[u32]) -> u64 {
     let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let own = processes.filter_map(|entry| {
-        let pid = entry.file_name().to_str()?.parse::<u32>().ok()?;
-        let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
-        // The name of a program may hold anything, a bracket too.
-        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-        let number = |at: usize| fields.get(at).and_then(|field| field.parse::<u64>().ok());
-        let parent = u32::try_from(number(1)?).ok()?;
-        if !pids.contains(&pid) && !pids.contains(&parent) {
-            return None;
+    let all: Vec<_> = processes
+        .filter_map(|entry| {
+            let pid = entry.file_name().to_str()?.parse::<u32>().ok()?;
+            let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
+            // The name of a program may hold anything, a bracket too.
+            let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+            let number = |at: usize| fields.get(at).and_then(|field| field.parse::<u64>().ok());
+            let parent = u32::try_from(number(1)?).ok()?;
+            Some((pid, parent, number(11)? + number(12)?))
+        })
+        .collect();
+    let mut ours = pids.to_vec();
+    // Before a program in a container is its init.
+    loop {
+        let known = ours.len();
+        for (pid, parent, _) in &all {
+            if ours.contains(parent) && !ours.contains(pid) {
+                ours.push(*pid);
+            }
         }
-        let io = std::fs::read_to_string(entry.path().join("io")).unwrap_or_default();
+        if ours.len() == known {
+            break;
+        }
+    }
+    let own = all.iter().filter(|(pid, ..)| ours.contains(pid));
+    let done = own.map(|(pid, _, computed)| {
+        let io = std::fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
         let bytes = io.lines().filter_map(|line| {
             let (name, count) = line.split_once(": ")?;
             ["rchar", "wchar"]
                 .contains(&name)
                 .then(|| count.parse::<u64>().ok())?
         });
-        Some(number(11)? + number(12)? + bytes.sum::<u64>())
+        computed + bytes.sum::<u64>()
     });
-    own.fold(0, u64::wrapping_add)
+    done.fold(0, u64::wrapping_add)
 }
 
 fn lock(lines: &Mutex<VecDeque<String>>) -> std::sync::MutexGuard<'_, VecDeque<String>> {

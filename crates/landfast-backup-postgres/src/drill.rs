@@ -182,7 +182,8 @@ async fn checksums(programs: &Programs, data: &PathBuf) -> Check {
         .program("pg_checksums")
         .arg("--check")
         .arg("--pgdata")
-        .arg(data);
+        .arg(data)
+        .writes(data);
     let ran = child::run_while(&program, PATIENCE, None).await;
     Check::of("pg_checksums", ran.map(drop))
 }
@@ -245,7 +246,7 @@ pub async fn schema_digest(
     database: &str,
     folder: &Path,
 ) -> Result<Digest, BackupError> {
-    let passwords = server.write_passwords(folder)?;
+    let passwords = server.write_passwords(folder, programs)?;
     let program = server.reach(programs.program("pg_dump"), passwords.as_deref());
     let program = program
         .args([

@@ -133,9 +133,7 @@ pub async fn dump(
     let started = Running::start(&program).await;
     let mut running = started.map_err(BackupError::io("start", &program.path))?;
     running.give_way();
-    let stdout = running.stdout().expect("its output is a pipe");
-    let output =
-        blocking_file(stdout.into_owned_fd()).map_err(BackupError::io("read", &program.path))?;
+    let output = blocking_file(running.stdout()).map_err(BackupError::io("read", &program.path))?;
     let (read, stored) = (Arc::new(AtomicU64::new(0)), AtomicU64::new(0));
     let content = Counted {
         inner: BufReader::with_capacity(READ_BYTES, output),
@@ -389,6 +387,7 @@ async fn scratch_server(
     make_configuration(run, programs.user).map_err(BackupError::io("make", run))?;
     let mut program = programs.program("postgres").arg("-D").arg(data);
     program.user = programs.user;
+    program = program.writes(data).writes(run);
     let folder = run.display();
     for setting in [
         format!("config_file={folder}/postgresql.conf"),

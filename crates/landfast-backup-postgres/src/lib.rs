@@ -1,6 +1,6 @@
 //! Backups of PostgreSQL that are proven: continuous WAL, base backups, restores to an LSN, drills.
 //!
-//! It drives the server's own programs (`pg_receivewal`, `pg_basebackup`, `postgres`), argv by argv, and believes none of their exit codes
+//! It drives the server's own programs (`pg_receivewal`, `pg_basebackup`, `postgres`) of this host or of an image, argv by argv, and believes none of their exit codes
 //! alone: what counts as archived was read back from the repository, and a restore has succeeded when it ended at the LSN the
 //! ledger says. Everything is decided in `landfast-backup`; everything is kept through `landfast-repository`.
 //!
@@ -16,6 +16,7 @@ mod audit;
 mod base_backup;
 mod child;
 mod clock;
+mod container;
 mod drill;
 mod dump;
 mod error;
@@ -34,6 +35,7 @@ mod wal_get;
 pub use crate::{
     archive::{Archive, BackupManifest, Finding, Loaded},
     base_backup::{BackupProgress, BackupRequest, back_up},
+    container::{ContainedProgram, ContainedRun, Containers, End},
     drill::{DrillReport, DrillRequest, SqlCheck, drill, drill_and, schema_digest},
     dump::{
         DUMP, DumpDrill, DumpDrillRequest, DumpProgress, DumpRequest, DumpSource, INITDB,

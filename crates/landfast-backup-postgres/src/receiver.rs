@@ -101,12 +101,14 @@ impl Receiver {
             return Ok(ReceiverState::Broken { why });
         }
         spool::mend(&self.spool, self.segment_bytes)?;
+        spool::hand_over(&self.spool, &self.programs)?;
         let program = self.programs.program("pg_receivewal");
         let mut program = self
             .server
             .reach(program, self.passwords.as_deref())
             .arg("--directory")
             .arg(&self.spool)
+            .writes(&self.spool)
             .arg(format!("--slot={}", self.slot))
             .args(["--no-loop", "--status-interval=1"])
             .env("PGAPPNAME", "landfast backup");

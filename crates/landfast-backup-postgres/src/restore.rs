@@ -137,13 +137,14 @@ pub async fn restore(
     make_configuration(&request.run, request.programs.user)
         .map_err(BackupError::io("make", &request.run))?;
     let user = request.programs.user;
-    let wal = WalServer::start(
-        archive.clone(),
-        ledger.clone(),
-        plan.clone(),
-        &request.run,
-        user,
-    )?;
+    let (known, wanted_plan) = (ledger.clone(), plan.clone());
+    let wal = match request.programs.containers {
+        None => WalServer::start(archive.clone(), known, wanted_plan, &request.run, user),
+        Some(_) => {
+            let folders = (request.run.as_path(), request.data.as_path());
+            WalServer::start_for_container(archive.clone(), known, wanted_plan, folders, user)
+        }
+    }?;
     let program = server_program(request, Some(&plan))?;
     let started = Running::start_apart(&program).await;
     let (mut running, reachable) = started.map_err(BackupError::io("start", &program.path))?;
@@ -463,13 +464,7 @@ fn server_program(
     plan: Option<&RestorePlan>,
 ) -> Result<Program, BackupError> {
     let run = request.run.display();
-    let socket = WalServer::socket(&request.run);
-    let mut words = Vec::new();
-    for word in request.wal_get.iter().chain([&socket.into_os_string()]) {
-        words.push(quoted(word)?);
-    }
-    words.push("\"%f\"".to_owned());
-    words.push("\"%p\"".to_owned());
+    let command = restore_command(request)?;
     let settings = [
         format!("config_file={run}/postgresql.conf"),
         format!("hba_file={run}/pg_hba.conf"),
@@ -494,13 +489,14 @@ fn server_program(
     let mut program = request.programs.program("postgres");
     program.user = request.programs.user;
     program = program.arg("-D").arg(&request.data);
+    program = program.writes(&request.data).writes(&request.run);
     // What connects from inside and names no server reaches the copy itself.
     program = program
         .env("PGHOST", request.run.as_os_str())
         .env("PGPORT", PORT.to_string());
     let recovery = plan.map(|plan| {
         [
-            format!("restore_command={}", words.join(" ")),
+            format!("restore_command={command}"),
             format!("recovery_target_timeline={}", plan.timeline()),
         ]
     });
@@ -508,6 +504,22 @@ fn server_program(
         program = program.arg("-c").arg(setting);
     }
     Ok(program)
+}
+
+fn restore_command(request: &RestoreRequest) -> Result<String, BackupError> {
+    if request.programs.containers.is_some() {
+        let [ask, code] = WalServer::pipes(&request.run);
+        let (ask, code) = (quoted(ask.as_os_str())?, quoted(code.as_os_str())?);
+        return Ok(WalServer::container_command(&ask, &code));
+    }
+    let socket = WalServer::socket(&request.run);
+    let mut words = Vec::new();
+    for word in request.wal_get.iter().chain([&socket.into_os_string()]) {
+        words.push(quoted(word)?);
+    }
+    words.push("\"%f\"".to_owned());
+    words.push("\"%p\"".to_owned());
+    Ok(words.join(" "))
 }
 
 /// For the shell that PostgreSQL runs its `restore_command` with. A `%` would be taken for one of its own marks.

@@ -6,6 +6,7 @@ use std::{
     io::Write as _,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -13,7 +14,7 @@ use landfast_backup::{Lsn, SegmentBytes, Timeline};
 use landfast_types::{Secret, Timestamp};
 use tokio_postgres::{Client, Config, NoTls, error::SqlState};
 
-use crate::{BackupError, child::Program};
+use crate::{BackupError, child::Program, container::Containers, wal_get::own};
 
 const CONNECT_MAX: Duration = Duration::from_secs(10);
 
@@ -24,11 +25,23 @@ pub struct Programs {
     pub folder: PathBuf,
     /// User and group for servers that are started here, where we are root: `postgres` refuses to be.
     pub user: Option<(u32, u32)>,
+    /// The folder is one of an image, and this runs what is in it, all of it as that user.
+    pub containers: Option<Arc<dyn Containers>>,
 }
 
 impl Programs {
     pub(crate) fn program(&self, name: &str) -> Program {
-        Program::new(&self.folder.join(name))
+        let mut program = Program::new(&self.folder.join(name));
+        program.containers.clone_from(&self.containers);
+        program
+    }
+
+    /// Hands over what a program reads or writes that would run as ourselves on this host.
+    pub(crate) fn hand_over(&self, path: &Path) -> Result<(), BackupError> {
+        if self.containers.is_none() {
+            return Ok(());
+        }
+        own(path, self.user).map_err(BackupError::io("give away", path))
     }
 }
 
@@ -120,7 +133,12 @@ impl Server {
     }
 
     /// Arguments and variables that lead one of PostgreSQL's clients to the server. The password goes through a file.
-    pub(crate) fn reach(&self, program: Program, passwords: Option<&Path>) -> Program {
+    pub(crate) fn reach(&self, mut program: Program, passwords: Option<&Path>) -> Program {
+        let folder = Path::new(&self.host);
+        if folder.is_absolute() {
+            program.needs.server = Some(folder.join(format!(".s.PGSQL.{}", self.port)));
+        }
+        program.needs.reads.extend(passwords.map(Path::to_owned));
         let program = program
             .arg(format!("--host={}", self.host))
             .arg(format!("--port={}", self.port))
@@ -134,7 +152,11 @@ impl Server {
     }
 
     /// Writes the file that PostgreSQL's clients read a password from, for its owner only.
-    pub(crate) fn write_passwords(&self, folder: &Path) -> Result<Option<PathBuf>, BackupError> {
+    pub(crate) fn write_passwords(
+        &self,
+        folder: &Path,
+        programs: &Programs,
+    ) -> Result<Option<PathBuf>, BackupError> {
         let Some(password) = &self.password else {
             return Ok(None);
         };
@@ -156,6 +178,7 @@ impl Server {
             file.write_all(b"\n")
         };
         write().map_err(BackupError::io("write", &path))?;
+        programs.hand_over(&path)?;
         Ok(Some(path))
     }
 }

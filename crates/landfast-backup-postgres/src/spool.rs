@@ -9,7 +9,7 @@ use std::{
 use landfast_backup::{Lsn, Segment, SegmentBytes, Timeline, scan_from_segment_start, scan_wal};
 use landfast_repository::freeing;
 
-use crate::BackupError;
+use crate::{BackupError, Programs, restore::own_tree};
 
 const PARTIAL: &str = ".partial";
 
@@ -52,13 +52,27 @@ pub(crate) fn make(folder: &Path) -> Result<(), BackupError> {
     made.map_err(BackupError::io("make", folder))
 }
 
+/// What is in it, too: `pg_receivewal` goes on with the segment that it left.
+pub(crate) fn hand_over(folder: &Path, programs: &Programs) -> Result<(), BackupError> {
+    if programs.containers.is_none() {
+        return Ok(());
+    }
+    own_tree(folder, programs.user).map_err(BackupError::io("give away", folder))
+}
+
 pub(crate) fn list(folder: &Path, size: SegmentBytes) -> Result<Listing, BackupError> {
     let failed = || BackupError::io("list", folder);
     let mut listing = Listing::default();
     for entry in fs::read_dir(folder).map_err(failed())? {
         let entry = entry.map_err(failed())?;
         let (name, path) = (entry.file_name(), entry.path());
-        let Some(name) = name.to_str() else { continue };
+        // Where a container writes it, a link would lead to a file of this host.
+        let Some(name) = name
+            .to_str()
+            .filter(|_| entry.file_type().is_ok_and(|kind| kind.is_file()))
+        else {
+            continue;
+        };
         let (whole, is_partial) = match name.strip_suffix(PARTIAL) {
             Some(whole) => (whole, true),
             None => (name, false),

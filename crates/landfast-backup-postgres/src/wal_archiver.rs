@@ -137,7 +137,9 @@ impl WalArchiver {
         spool::make(&config.spool)?;
         let segment_bytes = identity.segment_bytes;
         let writer = LedgerWriter::open(&config.archive, identity.system, segment_bytes).await?;
-        let passwords = config.server.write_passwords(&config.spool)?;
+        let passwords = config
+            .server
+            .write_passwords(&config.spool, &config.programs)?;
         let (receiver_state, receiver) = watch::channel(ReceiverState::Starting);
         let go_on = Arc::new(Notify::new());
         let receive = Receiver {

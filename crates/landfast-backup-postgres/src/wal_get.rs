@@ -4,6 +4,9 @@
 //! database's user never sees the key. Its answers are exit codes that PostgreSQL knows: 0, it is there; 1, there is none, the end of
 //! the archive; 255, stop: something before the end is missing or damaged, or nobody answers. On 1 recovery ends and the server
 //! promotes; on anything above 125 it stops ("Continuous Archiving" of its manual).
+//!
+//! A server in a container has no program of ours. It asks by a line through one named pipe and reads from another with which code its
+//! command is to end; whoever answers has moved the file by then.
 
 use std::{
     collections::BTreeMap,
@@ -22,15 +25,18 @@ use landfast_backup::{
 use landfast_repository::RepositoryError;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _},
-    net::UnixListener,
+    net::{UnixListener, unix::pipe},
     sync::Semaphore,
     task::{JoinHandle, JoinSet},
 };
 
 use crate::{Archive, BackupError, receiver::chain};
 
+const THERE: u8 = 0;
 const ABSENT: u8 = 1;
 const STOP: u8 = 255;
+const ASK: &str = "wal.ask";
+const CODE: &str = "wal.code";
 const PATIENCE: Duration = Duration::from_secs(300);
 /// Segments that are fetched before they are asked for.
 const AHEAD: usize = 6;
@@ -102,23 +108,64 @@ impl WalServer {
         let listener =
             UnixListener::bind(&socket).map_err(BackupError::io("listen on", &socket))?;
         own(&socket, user).map_err(BackupError::io("give away", &socket))?;
-        let shared = Arc::new(Shared {
-            archive,
-            ledger,
-            plan,
-            folder: folder.to_owned(),
-            user,
-            fetching: Semaphore::new(FETCHES_AT_ONCE),
-            coming: Mutex::default(),
-            stopped: Mutex::default(),
-            bad: Mutex::default(),
-        });
+        let shared = Arc::new(Shared::new(archive, ledger, plan, folder, user));
         let mut tasks = JoinSet::new();
         tasks.spawn(serve(listener, Arc::clone(&shared)));
         Ok(Self {
             shared,
             _tasks: tasks,
         })
+    }
+
+    /// The same for a server that is in a container, with its data in `data`.
+    pub(crate) fn start_for_container(
+        archive: Archive,
+        ledger: Ledger,
+        plan: RestorePlan,
+        (folder, data): (&Path, &Path),
+        user: Option<(u32, u32)>,
+    ) -> Result<Self, BackupError> {
+        let made = |path: PathBuf| {
+            use rustix::fs::{CWD, FileType, Mode, mknodat};
+            let mode = Mode::RUSR | Mode::WUSR;
+            mknodat(CWD, &path, FileType::Fifo, mode, 0)
+                .map_err(io::Error::from)
+                .and_then(|()| own(&path, user))
+                .map_err(BackupError::io("make", &path))?;
+            Ok::<_, BackupError>(path)
+        };
+        let (ask, code) = (made(folder.join(ASK))?, made(folder.join(CODE))?);
+        // Open at both ends, they never end and nobody waits for the other to come.
+        let mut both = pipe::OpenOptions::new();
+        both.read_write(true);
+        let asked = both.open_receiver(&ask);
+        let asked = asked.map_err(BackupError::io("open", &ask))?;
+        let codes = both.open_sender(&code);
+        let codes = codes.map_err(BackupError::io("open", &code))?;
+        let shared = Arc::new(Shared::new(archive, ledger, plan, folder, user));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(serve_container(
+            (asked, codes),
+            data.to_owned(),
+            Arc::clone(&shared),
+        ));
+        Ok(Self {
+            shared,
+            _tasks: tasks,
+        })
+    }
+
+    /// What such a server runs, as its `restore_command`. Nothing but a shell's own words; a question that was not asked, or not
+    /// answered, stops it.
+    pub(crate) fn container_command(ask: &str, code: &str) -> String {
+        format!(
+            "{{ echo \"%f %p\" > {ask} && read -r code < {code}; }} || exit {STOP}; exit \"$code\""
+        )
+    }
+
+    /// The two pipes.
+    pub(crate) fn pipes(folder: &Path) -> [PathBuf; 2] {
+        [folder.join(ASK), folder.join(CODE)]
     }
 
     pub(crate) fn socket(folder: &Path) -> PathBuf {
@@ -150,18 +197,93 @@ async fn serve(listener: UnixListener, shared: Arc<Shared>) {
             if stream.read_line(&mut name).await.is_err() {
                 return;
             }
-            let answer = shared.answer(name.trim_end()).await;
+            let answer = match shared.answer(name.trim_end()).await {
+                Answer::There(path) => format!("there {}\n", path.display()),
+                Answer::Absent => "absent\n".to_owned(),
+                Answer::Stop => "stop\n".to_owned(),
+            };
             // A `wal-get` that is gone is asked for again.
             drop(stream.write_all(answer.as_bytes()).await);
         });
     }
 }
 
+/// Answers one server, which asks once at a time.
+async fn serve_container(
+    (asked, mut codes): (pipe::Receiver, pipe::Sender),
+    data: PathBuf,
+    shared: Arc<Shared>,
+) {
+    let mut questions = tokio::io::BufReader::new(asked).lines();
+    while let Ok(Some(question)) = questions.next_line().await {
+        let code = match question.split_once(' ') {
+            Some((name, path)) => shared.place(name, &data, path).await,
+            None => STOP,
+        };
+        if codes
+            .write_all(format!("{code}\n").as_bytes())
+            .await
+            .is_err()
+        {
+            return;
+        }
+    }
+}
+
+/// Moves a file to where a server wants it: a name in its own `pg_wal`. What the server has made of that folder leads nowhere else.
+fn move_into(data: &Path, path: &str, file: &Path) -> io::Result<()> {
+    use rustix::fs::{CWD, Mode, OFlags, openat, renameat};
+    let name = path.strip_prefix("pg_wal/");
+    let name = name.filter(|name| !name.is_empty() && !name.contains('/') && *name != "..");
+    let name = name.ok_or_else(|| io::Error::other(format!("`{path}` is no place for WAL")))?;
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let data = openat(CWD, data, flags, Mode::empty())?;
+    let folder = openat(&data, "pg_wal", flags, Mode::empty())?;
+    Ok(renameat(CWD, file, &folder, name)?)
+}
+
 impl Shared {
-    async fn answer(self: &Arc<Self>, name: &str) -> String {
+    fn new(
+        archive: Archive,
+        ledger: Ledger,
+        plan: RestorePlan,
+        folder: &Path,
+        user: Option<(u32, u32)>,
+    ) -> Self {
+        Self {
+            archive,
+            ledger,
+            plan,
+            folder: folder.to_owned(),
+            user,
+            fetching: Semaphore::new(FETCHES_AT_ONCE),
+            coming: Mutex::default(),
+            stopped: Mutex::default(),
+            bad: Mutex::default(),
+        }
+    }
+
+    /// With which code the command of a server is to end.
+    async fn place(self: &Arc<Self>, name: &str, data: &Path, path: &str) -> u8 {
+        let file = match self.answer(name).await {
+            Answer::There(file) => file,
+            Answer::Absent => return ABSENT,
+            Answer::Stop => return STOP,
+        };
+        match move_into(data, path, &file) {
+            Ok(()) => THERE,
+            Err(error) => {
+                let why = format!("`{name}`: failed to move it to `{path}`: {error}");
+                lock(&self.stopped).get_or_insert(why);
+                STOP
+            }
+        }
+    }
+
+    async fn answer(self: &Arc<Self>, name: &str) -> Answer {
         match self.find(name).await {
-            Ok(Some(path)) => format!("there {}\n", path.display()),
-            Ok(None) => "absent\n".to_owned(),
+            Ok(Some(path)) => Answer::There(path),
+            Ok(None) => Answer::Absent,
             Err(error) => {
                 let why = format!("`{name}`: {}", chain(&error));
                 tracing::warn!(%why, "recovery is stopped");
@@ -171,7 +293,7 @@ impl Shared {
                 {
                     lock(&self.bad).get_or_insert(object.to_owned());
                 }
-                "stop\n".to_owned()
+                Answer::Stop
             }
         }
     }
@@ -369,11 +491,90 @@ pub(crate) async fn expected_end(
 
 pub(crate) fn own(path: &Path, user: Option<(u32, u32)>) -> io::Result<()> {
     match user {
-        Some((uid, gid)) => std::os::unix::fs::chown(path, Some(uid), Some(gid)),
+        // What a link leads to is not ours to give away.
+        Some((uid, gid)) => std::os::unix::fs::lchown(path, Some(uid), Some(gid)),
         None => Ok(()),
     }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wal_is_moved_into_the_folder_of_its_server_and_nowhere_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let (data, file) = (folder.path().join("data"), folder.path().join("file"));
+        fs::create_dir_all(data.join("pg_wal")).unwrap();
+        let written = || fs::write(&file, "wal").unwrap();
+        written();
+        move_into(&data, "pg_wal/RECOVERYXLOG", &file).unwrap();
+        let moved = data.join("pg_wal/RECOVERYXLOG");
+        assert_eq!(fs::read_to_string(moved).unwrap(), "wal");
+        written();
+        for path in [
+            "pg_wal/..",
+            "pg_wal/",
+            "pg_wal/a/b",
+            "global/x",
+            "/etc/x",
+            "",
+        ] {
+            assert!(move_into(&data, path, &file).is_err(), "{path}");
+        }
+        let elsewhere = folder.path().join("elsewhere");
+        fs::create_dir(&elsewhere).unwrap();
+        fs::remove_dir_all(data.join("pg_wal")).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, data.join("pg_wal")).unwrap();
+        assert!(move_into(&data, "pg_wal/RECOVERYXLOG", &file).is_err());
+        assert!(file.exists());
+    }
+
+    /// As PostgreSQL would run it, with its marks filled in.
+    #[tokio::test]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a server's command is run by a shell"
+    )]
+    async fn a_shell_ends_with_the_code_it_is_told_or_stops() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipes = WalServer::pipes(folder.path());
+        let [ask, code] = pipes.each_ref().map(|path| format!("'{}'", path.display()));
+        let command = WalServer::container_command(&ask, &code);
+        let command = command.replace("%f", "NAME").replace("%p", "pg_wal/X");
+        let run = || {
+            let mut shell = tokio::process::Command::new("/bin/sh");
+            shell.arg("-c").arg(&command).kill_on_drop(true);
+            shell
+        };
+        // Nobody answers: there is no pipe.
+        fs::create_dir(&pipes[0]).unwrap();
+        let ended = run().output().await.unwrap().status;
+        assert_eq!(ended.code(), Some(255));
+        fs::remove_dir(&pipes[0]).unwrap();
+        for path in &pipes {
+            use rustix::fs::{CWD, FileType, Mode, mknodat};
+            mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        }
+        let mut both = pipe::OpenOptions::new();
+        both.read_write(true);
+        let asked = both.open_receiver(&pipes[0]).unwrap();
+        let mut codes = both.open_sender(&pipes[1]).unwrap();
+        let mut questions = tokio::io::BufReader::new(asked).lines();
+        for code in [THERE, ABSENT, STOP] {
+            let mut shell = run().spawn().unwrap();
+            let question = questions.next_line().await.unwrap();
+            assert_eq!(question.as_deref(), Some("NAME pg_wal/X"));
+            codes
+                .write_all(format!("{code}\n").as_bytes())
+                .await
+                .unwrap();
+            let ended = shell.wait().await.unwrap();
+            assert_eq!(ended.code(), Some(i32::from(code)));
+        }
+    }
 }

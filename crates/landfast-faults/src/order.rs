@@ -190,5 +190,6 @@ pub fn programs() -> Programs {
     Programs {
         folder: "/usr/lib/postgresql/15/bin".into(),
         user: postgres.filter(|_| rustix::process::geteuid().is_root()),
+        containers: None,
     }
 }

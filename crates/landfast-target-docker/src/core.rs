@@ -44,6 +44,8 @@ pub(crate) struct Core {
     /// Networks are removed while nothing is being started.
     pub(crate) networks: RwLock<()>,
     pub(crate) network_makers: tokio::sync::Mutex<()>,
+    /// Held by whoever looks at an image.
+    pub(crate) looking: tokio::sync::Mutex<()>,
     has_no_init: AtomicBool,
     pub(crate) lacks: Mutex<Option<Lacks>>,
     /// By what they hold: an id never means another image.
@@ -67,6 +69,7 @@ impl Core {
             followed: Mutex::default(),
             networks: RwLock::default(),
             network_makers: tokio::sync::Mutex::default(),
+            looking: tokio::sync::Mutex::default(),
             has_no_init: AtomicBool::new(false),
             lacks: Mutex::default(),
             images: Mutex::default(),

@@ -110,6 +110,7 @@ fn facts(found: &ImageInspect) -> ImageFacts {
         created_at: found.created.as_deref().and_then(exits::instant),
         platform: format!("{os}/{architecture}"),
         user: config.user.unwrap_or_default(),
+        user_number: None,
         entrypoint: config.entrypoint.unwrap_or_default(),
         command: config.cmd.unwrap_or_default(),
         ports,
@@ -142,7 +143,11 @@ impl Core {
         let Some(found) = self.inspect_image(&id.to_string()).await? else {
             return Ok(None);
         };
-        let image = Arc::new(Image::new(&found));
+        let mut image = Image::new(&found);
+        if let Some(user) = image.facts.user_name() {
+            image.facts.user_number = programs::number_of(self, id, user).await?;
+        }
+        let image = Arc::new(image);
         let mut images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
         images.insert(id, Arc::clone(&image));
         Ok(Some(image))
@@ -172,7 +177,6 @@ impl Core {
 pub(crate) struct DockerImages {
     core: Arc<Core>,
     ledger: tokio::sync::Mutex<()>,
-    looking: tokio::sync::Mutex<()>,
 }
 
 /// Names that an image has through us.
@@ -183,7 +187,6 @@ impl DockerImages {
         Self {
             core,
             ledger: tokio::sync::Mutex::default(),
-            looking: tokio::sync::Mutex::default(),
         }
     }
 
@@ -356,6 +359,9 @@ impl DockerImages {
         let (name, tag) = name::keeping(&self.core.host, &id);
         self.write_down(reference, id, names).await?;
         self.tag(reference, &id.to_string(), &name, &tag).await?;
+        let image = self.core.image(id).await;
+        let image = image.map_err(|error| self.failed(reference, error))?;
+        let facts = image.map_or_else(|| facts(found), |image| image.facts.clone());
         Ok(ResolvedImage {
             image: PinnedImage {
                 reference: reference.clone(),
@@ -364,7 +370,7 @@ impl DockerImages {
             },
             registry_said: None,
             was_pulled: false,
-            facts: facts(found),
+            facts,
         })
     }
 
@@ -553,8 +559,6 @@ impl Images for DockerImages {
         let Some(image) = self.core.image(*id).await.map_err(failed)? else {
             return Ok(Vec::new());
         };
-        // Two looks would share a container.
-        let _one_look = self.looking.lock().await;
         let found = programs::find(&self.core, *id, &image, wanted).await;
         found.map_err(failed)
     }

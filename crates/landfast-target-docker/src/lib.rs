@@ -27,6 +27,7 @@ mod name;
 mod networks;
 mod options;
 mod programs;
+mod read;
 mod record;
 mod secrets;
 mod start;
@@ -117,8 +118,8 @@ pub struct DockerTarget {
     images: Arc<DockerImages>,
     /// Who listens to the daemon, from the first call on. Dropping the target ends it.
     watching: Mutex<Option<Watching>>,
-    /// The commands of `exec` that are being passed on.
-    execs: Mutex<JoinSet<()>>,
+    /// The outputs of instances and of the commands of `exec` that are being passed on.
+    driven: Mutex<JoinSet<()>>,
 }
 
 struct Watching {
@@ -146,7 +147,7 @@ impl DockerTarget {
             images: Arc::new(DockerImages::new(Arc::clone(&core))),
             core,
             watching: Mutex::default(),
-            execs: Mutex::default(),
+            driven: Mutex::default(),
         })
     }
 
@@ -209,6 +210,13 @@ impl DockerTarget {
             }
         });
         begun.follow.clone()
+    }
+
+    /// Has an output passed on, until the target is dropped.
+    fn drive(&self, driven: impl Future<Output = ()> + Send + 'static) {
+        let mut all = self.driven.lock().unwrap_or_else(PoisonError::into_inner);
+        while all.try_join_next().is_some() {}
+        all.spawn(driven);
     }
 
     /// Orders a container to end, and waits until it has.
@@ -310,12 +318,28 @@ impl DockerTarget {
 impl Target for DockerTarget {
     async fn start(&self, order: Fence, spec: &InstanceSpec) -> Result<Observed, StartError> {
         let follow = self.watch();
-        let started = Box::pin(self.core.start(order, spec)).await?;
+        let started = Box::pin(self.core.start(order, spec, None)).await?;
         if let Some(ask) = self.core.to_follow(&spec.id) {
             // Nobody takes it only when the target is being dropped.
             follow.send(ask).unwrap_or_default();
         }
         Ok(started)
+    }
+
+    async fn start_read(
+        &self,
+        order: Fence,
+        spec: &InstanceSpec,
+    ) -> Result<(Observed, mpsc::Receiver<ExecOutput>), StartError> {
+        self.watch();
+        let reader = read::Reader::default();
+        let started = Box::pin(self.core.start(order, spec, Some(&reader))).await?;
+        let (reading, receiver) = reader.take().ok_or_else(|| {
+            let what = "it was started before, and its output is somebody else's";
+            StartError::Impossible(format!("`{}`: {what}", spec.id.instance))
+        })?;
+        self.drive(reading.drive());
+        Ok((started, receiver))
     }
 
     async fn stop(
@@ -521,9 +545,7 @@ impl Target for DockerTarget {
     ) -> Result<mpsc::Receiver<ExecOutput>, TargetError> {
         self.watch();
         let (running, receiver) = exec::begin(&self.core, id, command, stdin).await?;
-        let mut execs = self.execs.lock().unwrap_or_else(PoisonError::into_inner);
-        while execs.try_join_next().is_some() {}
-        execs.spawn(running.drive());
+        self.drive(running.drive());
         Ok(receiver)
     }
 }

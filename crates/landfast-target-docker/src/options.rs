@@ -17,7 +17,10 @@ use landfast_target::{
 };
 use landfast_types::{ImageId, Protection, ProtectionPart, ProtectionState};
 
-use crate::name::{self, HostId};
+use crate::{
+    name::{self, HostId},
+    networks::Ids,
+};
 
 /// Processes and threads of a container whose manifest names no number.
 pub(crate) const PROCESSES_MAX: u32 = 4_096;
@@ -44,6 +47,8 @@ pub(crate) struct Found<'a> {
     pub(crate) secrets: Option<&'a Path>,
     /// Whether the daemon has a program to put before the app, which reaps and passes signals on.
     pub(crate) has_init: bool,
+    /// What it writes is read as it comes, and not kept.
+    pub(crate) is_read: bool,
 }
 
 /// What cannot be made of what is asked for, in a sentence.
@@ -208,6 +213,26 @@ fn endpoint(join: &NetworkJoin) -> EndpointSettings {
     }
 }
 
+/// Says by its id which network is meant where its name does not.
+pub(crate) fn name_networks(body: &mut ContainerCreateBody, ids: &Ids) {
+    let mode = body.host_config.as_mut();
+    if let Some(mode) = mode.and_then(|config| config.network_mode.as_mut())
+        && let Some(id) = ids.get(mode)
+    {
+        mode.clone_from(id);
+    }
+    let networks = body.networking_config.as_mut();
+    let Some(endpoints) = networks.and_then(|networks| networks.endpoints_config.as_mut()) else {
+        return;
+    };
+    for (name, id) in ids {
+        if let Some(mut endpoint) = endpoints.remove(name) {
+            endpoint.network_id = Some(id.clone());
+            endpoints.insert(id.clone(), endpoint);
+        }
+    }
+}
+
 /// Has a container ask for an address in its first network.
 pub(crate) fn set_address(body: &mut ContainerCreateBody, address: Ipv4Addr) {
     let networks = body.networking_config.as_mut();
@@ -273,14 +298,23 @@ fn host_config(
             maximum_retry_count: None,
         }),
         auto_remove: Some(false),
-        log_config: Some(HostConfigLogConfig {
-            typ: Some("json-file".to_owned()),
-            config: Some(HashMap::from([
-                ("max-size".to_owned(), LOG_BYTES_MAX.to_owned()),
-                ("max-file".to_owned(), LOG_FILES_MAX.to_owned()),
-            ])),
-        }),
+        log_config: Some(log(found.is_read)),
         ..Default::default()
+    }
+}
+
+fn log(is_read: bool) -> HostConfigLogConfig {
+    if is_read {
+        return HostConfigLogConfig {
+            typ: Some("none".to_owned()),
+            config: None,
+        };
+    }
+    let bounds = [("max-size", LOG_BYTES_MAX), ("max-file", LOG_FILES_MAX)];
+    let bounds = bounds.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    HostConfigLogConfig {
+        typ: Some("json-file".to_owned()),
+        config: Some(HashMap::from(bounds)),
     }
 }
 
@@ -486,6 +520,7 @@ mod tests {
                 own_user: 1_900_000_001,
                 secrets: Some(Path::new("/run/landfast/s")),
                 has_init: true,
+                is_read: false,
             },
         )
     }

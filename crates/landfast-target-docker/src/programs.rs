@@ -52,28 +52,20 @@ pub(crate) async fn find(
 ) -> Result<Vec<String>, DaemonError> {
     let path = image.path.as_deref();
     let all = |wanted: &String| places(wanted, path, &image.working_folder);
-    let name = name::look(&core.host, &id);
-    let created = core.daemon.call(|client| {
-        let options = CreateContainerOptionsBuilder::default().name(&name).build();
-        let body = ContainerCreateBody {
-            image: Some(id.to_string()),
-            entrypoint: Some(vec!["/".to_owned()]),
-            labels: Some(name::own_label(&core.host)),
-            network_disabled: Some(true),
-            ..Default::default()
-        };
-        async move { client.create_container(Some(options), body).await }
-    });
-    match created.await {
-        // Another look that is under way, or was cut short.
-        Err(error) if error.is_conflict() => {}
-        told => drop(told?),
+    let known = |wanted: &String| match all(wanted).as_slice() {
+        [place] if image.is_known_to_hold(place) => Some(place.clone()),
+        _ => None,
+    };
+    // What an image was seen to hold, it holds.
+    if let Some(known) = wanted.iter().map(known).collect() {
+        return Ok(known);
     }
+    let look = Look::begin(core, id).await?;
     let looked = async {
         let mut found = Vec::new();
         for wanted in wanted {
             for place in all(wanted) {
-                if image.is_known_to_hold(&place) || stat(core, &name, &place).await? {
+                if image.is_known_to_hold(&place) || stat(core, &look.name, &place).await? {
                     image.holds(&place);
                     found.push(place);
                     break;
@@ -83,8 +75,62 @@ pub(crate) async fn find(
         Ok(found)
     };
     let found = looked.await;
-    core.remove(&name).await?;
+    look.end(core).await?;
     found
+}
+
+/// The number of a name in an image, by a container of it that never runs. Root's where the image does not tell; `None` when it does not
+/// know the name.
+pub(crate) async fn number_of(
+    core: &Core,
+    id: ImageId,
+    user: &str,
+) -> Result<Option<u32>, DaemonError> {
+    let look = Look::begin(core, id).await?;
+    let passwd = passwd_of(core, &look.name).await;
+    look.end(core).await?;
+    Ok(match passwd? {
+        Passwd::Text(text) => number_in(&text, user),
+        Passwd::Missing => None,
+        Passwd::Strange => Some(0),
+    })
+}
+
+/// A container that never runs. One look at a time, since two would share it.
+struct Look<'a> {
+    name: String,
+    _alone: tokio::sync::MutexGuard<'a, ()>,
+}
+
+impl<'a> Look<'a> {
+    async fn begin(core: &'a Core, id: ImageId) -> Result<Self, DaemonError> {
+        let alone = core.looking.lock().await;
+        let name = name::look(&core.host, &id);
+        let created = core.daemon.call(|client| {
+            let options = CreateContainerOptionsBuilder::default().name(&name).build();
+            let body = ContainerCreateBody {
+                image: Some(id.to_string()),
+                entrypoint: Some(vec!["/".to_owned()]),
+                labels: Some(name::own_label(&core.host)),
+                network_disabled: Some(true),
+                ..Default::default()
+            };
+            async move { client.create_container(Some(options), body).await }
+        });
+        match created.await {
+            // One that was cut short.
+            Err(error) if error.is_conflict() => {}
+            told => drop(told?),
+        }
+        Ok(Self {
+            name,
+            _alone: alone,
+        })
+    }
+
+    async fn end(self, core: &Core) -> Result<(), DaemonError> {
+        core.remove(&self.name).await
+    }
 }
 
 /// Where a program may be.
@@ -151,6 +197,21 @@ pub(crate) async fn user_of(
     if let Ok(number) = user.parse() {
         return Ok(Some(number));
     }
+    Ok(match passwd_of(core, container).await? {
+        Passwd::Text(text) => number_in(&text, user),
+        Passwd::Missing | Passwd::Strange => None,
+    })
+}
+
+/// Where an image names its users.
+enum Passwd {
+    Text(String),
+    Missing,
+    /// No file, or no text, or too large for one.
+    Strange,
+}
+
+async fn passwd_of(core: &Core, container: &str) -> Result<Passwd, DaemonError> {
     let client = core.daemon.client().await?;
     let options = DownloadFromContainerOptionsBuilder::default()
         .path("/etc/passwd")
@@ -160,20 +221,24 @@ pub(crate) async fn user_of(
     while let Some(piece) = stream.next().await {
         let piece = match piece.map_err(DaemonError::from) {
             Ok(piece) => piece,
-            Err(error) if error.is_missing() => return Ok(None),
+            Err(error) if error.is_missing() => return Ok(Passwd::Missing),
             Err(error) => return Err(error),
         };
         if bytes.len() + piece.len() > PASSWD_BYTES_MAX {
-            return Ok(None);
+            return Ok(Passwd::Strange);
         }
         bytes.extend_from_slice(&piece);
     }
-    Ok(passwd_in(&bytes).and_then(|passwd| number_in(&passwd, user)))
+    Ok(passwd_in(&bytes).map_or(Passwd::Strange, Passwd::Text))
 }
 
+/// A link leads somewhere else, and has no text.
 fn passwd_in(archive: &[u8]) -> Option<String> {
     let mut archive = tar::Archive::new(archive);
     let mut entry = archive.entries().ok()?.next()?.ok()?;
+    if !entry.header().entry_type().is_file() {
+        return None;
+    }
     let mut text = String::new();
     entry.read_to_string(&mut text).ok()?;
     Some(text)
@@ -206,6 +271,7 @@ mod tests {
         assert_eq!(number_in(passwd, "nginx"), Some(101));
         assert_eq!(number_in(passwd, "ngin"), None);
         let mut header = tar::Header::new_ustar();
+        header.set_entry_type(tar::EntryType::Regular);
         header.set_size(passwd.len() as u64);
         header.set_mode(0o644);
         let mut archive = tar::Builder::new(Vec::new());

@@ -28,8 +28,10 @@ use crate::{
     exits::{self, Life},
     images::Image,
     name,
+    networks::Ids,
     options::{self, Found, Lacks, Plan, Unfit},
     programs,
+    read::Reader,
     record::{Held, Record, Started},
     secrets,
 };
@@ -51,6 +53,7 @@ impl Core {
         &self,
         order: Fence,
         spec: &InstanceSpec,
+        reader: Option<&Reader>,
     ) -> Result<Observed, StartError> {
         let Content::Image(image) = spec.content else {
             return Err(StartError::NoPrograms);
@@ -62,11 +65,11 @@ impl Core {
         let held = held.map_err(io_error("lock what is remembered of the instance"))?;
         // No network goes away meanwhile.
         let _starting = self.networks.read().await;
-        match Box::pin(self.start_held(order, spec, image, &held)).await? {
+        match Box::pin(self.start_held(order, (spec, reader), image, &held)).await? {
             Begun::Observed(observed) => Ok(observed),
             Begun::NoInit => {
                 self.go_on_without_init();
-                match Box::pin(self.start_held(order, spec, image, &held)).await? {
+                match Box::pin(self.start_held(order, (spec, reader), image, &held)).await? {
                     Begun::Observed(observed) => Ok(observed),
                     Begun::NoInit => Err(StartError::Impossible(
                         "the daemon asks for an init that it does not have".to_owned(),
@@ -79,7 +82,7 @@ impl Core {
     async fn start_held(
         &self,
         order: Fence,
-        spec: &InstanceSpec,
+        (spec, reader): (&InstanceSpec, Option<&Reader>),
         image: ImageId,
         held: &Held,
     ) -> Result<Begun, StartError> {
@@ -130,6 +133,7 @@ impl Core {
                 own_user,
                 secrets: secrets.as_deref(),
                 has_init: self.has_init(),
+                is_read: reader.is_some(),
             },
         );
         let plan = plan.map_err(|Unfit(reason)| {
@@ -158,7 +162,7 @@ impl Core {
         // Written down first, so that no sweep takes them for left behind.
         self.write_secrets(spec)
             .map_err(io_error("write the secrets of the container"))?;
-        match Box::pin(self.run(spec, &details, &plan, own_user)).await {
+        match Box::pin(self.run((spec, reader), &details, &plan, own_user)).await {
             Ok(found) => self.finish(spec, held, record, found).map(Begun::Observed),
             Err(Failure::NoInit) => {
                 self.undo(&record).await?;
@@ -228,16 +232,21 @@ impl Core {
     /// Makes a container and starts it.
     async fn run(
         &self,
-        spec: &InstanceSpec,
+        (spec, reader): (&InstanceSpec, Option<&Reader>),
         image: &Arc<Image>,
         plan: &Plan,
         own_user: u32,
     ) -> Result<ContainerInspectResponse, Failure> {
+        let mut ids = Ids::new();
         for join in &spec.container.networks {
             let made = self.make_network(&spec.id.scope, &join.network).await;
-            made.map_err(|error| self.failure(spec, error))?;
+            if let Some(id) = made.map_err(|error| self.failure(spec, error))? {
+                let name = name::network(&self.host, &spec.id.scope, &join.network);
+                ids.insert(name, id);
+            }
         }
         let mut body = plan.body.clone();
+        options::name_networks(&mut body, &ids);
         if let Some(join) = spec
             .container
             .networks
@@ -252,6 +261,7 @@ impl Core {
         let volumes = self.make_volumes(spec).await?;
         let container = self.create(spec, body).await?;
         for (network, endpoint) in &plan.more_networks {
+            let network = ids.get(network).unwrap_or(network);
             let joined = self.join(network, &container, endpoint).await;
             joined.map_err(|error| self.failure(spec, error))?;
         }
@@ -264,6 +274,10 @@ impl Core {
         let user = plan.body.user.as_ref().map(|_| own_user);
         self.give_volumes(spec, image, user, &container, volumes)
             .await?;
+        if let Some(reader) = reader {
+            let attached = reader.attach(self, &container).await;
+            attached.map_err(|error| self.failure(spec, error))?;
+        }
         let started = self.daemon.call_within(START_WAIT_MAX, |client| {
             let container = container.clone();
             async move {

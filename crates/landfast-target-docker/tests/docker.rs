@@ -379,3 +379,90 @@ fn container(world: &World) -> String {
         .docker(&["ps", "--quiet", "--no-trunc"])
         .unwrap()
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_read_is_whole_waits_for_its_reader_and_is_kept_nowhere() {
+    const BYTES: usize = 40_000_000;
+    let Some(world) = World::new() else { return };
+    let target = world.target();
+    let words = [
+        "out=first",
+        "err=beside",
+        &format!("flood={BYTES}"),
+        "exit=3",
+    ];
+    let spec = world.spec(1, &words);
+    let (_, mut output) = target.start_read(fence(1), &spec).await.unwrap();
+    // More than all pipes and the daemon hold: it waits.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let observed = target.observe(&spec.id).await.unwrap().unwrap();
+    assert_eq!(observed.state, ObservedState::Running);
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    while let Some(piece) = output.recv().await {
+        match piece {
+            ExecOutput::Stdout(bytes) => stdout.extend(bytes),
+            ExecOutput::Stderr(bytes) => stderr.extend(bytes),
+            ExecOutput::Exited(exit) => panic!("{exit}"),
+        }
+    }
+    assert_eq!(stdout.len(), "first\n".len() + BYTES);
+    assert!(stdout.starts_with(b"first\nxxx"));
+    assert_eq!(stderr, b"beside\n");
+    let exit = target.wait(&spec.id).await.unwrap();
+    assert_eq!(exit, Exit::Code { code: 3 });
+    assert_eq!(world.log(1), Vec::<String>::new());
+    // An id is started once, and its output is read once.
+    let again = target.start_read(fence(1), &spec).await.unwrap_err();
+    assert!(matches!(again, StartError::Impossible(_)), "{again}");
+    // Whoever reads no more ends nothing.
+    let left = world.spec(2, &[&format!("flood={BYTES}"), "exit=4"]);
+    let (_, output) = target.start_read(fence(1), &left).await.unwrap();
+    drop(output);
+    let exit = target.wait(&left.id).await.unwrap();
+    assert_eq!(exit, Exit::Code { code: 4 });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_that_means_root_is_root() {
+    let Some(world) = World::new() else { return };
+    let target = world.target();
+    let passwd = world.folder.path().join("image/etc/passwd");
+    let text = "root:x:0:0::/:/\ntoor:x:0:0::/:/\nweb:x:4711:4711::/:/\n";
+    fs::write(&passwd, text).unwrap();
+    let mut number = 0;
+    let mut user_of = async |name: &str, lines: &[&str]| {
+        number += 1;
+        let image = world.import(name, lines);
+        let spec = InstanceSpec {
+            content: landfast_target::Content::Image(image),
+            ..world.spec(number, &["status=Uid"])
+        };
+        let lines = world.lines(&target, &spec).await;
+        let user = lines[0].split_whitespace().nth(1).unwrap();
+        user.parse::<u32>().unwrap()
+    };
+    for user in [
+        "toor", "toor:web", "root", "0", "0:4711", "00", "+0", "-0", "",
+    ] {
+        let line = format!("USER {user}");
+        let lines = [line.as_str()];
+        let lines = if user.is_empty() { &[][..] } else { &lines };
+        let user_number = user_of("users:1", lines).await;
+        assert!(user_number >= 1_900_000_000, "{user}: {user_number}");
+    }
+    assert_eq!(user_of("users:1", &["USER web"]).await, 4711);
+    assert_eq!(user_of("users:1", &["USER 4711:0"]).await, 4711);
+    // A link could lead anywhere: nobody is taken for harmless because of it.
+    fs::rename(&passwd, passwd.with_file_name("users")).unwrap();
+    std::os::unix::fs::symlink("users", &passwd).unwrap();
+    assert!(user_of("users:2", &["USER toor"]).await >= 1_900_000_000);
+    // Nobody starts as a name that is nowhere.
+    fs::remove_file(&passwd).unwrap();
+    let nowhere = InstanceSpec {
+        content: landfast_target::Content::Image(world.import("users:3", &["USER toor"])),
+        ..world.spec(90, &["status=Uid"])
+    };
+    target.start(fence(1), &nowhere).await.unwrap_err();
+    let looks = ["ps", "--all", "--quiet", "--filter", "name=look"];
+    assert_eq!(world.dockerd.docker(&looks).unwrap(), "");
+}

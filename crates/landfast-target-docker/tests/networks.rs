@@ -142,3 +142,139 @@ async fn answer(address: SocketAddr) -> String {
     }
     panic!("{address} is not reached from the host");
 }
+
+/// Old daemons make a second network of a name where they are not told to look, as after an answer that came too late.
+fn duplicate(world: &World, name: &str, labels: &serde_json::Value) -> String {
+    let body = serde_json::json!({
+        "Name": name, "Driver": "bridge", "CheckDuplicate": false, "Labels": labels,
+    });
+    let body = body.to_string();
+    let mut stream =
+        std::os::unix::net::UnixStream::connect(world.dockerd.socket()).expect("it listens");
+    let request = format!(
+        "POST /v1.41/networks/create HTTP/1.1\r\nHost: docker\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    );
+    std::io::Write::write_all(&mut stream, request.as_bytes()).expect("it is asked");
+    let mut answer = String::new();
+    std::io::Read::read_to_string(&mut stream, &mut answer).expect("it answers");
+    assert!(answer.starts_with("HTTP/1.1 201"), "{answer}");
+    let id = answer.split("\"Id\":\"").nth(1).expect("an id");
+    id.split('"').next().expect("an id").to_owned()
+}
+
+fn networks(world: &World, name: &str) -> Vec<String> {
+    let filter = format!("name=^{name}$");
+    let listed = [
+        "network",
+        "ls",
+        "--no-trunc",
+        "--quiet",
+        "--filter",
+        &filter,
+    ];
+    let listed = world.dockerd.docker(&listed).expect("it lists");
+    listed.lines().map(str::to_owned).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_network_of_a_name_goes_unless_somebody_joined_it() {
+    let Some(world) = World::new() else { return };
+    let version = world
+        .dockerd
+        .docker(&["version", "--format", "{{.Server.Version}}"]);
+    let version = version.expect("it says");
+    let major: u32 = version
+        .split('.')
+        .next()
+        .and_then(|major| major.parse().ok())
+        .expect("a number");
+    if major >= 25 {
+        // Such a daemon makes none.
+        return;
+    }
+    let target = world.target();
+    let first = service(&world, "shop", 1, "api", &[]);
+    target.start(fence(1), &first).await.expect("it starts");
+    let told = world
+        .dockerd
+        .docker(&["network", "ls", "--format", "{{.Name}}"]);
+    let told = told.expect("it lists");
+    let name = told
+        .lines()
+        .find(|name| name.contains("shop"))
+        .expect("its network")
+        .to_owned();
+    let inspect = ["network", "inspect", "--format", "{{json .Labels}}", &name];
+    let labels = world.dockerd.docker(&inspect).expect("it is told");
+    let labels: serde_json::Value = serde_json::from_str(&labels).expect("labels");
+    let original = networks(&world, &name);
+
+    // Nobody is in the second one: it goes, and nobody notices.
+    duplicate(&world, &name, &labels);
+    assert_eq!(networks(&world, &name).len(), 2);
+    let second = service(&world, "shop", 2, "web", &[]);
+    let started = target.start(fence(1), &second).await.expect("it starts");
+    assert_eq!(networks(&world, &name), original);
+    assert!(
+        !answer(started.address.expect("it listens"))
+            .await
+            .is_empty()
+    );
+    let port = |name: &str| format!("{name}:{PORT}");
+    assert!(reaches(&target, ("shop", 1), &port("web")).await);
+
+    // Somebody is in it: both stay, and who comes joins where most are.
+    let other = duplicate(&world, &name, &labels);
+    let docker = |arguments: &[&str]| world.dockerd.docker(arguments).expect("it is done");
+    docker(&["network", "create", "elsewhere"]);
+    let guest = docker(&[
+        "run",
+        "--detach",
+        "--network",
+        "elsewhere",
+        "app:1",
+        "/app",
+        "serve",
+    ]);
+    docker(&["network", "connect", &other, &guest]);
+    let third = service(&world, "shop", 3, "third", &["main"]);
+    let started = target.start(fence(1), &third).await.expect("it starts");
+    assert!(
+        !answer(started.address.expect("it listens"))
+            .await
+            .is_empty()
+    );
+    assert!(reaches(&target, ("shop", 1), &port("third")).await);
+    assert!(reaches(&target, ("shop", 3), &port("api")).await);
+    assert_eq!(networks(&world, &name).len(), 2);
+
+    // A stranger's network of the same name is not ours to join or remove.
+    let of_store = networks_of_store(&world);
+    let strangers = duplicate(&world, &of_store, &serde_json::json!({}));
+    let main = store(&world, "shop", 4, "main");
+    target.start(fence(1), &main).await.expect("it starts");
+    assert!(reaches(&target, ("shop", 3), &port("main")).await);
+
+    // All that is ours goes with the last that was in it.
+    docker(&["rm", "--force", &guest]);
+    for spec in [&first, &second, &third, &main] {
+        target
+            .stop(fence(2), &spec.id, Duration::ZERO)
+            .await
+            .expect("it stops");
+        target.forget(&spec.id).await.expect("it is forgotten");
+    }
+    assert_eq!(networks(&world, &name), Vec::<String>::new());
+    assert_eq!(networks(&world, &of_store), [strangers]);
+}
+
+fn networks_of_store(world: &World) -> String {
+    let told = world
+        .dockerd
+        .docker(&["network", "ls", "--format", "{{.Name}}"]);
+    let told = told.expect("it lists");
+    let name = told.lines().find(|name| name.ends_with(".store.main"));
+    name.expect("the store's network").to_owned()
+}

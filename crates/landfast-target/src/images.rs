@@ -77,6 +77,9 @@ pub struct ImageFacts {
     pub platform: String,
     /// As the image writes it: a name, a number, `user:group`; empty for root.
     pub user: String,
+    /// The number that this user's name has in the image. `None` for one that is a number, and for a name that the image does not know,
+    /// as whom nothing starts.
+    pub user_number: Option<u32>,
     pub entrypoint: Vec<String>,
     pub command: Vec<String>,
     /// TCP ports it exposes, in order.
@@ -92,9 +95,19 @@ pub struct ImageFacts {
 impl ImageFacts {
     /// Whether it would run as root where nothing else is asked for.
     pub fn is_root(&self) -> bool {
+        if let Some(number) = self.user_number {
+            return number == 0;
+        }
         let user = self.user.split(':').next().unwrap_or("");
-        // `00` is a number too.
-        matches!(user, "" | "root") || user.parse::<u32>() == Ok(0)
+        // `00`, `+0` and `-0` are numbers too, to a daemon.
+        matches!(user, "" | "root") || user.parse::<i64>() == Ok(0)
+    }
+
+    /// The name that [`ImageFacts::user_number`] is to be found for.
+    pub fn user_name(&self) -> Option<&str> {
+        let user = self.user.split(':').next().unwrap_or("");
+        let is_name = !user.is_empty() && user.parse::<i64>().is_err();
+        is_name.then_some(user)
     }
 }
 
@@ -190,4 +203,32 @@ pub trait Images: Send + Sync + 'static {
     ///
     /// Returns what is no longer ours.
     async fn collect(&self, keep: &BTreeSet<ImageId>) -> Result<Vec<ImageId>, ImageError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn root_has_many_names() {
+        let of = |user: &str, user_number| ImageFacts {
+            user: user.to_owned(),
+            user_number,
+            ..ImageFacts::default()
+        };
+        for user in [
+            "", ":5", "root", "root:app", "0", "0:0", "0:app", "00", "+0", "-0",
+        ] {
+            assert!(of(user, None).is_root(), "{user}");
+        }
+        for user in ["1", "01", "app", "1000:0", "app:root", "toor"] {
+            assert!(!of(user, None).is_root(), "{user}");
+        }
+        // What the image says of a name, it means.
+        assert!(of("toor", Some(0)).is_root());
+        assert!(!of("root", Some(7)).is_root());
+        assert_eq!(of("toor:toor", None).user_name(), Some("toor"));
+        assert_eq!(of("+0:app", None).user_name(), None);
+        assert_eq!(of("", None).user_name(), None);
+    }
 }

@@ -370,6 +370,21 @@ pub trait Target: Send + Sync + 'static {
     /// runs, or already ended, is returned as it is: an id is started once, ever.
     async fn start(&self, order: Fence, spec: &InstanceSpec) -> Result<Observed, StartError>;
 
+    /// Starts an instance of an image as [`Target::start`] does, and gives what it writes as it comes. Nothing of it is kept, and it waits
+    /// where nobody reads. The channel ends with the instance, or when it is lost out of sight: [`Target::wait`] alone says how it ended.
+    /// An id is started once, ever: one that was before is refused.
+    ///
+    /// # Errors
+    /// [`StartError::NoPrograms`] where that is not possible.
+    async fn start_read(
+        &self,
+        order: Fence,
+        spec: &InstanceSpec,
+    ) -> Result<(Observed, tokio::sync::mpsc::Receiver<ExecOutput>), StartError> {
+        let _nothing_is_started = (order, spec);
+        Err(StartError::NoPrograms)
+    }
+
     /// Starts a program of the host as an instance; from then on it is one like any other. An id is started once, ever.
     ///
     /// # Errors

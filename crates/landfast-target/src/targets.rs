@@ -77,6 +77,16 @@ impl Target for Targets {
         target.start(order, spec).await
     }
 
+    async fn start_read(
+        &self,
+        order: Fence,
+        spec: &InstanceSpec,
+    ) -> Result<(Observed, mpsc::Receiver<ExecOutput>), StartError> {
+        let target = self.for_content(&spec.content);
+        let target = target.ok_or(StartError::NoContainers)?;
+        target.start_read(order, spec).await
+    }
+
     async fn start_program(
         &self,
         order: Fence,

@@ -34,6 +34,8 @@ pub struct DockerdOptions {
     pub live_restore: bool,
     /// Keeps images and containers in memory of this size, to fill it.
     pub disk_bytes: Option<u64>,
+    /// Whether it has a network for whoever names none, as the steps of its own builds.
+    pub bridge: bool,
 }
 
 impl Default for DockerdOptions {
@@ -41,6 +43,7 @@ impl Default for DockerdOptions {
         Self {
             live_restore: true,
             disk_bytes: None,
+            bridge: false,
         }
     }
 }
@@ -296,7 +299,7 @@ impl Dockerd {
         let mut command = self.enter()?;
         command
             .arg(program("dockerd", PACKAGE, &FOLDERS)?)
-            .args(["--bridge", "none", "--insecure-registry", "10.250.0.0/16"])
+            .args(["--insecure-registry", "10.250.0.0/16"])
             .args(["--config-file", &folder.join("none.json").to_string_lossy()])
             // Nobody answers there, and says so at once: names that are not the daemon's own are unknown without a wait.
             .args(["--dns", &self.world.here().to_string()])
@@ -311,6 +314,9 @@ impl Dockerd {
             .arg(format!("--host={}", self.address()));
         if self.options.live_restore {
             command.arg("--live-restore");
+        }
+        if !self.options.bridge {
+            command.args(["--bridge", "none"]);
         }
         fs::write(folder.join("none.json"), "{}").map_err(|source| StartError::Io {
             what: "write the configuration of a daemon".into(),

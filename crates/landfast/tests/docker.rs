@@ -13,13 +13,14 @@ mod support;
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
 };
 
 use landfast_judge::{Judge, JudgeHandle, Settings, Verdict};
-use landfast_testbed::{Dockerd, DockerdOptions};
+use landfast_testbed::{Dockerd, DockerdOptions, Registry};
 use serde_json::Value;
 use support::host::Host;
 
@@ -36,8 +37,11 @@ struct World {
 impl World {
     /// `None` where no daemon can be started here, which is said.
     fn start(manifest: &str) -> Option<Self> {
-        let docker = Dockerd::start_or_skip(DockerdOptions::default())?;
-        let mut host = Host::stopped();
+        Self::on(DockerdOptions::default(), Host::stopped(), manifest)
+    }
+
+    fn on(options: DockerdOptions, mut host: Host, manifest: &str) -> Option<Self> {
+        let docker = Dockerd::start_or_skip(options)?;
         host.arguments = vec!["--docker".into(), docker.address()];
         host.start_server();
         let app = host.path("shop");
@@ -70,6 +74,10 @@ impl World {
         support::landfast(&self.app)
             .env("LANDFAST_SOCKET", self.host.path("run/landfast.sock"))
             .env("DOCKER_HOST", self.docker.address())
+            // Where there is none, it is the client's own.
+            .env("DOCKER_CONFIG", self.host.path("client"))
+            // The distribution's client, whatever else is installed.
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             .args(arguments)
             .timeout(Duration::from_secs(240))
             .output()
@@ -440,4 +448,244 @@ fn the_daemon_is_killed_in_a_rollout() {
     is_clean(&judge.finish());
     let problems = world.json(&["status"])["problems"].to_string();
     assert!(!problems.contains("has not answered"), "{problems}");
+}
+
+/// A shell and what it is linked to, to build on.
+fn base(folder: &Path) {
+    let programs = ["/bin/sh", "/bin/sleep"];
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the linker's own tool says what it needs"
+    )]
+    let told = Command::new("ldd").args(programs).output().unwrap();
+    let told = String::from_utf8(told.stdout).unwrap();
+    let libraries = told.split_whitespace();
+    let libraries = libraries.filter(|word| word.starts_with('/') && !word.ends_with(':'));
+    for path in libraries.chain(programs) {
+        let place = folder.join(path.trim_start_matches('/'));
+        fs::create_dir_all(place.parent().unwrap()).unwrap();
+        fs::copy(path, place).unwrap();
+    }
+    for name in ["tmp", "proc", "sys", "dev", "etc", "run"] {
+        fs::create_dir_all(folder.join(name)).unwrap();
+    }
+}
+
+/// Whether a process of this host has a text among its arguments.
+fn is_argument(text: &str) -> bool {
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let mut words = processes.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
+    words.any(|words| String::from_utf8_lossy(&words).contains(text))
+}
+
+#[test]
+fn a_secret_of_a_build_is_used_and_stays_nowhere() {
+    const SECRET: &str = "s3cr3t-of-the-build";
+    let options = DockerdOptions {
+        bridge: true,
+        ..DockerdOptions::default()
+    };
+    let with = "build = { context = \"image\", secrets = [\"TOKEN\"] }";
+    let manifest = manifest("", "").replace("build = \"image\"", with);
+    let Some(world) = World::on(options, Host::stopped(), &manifest) else {
+        return;
+    };
+    base(&world.host.path("base"));
+    world
+        .docker
+        .import("base:1", &world.host.path("base"), &[])
+        .unwrap();
+    // The step fails without it, and leaves a trace of having had it.
+    let dockerfile = "FROM base:1\nCOPY app /app\n\
+        RUN --mount=type=secret,id=TOKEN read -r token < /run/secrets/TOKEN; sleep 1; \
+        [ ${#token} -gt 0 ] && echo ${#token} > /length\n\
+        RUN [ ! -e /run/secrets/TOKEN ]\n\
+        HEALTHCHECK NONE\nENTRYPOINT [\"/app\"]\n";
+    fs::write(world.app.join("image/Dockerfile"), dockerfile).unwrap();
+    let set = world.host.run_with(
+        &world.app,
+        &["secret", "set", "TOKEN"],
+        &format!("{SECRET}\n"),
+    );
+    assert!(
+        set.status.success(),
+        "{}",
+        String::from_utf8_lossy(&set.stderr)
+    );
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    let seen = std::thread::scope(|scope| {
+        let looks = scope.spawn(|| {
+            let over = || is_over.load(std::sync::atomic::Ordering::Relaxed);
+            let mut seen = (false, false);
+            while !over() {
+                seen.0 |= is_argument(SECRET);
+                seen.1 |= is_argument("id=TOKEN,env=");
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            seen
+        });
+        let said = world.run(&["deploy", "--wait", "promotion", "--verbose"]);
+        is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+        let text = [said.stdout, said.stderr].concat();
+        let text = String::from_utf8_lossy(&text).into_owned();
+        assert!(said.status.success(), "{text}");
+        assert!(!text.contains(SECRET), "{text}");
+        looks.join().unwrap()
+    });
+    // The client was seen, and the value was not.
+    assert_eq!(seen, (false, true));
+    let images = world.docker(&[
+        "images",
+        "--quiet",
+        "--no-trunc",
+        "--filter",
+        "reference=landfast/shop/*",
+    ]);
+    let image = images.lines().next().unwrap();
+    let length = world.docker(&[
+        "run",
+        "--rm",
+        "--network",
+        "none",
+        "--entrypoint",
+        "/bin/sh",
+        image,
+        "-c",
+        "read -r length < /length; echo $length",
+    ]);
+    assert_eq!(length, SECRET.len().to_string());
+    for told in [
+        world.docker(&["history", "--no-trunc", image]),
+        world.docker(&["inspect", image]),
+    ] {
+        assert!(!told.contains(SECRET), "{told}");
+    }
+    let saved = world.host.path("saved.tar");
+    world.docker(&["save", "--output", &saved.to_string_lossy(), image]);
+    let saved = fs::read(saved).unwrap();
+    let holds = |text: &str| {
+        saved
+            .windows(text.len())
+            .any(|found| found == text.as_bytes())
+    };
+    assert!(holds("ENTRYPOINT") && !holds(SECRET));
+}
+
+/// A helper as Docker's client and Landfast ask it: the word `get` as its argument, the registry on its input.
+const HELPER: &str = r#"#!/usr/bin/env python3
+import json, os, sys
+server = sys.stdin.readline().strip()
+folder = os.path.dirname(os.path.abspath(sys.argv[0]))
+with open(os.path.join(folder, "asked"), "a") as asked:
+    print(sys.argv[1], server, file=asked)
+logins = json.load(open(os.path.join(folder, "logins")))
+if sys.argv[1] != "get":
+    sys.exit(3)
+if server not in logins:
+    print("credentials not found in native keychain")
+    sys.exit(1)
+if logins[server] is None:
+    print("the keychain is locked, and this may be secret")
+    sys.exit(2)
+json.dump({"ServerURL": server, "Username": logins[server][0], "Secret": logins[server][1]}, sys.stdout)
+"#;
+
+#[expect(clippy::disallowed_methods, reason = "the docker client pushes")]
+fn push_as(world: &World, name: &str, (path, config): (&str, &Path)) -> std::process::Output {
+    let mut command = Command::new("docker");
+    command.args(["--host", &world.docker.address(), "push", name]);
+    command.env("PATH", path).env("DOCKER_CONFIG", config);
+    command.output().unwrap()
+}
+
+#[test]
+fn a_registry_is_asked_with_what_a_credential_helper_knows() {
+    let mut host = Host::stopped();
+    let (helpers, client) = (host.path("helpers"), host.path("client"));
+    fs::create_dir_all(&helpers).unwrap();
+    fs::create_dir_all(&client).unwrap();
+    let helper = helpers.join("docker-credential-testbed");
+    fs::write(&helper, HELPER).unwrap();
+    fs::set_permissions(&helper, fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", helpers.display());
+    host.env = vec![
+        ("PATH", path.clone()),
+        ("DOCKER_CONFIG", client.display().to_string()),
+    ];
+    let Some(world) = World::on(DockerdOptions::default(), host, "") else {
+        return;
+    };
+    let registry = Registry::start(&world.docker, true).unwrap();
+    let (user, password) = Registry::LOGIN;
+    let address = registry.address();
+    let logins = |known: &Value| fs::write(helpers.join("logins"), known.to_string()).unwrap();
+    logins(&serde_json::json!({ address: [user, password] }));
+    let config = serde_json::json!({ "credHelpers": { address: "testbed" } });
+    fs::write(client.join("config.json"), config.to_string()).unwrap();
+
+    // Docker's own client is the judge of the helper: it pushes with what that knows, and not without.
+    let name = format!("{address}/shop:1");
+    let entrypoint = ["ENTRYPOINT [\"/app\"]"];
+    let image = world.app.join("image");
+    world.docker.import(&name, &image, &entrypoint).unwrap();
+    let pushed = push_as(&world, &name, (&path, &client));
+    let said = String::from_utf8_lossy(&pushed.stderr);
+    assert!(pushed.status.success(), "{said}");
+    world.docker(&["rmi", "--force", &name]);
+    let asked = || fs::read_to_string(helpers.join("asked")).unwrap();
+
+    let with = format!("image = \"{name}\"");
+    let text = manifest("", "").replace("build = \"image\"", &with);
+    fs::write(world.app.join("landfast.toml"), &text).unwrap();
+    // One that knows nothing of it, one that does not tell, and one that is wrong.
+    for (known, said) in [
+        (serde_json::json!({}), name.as_str()),
+        (
+            serde_json::json!({ address: null }),
+            "docker-credential-testbed",
+        ),
+        (
+            serde_json::json!({ address: [user, "wr0ng-passw0rd"] }),
+            address,
+        ),
+    ] {
+        logins(&known);
+        let refused = world.run(&["deploy"]);
+        let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(!refused.status.success(), "{text}");
+        assert!(text.contains(said), "{text}");
+        assert!(
+            !text.contains("keychain") && !text.contains("wr0ng"),
+            "{text}"
+        );
+    }
+    assert!(
+        asked().lines().all(|line| line == format!("get {address}")),
+        "{}",
+        asked()
+    );
+    logins(&serde_json::json!({ address: [user, password] }));
+    world.expect(&["deploy", "--wait", "promotion"], 0);
+    assert_eq!(world.get("/"), "1");
+
+    // The same through the helper for all registries.
+    let all = serde_json::json!({ "credsStore": "testbed" });
+    fs::write(client.join("config.json"), all.to_string()).unwrap();
+    let second = format!("{address}/shop:2");
+    let lines = ["ENTRYPOINT [\"/app\"]", "LABEL release=2"];
+    world.docker.import(&name, &image, &lines).unwrap();
+    world.docker(&["tag", &name, &second]);
+    world.docker(&["rmi", "--force", &name]);
+    let pushed = push_as(&world, &second, (&path, &client));
+    assert!(pushed.status.success());
+    world.docker(&["rmi", "--force", &second]);
+    fs::write(
+        world.app.join("landfast.toml"),
+        text.replace(&name, &second),
+    )
+    .unwrap();
+    world.expect(&["deploy", "--wait", "promotion"], 0);
+    let log = fs::read_to_string(world.host.path("server.log")).unwrap();
+    assert!(!log.contains(password) && !log.contains("wr0ng"), "{log}");
+    assert!(!is_argument(password));
 }

@@ -16,39 +16,64 @@ use std::{
     os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink},
     path::{Path, PathBuf},
     process::Command,
+    sync::{Arc, Mutex, PoisonError, Weak},
 };
 
 use landfast_testbed::{Dockerd, DockerdOptions};
 use serde_json::Value;
-use support::host::Host;
+use support::{host::Host, shop::NOTHING_DUE};
+use tempfile::TempDir;
 
 const SOURCE: &str = include_str!("docker/app.rs");
 const POSTGRES: &str = "/usr/lib/postgresql/15";
+
+/// What an image of the databases holds, as long as a test has it.
+static CONTENT: Mutex<Weak<TempDir>> = Mutex::new(Weak::new());
+
+fn content() -> Arc<TempDir> {
+    let mut known = CONTENT.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(content) = known.upgrade() {
+        return content;
+    }
+    let content = Arc::new(tempfile::tempdir().unwrap());
+    databases(content.path());
+    *known = Arc::downgrade(&content);
+    content
+}
 
 struct World {
     docker: Dockerd,
     host: Host,
     app: PathBuf,
+    content: Arc<TempDir>,
 }
 
 impl World {
     /// `None` where no daemon can be started here, which is said.
     fn start(manifest: &str) -> Option<Self> {
+        Self::on(Host::stopped(), |_| manifest.to_owned())
+    }
+
+    fn on(mut host: Host, manifest: impl FnOnce(&Host) -> String) -> Option<Self> {
         let docker = Dockerd::start_or_skip(DockerdOptions::default())?;
-        let mut host = Host::stopped();
-        let content = host.path("content");
-        databases(&content);
+        let content = content();
         let path = format!("ENV PATH={POSTGRES}/bin:/usr/bin:/bin");
-        docker.import("postgres:15", &content, &[&path]).unwrap();
-        // Its programs are where a distribution puts them, and its PATH does not lead there.
-        docker.import("redis:7.0", &content, &[]).unwrap();
-        docker.import("app:1", &content, &[&path]).unwrap();
+        let image = docker.import("app:1", content.path(), &[&path]).unwrap();
+        for name in ["postgres:15", "redis:7.0", "mariadb:10.11"] {
+            docker.docker(&["tag", &image, name]).unwrap();
+        }
+        let manifest = manifest(&host);
         host.arguments = vec!["--docker".into(), docker.address()];
         host.start_server();
-        let app = host.app("shop", manifest);
+        let app = host.app("shop", &manifest);
         ask(&app);
         migration(&app, "0001_first.sql", "CREATE TABLE t (x int);");
-        Some(Self { docker, host, app })
+        Some(Self {
+            docker,
+            host,
+            app,
+            content,
+        })
     }
 
     #[track_caller]
@@ -158,10 +183,34 @@ fn databases(content: &Path) {
         "postgres",
         "initdb",
         "psql",
+        "pg_amcheck",
+        "pg_basebackup",
+        "pg_checksums",
         "pg_dump",
-        "pg_restore",
         "pg_isready",
+        "pg_receivewal",
+        "pg_restore",
     ];
+    // `mariadb-install-db` is a script, and runs these.
+    let of_mariadb = [
+        "/usr/sbin/mariadbd",
+        "/usr/bin/mariadb",
+        "/usr/bin/mariadb-dump",
+        "/usr/bin/my_print_defaults",
+        "/usr/bin/resolveip",
+        "/usr/bin/awk",
+        "/usr/bin/basename",
+        "/usr/bin/chmod",
+        "/usr/bin/chown",
+        "/usr/bin/dirname",
+        "/usr/bin/id",
+        "/usr/bin/mkdir",
+        "/usr/bin/rm",
+        "/usr/bin/sed",
+        "/usr/bin/touch",
+        "/usr/bin/uname",
+    ];
+    programs.extend(of_mariadb.map(str::to_owned));
     programs.extend(of_postgres.map(|name| format!("{POSTGRES}/bin/{name}")));
     for entry in fs::read_dir(format!("{POSTGRES}/lib")).unwrap().flatten() {
         let path = entry.path().to_string_lossy().into_owned();
@@ -171,6 +220,7 @@ fn databases(content: &Path) {
         }
     }
     for folder in [
+        "/usr/share/mysql",
         "/usr/share/postgresql/15",
         "/usr/share/zoneinfo",
         "/usr/lib/locale/C.utf8",
@@ -193,6 +243,8 @@ fn databases(content: &Path) {
     all.extend(programs);
     all.sort();
     all.dedup();
+    // No program, so it is linked to nothing.
+    all.push("/usr/bin/mariadb-install-db".to_owned());
     for path in all {
         let inside = content.join(path.trim_start_matches('/'));
         fs::create_dir_all(inside.parent().unwrap()).unwrap();
@@ -238,7 +290,9 @@ const POSTGRES_STORE: &str = "[stores.main]\nengine = \"postgres\"\nimage = \"po
 
 fn manifest(app: &str, stores: &str) -> String {
     let has = |name: &str| stores.contains(&format!("[stores.{name}]"));
-    let names = ["main", "cache"].into_iter().filter(|name| has(name));
+    let names = ["main", "cache", "books"]
+        .into_iter()
+        .filter(|name| has(name));
     let uses: Vec<_> = names.map(|name| format!("\"{name}\"")).collect();
     let uses = uses.join(", ");
     let first = uses.split(',').next().unwrap_or_default();
@@ -282,6 +336,12 @@ uses = [{uses}]
 image = "app:1"
 pull = "never"
 command = ["sh", "-c", "redis-cli -u $(cat $REDIS_URL_FILE) SET k 9 && redis-cli -u $(cat $REDIS_URL_FILE) GET k"]
+uses = [{uses}]
+
+[jobs.books]
+image = "app:1"
+pull = "never"
+command = ["sh", "-c", "url=$(cat $DATABASE_URL_FILE); rest=${{url#*://}}; login=${{rest%%:*}}; rest=${{rest#*:}}; password=${{rest%%@*}}; rest=${{rest#*@}}; port=${{rest#*:}}; MYSQL_PWD=$password mariadb --no-defaults -h ${{rest%%:*}} -P ${{port%%/*}} -u $login -N ${{rest#*/}} -e 'INSERT INTO t VALUES (5); SELECT x, substring_index(user(), \"@\", 1) FROM t'"]
 uses = [{uses}]
 
 [jobs.process]
@@ -406,12 +466,11 @@ fn another_image_waits_for_a_restart_and_a_deleted_store_for_its_delay() {
     let (first, instance) = (image(&world), world.store("main")["instance"].clone());
 
     // The name means another image now: the store goes on with its own until somebody says when.
-    let content = world.host.path("content");
     let path = format!("ENV PATH={POSTGRES}/bin:/usr/bin:/bin");
     let lines = [path.as_str(), "LABEL patched=1"];
     let second = world
         .docker
-        .import("postgres:15", &content, &lines)
+        .import("postgres:15", world.content.path(), &lines)
         .unwrap();
     assert_ne!(first, second);
     world.expect(&["deploy"], 0);
@@ -419,9 +478,25 @@ fn another_image_waits_for_a_restart_and_a_deleted_store_for_its_delay() {
         world.store("main")["waits_for_restart"] == serde_json::json!(["image"])
     });
     assert_eq!(image(&world), first);
+    let shown = world.host.json(&world.app, &["store", "show", "main"]);
+    assert_eq!(shown["image"]["reference"], "postgres:15");
+    assert_eq!(shown["image"]["id"], first);
+    assert_eq!(shown["next_image"]["id"], second);
+    let told = world.expect(&["store", "show", "main"], 0);
+    assert!(
+        told.contains(&format!("image postgres:15 ({first})")),
+        "{told}"
+    );
+    assert!(
+        told.contains(&format!("after a restart image postgres:15 ({second})")),
+        "{told}"
+    );
     world.expect(&["store", "restart", "main"], 0);
     world.until_another("main", &instance);
     assert_eq!(image(&world), second);
+    let shown = world.host.json(&world.app, &["store", "show", "main"]);
+    assert_eq!(shown["image"]["id"], second);
+    assert!(shown["next_image"].is_null(), "{shown}");
     assert!(world.expect(&["run", "read"], 0).starts_with("7|"));
 
     // What does not go in place is refused before anything moved.
@@ -499,4 +574,238 @@ fn an_image_of_another_version_and_a_container_without_one_are_told() {
     let text = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success(), "{text}");
     assert!(text.contains("[stores.cache] image ="), "{text}");
+}
+
+/// The containers that are neither a service nor the server of a store: each is for one program, with a number that no start has.
+fn tools(world: &World) -> Vec<String> {
+    let listed = world.docker(&["ps", "--no-trunc", "--format", "{{.Names}} {{.Command}}"]);
+    let is_tool = |line: &&str| {
+        let name = line.split(' ').next().unwrap_or_default();
+        let number = name.rsplit('.').next().unwrap_or_default();
+        number.parse::<u64>().is_ok_and(|number| number >= 1 << 40)
+    };
+    listed.lines().filter(is_tool).map(str::to_owned).collect()
+}
+
+/// Nothing is wrong with its backups.
+fn is_well(shown: &Value) -> bool {
+    shown["troubles"].as_array().is_some_and(Vec::is_empty)
+}
+
+#[test]
+fn a_store_is_backed_up_proven_and_restored_by_the_programs_of_its_image() {
+    let mut host = Host::stopped();
+    // Where a distribution has them, this host has none.
+    host.hidden = vec!["/usr/lib/postgresql".into()];
+    let world = World::on(host, |host| {
+        let to = host.path("backups");
+        let backup = format!(
+            "[stores.main.backup]\nto = \"{}\"\nship = \"1s\"\n{NOTHING_DUE}\
+             [stores.main.backup.drill.checks.rows]\nsql = \"SELECT count(*) >= 0 FROM t\"\nexpect = \"t\"\n",
+            to.display()
+        );
+        manifest("shop", &format!("{POSTGRES_STORE}{backup}"))
+    });
+    let Some(mut world) = world else { return };
+    let shown = |world: &World| world.host.json(&world.app, &["backup", "show", "main"]);
+    let psql = |world: &World, store: &str, statement: &str| {
+        let said = world.expect(&["store", "psql", store, "--", "-Atc", statement], 0);
+        said.trim().to_owned()
+    };
+    let until_ready = |world: &World, name: &str| {
+        world.host.until("the store is ready", || {
+            world.store(name)["state"] == "ready"
+        });
+    };
+    // Which programs the server is without.
+    let server = format!("/proc/{}/root{POSTGRES}", world.host.server_pid());
+    assert!(!Path::new(&server).exists() && Path::new(POSTGRES).exists());
+
+    world.expect(&["deploy", "--wait", "seal"], 0);
+    world.host.until("the first backup is proven", || {
+        let shown = shown(&world);
+        !shown["drill"]["passed_at"].is_null() && shown["running"].is_null()
+    });
+    psql(
+        &world,
+        "main",
+        "INSERT INTO t SELECT generate_series(1, 20000)",
+    );
+    world.expect(&["backup", "now", "main", "--full"], 0);
+    world
+        .host
+        .until("nothing is wrong with it", || is_well(&shown(&world)));
+    // A migration leaves a place to go back to, and is rehearsed in a drill before.
+    migration(
+        &world.app,
+        "0002_more.sql",
+        "ALTER TABLE t ADD COLUMN y int;",
+    );
+    world.host.build(&world.app, "2", "-");
+    world.expect(&["deploy", "--wait", "seal"], 0);
+    psql(&world, "main", "DELETE FROM t WHERE x > 10");
+    let drill = world.expect(&["drill", "main", "--full"], 0);
+    for check in ["proven", "pg_amcheck", "pg_checksums", "rows"] {
+        assert!(drill.contains(check), "{check}: {drill}");
+    }
+
+    // What received has a socket of Landfast's, and ends with it; its own server does not.
+    world
+        .host
+        .until("it receives", || match tools(&world).as_slice() {
+            [tool] => tool.contains("pg_receivewal"),
+            _ => false,
+        });
+    for container in world.docker(&["ps", "--quiet"]).lines() {
+        let body = world.docker(&["inspect", container]);
+        assert!(
+            !body.contains("PGPASSWORD") && !body.contains("postgres://"),
+            "{body}"
+        );
+    }
+    world.host.kill_server();
+    world
+        .host
+        .until("nobody receives", || tools(&world).is_empty());
+    world.host.start_server();
+    until_ready(&world, "main");
+    psql(&world, "main", "INSERT INTO t (x) VALUES (77777)");
+    world.host.until("it is archived again", || {
+        let shown = shown(&world);
+        is_well(&shown) && !shown["restorable_to"].is_null()
+    });
+
+    // To the newest moment, as another store, which is a container too and takes the place of the first.
+    let said = world.expect(&["restore", "run", "main", "--as", "newest"], 0);
+    assert!(said.contains("restored from backup"), "{said}");
+    until_ready(&world, "newest");
+    let counted = "SELECT count(*), max(x) FROM t";
+    assert_eq!(psql(&world, "newest", counted), "11|77777");
+    // And to the place before the migration.
+    let point = ["--point", "before-rollout-2"];
+    let restore = ["restore", "run", "main", "--as", "before"];
+    world.expect(&[&restore[..], &point].concat(), 0);
+    until_ready(&world, "before");
+    assert_eq!(psql(&world, "before", counted), "20000|20000");
+    let columns = "SELECT count(*) FROM information_schema.columns WHERE table_name = 't'";
+    assert_eq!(psql(&world, "before", columns), "1");
+    let owner = |name: &str| {
+        let data = world.host.path("state/stores/shop/production").join(name);
+        fs::metadata(data.join("data")).unwrap().uid()
+    };
+    assert_ne!(owner("before"), owner("main"));
+    let into = world.host.path("exported").display().to_string();
+    world.expect(&["restore", "export", "main", "--into", &into], 0);
+    assert!(Path::new(&into).join("PG_VERSION").is_file());
+    let switch = ["restore", "switch", "main", "--to", "newest", "--yes"];
+    world.expect(&switch, 0);
+    assert_eq!(world.expect(&["run", "write"], 0), "");
+    assert_eq!(psql(&world, "main", counted), "12|77777");
+    world.host.until("only who receives is left", || {
+        tools(&world)
+            .iter()
+            .all(|tool| tool.contains("pg_receivewal"))
+    });
+}
+
+#[test]
+fn a_mariadb_is_a_container_like_any_other() {
+    let stores = "[stores.books]\nengine = \"mariadb\"\nimage = \"mariadb:10.11\"\npull = \"never\"\nmemory = \"256MiB\"\nmigrations = \"sql\"\nrehearsal = {}\n";
+    let Some(world) = World::start(&manifest("shop", stores)) else {
+        return;
+    };
+    world.expect(&["deploy"], 0);
+    assert_eq!(world.expect(&["run", "books"], 0), "5\trelease_1\n");
+    let container = world.container("books.r0");
+    let facts = "{{.HostConfig.ReadonlyRootfs}} {{.HostConfig.CapDrop}}";
+    assert_eq!(world.inspect(&container, facts), "true [ALL]");
+    assert_ne!(world.inspect(&container, "{{.Config.User}}"), "");
+    let body = world.docker(&["inspect", &container]);
+    assert!(
+        !body.contains("mysql://") && !body.contains("\"HostPort\""),
+        "{body}"
+    );
+
+    // Nobody is let in without a password: from its own container by the socket, over its network, from the host.
+    let listens = world.store("books")["address"].as_str().unwrap().to_owned();
+    let (_, port) = listens.split_once(':').unwrap();
+    let address = world.address(&container);
+    let api = world.container("shop.production.api.");
+    let sockets = fs::read_dir(world.host.path("run/s")).unwrap();
+    let sockets = sockets
+        .flatten()
+        .flat_map(|folder| fs::read_dir(folder.path()).unwrap());
+    let socket = sockets
+        .flatten()
+        .map(|entry| entry.path())
+        .find(|path| path.extension().is_some_and(|end| end == "sock"))
+        .unwrap();
+    let socket = format!("--socket={}", socket.display());
+    let network = [format!("--host={address}"), format!("--port={port}")];
+    for user in ["root", "mysql", "landfast", ""] {
+        let user = format!("--user={user}");
+        let ask = ["--no-defaults", "-e", "SELECT 1", &user];
+        let inside = ["exec", &container, "mariadb"];
+        let refused = |arguments: &[&str], why: &str| {
+            let told = world.docker.docker(arguments);
+            let said = told.unwrap_err().to_string();
+            assert!(said.contains(why), "{user}: {said}");
+        };
+        refused(&[&inside[..], &ask, &[&socket]].concat(), "Access denied");
+        // Root without capabilities does not even come to the socket.
+        let inside = ["exec", "--user", "0", &container, "mariadb"];
+        refused(&[&inside[..], &ask, &[&socket]].concat(), "(13)");
+        let inside = ["exec", &api, "mariadb"];
+        let over: Vec<&str> = network.iter().map(String::as_str).collect();
+        refused(&[&inside[..], &ask, &over].concat(), "Access denied");
+    }
+
+    // A migration is tried on a copy that the image's own programs make.
+    migration(
+        &world.app,
+        "0002_more.sql",
+        "ALTER TABLE t ADD COLUMN y int DEFAULT 1;",
+    );
+    world.expect(&["deploy"], 0);
+    let sql =
+        |statement: &str| world.expect(&["store", "psql", "books", "--", "-Ne", statement], 0);
+    assert_eq!(sql("SELECT sum(y) FROM t"), "1\n");
+    let databases = sql(
+        "SELECT group_concat(schema_name) FROM information_schema.schemata WHERE schema_name LIKE '%rehearsal%'",
+    );
+    assert_eq!(databases, "NULL\n");
+
+    // A restart, and a death.
+    let instance = world.store("books")["instance"].clone();
+    world.expect(&["store", "restart", "books"], 0);
+    world.until_another("books", &instance);
+    let restarted = world.container("books.r0");
+    assert_eq!(world.address(&restarted), address);
+    let instance = world.store("books")["instance"].clone();
+    world.docker(&["kill", &restarted]);
+    world.until_another("books", &instance);
+    assert_eq!(sql("SELECT x FROM t"), "5\n");
+
+    // Deleted by name, with a delay.
+    world.write(&manifest("shop", ""));
+    world.expect(&["deploy", "--wait", "seal"], 0);
+    let data = world.host.path("state/stores/shop/production/books/data");
+    let delete = [
+        "store",
+        "delete",
+        "books",
+        "--confirm",
+        "shop/production/books",
+    ];
+    world.expect(&delete, 0);
+    world.host.until("it is deleted", || {
+        world.store("books")["state"] == "deleted"
+    });
+    assert!(data.join("ibdata1").exists());
+    assert_eq!(world.containers("books.r0"), Vec::<String>::new());
+    world.expect(&["store", "undelete", "books"], 0);
+    world
+        .host
+        .until("it is back", || world.store("books")["state"] == "ready");
+    assert_eq!(sql("SELECT x FROM t"), "5\n");
 }

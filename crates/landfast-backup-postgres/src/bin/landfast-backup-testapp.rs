@@ -36,6 +36,7 @@ async fn archive(host: &str, port: &str, repository: &str, key: &str, spool: &st
         programs: Programs {
             folder: "/usr/lib/postgresql/15/bin".into(),
             user: None,
+            containers: None,
         },
         archive: Archive::new(repository, "main").expect("a name"),
         spool: spool.into(),

@@ -163,6 +163,7 @@ pub(crate) fn programs() -> Programs {
     Programs {
         folder: "/usr/lib/postgresql/15/bin".into(),
         user: postgres.filter(|_| is_root),
+        containers: None,
     }
 }
 

@@ -313,7 +313,11 @@ async fn tools(context: &Context, server_version: i32) -> Result<Programs, WorkE
     })?;
     let user = user_of(&context.shared, &context.scope, &context.name).await;
     let user = user.map_err(|reason| WorkError::new(reason, "look at the server's log"))?;
-    Ok(Programs { folder, user })
+    Ok(Programs {
+        folder,
+        user,
+        containers: None,
+    })
 }
 
 async fn verification(

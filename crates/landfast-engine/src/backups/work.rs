@@ -23,7 +23,12 @@ use super::{
     BackupLine, Done, DrillRecord, DrillRehearsal, MigrationsOf, Progress, RestoreInto,
     RestoreOrder, Work, WorkError, rehearsal::Plan,
 };
-use crate::{actions::chain, client::now, shared::Shared, stores};
+use crate::{
+    actions::chain,
+    client::now,
+    shared::Shared,
+    stores::{self, ImagePrograms},
+};
 
 /// How long the WAL of a backup may take to reach the archive.
 const WAL_PATIENCE: Duration = Duration::from_secs(120);
@@ -72,31 +77,57 @@ pub(crate) struct Found {
     pub(crate) findings: Option<Vec<String>>,
 }
 
-/// How a server is reached, and with which programs it is driven.
+/// How a server is reached.
 ///
 /// # Errors
 /// A sentence.
-pub(crate) async fn reach(shared: &Shared, store: &Store) -> Result<(Server, Programs), String> {
+pub(crate) fn reach(shared: &Shared, store: &Store) -> Result<Server, String> {
     let access = stores::access(shared, store)?;
     let folder = access.socket.parent();
     let folder = folder.ok_or("its socket lies in no folder")?;
-    let server = Server {
+    Ok(Server {
         host: folder.display().to_string(),
         port: access.port,
         login: access.login,
         password: Some(access.password),
         database: database_name(&store.scope),
-    };
+    })
+}
+
+/// What backups need beside the server.
+const NEEDED: [&str; 5] = [
+    "pg_receivewal",
+    "pg_basebackup",
+    "pg_amcheck",
+    "pg_checksums",
+    "pg_dump",
+];
+
+/// The programs a store is backed up and restored with: those of the host, or of its image. They run as the user of `name`, which is
+/// the store's own or that of one that is made of it.
+///
+/// # Errors
+/// A sentence.
+pub(crate) async fn programs_as(
+    shared: &Arc<Shared>,
+    store: &Store,
+    name: &StoreName,
+) -> Result<Programs, String> {
+    let user = user_of(shared, &store.scope, name).await?;
+    let owner = stores::owner_of(&store.scope, name);
+    let scratch = scratch(shared, &store.scope, name);
+    let of_image = ImagePrograms::find(shared, store, owner, scratch, &NEEDED).await?;
+    if let Some((folder, containers)) = of_image {
+        return Ok(Programs {
+            folder,
+            user,
+            containers: Some(containers),
+        });
+    }
     let wanted = programs(store.wanted.engine, &store.wanted.version);
     let found = stores::find(&wanted.server).and_then(|path| Some(path.parent()?.to_owned()));
     let folder = found.ok_or_else(|| format!("`{}` is not installed", wanted.server.name))?;
-    for program in [
-        "pg_receivewal",
-        "pg_basebackup",
-        "pg_amcheck",
-        "pg_checksums",
-        "pg_dump",
-    ] {
+    for program in NEEDED {
         if !folder.join(program).is_file() {
             let package = wanted.package;
             return Err(format!(
@@ -104,8 +135,11 @@ pub(crate) async fn reach(shared: &Shared, store: &Store) -> Result<(Server, Pro
             ));
         }
     }
-    let user = user_of(shared, &store.scope, &store.name).await?;
-    Ok((server, Programs { folder, user }))
+    Ok(Programs {
+        folder,
+        user,
+        containers: None,
+    })
 }
 
 /// The user a store runs as, where that is somebody else than we are. Its data may be lost: a folder of its own tells.
@@ -560,9 +594,9 @@ async fn restoring(
     request.accepted = order.accepted;
     if let RestoreInto::Store(name) = &order.into {
         // Each store has a user of its own.
-        let user = user_of(shared, scope, name).await;
-        request.programs.user =
-            user.map_err(|reason| WorkError::new(reason, "look at the server's log"))?;
+        let programs = programs_as(shared, &context.store, name).await;
+        request.programs =
+            programs.map_err(|reason| WorkError::new(reason, "look at the server's log"))?;
     }
     // For files elsewhere the WAL on its way lies beside them: one file system.
     if let RestoreInto::Folder(folder) = &order.into {

@@ -26,7 +26,7 @@ use super::host;
 use crate::{actions::chain, platform::registry_login, shared::Shared};
 
 /// The starts of a store have smaller numbers.
-const RUNS_FROM: u64 = 1 << 40;
+pub(super) const RUNS_FROM: u64 = 1 << 40;
 /// What is shared by the processes of a server lies there.
 const SHARED_MEMORY_MIN: Bytes = Bytes(64 << 20);
 /// Where programs find secrets.
@@ -175,6 +175,32 @@ pub(super) async fn clients(
         *place = found.into_iter().next().ok_or_else(missing)?;
     }
     Ok((id, all))
+}
+
+/// The folder of an image in which its server lies, with all of these programs beside it.
+pub(super) async fn beside_server(
+    shared: &Arc<Shared>,
+    store: &Store,
+    image: &StoreImage,
+    names: &[&str],
+) -> Result<(ImageId, PathBuf), String> {
+    let found = found(shared, store, image).await?;
+    let (id, _) = pinned(image)?;
+    let folder = Path::new(&found.server).parent();
+    let folder = folder.unwrap_or(Path::new("/usr/bin")).to_owned();
+    let wanted = names.iter().map(|name| folder.join(name));
+    let wanted: Vec<_> = wanted
+        .map(|path| path.to_string_lossy().into_owned())
+        .collect();
+    let there = images(shared)?.find(&id, &wanted).await;
+    let there = there.map_err(|error| chain(&error))?;
+    if let Some(missing) = wanted.iter().find(|path| !there.contains(path)) {
+        let image = &image.reference;
+        return Err(format!(
+            "image `{image}` has no `{missing}`, which its backups need; name an image that brings all programs of its server"
+        ));
+    }
+    Ok((id, folder))
 }
 
 /// Where an image has a program, the best first: what its own `PATH` leads to.
@@ -446,7 +472,7 @@ fn passwd(folder: &Path, owned: &Path) -> Result<Bind, String> {
 }
 
 /// A run that is no stray. Dropped before its end, it is ended.
-struct UnderWay {
+pub(super) struct UnderWay {
     shared: Arc<Shared>,
     store: Store,
     id: InstanceRef,
@@ -454,7 +480,7 @@ struct UnderWay {
 }
 
 impl UnderWay {
-    fn begin(shared: &Arc<Shared>, store: &Store, id: InstanceRef) -> Self {
+    pub(super) fn begin(shared: &Arc<Shared>, store: &Store, id: InstanceRef) -> Self {
         let running = shared.stores.containers.running.lock();
         let mut running = running.unwrap_or_else(PoisonError::into_inner);
         running.insert(id.clone());
@@ -467,7 +493,7 @@ impl UnderWay {
         }
     }
 
-    async fn finish(mut self) {
+    pub(super) async fn finish(mut self) {
         end(&self.shared, &self.store, &self.id).await;
         self.is_over = true;
     }

@@ -20,7 +20,7 @@ pub async fn diagnose(shared: &Shared, spec: &AppSpec) -> Vec<Finding> {
                 let room = room(shared, &spec.scope(), name);
                 let programs = match image {
                     None => programs(store.engine, version),
-                    Some(image) => contained(shared, store, version, image).await,
+                    Some(image) => contained(shared, image).await,
                 };
                 managed(programs, room)
             }
@@ -54,12 +54,7 @@ fn programs(engine: Engine, version: &str) -> Found {
 }
 
 /// One whose server is a container of an image.
-async fn contained(
-    shared: &Shared,
-    store: &StoreSpec,
-    version: &str,
-    image: &ImageSource,
-) -> Found {
+async fn contained(shared: &Shared, image: &ImageSource) -> Found {
     let ImageSource::Image { name, .. } = image else {
         let reason = "its image is built, which is not for stores".to_owned();
         return (Level::Fail, reason, None);
@@ -69,15 +64,6 @@ async fn contained(
         let hint = "install Docker on the server's host, or name another with `landfast server run --docker`";
         return (Level::Fail, reason, Some(hint.to_owned()));
     };
-    if store.backup.is_some()
-        && let Some((_, hint)) = host::programs_missing(store.engine, version)
-    {
-        let label = store.engine.label();
-        let reason = format!(
-            "its backups are made by the programs of {label} {version} on the host, which are not installed"
-        );
-        return (Level::Fail, reason, Some(hint));
-    }
     match images.resolve(name, Pull::Never, None, None).await {
         Ok(found) => {
             let id = found.image.id.short();

@@ -466,6 +466,8 @@ fn install_db(making: &Path) -> Vec<String> {
     arguments.extend([
         "--auth-root-authentication-method=normal".to_owned(),
         "--skip-test-db".to_owned(),
+        // Otherwise it looks for the name of its host, which a container without a network need not know.
+        "--force".to_owned(),
     ]);
     arguments
 }

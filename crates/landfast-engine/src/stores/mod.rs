@@ -15,6 +15,7 @@ mod credentials;
 mod definers;
 mod diagnose;
 mod host;
+mod image_programs;
 mod keeper;
 mod lineage;
 pub(crate) mod rotation;
@@ -32,7 +33,7 @@ use landfast_datastore::{
 };
 use landfast_rollout::ScaleOverride;
 use landfast_secrets::rotation::{Phase as RotationPhase, RotationRejected};
-use landfast_spec::{AppSpec, StoreSpec};
+use landfast_spec::AppSpec;
 use landfast_target::InstanceRef;
 use landfast_types::{ImageId, ReleaseId, Scope, Secret, ServiceName, StoreName, Timestamp};
 use tokio::{
@@ -55,6 +56,7 @@ pub(crate) use self::{
     copy::{BUSY, DatabaseCopy},
     credentials::rewrap as rewrap_credential,
     host::{access, find, make_throwaway, owner_of, places},
+    image_programs::ImagePrograms,
     lineage::lineage,
     writes::{allow_writes, hold_writes, told as writes_told},
 };
@@ -588,16 +590,6 @@ pub fn refusals(shared: &Shared, scope: &Scope, spec: &AppSpec) -> Vec<Refusal> 
                 "install Docker on the server's host, or name another with `landfast server run --docker`"
                     .to_owned(),
             ),
-            // They are driven from the host, over the server's socket, and proven by a server of the host.
-            (Some(_), Some((_, hint))) if spec.stores.get(name).is_some_and(is_backed_up) => refuse(
-                "store-program-missing",
-                format!(
-                    "backups of a store in a container are made and proven by the programs of {} {} on the host, which are not installed",
-                    wanted.engine.label(),
-                    wanted.version
-                ),
-                hint,
-            ),
             (None | Some(_), _) => {}
         }
     }
@@ -605,10 +597,6 @@ pub fn refusals(shared: &Shared, scope: &Scope, spec: &AppSpec) -> Vec<Refusal> 
     let scale = view.map(|view| view.state.scale.clone());
     refusals.extend(pool_refusals(spec, &scale.unwrap_or_default()));
     refusals
-}
-
-fn is_backed_up(store: &StoreSpec) -> bool {
-    store.backup.is_some()
 }
 
 /// The stores whose connections are too few for a manifest's processes, with the replicas that a person has set.

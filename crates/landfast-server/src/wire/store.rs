@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 
 use landfast_api::{
-    At, Event as WireEvent, Level, Store, StoreCost, StoreDisk, StoreMeasures, StoreReplica,
-    StoreRotation, StoreState, StoreStatement, Trouble,
+    At, Event as WireEvent, Level, Store, StoreCost, StoreDisk, StoreImage, StoreMeasures,
+    StoreReplica, StoreRotation, StoreState, StoreStatement, Trouble,
 };
 use landfast_datastore::{Measures, Phase};
 use landfast_engine::{
@@ -89,11 +89,18 @@ fn managed(view: &StoreView, rotation: Option<StoreRotation>) -> Store {
     let measured = view.measured.as_deref();
     let unmeasured = measured.and_then(|measured| measured.result.as_ref().err());
     let trouble = store.trouble().map(str::to_owned);
+    let wanted = store.wanted.image.as_ref().map(image);
+    let applied = store.applied.as_ref();
+    let runs = applied.and_then(|applied| applied.image.as_ref().map(image));
+    let waits_for_restart = store.waits_for_restart();
+    let is_next = waits_for_restart.iter().any(|setting| setting == "image");
     Store {
         name: store.name.to_string(),
         engine: store.wanted.engine.to_string(),
         managed: true,
         version: Some(store.wanted.version.clone()),
+        next_image: wanted.clone().filter(|_| is_next),
+        image: runs.or(wanted),
         state,
         named: store.named,
         serves: None,
@@ -107,13 +114,21 @@ fn managed(view: &StoreView, rotation: Option<StoreRotation>) -> Store {
         instance: store.instance().map(ToString::to_string),
         since: since.map(At),
         trouble: trouble.or_else(|| unmeasured.map(|reason| format!("not measured: {reason}"))),
-        waits_for_restart: store.waits_for_restart(),
+        waits_for_restart,
         deleted_until,
         rotation,
         used_by: Vec::new(),
         measures: measured.and_then(|measured| measures(measured, view)),
         disk: None,
         login: None,
+    }
+}
+
+fn image(image: &landfast_datastore::StoreImage) -> StoreImage {
+    StoreImage {
+        reference: image.reference.to_string(),
+        id: image.id.map(|id| id.to_string()),
+        pinned: image.pinned.as_ref().map(ToString::to_string),
     }
 }
 
@@ -203,6 +218,8 @@ fn external(name: &StoreName, store: &StoreSpec, spec: Option<&AppSpec>) -> Stor
         engine: store.engine.to_string(),
         managed: false,
         version: None,
+        image: None,
+        next_image: None,
         state: StoreState::External,
         named: true,
         serves: None,

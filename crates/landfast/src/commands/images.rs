@@ -71,17 +71,61 @@ fn tag(scope: &Scope, users: &BTreeSet<String>, id: &str) -> String {
     format!("landfast/{}/{}:{digest}", scope.app, user.unwrap_or("app"))
 }
 
+/// What the docker client builds with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Builder {
+    /// Its plugin `buildx`.
+    Buildx,
+    /// BuildKit without the plugin, as clients before 23 have it; it is used where it is asked for.
+    BuildKit,
+    /// The one before BuildKit: it knows no secrets.
+    Old,
+}
+
+impl Builder {
+    fn of(has_buildx: bool, client: &str, is_wanted: bool) -> Self {
+        let major = client
+            .split('.')
+            .next()
+            .and_then(|major| major.parse().ok());
+        match (has_buildx, major) {
+            (true, _) => Self::Buildx,
+            // Newer ones refuse without the plugin. One of Podman has other numbers.
+            (false, Some(19 | 20)) if is_wanted => Self::BuildKit,
+            (false, Some::<u32>(_) | None) => Self::Old,
+        }
+    }
+
+    async fn find(has_secrets: bool) -> Self {
+        let has_buildx = docker(&["buildx", "version"]).await.is_ok();
+        let asks = || std::env::var("DOCKER_BUILDKIT").is_ok_and(|asked| asked == "1");
+        let version = docker(&["version", "--format", "{{.Client.Version}}"]).await;
+        Self::of(
+            has_buildx,
+            &version.unwrap_or_default(),
+            has_secrets || asks(),
+        )
+    }
+
+    fn has_buildkit(self) -> bool {
+        match self {
+            Self::Buildx | Self::BuildKit => true,
+            Self::Old => false,
+        }
+    }
+}
+
 /// The words that build an image. Values of secrets are in the client's environment alone.
-fn arguments(folder: &Path, build: &BuildSpec, iid_file: &Path, has_buildkit: bool) -> Vec<String> {
+fn arguments(folder: &Path, build: &BuildSpec, iid_file: &Path, builder: Builder) -> Vec<String> {
     let context = folder.join(&build.context);
     let mut words = vec!["build".to_owned()];
-    if has_buildkit {
+    if builder == Builder::Buildx {
         // A builder of another kind keeps what it built to itself.
         words.push("--load".to_owned());
     }
     let mut add = |name: &str, value: String| words.extend([name.to_owned(), value]);
     add("--iidfile", iid_file.display().to_string());
-    if has_buildkit {
+    if builder.has_buildkit() {
         add("--progress", "plain".to_owned());
     }
     if let Some(file) = &build.dockerfile {
@@ -114,8 +158,8 @@ async fn run(
     build: &BuildSpec,
     secrets: &BTreeMap<String, Secret<String>>,
 ) -> Result<String, Failure> {
-    let has_buildkit = docker(&["buildx", "version"]).await.is_ok();
-    if !has_buildkit && !build.secrets.is_empty() {
+    let builder = Builder::find(!build.secrets.is_empty()).await;
+    if !builder.has_buildkit() && !build.secrets.is_empty() {
         let error = anyhow!("`build.secrets` needs BuildKit, and `docker buildx` is not installed");
         let hint = "install the buildx plugin of the docker client (Debian: docker-buildx), or leave the secrets out";
         return Err(Failure::new(Exit::Failed, error).hint(hint));
@@ -124,8 +168,11 @@ async fn run(
     let iid_file = scratch.path().join("id");
     let mut command = command();
     command
-        .args(arguments(folder, build, &iid_file, has_buildkit))
-        .env("DOCKER_BUILDKIT", if has_buildkit { "1" } else { "0" })
+        .args(arguments(folder, build, &iid_file, builder))
+        .env(
+            "DOCKER_BUILDKIT",
+            if builder.has_buildkit() { "1" } else { "0" },
+        )
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
@@ -211,12 +258,13 @@ fn not_there(error: std::io::Error) -> Failure {
     }
 }
 
-async fn docker(words: &[&str]) -> Result<(), Failure> {
+/// What it printed.
+async fn docker(words: &[&str]) -> Result<String, Failure> {
     let mut command = command();
     let output = command.args(words).stdin(Stdio::null()).output().await;
     let output = output.map_err(not_there)?;
     if output.status.success() {
-        return Ok(());
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let said = String::from_utf8_lossy(&output.stderr);
     let error = anyhow!("`docker {}` failed: {}", words.join(" "), said.trim());
@@ -331,7 +379,7 @@ mod tests {
             secrets: vec!["NPM_TOKEN".into()],
             platform: None,
         };
-        let words = arguments(Path::new("/app"), &build, Path::new("/tmp/id"), true);
+        let words = |builder| arguments(Path::new("/app"), &build, Path::new("/tmp/id"), builder);
         let expected = [
             "build",
             "--load",
@@ -350,7 +398,28 @@ mod tests {
             "--",
             "/app/web",
         ];
-        assert_eq!(words, expected);
+        assert_eq!(words(Builder::Buildx), expected);
+        // Without the plugin what is built is in the daemon anyway.
+        let own: Vec<_> = expected
+            .into_iter()
+            .filter(|word| *word != "--load")
+            .collect();
+        assert_eq!(words(Builder::BuildKit), own);
+        let old = own
+            .into_iter()
+            .filter(|word| !["--progress", "plain"].contains(word));
+        assert_eq!(words(Builder::Old), old.collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_client_without_the_plugin_has_its_own_buildkit_or_none() {
+        let of = |client, is_wanted| Builder::of(false, client, is_wanted);
+        assert_eq!(of("20.10.24+dfsg1\n", true), Builder::BuildKit);
+        assert_eq!(of("20.10.24+dfsg1\n", false), Builder::Old);
+        for client in ["23.0.1", "27.5.1", "4.3.1", "", "unknown"] {
+            assert_eq!(of(client, true), Builder::Old, "{client}");
+        }
+        assert_eq!(Builder::of(true, "20.10.24", false), Builder::Buildx);
     }
 
     #[test]

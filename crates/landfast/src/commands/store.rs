@@ -10,8 +10,8 @@ use std::{
 
 use anyhow::anyhow;
 use landfast_api::{
-    Store, StoreDeleteRequest, StoreMeasures, StoreRotateRequest, StoreRotation, StoreState,
-    StoreStatement,
+    Store, StoreDeleteRequest, StoreImage, StoreMeasures, StoreRotateRequest, StoreRotation,
+    StoreState, StoreStatement,
 };
 use landfast_client::Client;
 use landfast_types::{Bytes, Scope, Secret};
@@ -273,6 +273,14 @@ pub(super) fn show_lines(store: &Store, paint: Paint) -> Vec<String> {
     if let (Some(address), Some(memory)) = (&store.address, store.memory_bytes) {
         lines.push(format!("  {address}, {} of memory", Bytes(memory)));
     }
+    lines.extend(
+        store
+            .image
+            .as_ref()
+            .map(|image| format!("  image {}", of_image(image))),
+    );
+    let next = store.next_image.as_ref();
+    lines.extend(next.map(|image| format!("  after a restart image {}", of_image(image))));
     lines.extend(serving(store).map(|line| format!("  {line}")));
     if let Some(trouble) = &store.trouble {
         lines.push(format!("  {} {trouble}", paint.bad("problem:")));
@@ -309,6 +317,17 @@ pub(super) fn show_lines(store: &Store, paint: Paint) -> Vec<String> {
         lines.extend(measure_lines(measures, paint));
     }
     lines
+}
+
+/// Its name, and what that means: the digest of a registry, or the daemon's id of an image that none has.
+fn of_image(image: &StoreImage) -> String {
+    let digest = |pinned: &String| pinned.split_once('@').map(|(_, digest)| digest.to_owned());
+    let meant = image.pinned.as_ref().and_then(digest);
+    let reference = &image.reference;
+    match meant.or_else(|| image.id.clone()) {
+        Some(meant) if !reference.contains(&meant) => format!("{reference} ({meant})"),
+        Some(_) | None => reference.clone(),
+    }
 }
 
 fn measure_lines(measures: &StoreMeasures, paint: Paint) -> Vec<String> {

@@ -83,6 +83,16 @@ while True:
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 "#;
 
+/// A program in a world of mounts of its own, in which these folders are empty. It has the process id of what is started.
+#[expect(clippy::disallowed_methods, reason = "a process that goes on running")]
+fn without(hidden: &[PathBuf], program: &Path) -> Command {
+    const HIDE: &str = "while [ \"$1\" != -- ]; do mount -t tmpfs hidden \"$1\" || exit 70; shift; done; shift; exec \"$@\"";
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", HIDE, "sh"]);
+    command.args(hidden).arg("--").arg(program);
+    command
+}
+
 /// A folder with a state, a run folder and an app; everything that was started ends with it.
 pub struct Host {
     pub folder: TempDir,
@@ -94,6 +104,10 @@ pub struct Host {
     pub binary: PathBuf,
     /// The server is told its folders relative to where it is started.
     pub is_relative: bool,
+    /// Folders that the server sees empty.
+    pub hidden: Vec<PathBuf>,
+    /// Further variables of the server.
+    pub env: Vec<(&'static str, String)>,
     server: Option<Child>,
 }
 
@@ -124,6 +138,8 @@ impl Host {
             arguments: Vec::new(),
             binary: assert_cmd::cargo::cargo_bin("landfast"),
             is_relative: false,
+            hidden: Vec::new(),
+            env: Vec::new(),
             server: None,
         }
     }
@@ -169,9 +185,13 @@ impl Host {
     /// `landfast server` as the test starts it.
     #[expect(clippy::disallowed_methods, reason = "a process that goes on running")]
     pub fn server_command(&self) -> Command {
-        let mut command = Command::new(&self.binary);
+        let mut command = match self.hidden.as_slice() {
+            [] => Command::new(&self.binary),
+            hidden => without(hidden, &self.binary),
+        };
         command
             .env(MARK, self.folder.path())
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
             .arg("server")
             // Never the machine's own daemon, unless a test names one.
             .env("LANDFAST_DOCKER", "off")

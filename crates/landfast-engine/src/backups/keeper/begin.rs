@@ -24,7 +24,7 @@ pub(super) struct Tried {
 }
 
 pub(super) async fn forget(shared: &Shared, store: &Store) -> Result<(), String> {
-    let (server, _) = work::reach(shared, store).await?;
+    let server = work::reach(shared, store)?;
     let forgotten = forget_slot(&server, SLOT).await;
     forgotten.map_err(|error| chain(&error))
 }
@@ -84,7 +84,11 @@ pub(super) async fn begin(
         Ok(archive) => archive,
         Err(error) => return failed(explained(&error)),
     };
-    let (server, programs) = match work::reach(&shared, &store).await {
+    let reached = async {
+        let programs = work::programs_as(&shared, &store, &store.name).await?;
+        Ok::<_, String>((work::reach(&shared, &store)?, programs))
+    };
+    let (server, programs) = match reached.await {
         Ok(reached) => reached,
         Err(reason) => return failed(reason),
     };
