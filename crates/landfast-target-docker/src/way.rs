@@ -32,7 +32,7 @@ pub(crate) struct Way {
 enum State {
     #[default]
     Closed,
-    Open(Forward),
+    Open(Box<Forward>),
     /// When, and why.
     Refused(Instant, String),
 }
@@ -90,7 +90,7 @@ impl Way {
         match self.begin().await {
             Ok(forward) => {
                 tracing::info!(to = self.name, "the daemon's socket is forwarded");
-                *state = State::Open(forward);
+                *state = State::Open(Box::new(forward));
                 Ok(())
             }
             Err(why) => {

@@ -28,6 +28,9 @@ const WORLDS: u8 = 128;
 /// Where this is set, a test that needs Docker and cannot have it fails.
 const REQUIRED: &str = "LANDFAST_TEST_DOCKER";
 
+/// Where Podman keeps what runs, in the mounts of its daemon alone.
+const RUN_ROOT: &str = "/mnt";
+
 /// Podman lets every container have more processes than the kernel has, which needs a right that not every root has. This
 /// leaves the limit as it is, and goes on as the runtime that is meant.
 const RUNTIME: &str = r#"#!/bin/sh
@@ -439,6 +442,13 @@ impl Dockerd {
             what: "write the configuration of a daemon".into(),
             source,
         })?;
+        // Podman takes no longer path than 50 characters for its own; nobody else sees this one.
+        let exec = folder.join("exec");
+        fs::create_dir_all(&exec).map_err(|source| StartError::Io {
+            what: "make the folder of a daemon".into(),
+            source,
+        })?;
+        self.within("mount", &["--bind", &exec.to_string_lossy(), RUN_ROOT])?;
         let runtime = folder.join("runtime");
         fs::write(&runtime, RUNTIME)
             .and_then(|()| fs::set_permissions(&runtime, fs::Permissions::from_mode(0o755)))
@@ -454,7 +464,7 @@ impl Dockerd {
             .arg(runtime)
             .args(["--storage-driver", "overlay"])
             .arg(format!("--root={}", self.root().display()))
-            .arg(format!("--runroot={}", folder.join("exec").display()))
+            .arg(format!("--runroot={RUN_ROOT}"))
             .arg(format!("--tmpdir={}", folder.join("tmp").display()))
             .args(["system", "service", "--time", "0"])
             .arg(self.address());

@@ -4,6 +4,7 @@
 #![allow(
     clippy::unwrap_used,
     clippy::disallowed_methods,
+    clippy::print_stderr,
     clippy::wildcard_enum_match_arm,
     unreachable_pub,
     dead_code,
