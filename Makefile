@@ -25,6 +25,10 @@ setup: ## install what the tests need and is missing (Debian packages), saying w
 build: ## the release binary: target/release/landfast
 	$(CARGO) build --locked --release -p landfast
 
+.PHONY: image
+image: ## Landfast itself as an image, landfast:latest, for docker/compose.yaml (needs Docker and its registry)
+	DOCKER_BUILDKIT=1 docker build --file docker/Dockerfile --tag landfast:latest .
+
 .PHONY: test
 test: setup check-format check-lints check-tests check-instructions check-documents ## everything that gates a change
 	@echo "make test: passed"
@@ -111,6 +115,10 @@ proof-deploys: ## 100 deploys, rollbacks and aborts at 1,000 requests/s: 0 lost,
 .PHONY: proof-docker-deploys
 proof-docker-deploys: ## the same 100 on Docker, each release an image built at its deploy: 0 lost, 0 streams cut
 	$(PROOF) docker-deploys
+
+.PHONY: proof-podman
+proof-podman: setup-proof ## what Landfast asks of Docker, asked of Podman's service instead
+	LANDFAST_TEST_ENGINE=podman LANDFAST_TEST_DOCKER=1 $(CARGO) test --locked -p landfast-target-docker --test docker --test networks
 
 .PHONY: proof-controls
 proof-controls: ## the same with drain confirmation off, then with the health gate off: the judge must see loss

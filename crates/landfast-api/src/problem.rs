@@ -290,6 +290,9 @@ codes! {
     /// A service or job is a container, and the server uses no Docker, or its Docker does not answer. Containers that run are
     /// not touched.
     DockerUnreachable, "docker-unreachable", 503, "Docker does not answer", Some("`landfast doctor` says what is wrong with it; the server goes on by itself when it answers again");
+    /// A service or job is a process, and this server runs containers only: it is in a container itself, and a process would end
+    /// with it. Nothing was changed.
+    ProcessesRefused, "processes-refused", 422, "this server runs no processes", Some("give it an `image` or a `build`, or run the server on the host itself");
     /// A piece of a blob does not begin where the last one ended. The answer says where to go on.
     UploadOffset, "upload-offset", 409, "the piece does not begin where the last one ended", None;
     /// The uploaded bytes do not have the digest they were announced with. They were dropped; the file changed while

@@ -39,6 +39,8 @@ pub struct DockerFacts {
     pub has_live_restore: bool,
     /// Limits that it cannot hold containers to: `memory`, `cpu`, `pids`.
     pub lacks: Vec<String>,
+    /// The name of its host, when that is another one than the server's.
+    pub elsewhere: Option<String>,
     /// Where it keeps images and containers, when that is on this host.
     pub data: Option<Disk>,
 }
@@ -70,6 +72,13 @@ fn of_facts(facts: &DockerFacts) -> Vec<Finding> {
         "docker",
         format!("{}, API {}", facts.what, facts.api_version),
     )];
+    if let Some(host) = &facts.elsewhere {
+        all.push(warn(
+            "docker-host",
+            format!("the daemon is of another host, `{host}`: the proxy reaches containers only where their networks are routed to here, and folders and secrets are mounted only where both hosts have them at the same paths"),
+            "run `landfast server` on the daemon's own host, and reach that one with `landfast --host ssh://…`",
+        ));
+    }
     all.push(match facts.has_live_restore {
         true => ok("docker-live-restore", "containers outlive the daemon"),
         false => warn(
@@ -155,6 +164,7 @@ mod tests {
             cgroup_version: "2".into(),
             has_live_restore: true,
             lacks: Vec::new(),
+            elsewhere: None,
             data: Some(Disk {
                 path: "/var/lib/docker".into(),
                 bytes: 100 << 30,
@@ -196,5 +206,9 @@ mod tests {
             ("docker-disk", Level::Fail),
         ];
         assert_eq!(found, expected);
+        let mut far = sound();
+        far.elsewhere = Some("other".into());
+        let found = levels(&Docker::Answers(far), true);
+        assert!(found.contains(&("docker-host", Level::Warn)), "{found:?}");
     }
 }

@@ -346,6 +346,7 @@ pub fn refusals(
 ) -> Vec<Refusal> {
     let mut refusals = crate::stores::refusals(shared, &view.state.scope, spec);
     refusals.extend(crate::platform::image_refusals(spec));
+    refusals.extend(processes_refused(shared, spec));
     for taken in taken_routes(shared, &view.state.scope, spec) {
         refusals.push(Refusal {
             code: "route-taken",
@@ -366,6 +367,27 @@ pub fn refusals(
     refusals.extend(certificates_unusable(spec));
     refusals.extend(host_unfit(&shared.folders.state));
     refusals
+}
+
+/// Services and jobs that are processes, where none runs.
+pub(crate) fn processes_refused(shared: &Shared, spec: &AppSpec) -> Vec<Refusal> {
+    let Some(reason) = shared.target.no_processes() else {
+        return Vec::new();
+    };
+    let services = spec.services.iter();
+    let services = services.filter(|(_, service)| service.container.is_none());
+    let services = services.map(|(name, _)| format!("service `{name}`"));
+    let jobs = spec.jobs.iter();
+    let jobs = jobs.filter(|(_, job)| job.container.is_none());
+    let jobs = jobs.map(|(name, _)| format!("job `{name}`"));
+    let refusal = |what: String| {
+        Refusal {
+        code: "processes-refused",
+        reason: format!("{what} is a process: {reason}"),
+        hint: Some("give it an `image` or a `build` in place of its `artifact` (`landfast export dockerfile` writes a Dockerfile), or run the server on the host itself".to_owned()),
+    }
+    };
+    services.chain(jobs).map(refusal).collect()
 }
 
 /// Every command must name something that can be run.

@@ -515,6 +515,7 @@ impl Platform {
         self.pinned_images(&order.spec, &order.images).await?;
         let mut refused = stores::refusals(&self.shared, &scope, &order.spec);
         refused.extend(images::refusals(&order.spec));
+        refused.extend(planning::processes_refused(&self.shared, &order.spec));
         if !refused.is_empty() {
             return Err(DeployError::Refused(refused));
         }

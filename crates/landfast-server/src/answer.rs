@@ -320,6 +320,7 @@ pub(crate) fn refusal_code(word: &str) -> ProblemCode {
         "store-busy" => ProblemCode::NotNow,
         "store-copy-failed" => ProblemCode::MigrationFailed,
         "store-program-missing" => ProblemCode::StoreProgramMissing,
+        "processes-refused" => ProblemCode::ProcessesRefused,
         _ => ProblemCode::GateRefused,
     }
 }

@@ -1,5 +1,5 @@
 //! The care for the proxy: it is started when nobody answers at its control socket, as a process of its own that
-//! outlives the server, and started again should both its parts ever be gone.
+//! outlives the server, and started again should both its parts ever be gone. One that others start is only waited for.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -20,6 +20,8 @@ use crate::inherited::Inherited;
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How long a fresh proxy may take to answer.
 const START_MAX: Duration = Duration::from_secs(10);
+/// How long one is waited for that others start.
+const ABSENT_MAX: Duration = Duration::from_secs(60);
 
 /// What is read of the log of a proxy that did not start.
 const LOG_BYTES_MAX: u64 = 64 << 10;
@@ -30,6 +32,8 @@ pub(crate) struct ProxyOrder {
     pub(crate) executable: PathBuf,
     pub(crate) arguments: Vec<String>,
     pub(crate) control: PathBuf,
+    /// Whether this server starts it.
+    pub(crate) is_ours: bool,
     pub(crate) log: PathBuf,
 }
 
@@ -42,6 +46,8 @@ pub enum ProxyError {
     Ended(String),
     #[error("the proxy did not answer within {} s; its log is `{}`", START_MAX.as_secs(), .0.display())]
     Silent(PathBuf),
+    #[error("no proxy answered at `{}` within {} s", .0.display(), ABSENT_MAX.as_secs())]
+    Absent(PathBuf),
 }
 
 impl ProxyOrder {
@@ -50,6 +56,9 @@ impl ProxyOrder {
         let client = ControlClient::new(self.control.clone());
         if client.status().await.is_ok() {
             return Ok(());
+        }
+        if !self.is_ours {
+            return self.wait_for_others(&client).await;
         }
         // What earlier attempts said is not what this one says.
         let said_before = fs::metadata(&self.log).map_or(0, |log| log.len());
@@ -68,11 +77,22 @@ impl ProxyOrder {
         Err(ProxyError::Silent(self.log.clone()))
     }
 
+    async fn wait_for_others(&self, client: &ControlClient) -> Result<(), ProxyError> {
+        tracing::info!(control = %self.control.display(), "waiting for the proxy, which is not ours to start");
+        for _ in 0..ABSENT_MAX.as_millis() / LOOK_EVERY.as_millis() {
+            if client.status().await.is_ok() {
+                return Ok(());
+            }
+            sleep(LOOK_EVERY).await;
+        }
+        Err(ProxyError::Absent(self.control.clone()))
+    }
+
     /// Looks after the proxy as long as the server runs. Its own holder restarts a worker that dies; this is for
     /// the case that nobody is left.
     pub(crate) async fn guard(self, mut inherited: Inherited) {
         let client = ControlClient::new(self.control.clone());
-        let mut missed = 0;
+        let mut missed = 0_u64;
         loop {
             sleep(LOOK_EVERY).await;
             inherited.reap();
@@ -82,6 +102,12 @@ impl ProxyOrder {
             }
             missed += 1;
             // The holder needs up to a second; only then is nobody there.
+            if !self.is_ours {
+                if missed == 4 {
+                    tracing::warn!(control = %self.control.display(), "the proxy does not answer; whoever started it is to start it again");
+                }
+                continue;
+            }
             if missed >= 4 {
                 missed = 0;
                 tracing::warn!("the proxy is gone; starting it again");

@@ -66,7 +66,15 @@ pub struct ServerSettings {
     pub acme: AcmeSettings,
     /// `None`: no containers run here.
     pub docker: Option<DockerPlace>,
+    /// The control socket of a proxy that others start; `None`: the server starts its own.
+    pub proxy: Option<PathBuf>,
+    /// No process is started that would have to outlive the server.
+    pub containers_only: bool,
 }
+
+/// Why a server that is a container runs no processes.
+const NO_PROCESSES: &str =
+    "this server runs containers only (`--containers-only`), for its processes would end with it";
 
 impl ServerSettings {
     /// Where the key of the secrets is.
@@ -139,6 +147,9 @@ impl ServerError {
             Self::Proxy(ProxyError::Ended(_)) => {
                 Some("if a port is taken, end its owner or choose others with --http and --https".into())
             }
+            Self::Proxy(ProxyError::Absent(_)) => Some(
+                "start `landfast proxy --control` with this path, in a container of its own: `docker compose up --detach`".into(),
+            ),
             Self::PortTaken { .. } => Some("end its owner, or choose another address with --tcp".into()),
             Self::Listen { .. } => Some("choose another address with --tcp, or another folder with --run".into()),
             Self::Folder { .. } => {
@@ -216,6 +227,10 @@ pub async fn run(settings: ServerSettings) -> Result<Ended, ServerError> {
         source,
     })?;
     let target = Targets::new(Arc::new(target), containers);
+    let target = match settings.containers_only {
+        true => target.without_processes(NO_PROCESSES),
+        false => target,
+    };
     let inherited = Inherited::find();
     let proxy = proxy_order(&settings);
     proxy.ensure().await?;
@@ -374,7 +389,9 @@ async fn listen_tcp(address: SocketAddr) -> Result<TcpListener, ServerError> {
 }
 
 fn proxy_order(settings: &ServerSettings) -> ProxyOrder {
-    let control = settings.run.join("proxy.sock");
+    let control = settings.proxy.clone();
+    let is_ours = control.is_none();
+    let control = control.unwrap_or_else(|| settings.run.join("proxy.sock"));
     let folder = settings.state.join("proxy");
     let mut arguments = vec!["proxy".to_owned()];
     let mut add = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
@@ -409,6 +426,7 @@ fn proxy_order(settings: &ServerSettings) -> ProxyOrder {
         executable,
         arguments,
         control,
+        is_ours,
         log: folder.join("proxy.log"),
     }
 }

@@ -1,6 +1,12 @@
 //! Where a daemon is: the address an operator writes, and the one that is meant when nobody does. Pure.
 
-use std::{fmt, path::PathBuf, str::FromStr};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use landfast_ssh::is_plain;
 
 /// The address of a daemon.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,8 +88,12 @@ impl FromStr for DockerAddress {
             Some((destination, port)) => (destination, Some(port.parse().map_err(|_| error())?)),
             None => (place, None),
         };
-        // What begins with a dash would be an option of `ssh`.
-        if destination.is_empty() || destination.starts_with('-') {
+        // Nothing that could be an option of `ssh`, or that it expands.
+        let (user, host) = match destination.rsplit_once('@') {
+            Some((user, host)) => (Some(user), host),
+            None => (None, destination),
+        };
+        if !is_plain(host) || !user.is_none_or(is_plain) || socket.contains([':', '\n', '\0']) {
             return Err(error());
         }
         Ok(Self::Ssh {
@@ -101,14 +111,16 @@ impl fmt::Display for DockerAddress {
             Self::Tcp { address, .. } => write!(f, "tcp://{address}"),
             Self::Ssh {
                 destination,
-                port: None,
-                ..
-            } => write!(f, "ssh://{destination}"),
-            Self::Ssh {
-                destination,
-                port: Some(port),
-                ..
-            } => write!(f, "ssh://{destination}:{port}"),
+                port,
+                socket,
+            } => {
+                write!(f, "ssh://{destination}")?;
+                port.iter().try_for_each(|port| write!(f, ":{port}"))?;
+                match socket == Path::new(SOCKET) {
+                    true => Ok(()),
+                    false => write!(f, "{}", socket.display()),
+                }
+            }
         }
     }
 }
@@ -131,7 +143,7 @@ pub struct Surroundings {
 /// When `DOCKER_HOST` is set to something else than an address.
 pub fn find(
     around: &Surroundings,
-    exists: impl Fn(&std::path::Path) -> bool,
+    exists: impl Fn(&Path) -> bool,
 ) -> Result<DockerChoice, DockerAddressError> {
     if let Some(text) = around
         .docker_host
@@ -176,8 +188,6 @@ pub fn choose(
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
 
     #[test]
@@ -187,6 +197,7 @@ mod tests {
             "tcp://10.0.0.1:2376",
             "ssh://deploy@example.com",
             "ssh://deploy@example.com:2222",
+            "ssh://deploy@example.com:2222/run/podman/podman.sock",
         ] {
             let address: DockerAddress = text.parse().unwrap();
             assert_eq!(address.to_string(), text);
@@ -201,6 +212,9 @@ mod tests {
             "tcp://:1",
             "ssh://",
             "ssh://-oProxy=x",
+            "ssh://-l@host",
+            "ssh://%h",
+            "ssh://host/a:b",
             "npipe://x",
         ] {
             assert!(text.parse::<DockerAddress>().is_err(), "{text}");

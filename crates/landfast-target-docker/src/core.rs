@@ -14,7 +14,7 @@ use bollard::models::ContainerInspectResponse;
 use landfast_target::{Exit, InstanceRef, Observed, ObservedState, TargetError};
 use landfast_target_process::users::Users;
 use landfast_types::{ImageId, Timestamp};
-use tokio::sync::{RwLock, broadcast, watch};
+use tokio::sync::{OnceCell, RwLock, broadcast, watch};
 
 use crate::{
     DockerSettings, clock,
@@ -23,6 +23,7 @@ use crate::{
     images::Image,
     name::{self, HostId},
     options::Lacks,
+    place::Place,
     record::{Ended, Held, Record, Records, Started},
 };
 
@@ -30,6 +31,9 @@ use crate::{
 const CHANGES_MAX: usize = 1_024;
 /// How long an end is held back until what the container wrote has been read.
 const DRAIN_WAIT_MAX: Duration = Duration::from_secs(3);
+
+/// The socket of a daemon of another host, in the run folder.
+const FORWARDED: &str = "docker.sock";
 
 pub(crate) struct Core {
     pub(crate) settings: DockerSettings,
@@ -48,6 +52,8 @@ pub(crate) struct Core {
     pub(crate) looking: tokio::sync::Mutex<()>,
     has_no_init: AtomicBool,
     pub(crate) lacks: Mutex<Option<Lacks>>,
+    /// Where this server is, once that is known.
+    pub(crate) place: OnceCell<Place>,
     /// By what they hold: an id never means another image.
     pub(crate) images: Mutex<BTreeMap<ImageId, Arc<Image>>>,
 }
@@ -61,6 +67,7 @@ impl Core {
             daemon: Daemon::new(
                 settings.address.clone(),
                 settings.state.clone(),
+                settings.secrets.with_file_name(FORWARDED),
                 settings.call_wait_max,
             ),
             records,
@@ -72,6 +79,7 @@ impl Core {
             looking: tokio::sync::Mutex::default(),
             has_no_init: AtomicBool::new(false),
             lacks: Mutex::default(),
+            place: OnceCell::new(),
             images: Mutex::default(),
             settings,
         })

@@ -18,7 +18,7 @@ use bollard::{BollardRequest, ClientVersion, Docker, errors::Error};
 use landfast_target::Outage;
 use tokio::time::Instant;
 
-use crate::{DockerAddress, clock, core::blocking, identity};
+use crate::{DockerAddress, clock, core::blocking, identity, way::Way};
 
 /// The oldest version that has all we ask for: Docker 20.10.
 pub(crate) const OLDEST: Version = Version(1, 41);
@@ -136,6 +136,8 @@ impl From<Error> for DaemonError {
 /// A daemon, whether it answers or not.
 pub(crate) struct Daemon {
     address: DockerAddress,
+    /// Where it is not reached directly.
+    way: Option<Way>,
     /// Where it is remembered which daemon it is.
     state: PathBuf,
     /// Whether it is certain that it is the one that is meant.
@@ -160,8 +162,15 @@ impl fmt::Debug for Daemon {
 }
 
 impl Daemon {
-    pub(crate) fn new(address: DockerAddress, state: PathBuf, call_wait_max: Duration) -> Self {
+    /// `forwarded`: where its socket is to be, when it is another host's.
+    pub(crate) fn new(
+        address: DockerAddress,
+        state: PathBuf,
+        forwarded: PathBuf,
+        call_wait_max: Duration,
+    ) -> Self {
         Self {
+            way: Way::to(&address, forwarded),
             address,
             state,
             is_known: AtomicBool::new(false),
@@ -233,6 +242,10 @@ impl Daemon {
         if lock(&self.silent_at).is_some_and(is_fresh) {
             return Err(DaemonError::Silent(self.call_wait_max));
         }
+        if let Some(way) = &self.way {
+            let opened = way.open().await;
+            opened.inspect_err(|error| self.note_error(error))?;
+        }
         let client = self.connect().inspect_err(|error| self.note_error(error))?;
         if self.version().is_none() {
             let agreed = self.negotiate(&client).await;
@@ -291,8 +304,8 @@ impl Daemon {
                 certificates: Some(folder),
             } => connect_with_tls(address, folder, &newest),
             DockerAddress::Ssh { .. } => {
-                let text = "a socket of another host must be forwarded before it is asked";
-                return Err(DaemonError::Away(text.to_owned()));
+                let socket = self.way.as_ref().map_or(Path::new(""), Way::socket);
+                Docker::connect_with_unix(&socket.to_string_lossy(), BOLLARD_SECONDS, &newest)
             }
         };
         let version = Arc::clone(&self.version);

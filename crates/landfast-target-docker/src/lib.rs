@@ -26,12 +26,14 @@ mod logs;
 mod name;
 mod networks;
 mod options;
+mod place;
 mod programs;
 mod read;
 mod record;
 mod secrets;
 mod start;
 mod watch;
+mod way;
 
 use std::{
     io,
@@ -172,6 +174,7 @@ impl DockerTarget {
         let version = self.core.daemon.version();
         let address = &self.core.settings.address;
         let is_here = matches!(address, DockerAddress::Unix(_));
+        let name = info.name.filter(|name| !is_here && *name != own_name());
         let limits = [
             ("memory", info.memory_limit),
             ("cpu", info.cpu_cfs_quota),
@@ -193,6 +196,7 @@ impl DockerTarget {
                 .unwrap_or_default(),
             has_live_restore: info.live_restore_enabled == Some(true),
             lacks: lacks.map(|(name, _)| name.to_owned()).collect(),
+            elsewhere: name,
             data: info.docker_root_dir.filter(|_| is_here).map(PathBuf::from),
         })
     }
@@ -513,7 +517,11 @@ impl Target for DockerTarget {
             .users
             .as_ref()
             .and_then(|users| users.look_up(wanted.scope).ok());
-        let user = user.unwrap_or(start::NOBODY);
+        let here = rustix::process::geteuid();
+        let user = match here.is_root() || wanted.volumes.is_empty() {
+            true => user.unwrap_or(start::NOBODY),
+            false => here.as_raw(),
+        };
         let lacks = lacks.unwrap_or_else(|| self.core.lacks_here());
         options::protections(wanted, is_root, user, &lacks)
     }
@@ -548,6 +556,12 @@ impl Target for DockerTarget {
         self.drive(running.drive());
         Ok(receiver)
     }
+}
+
+/// What this host is called, as a daemon of it would say.
+fn own_name() -> String {
+    let name = rustix::system::uname();
+    name.nodename().to_string_lossy().into_owned()
 }
 
 impl Core {

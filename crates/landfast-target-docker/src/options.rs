@@ -20,6 +20,7 @@ use landfast_types::{ImageId, Protection, ProtectionPart, ProtectionState};
 use crate::{
     name::{self, HostId},
     networks::Ids,
+    place::Place,
 };
 
 /// Processes and threads of a container whose manifest names no number.
@@ -43,8 +44,10 @@ pub(crate) struct Found<'a> {
     pub(crate) facts: &'a ImageFacts,
     /// The number of the environment, or of the owner that is asked for.
     pub(crate) own_user: u32,
-    /// The folder of the host that holds the secrets.
+    /// The folder that holds the secrets.
     pub(crate) secrets: Option<&'a Path>,
+    /// How the daemon calls the paths of this server.
+    pub(crate) place: &'a Place,
     /// Whether the daemon has a program to put before the app, which reaps and passes signals on.
     pub(crate) has_init: bool,
     /// What it writes is read as it comes, and not kept.
@@ -111,7 +114,12 @@ pub(crate) fn plan(spec: &InstanceSpec, found: &Found<'_>) -> Result<Plan, Unfit
         networking_config: endpoints.map(|endpoints| NetworkingConfig {
             endpoints_config: Some(endpoints),
         }),
-        host_config: Some(host_config(spec, found, network.as_deref(), Some(&runs_as))),
+        host_config: Some(host_config(
+            spec,
+            found,
+            network.as_deref(),
+            Some(&runs_as),
+        )?),
         attach_stdin: Some(false),
         open_stdin: Some(false),
         tty: Some(false),
@@ -258,7 +266,7 @@ fn host_config(
     found: &Found<'_>,
     network: Option<&str>,
     user: Option<&str>,
-) -> HostConfig {
+) -> Result<HostConfig, Unfit> {
     let (options, resources) = (&spec.container, &spec.resources);
     let memory = resources.memory.map(|memory| signed(memory.0));
     let descriptors = resources.descriptors.unwrap_or_else(descriptors_given);
@@ -267,7 +275,7 @@ fn host_config(
         let shares = cpu.millicores.saturating_mul(SHARES_OF_CORE) / 1_000;
         signed(shares.max(SHARES_MIN))
     });
-    HostConfig {
+    Ok(HostConfig {
         memory,
         // As much as the memory alone: nothing is swapped out.
         memory_swap: memory,
@@ -286,7 +294,7 @@ fn host_config(
         readonly_rootfs: Some(!options.writable_root),
         shm_size: options.shared_memory.map(|size| signed(size.0)),
         tmpfs: Some(tmpfs(spec, user)),
-        mounts: Some(mounts(spec, found)),
+        mounts: Some(mounts(spec, found)?),
         cap_drop: Some(vec!["ALL".to_owned()]),
         cap_add: (!options.capabilities.is_empty()).then(|| options.capabilities.clone()),
         security_opt: Some(vec!["no-new-privileges:true".to_owned()]),
@@ -300,7 +308,7 @@ fn host_config(
         auto_remove: Some(false),
         log_config: Some(log(found.is_read)),
         ..Default::default()
-    }
+    })
 }
 
 fn log(is_read: bool) -> HostConfigLogConfig {
@@ -344,7 +352,11 @@ fn tmpfs(spec: &InstanceSpec, user: Option<&str>) -> HashMap<String, String> {
         .collect()
 }
 
-fn mounts(spec: &InstanceSpec, found: &Found<'_>) -> Vec<Mount> {
+fn mounts(spec: &InstanceSpec, found: &Found<'_>) -> Result<Vec<Mount>, Unfit> {
+    let bind = |from: &Path, at: &Path, read_only| {
+        let from = found.place.on_host(from)?;
+        Ok(bind(&from, at, read_only))
+    };
     let volumes = spec
         .volumes
         .iter()
@@ -519,6 +531,7 @@ mod tests {
                 facts,
                 own_user: 1_900_000_001,
                 secrets: Some(Path::new("/run/landfast/s")),
+                place: &Place::Host,
                 has_init: true,
                 is_read: false,
             },

@@ -124,6 +124,10 @@ impl Core {
             .own_user(spec, &lacks)
             .map_err(io_error("look up the user of the environment"))?;
         let secrets = self.place_of_secrets(spec);
+        let place = self
+            .place()
+            .await
+            .map_err(self.daemon_error("find out where this server is"))?;
         let plan = options::plan(
             spec,
             &Found {
@@ -132,6 +136,7 @@ impl Core {
                 facts: &details.facts,
                 own_user,
                 secrets: secrets.as_deref(),
+                place: &place,
                 has_init: self.has_init(),
                 is_read: reader.is_some(),
             },
@@ -434,6 +439,15 @@ impl Core {
     }
 
     fn own_user(&self, spec: &InstanceSpec, lacks: &Lacks) -> io::Result<u32> {
+        let here = rustix::process::geteuid();
+        let has_files = match &spec.container.user {
+            ContainerUser::Owner(_) => true,
+            ContainerUser::NotRoot | ContainerUser::Image => !spec.volumes.is_empty(),
+        };
+        // Who is not root gives no folder away: whoever is to write to one is the server's own user.
+        if has_files && !here.is_root() && !lacks.users {
+            return Ok(here.as_raw());
+        }
         let Some(users) = self.users.as_ref().filter(|_| !lacks.users) else {
             return Ok(NOBODY);
         };
@@ -486,7 +500,7 @@ impl Core {
         container: &str,
         volumes: Vec<PathBuf>,
     ) -> Result<(), Failure> {
-        if volumes.is_empty() || !rustix::process::geteuid().is_root() {
+        if volumes.is_empty() {
             return Ok(());
         }
         let user = match user {
@@ -502,9 +516,14 @@ impl Core {
             );
             return Err(Failure::Refused(StartError::Impossible(text)));
         };
+        let can_give = rustix::process::geteuid().is_root();
         let given = blocking(move || {
             for path in volumes {
-                if let Some(owner) = give(&path, user)? {
+                let refused = match can_give {
+                    true => give(&path, user)?,
+                    false => unusable_by(&path, user)?,
+                };
+                if let Some(owner) = refused {
                     return Ok(Some((path, owner)));
                 }
             }
@@ -515,10 +534,16 @@ impl Core {
             None => Ok(()),
             Some((path, owner)) => {
                 let path = path.display();
-                let text = format!(
-                    "`{}` runs as user {user}, and the volume in `{path}` belongs to user {owner}, whose containers may be using it; let it run as {owner}, or stop what uses the volume and run `chown -R {user}:{user} {path}`",
-                    spec.id.instance
-                );
+                let text = match can_give {
+                    true => format!(
+                        "`{}` runs as user {user}, and the volume in `{path}` belongs to user {owner}, whose containers may be using it; let it run as {owner}, or stop what uses the volume and run `chown -R {user}:{user} {path}`",
+                        spec.id.instance
+                    ),
+                    false => format!(
+                        "`{}` runs as user {user} of its image, and the volume in `{path}` belongs to user {owner}, which this server cannot change, for it is not root; run the server as root, or use an image that names no user",
+                        spec.id.instance
+                    ),
+                };
                 Err(Failure::Refused(StartError::Impossible(text)))
             }
         }
@@ -577,6 +602,13 @@ fn give(volume: &std::path::Path, user: u32) -> io::Result<Option<u32>> {
     // Root of an image comes to terms with what it finds, or takes it by itself.
     let can_share = user == 0 || ownership::is_writable_by(volume, user)?;
     Ok((!can_share).then_some(owner))
+}
+
+/// `Some`: it is this other user's, and the container could not write there.
+fn unusable_by(volume: &std::path::Path, user: u32) -> io::Result<Option<u32>> {
+    let is_usable = user == 0 || ownership::is_writable_by(volume, user)?;
+    let owner = std::fs::symlink_metadata(volume)?.uid();
+    Ok((!is_usable).then_some(owner))
 }
 
 fn is_about_init(message: &str) -> bool {

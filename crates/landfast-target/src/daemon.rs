@@ -17,6 +17,8 @@ pub struct DaemonFacts {
     pub has_live_restore: bool,
     /// Limits it cannot hold containers to: `memory`, `cpu`, `pids`.
     pub lacks: Vec<String>,
+    /// The name of its host, when that is another one than this.
+    pub elsewhere: Option<String>,
     /// Where it keeps images and containers, when it is on this host.
     pub data: Option<PathBuf>,
 }

@@ -457,6 +457,11 @@ pub trait Target: Send + Sync + 'static {
         None
     }
 
+    /// Why plain processes do not run here, where they do not.
+    fn no_processes(&self) -> Option<&'static str> {
+        None
+    }
+
     /// What does not answer just now. Instances behind it are not known to have ended.
     fn outages(&self) -> Vec<Outage> {
         Vec::new()

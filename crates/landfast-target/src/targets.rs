@@ -21,6 +21,8 @@ use crate::{
 pub struct Targets {
     processes: Arc<dyn Target>,
     containers: Option<Arc<dyn Target>>,
+    /// Why no process is started, where none is.
+    no_processes: Option<&'static str>,
 }
 
 impl std::fmt::Debug for Targets {
@@ -45,7 +47,26 @@ impl Targets {
         Self {
             processes,
             containers,
+            no_processes: None,
         }
+    }
+
+    /// The same, but no process is started that would have to outlive the server. Programs that run to their end while
+    /// it waits for them still are.
+    #[must_use]
+    pub fn without_processes(self, reason: &'static str) -> Self {
+        let no_processes = Some(reason);
+        Self {
+            no_processes,
+            ..self
+        }
+    }
+
+    /// # Errors
+    /// With the reason, where no process is started.
+    fn processes_run(&self) -> Result<(), StartError> {
+        let refused = |reason: &str| Err(StartError::Impossible(reason.to_owned()));
+        self.no_processes.map_or(Ok(()), refused)
     }
 
     fn for_content(&self, content: &Content) -> Option<&Arc<dyn Target>> {
@@ -72,6 +93,9 @@ impl Targets {
 #[async_trait]
 impl Target for Targets {
     async fn start(&self, order: Fence, spec: &InstanceSpec) -> Result<Observed, StartError> {
+        if let Content::Artifact(_) = spec.content {
+            self.processes_run()?;
+        }
         let target = self.for_content(&spec.content);
         let target = target.ok_or(StartError::NoContainers)?;
         target.start(order, spec).await
@@ -92,6 +116,7 @@ impl Target for Targets {
         order: Fence,
         spec: &ProgramSpec,
     ) -> Result<Observed, StartError> {
+        self.processes_run()?;
         self.processes.start_program(order, spec).await
     }
 
@@ -170,6 +195,10 @@ impl Target for Targets {
 
     fn images(&self) -> Option<Arc<dyn Images>> {
         self.containers.as_ref()?.images()
+    }
+
+    fn no_processes(&self) -> Option<&'static str> {
+        self.no_processes
     }
 
     fn outages(&self) -> Vec<Outage> {
@@ -307,6 +336,26 @@ mod tests {
         let none = Targets::new(Arc::new(host.processes.clone()), None);
         let refused = none.start(order, &spec(3, image())).await;
         assert!(matches!(refused, Err(StartError::NoContainers)));
+    }
+
+    #[tokio::test]
+    async fn where_no_process_may_outlive_its_server_none_is_started() {
+        let host = Host::new(artifact());
+        let (targets, order) = (host.targets(), Fence::default());
+        let [process, container] = [spec(1, artifact()), spec(2, image())];
+        targets.start(order, &process).await.unwrap();
+        let later = host.targets().without_processes("it is a container");
+        assert_eq!(later.no_processes(), Some("it is a container"));
+        later.start(order, &container).await.unwrap();
+        let refused = later.start(order, &spec(3, artifact())).await.unwrap_err();
+        assert_eq!(refused.to_string(), "it is a container");
+        assert!(!refused.is_retryable());
+        // One that runs from before is still its to look after.
+        assert!(later.observe(&process.id).await.unwrap().is_some());
+        later
+            .stop(order, &process.id, Duration::ZERO)
+            .await
+            .unwrap();
     }
 
     #[tokio::test]

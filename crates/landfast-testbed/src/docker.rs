@@ -8,6 +8,7 @@ use std::{
     fs::{self, File},
     io::Write as _,
     net::Ipv4Addr,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -27,9 +28,54 @@ const WORLDS: u8 = 128;
 /// Where this is set, a test that needs Docker and cannot have it fails.
 const REQUIRED: &str = "LANDFAST_TEST_DOCKER";
 
+/// Where Podman keeps what runs, in the mounts of its daemon alone.
+const RUN_ROOT: &str = "/mnt";
+
+/// Podman lets every container have more processes than the kernel has, which needs a right that not every root has. This
+/// leaves the limit as it is, and goes on as the runtime that is meant.
+const RUNTIME: &str = r#"#!/bin/sh
+next=""
+for word in "$@"; do
+    if [ "$next" = bundle ]; then
+        sed -i -E 's/,?\{"type":"RLIMIT_NPROC"[^}]*\}//; s/"rlimits":\[,/"rlimits":[/' "$word/config.json"
+    fi
+    next=""
+    [ "$word" != --bundle ] || next=bundle
+done
+exec runc "$@"
+"#;
+
+/// Which daemon tests take where they name none: `podman`, or Docker's own.
+const ENGINE: &str = "LANDFAST_TEST_ENGINE";
+
+/// A kind of daemon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Engine {
+    Docker,
+    /// Podman's service, which speaks Docker's API.
+    Podman,
+}
+
+impl Engine {
+    fn named() -> Self {
+        match std::env::var_os(ENGINE).is_some_and(|name| name == "podman") {
+            true => Self::Podman,
+            false => Self::Docker,
+        }
+    }
+
+    fn program(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Docker => ("dockerd", PACKAGE),
+            Self::Podman => ("podman", "podman"),
+        }
+    }
+}
+
 /// What a daemon is started with.
 #[derive(Debug, Clone)]
 pub struct DockerdOptions {
+    pub engine: Engine,
     /// Whether containers go on while the daemon is away.
     pub live_restore: bool,
     /// Keeps images and containers in memory of this size, to fill it.
@@ -41,6 +87,7 @@ pub struct DockerdOptions {
 impl Default for DockerdOptions {
     fn default() -> Self {
         Self {
+            engine: Engine::named(),
             live_restore: true,
             disk_bytes: None,
             bridge: false,
@@ -129,7 +176,7 @@ impl Dockerd {
     /// # Errors
     /// [`StartError::Unavailable`] where none can be started, with the reason.
     pub fn start_with(options: DockerdOptions) -> Result<Self, StartError> {
-        Self::available()?;
+        Self::available_as(options.engine)?;
         let folder = Folder::new("docker", None)?;
         let world = World::take()?;
         // Whoever had the number is dead: the lock says so.
@@ -190,12 +237,16 @@ impl Dockerd {
     /// # Errors
     /// [`StartError::Unavailable`], with the reason.
     pub fn available() -> Result<(), StartError> {
+        Self::available_as(Engine::named())
+    }
+
+    fn available_as(engine: Engine) -> Result<(), StartError> {
         let unavailable = |reason: String| StartError::Unavailable { reason };
         if !geteuid().is_root() {
             return Err(unavailable("only root may start one".into()));
         }
         for (name, package) in [
-            ("dockerd", PACKAGE),
+            engine.program(),
             ("docker", PACKAGE),
             ("ip", "iproute2"),
             ("iptables", "iptables"),
@@ -296,38 +347,19 @@ impl Dockerd {
             drop(fs::remove_file(left));
         }
         forget_containerd(&folder.join("exec/containerd/containerd.pid"));
-        let mut command = self.enter()?;
-        command
-            .arg(program("dockerd", PACKAGE, &FOLDERS)?)
-            .args(["--insecure-registry", "10.250.0.0/16"])
-            .args(["--config-file", &folder.join("none.json").to_string_lossy()])
-            // Nobody answers there, and says so at once: names that are not the daemon's own are unknown without a wait.
-            .args(["--dns", &self.world.here().to_string()])
-            .args(["--cgroup-parent", &self.world.control_group()])
-            .args([
-                "--default-address-pool",
-                &format!("base={}/22,size=26", self.world.pool()),
-            ])
-            .arg(format!("--data-root={}", self.root().display()))
-            .arg(format!("--exec-root={}", folder.join("exec").display()))
-            .arg(format!("--pidfile={}", folder.join("pid").display()))
-            .arg(format!("--host={}", self.address()));
-        if self.options.live_restore {
-            command.arg("--live-restore");
-        }
-        if !self.options.bridge {
-            command.args(["--bridge", "none"]);
-        }
-        fs::write(folder.join("none.json"), "{}").map_err(|source| StartError::Io {
-            what: "write the configuration of a daemon".into(),
-            source,
-        })?;
+        let command = match self.options.engine {
+            Engine::Docker => self.dockerd()?,
+            Engine::Podman => self.podman()?,
+        };
         let mut server = Server::start(command, None, &folder.join("log"))?;
         server.wait_ready(|| {
             self.docker(&["version", "--format", "{{.Server.Version}}"])
                 .is_ok()
         })?;
         self.server = Some(server);
+        if self.options.engine == Engine::Podman {
+            return self.masquerade();
+        }
         let (inside, here) = (self.world.inside(), self.world.here().to_string());
         // What comes from the host is let through, and seen as from the daemon's own host: a store's network knows no
         // other.
@@ -373,6 +405,90 @@ impl Dockerd {
         Ok(())
     }
 
+    fn dockerd(&self) -> Result<Command, StartError> {
+        let folder = self.folder.path();
+        let mut command = self.enter()?;
+        command
+            .arg(program("dockerd", PACKAGE, &FOLDERS)?)
+            .args(["--insecure-registry", "10.250.0.0/16"])
+            .args(["--config-file", &folder.join("none.json").to_string_lossy()])
+            // Nobody answers there, and says so at once: names that are not the daemon's own are unknown without a wait.
+            .args(["--dns", &self.world.here().to_string()])
+            .args(["--cgroup-parent", &self.world.control_group()])
+            .args([
+                "--default-address-pool",
+                &format!("base={}/22,size=26", self.world.pool()),
+            ])
+            .arg(format!("--data-root={}", self.root().display()))
+            .arg(format!("--exec-root={}", folder.join("exec").display()))
+            .arg(format!("--pidfile={}", folder.join("pid").display()))
+            .arg(format!("--host={}", self.address()));
+        if self.options.live_restore {
+            command.arg("--live-restore");
+        }
+        if !self.options.bridge {
+            command.args(["--bridge", "none"]);
+        }
+        fs::write(folder.join("none.json"), "{}").map_err(|source| StartError::Io {
+            what: "write the configuration of a daemon".into(),
+            source,
+        })?;
+        Ok(command)
+    }
+
+    fn podman(&self) -> Result<Command, StartError> {
+        let folder = self.folder.path();
+        let configuration = format!(
+            "[engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\n[network]\nnetwork_backend = \"netavark\"\nnetwork_config_dir = \"{}\"\ndefault_subnet_pools = [{{ base = \"{}/22\", size = 26 }}]\n",
+            folder.join("networks").display(),
+            self.world.pool()
+        );
+        let file = folder.join("containers.conf");
+        fs::write(&file, configuration).map_err(|source| StartError::Io {
+            what: "write the configuration of a daemon".into(),
+            source,
+        })?;
+        // Podman takes no longer path than 50 characters for its own; nobody else sees this one.
+        let exec = folder.join("exec");
+        fs::create_dir_all(&exec).map_err(|source| StartError::Io {
+            what: "make the folder of a daemon".into(),
+            source,
+        })?;
+        self.within("mount", &["--bind", &exec.to_string_lossy(), RUN_ROOT])?;
+        let runtime = folder.join("runtime");
+        fs::write(&runtime, RUNTIME)
+            .and_then(|()| fs::set_permissions(&runtime, fs::Permissions::from_mode(0o755)))
+            .map_err(|source| StartError::Io {
+                what: "write the runtime of a daemon".into(),
+                source,
+            })?;
+        let mut command = self.enter()?;
+        command
+            .env("CONTAINERS_CONF", file)
+            .arg(program("podman", "podman", &FOLDERS)?)
+            .arg("--runtime")
+            .arg(runtime)
+            .args(["--storage-driver", "overlay"])
+            .arg(format!("--root={}", self.root().display()))
+            .arg(format!("--runroot={RUN_ROOT}"))
+            .arg(format!("--tmpdir={}", folder.join("tmp").display()))
+            .args(["system", "service", "--time", "0"])
+            .arg(self.address());
+        Ok(command)
+    }
+
+    /// Whoever comes from the host is seen as from the daemon's own.
+    fn masquerade(&self) -> Result<(), StartError> {
+        let here = self.world.here().to_string();
+        let rule = ["POSTROUTING", "--source", &here, "--jump", "MASQUERADE"];
+        let asked = |order: &str| {
+            let words = ["--wait", "--table", "nat", order];
+            self.within("iptables", &[&words[..], &rule[..]].concat())
+        };
+        drop(asked("--delete"));
+        asked("--insert").map(drop)
+    }
+
     /// Runs Docker's own client against the daemon.
     ///
     /// # Errors
@@ -404,7 +520,9 @@ impl Dockerd {
         run(tar, None, "pack an image")?;
         let archive = archive.to_string_lossy().into_owned();
         let changes: Vec<_> = lines.iter().flat_map(|line| ["--change", line]).collect();
-        self.docker(&[&["import"], &changes[..], &[&archive, name]].concat())
+        let said = self.docker(&[&["import"], &changes[..], &[&archive, name]].concat())?;
+        // Podman says it twice.
+        Ok(said.rsplit(": ").next().unwrap_or_default().to_owned())
     }
 
     /// Ends the daemon in an orderly way.
@@ -461,6 +579,11 @@ impl Dockerd {
         self.world.here()
     }
 
+    /// The daemon's own host, as whoever is outside of it reaches it: where containers of the host's network listen.
+    pub fn host(&self) -> Ipv4Addr {
+        self.world.there()
+    }
+
     /// Whether an address is one of its networks'.
     pub fn gives(&self, address: std::net::IpAddr) -> bool {
         match address {
@@ -479,6 +602,14 @@ impl Dockerd {
 impl Drop for Dockerd {
     fn drop(&mut self) {
         self.resume();
+        // Nobody but Podman itself knows what it runs.
+        if self.options.engine == Engine::Podman
+            && let Ok(all) = self.docker(&["ps", "--all", "--quiet"])
+        {
+            for container in all.lines() {
+                drop(self.docker(&["rm", "--force", container]));
+            }
+        }
         // The daemon first, so that it does not take note of what is ended.
         self.server = None;
         end_group(&self.world.control_group());

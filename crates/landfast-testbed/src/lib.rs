@@ -23,7 +23,7 @@ mod redis;
 mod s3;
 
 pub use crate::{
-    docker::{Dockerd, DockerdOptions, Registry},
+    docker::{Dockerd, DockerdOptions, Engine, Registry},
     mariadb::Mariadb,
     pgbouncer::PgBouncer,
     ports::free_port,

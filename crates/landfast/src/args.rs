@@ -1067,7 +1067,7 @@ pub(crate) struct Server {
         hide_env_values = true
     )]
     pub(crate) secrets_key: Option<PathBuf>,
-    /// Where containers run: `unix:///PATH`, `tcp://HOST:PORT`, a daemon of this host, or `off` [default: where containers run already, else DOCKER_HOST, else the socket of Docker or Podman on this host, where there is one]
+    /// Where containers run: `unix:///PATH`, `tcp://HOST:PORT`, `ssh://[USER@]HOST[:PORT][/SOCKET]`, or `off` [default: where containers run already, else DOCKER_HOST, else the socket of Docker or Podman on this host, where there is one]
     #[arg(
         long,
         value_name = "ADDRESS",
@@ -1078,6 +1078,17 @@ pub(crate) struct Server {
     /// A folder with `ca.pem`, `cert.pem` and `key.pem`, where `--docker` is TLS over TCP [default: DOCKER_CERT_PATH]
     #[arg(long, value_name = "FOLDER")]
     pub(crate) docker_certificates: Option<PathBuf>,
+    /// Start no process that would have to outlive the server, and refuse apps that need one: for a server in a container
+    #[arg(long, env = "LANDFAST_CONTAINERS_ONLY", hide_env_values = true)]
+    pub(crate) containers_only: bool,
+    /// Lead the proxy that answers at this control socket, which others start, instead of starting one: for a proxy in a container of its own
+    #[arg(
+        long,
+        value_name = "PATH",
+        env = "LANDFAST_PROXY",
+        hide_env_values = true
+    )]
+    pub(crate) proxy: Option<PathBuf>,
     /// Where the proxy listens for HTTP [default: 0.0.0.0:80, or 8080 where 80 may not be bound]
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) http: Vec<SocketAddr>,
@@ -1188,8 +1199,11 @@ pub(crate) struct Proxy {
     #[arg(long, value_name = "PATH")]
     pub(crate) control: PathBuf,
     /// The last good routes
-    #[arg(long, value_name = "FILE")]
-    pub(crate) routes: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "check")]
+    pub(crate) routes: Option<PathBuf>,
+    /// Ask the proxy at `--control` whether it serves, and do nothing else
+    #[arg(long)]
+    pub(crate) check: bool,
     /// Where to listen for HTTP
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) http: Vec<SocketAddr>,

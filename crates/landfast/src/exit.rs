@@ -210,6 +210,7 @@ pub(crate) fn exit_of(code: ProblemCode) -> Exit {
         | ProblemCode::StoreRefused
         | ProblemCode::StoreProgramMissing
         | ProblemCode::ImageMissing
+        | ProblemCode::ProcessesRefused
         | ProblemCode::CommandMissing => Exit::GateRefused,
         ProblemCode::EnvironmentUnknown
         | ProblemCode::RolloutUnknown

@@ -67,7 +67,7 @@ fn main() -> ExitCode {
     let result = if let Command::Server(arguments) = &cli.command {
         roles::server(&printer, arguments)
     } else if let Command::Proxy(arguments) = &cli.command {
-        roles::proxy(arguments)
+        roles::proxy(&printer, arguments)
     } else {
         commands::run(&printer, &cli.global, cli.command)
     };

@@ -13,6 +13,7 @@ use anyhow::Context as _;
 use landfast_engine::Controls;
 use landfast_proxy::{
     ADOPT_ARGUMENTS, HolderSettings, Trust, TrustedField, WORKER_ARGUMENTS, WorkerSettings,
+    control::ControlClient,
 };
 use landfast_server::{
     AcmeSettings, ChallengeKind, DockerPlace, Ended, LETS_ENCRYPT, ServerSettings,
@@ -33,6 +34,9 @@ use crate::{
 const HTTP_PORTS: (u16, u16) = (80, 8080);
 const HTTPS_PORTS: (u16, u16) = (443, 8443);
 
+/// A health check does not wait longer for an answer.
+const CHECK_MAX: Duration = Duration::from_secs(5);
+
 /// What still runs in the background when the server ends is not waited for any longer.
 const RUNTIME_END_MAX: Duration = Duration::from_secs(2);
 
@@ -48,6 +52,8 @@ pub(crate) struct ServerPlaces {
     pub(crate) tcp: Option<SocketAddr>,
     pub(crate) acme: AcmeSettings,
     pub(crate) docker: Option<DockerPlace>,
+    pub(crate) proxy: Option<PathBuf>,
+    pub(crate) containers_only: bool,
     /// What differs from what one might expect.
     pub(crate) notes: Vec<String>,
 }
@@ -86,9 +92,12 @@ fn check(printer: &Printer, arguments: &args::Server) -> Result<Exit, Failure> {
 }
 
 /// Runs the proxy alone: this process holds the listening sockets, and starts the worker that serves.
-pub(crate) fn proxy(arguments: &args::Proxy) -> Result<Exit, Failure> {
+pub(crate) fn proxy(printer: &Printer, arguments: &args::Proxy) -> Result<Exit, Failure> {
+    let Some(routes) = arguments.routes.clone().filter(|_| !arguments.check) else {
+        return check_proxy(printer, &arguments.control);
+    };
     log(true);
-    let mut worker = WorkerSettings::new(arguments.routes.clone());
+    let mut worker = WorkerSettings::new(routes);
     worker.access_log.clone_from(&arguments.access_log);
     worker.threads = arguments.threads;
     worker.connections_per_client_max = arguments.connections_per_client;
@@ -101,6 +110,26 @@ pub(crate) fn proxy(arguments: &args::Proxy) -> Result<Exit, Failure> {
         worker,
     };
     landfast_proxy::holder_main(settings).context("the proxy ended")?;
+    Ok(Exit::Done)
+}
+
+/// Whether the proxy at a control socket serves, as a health check asks.
+fn check_proxy(printer: &Printer, control: &Path) -> Result<Exit, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let runtime = runtime.context("failed to start the runtime")?;
+    let client = ControlClient::new(control.to_owned());
+    let asked = async { tokio::time::timeout(CHECK_MAX, client.status()).await };
+    let unreachable = |error: anyhow::Error| {
+        let what = format!("no proxy serves at `{}`", control.display());
+        Failure::new(Exit::Unreachable, error.context(what))
+    };
+    let told = runtime.block_on(asked).context("it said nothing in time");
+    let status = told
+        .map_err(unreachable)?
+        .map_err(|error| unreachable(error.into()))?;
+    printer.data(&format!("the proxy serves, version {}", status.version))?;
     Ok(Exit::Done)
 }
 
@@ -154,6 +183,12 @@ fn places(arguments: &args::Server) -> Result<ServerPlaces, Failure> {
     let (state, run) = (absolute(state)?, absolute(run)?);
     let secrets_key = arguments.secrets_key.clone().map(absolute).transpose()?;
     let mut notes = Vec::new();
+    let proxy = arguments.proxy.clone().map(absolute).transpose()?;
+    // A proxy that others start says itself where it listens.
+    let listen = |asked: &[SocketAddr], ports: (u16, u16), notes: &mut Vec<String>| match &proxy {
+        Some(_) if asked.is_empty() => vec![(Ipv4Addr::UNSPECIFIED, ports.0).into()],
+        Some(_) | None => listen(asked, ports, notes),
+    };
     let http = listen(&arguments.http, HTTP_PORTS, &mut notes);
     let https = listen(&arguments.https, HTTPS_PORTS, &mut notes);
     // Any free port: the proxy says which, and nobody but the smoke jobs needs to know.
@@ -171,6 +206,8 @@ fn places(arguments: &args::Server) -> Result<ServerPlaces, Failure> {
         tcp,
         acme,
         docker,
+        proxy,
+        containers_only: arguments.containers_only,
         notes,
     })
 }
@@ -198,16 +235,14 @@ fn docker(
         None => find(&around, Path::exists).map_err(usage)?,
     };
     if let Some(DockerChoice::At(address @ DockerAddress::Ssh { .. })) = &told {
-        let error = anyhow::anyhow!("containers cannot run on the Docker daemon of another host");
-        let hint = format!(
-            "run `landfast server` on the host of `{address}`, or choose a daemon of this host: `--docker unix:///var/run/docker.sock`, or `--docker off`"
-        );
-        return Err(Failure::new(Exit::Usage, error).hint(hint));
+        notes.push(format!(
+            "containers run on Docker at {address}: they serve only where their networks are routed to here"
+        ));
     }
     let found = match found {
         DockerChoice::At(address @ DockerAddress::Ssh { .. }) => {
             notes.push(format!(
-                "no containers run: DOCKER_HOST is {address}, a daemon of another host"
+                "no containers run: DOCKER_HOST is {address}, a daemon of another host; `--docker {address}` uses it all the same"
             ));
             DockerChoice::Off
         }
@@ -375,6 +410,8 @@ fn run_server(
         controls,
         acme: places.acme,
         docker: places.docker,
+        proxy: places.proxy,
+        containers_only: places.containers_only,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -4,11 +4,9 @@
 //! handle when it is not. Questions of ssh (a passphrase, a new host key) go to the terminal as always.
 
 use std::{
-    collections::VecDeque,
     fmt,
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::Stdio,
     str::FromStr,
     sync::Arc,
     time::Duration,
@@ -17,13 +15,14 @@ use std::{
 use anyhow::{Context as _, anyhow};
 use tempfile::TempDir;
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::UnixStream,
-    process::{Child, Command},
     sync::Notify,
     task::JoinHandle,
     time::{sleep, timeout},
 };
+
+use landfast_ssh::{Forward, Questions, Route, is_plain};
 
 use crate::{
     exit::{Exit, Failure},
@@ -36,13 +35,9 @@ const REMOTE_SOCKET: &str = "/run/landfast/landfast.sock";
 const LOCAL_SOCKET: &str = "s";
 /// How long the first connection may take, questions to the user included.
 const OPEN_WAIT: Duration = Duration::from_secs(120);
-/// How long ssh gets to end by itself.
-const CLOSE_WAIT: Duration = Duration::from_secs(2);
 /// Pauses between attempts to connect again.
 const AGAIN_PAUSE: Duration = Duration::from_millis(500);
 const AGAIN_PAUSE_MAX: Duration = Duration::from_secs(5);
-/// Lines of ssh's own that are kept for an error.
-const LINES_KEPT: usize = 5;
 
 /// A server on another host, or on TCP.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,33 +70,13 @@ impl SshTarget {
             .map_or_else(|| host.clone(), |user| format!("{user}@{host}"))
     }
 
-    /// The arguments of `ssh`.
-    fn arguments(&self, local: &Path) -> Vec<String> {
-        let options = [
-            "ExitOnForwardFailure=yes",
-            "StreamLocalBindUnlink=yes",
-            "StreamLocalBindMask=0177",
-            // A connection that died without a word is noticed, and made again.
-            "ServerAliveInterval=5",
-            "ServerAliveCountMax=3",
-            "ConnectTimeout=15",
-            // Another connection's master would outlive this command, or keep the forward for itself.
-            "ControlPath=none",
-        ];
-        let mut arguments = Vec::new();
-        for option in options {
-            arguments.extend(["-o".to_owned(), option.to_owned()]);
+    fn route(&self) -> Route {
+        Route {
+            destination: self.destination(),
+            port: self.port,
+            socket: self.socket.clone(),
+            questions: Questions::Terminal,
         }
-        arguments.extend(["-N".to_owned(), "-T".to_owned()]);
-        arguments.extend([
-            "-L".to_owned(),
-            format!("{}:{}", local.display(), self.socket),
-        ]);
-        if let Some(port) = self.port {
-            arguments.extend(["-p".to_owned(), port.to_string()]);
-        }
-        arguments.extend(["--".to_owned(), self.destination()]);
-        arguments
     }
 }
 
@@ -146,11 +121,7 @@ impl FromStr for HostUrl {
             .map(|port| port.parse::<u16>().map_err(|_| shape()))
             .transpose()?;
         // Neither may look like an option, nor hold what ssh's configuration would expand.
-        let plain = |word: &str| {
-            let known = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':');
-            !word.is_empty() && !word.starts_with('-') && word.chars().all(known)
-        };
-        if !plain(host) || !user.as_deref().is_none_or(plain) {
+        if !is_plain(host) || !user.as_deref().is_none_or(is_plain) {
             return Err(shape());
         }
         let (host, socket) = (host.to_owned(), socket.to_owned());
@@ -180,10 +151,10 @@ impl Tunnel {
         let socket = folder.path().join(LOCAL_SOCKET);
         printer.detail(&format!(
             "running ssh {}",
-            target.arguments(&socket).join(" ")
+            target.route().arguments(&socket).join(" ")
         ));
-        let mut ssh = Ssh::start(&target, &socket)?;
-        match timeout(OPEN_WAIT, ssh.until_ready(&socket)).await {
+        let mut ssh = start(&target.route(), &socket)?;
+        match timeout(OPEN_WAIT, until_ready(&mut ssh, &socket)).await {
             Ok(Ok(())) => {}
             Ok(Err(NotReady::Ended(why))) => {
                 let error = anyhow!(why).context(format!("failed to reach {target}"));
@@ -234,7 +205,7 @@ fn start_task(task: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()>
 
 /// Keeps ssh running until it is told to stop.
 async fn keep(
-    mut ssh: Ssh,
+    mut ssh: Forward,
     printer: Printer,
     target: SshTarget,
     socket: PathBuf,
@@ -255,12 +226,12 @@ async fn keep(
                 () = sleep(pause) => {}
             }
             pause = (pause * 2).min(AGAIN_PAUSE_MAX);
-            let Ok(mut again) = Ssh::start(&target, &socket) else {
+            let Ok(mut again) = start(&target.route(), &socket) else {
                 continue;
             };
             let ready = tokio::select! {
                 () = stop.notified() => return,
-                ready = again.until_ready(&socket) => ready.is_ok(),
+                ready = until_ready(&mut again, &socket) => ready.is_ok(),
             };
             if ready {
                 pause = AGAIN_PAUSE;
@@ -286,78 +257,17 @@ async fn answers(mut stream: UnixStream) -> bool {
     stream.write_all(request).await.is_ok() && stream.read_exact(&mut first).await.is_ok()
 }
 
-/// One running `ssh`. Dropping it kills it.
-struct Ssh {
-    child: Child,
-    errors: tokio::io::Lines<BufReader<tokio::process::ChildStderr>>,
-    last: VecDeque<String>,
+/// Waits until a server answers through the local end, or ssh ends.
+async fn until_ready(ssh: &mut Forward, socket: &Path) -> Result<(), NotReady> {
+    let stream = ssh.bound(socket).await.map_err(NotReady::Ended)?;
+    tokio::select! {
+        why = ssh.ended() => Err(NotReady::Ended(why)),
+        answers = answers(stream) => if answers { Ok(()) } else { Err(NotReady::NoServer) },
+    }
 }
 
-impl Ssh {
-    #[expect(clippy::disallowed_methods, reason = "the ssh tunnel, argv by argv")]
-    fn start(target: &SshTarget, socket: &Path) -> anyhow::Result<Self> {
-        let mut child = Command::new("ssh")
-            .args(target.arguments(socket))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .context("failed to run `ssh`")?;
-        let errors = child.stderr.take().expect("its stderr is a pipe");
-        let errors = BufReader::new(errors).lines();
-        Ok(Self {
-            child,
-            errors,
-            last: VecDeque::new(),
-        })
-    }
-
-    /// Waits until a server answers through the local end, or ssh ends.
-    async fn until_ready(&mut self, socket: &Path) -> Result<(), NotReady> {
-        // ssh binds the socket once it is logged in.
-        let stream = loop {
-            tokio::select! {
-                why = self.ended() => return Err(NotReady::Ended(why)),
-                () = sleep(Duration::from_millis(50)) => {}
-            }
-            if let Ok(stream) = UnixStream::connect(socket).await {
-                break stream;
-            }
-        };
-        tokio::select! {
-            why = self.ended() => Err(NotReady::Ended(why)),
-            answers = answers(stream) => if answers { Ok(()) } else { Err(NotReady::NoServer) },
-        }
-    }
-
-    /// Waits until ssh ends, and says what it said last. May be dropped while it waits.
-    async fn ended(&mut self) -> String {
-        while let Ok(Some(line)) = self.errors.next_line().await {
-            if self.last.len() == LINES_KEPT {
-                self.last.pop_front();
-            }
-            self.last.push_back(line.trim().to_owned());
-        }
-        let status = self.child.wait().await;
-        match (self.last.is_empty(), status) {
-            (false, _) => Vec::from(self.last.clone()).join("; "),
-            (true, Ok(status)) => format!("ssh ended with {status}"),
-            (true, Err(error)) => format!("ssh was lost: {error}"),
-        }
-    }
-
-    async fn stop(mut self) {
-        if let Some(pid) = self.child.id().and_then(|id| i32::try_from(id).ok())
-            && let Some(pid) = rustix::process::Pid::from_raw(pid)
-        {
-            // Not reaped yet, so the number is still this child's. SIGTERM lets it say goodbye.
-            let _gone = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        }
-        if timeout(CLOSE_WAIT, self.child.wait()).await.is_err() {
-            drop(self.child.kill().await);
-        }
-    }
+fn start(route: &Route, socket: &Path) -> anyhow::Result<Forward> {
+    Forward::start(route, socket).context("failed to run `ssh`")
 }
 
 #[cfg(test)]
@@ -367,7 +277,7 @@ mod tests {
     fn arguments(url: &str) -> String {
         match url.parse() {
             Ok(HostUrl::Ssh(target)) => {
-                let arguments = target.arguments(Path::new("/t/s"));
+                let arguments = target.route().arguments(Path::new("/t/s"));
                 let from = arguments.iter().position(|word| word == "-L").unwrap();
                 arguments[from..].join(" ")
             }

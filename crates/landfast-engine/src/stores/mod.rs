@@ -582,7 +582,16 @@ pub fn refusals(shared: &Shared, scope: &Scope, spec: &AppSpec) -> Vec<Refusal> 
             None => {}
         }
         let missing = host::programs_missing(wanted.engine, &wanted.version);
+        let no_processes = shared.target.no_processes();
         match (&wanted.image, missing) {
+            (None, _) if no_processes.is_some() => refuse(
+                "store-refused",
+                format!(
+                    "its server would be a process: {}",
+                    no_processes.unwrap_or_default()
+                ),
+                "say which image it runs: `image = \"…\"`".to_owned(),
+            ),
             (None, Some((reason, hint))) => refuse("store-program-missing", reason, hint),
             (Some(_), _) if shared.target.images().is_none() => refuse(
                 "store-program-missing",

@@ -84,6 +84,7 @@ fn docker(daemon: Option<Result<DaemonFacts, Outage>>) -> Docker {
             cgroup_version: facts.cgroup_version,
             has_live_restore: facts.has_live_restore,
             lacks: facts.lacks,
+            elsewhere: facts.elsewhere,
             data: facts.data.as_deref().and_then(landfast_doctor::room),
         }),
     }

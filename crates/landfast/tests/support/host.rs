@@ -100,6 +100,8 @@ pub struct Host {
     pub https: u16,
     /// Further arguments of the server.
     pub arguments: Vec<String>,
+    /// `PATH` of the server, where it is another one.
+    pub search: Option<String>,
     /// What server, proxy and shims run from.
     pub binary: PathBuf,
     /// The server is told its folders relative to where it is started.
@@ -136,6 +138,7 @@ impl Host {
             http: free_port().unwrap(),
             https: free_port().unwrap(),
             arguments: Vec::new(),
+            search: None,
             binary: assert_cmd::cargo::cargo_bin("landfast"),
             is_relative: false,
             hidden: Vec::new(),
@@ -200,6 +203,7 @@ impl Host {
             .args(&self.arguments)
             .args(["--preview", &format!("127.0.0.1:{}", free_port().unwrap())])
             .current_dir(self.folder.path());
+        command.envs(self.search.iter().map(|search| ("PATH", search)));
         let base = if self.is_relative {
             Path::new("")
         } else {

@@ -7,10 +7,12 @@ use assert_cmd::Command;
 pub mod disk;
 pub mod hook;
 pub mod host;
+pub mod image;
 pub mod pebble;
 pub mod server;
 pub mod shape;
 pub mod shop;
+pub mod sshd;
 
 /// The binary with nothing of the tester's own environment that could change its words.
 pub fn landfast(folder: &Path) -> Command {

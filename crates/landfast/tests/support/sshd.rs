@@ -1,0 +1,135 @@
+//! An `sshd` of a test's own on loopback. Debian: `apt-get install openssh-server`.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use landfast_testbed::free_port;
+use tempfile::TempDir;
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a real sshd, keys and their owner's name"
+)]
+fn command(program: &str) -> Command {
+    Command::new(program)
+}
+
+/// An `sshd` of its own, with keys of its own, and a `ssh` in PATH that knows both.
+pub struct Sshd {
+    child: Child,
+    pub port: u16,
+    pub user: String,
+    folder: TempDir,
+}
+
+impl Sshd {
+    pub fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path();
+        for name in ["host", "user"] {
+            let made = command("ssh-keygen")
+                .args(["-q", "-t", "ed25519", "-N", "", "-f"])
+                .arg(path.join(name))
+                .status();
+            assert!(made.expect("ssh-keygen is installed").success());
+        }
+        fs::copy(path.join("user.pub"), path.join("authorized")).unwrap();
+        fs::create_dir_all("/run/sshd").expect("sshd wants its folder, and tests run as root");
+        let user = command("id").arg("-un").output().unwrap().stdout;
+        let user = String::from_utf8(user).unwrap().trim().to_owned();
+        let port = free_port().unwrap();
+        let at = path.display();
+        let config = format!(
+            "ListenAddress 127.0.0.1\nPort {port}\nHostKey {at}/host\nAuthorizedKeysFile {at}/authorized\n\
+             StrictModes no\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin yes\nPidFile none\n"
+        );
+        fs::write(path.join("sshd_config"), config).unwrap();
+        let host_key = fs::read_to_string(path.join("host.pub")).unwrap();
+        fs::write(path.join("known"), format!("[127.0.0.1]:{port} {host_key}")).unwrap();
+        let config =
+            format!("IdentityFile {at}/user\nUserKnownHostsFile {at}/known\nBatchMode yes\n");
+        fs::write(path.join("ssh_config"), config).unwrap();
+        fs::create_dir(path.join("bin")).unwrap();
+        fs::create_dir(path.join("tmp")).unwrap();
+        let wrapper = path.join("bin/ssh");
+        fs::write(
+            &wrapper,
+            format!("#!/bin/sh\nexec /usr/bin/ssh -F {at}/ssh_config \"$@\"\n"),
+        )
+        .unwrap();
+        fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755)).unwrap();
+        let child = command("/usr/sbin/sshd")
+            .args(["-D", "-e", "-f"])
+            .arg(path.join("sshd_config"))
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("sshd is installed");
+        for _attempt in 0..200 {
+            if std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Self {
+            child,
+            port,
+            user,
+            folder,
+        }
+    }
+
+    pub fn url(&self, socket: &Path) -> String {
+        format!(
+            "ssh://{}@127.0.0.1:{}?socket={}",
+            self.user,
+            self.port,
+            socket.display()
+        )
+    }
+
+    /// `PATH`, with an `ssh` before it that has the key.
+    pub fn path(&self) -> String {
+        format!(
+            "{}:{}",
+            self.folder.path().join("bin").display(),
+            std::env::var("PATH").unwrap()
+        )
+    }
+
+    pub fn path_of(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Where the command's temporary folders go.
+    pub fn tmp(&self) -> PathBuf {
+        self.folder.path().join("tmp")
+    }
+
+    /// Ends every connection, as a network that goes away would.
+    pub fn cut(&self) {
+        let children = format!("/proc/{0}/task/{0}/children", self.child.id());
+        let children = fs::read_to_string(children).unwrap();
+        assert!(!children.trim().is_empty(), "nobody was connected");
+        for child in children.split_whitespace() {
+            let child = child
+                .parse()
+                .ok()
+                .and_then(rustix::process::Pid::from_raw)
+                .unwrap();
+            // One that has just ended by itself is as good.
+            let _gone = rustix::process::kill_process(child, rustix::process::Signal::KILL);
+        }
+    }
+}
+
+impl Drop for Sshd {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
