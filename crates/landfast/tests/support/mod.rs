@@ -7,6 +7,7 @@ use assert_cmd::Command;
 pub mod disk;
 pub mod hook;
 pub mod host;
+pub mod images;
 pub mod pebble;
 pub mod server;
 pub mod shape;
