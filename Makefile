@@ -247,6 +247,10 @@ faults: setup-proof ## backups under 13 faults, 5 seeds each, 20 of a lost host;
 	$(CARGO) build --locked -p landfast-faults
 	$(CARGO) xtask faults --minutes $(or $(MINUTES),120) $(ARGUMENTS)
 
+.PHONY: proof-dockerfile
+proof-dockerfile: setup ## an exported Dockerfile for Rust: docker build with this host's toolchain, run, stopped
+	$(CARGO) test --locked --workspace --test compose -- --ignored --nocapture
+
 .PHONY: proof-demo
 proof-demo: ## make demo, after the build, in < 120 s
 	$(PROOF) demo

@@ -16,7 +16,10 @@ use landfast_convert::{EQUIVALENCE, ExportOptions, Expressed, equivalence, expor
 use landfast_spec::{AppSpec, CATALOGUE};
 use toml::{Table, Value};
 
-use crate::common::environment;
+use crate::common::{
+    environment,
+    nginx::{Place, configuration, is_here},
+};
 
 /// A process, a container, a job and stores of each kind.
 const BASE: &str = r#"
@@ -137,10 +140,12 @@ fn rule_of_services(path: &str) -> Option<&'static str> {
     rule(&format!("services.{}", path.strip_prefix("jobs.")?))
 }
 
-/// For each key that is said to be carried: the key alone, with the value of its documentation, changes what is written.
+/// For each key that is said to be carried: the key alone, with the value of its documentation, changes what is written;
+/// and nginx reads what is written for a route.
 #[test]
 fn what_is_said_to_be_carried_changes_what_is_written() {
     let base = BASE.parse::<Table>().unwrap();
+    let (has_nginx, mut read) = (is_here(), 0);
     let mut tried = 0;
     let mut unreadable = Vec::new();
     for key in CATALOGUE
@@ -179,6 +184,13 @@ fn what_is_said_to_be_carried_changes_what_is_written() {
             };
             parsed = true;
             changed |= exported(&without) != exported(&with);
+            if has_nginx && key.path.starts_with("routes.") {
+                let files = export_compose(&with, &options());
+                let text = configuration(&files);
+                let refused = Place::new("key", &with).refused(text);
+                assert_eq!(refused, None, "{}\n{text}", key.path);
+                read += 1;
+            }
         }
         if !parsed {
             unreadable.push(key.path);
@@ -196,6 +208,7 @@ fn what_is_said_to_be_carried_changes_what_is_written() {
         "no manifest could be made with {unreadable:?}"
     );
     assert!(tried > 80, "{tried}");
+    assert!(read > 35 || !has_nginx, "{read}");
 }
 
 /// Where a key may stand in the base, and what must stand beside it.

@@ -25,9 +25,11 @@ mod seal;
 mod storage;
 mod upload;
 
+pub use landfast_keyfile::KeyId;
+
 pub use crate::{
     error::{KeyError, RepositoryError},
-    key::{Key, KeyId, Keyring},
+    key::{Key, Keyring},
     manifest::{FileEntry, FileKind, FileMap, PackEntry, PageHash, Run, Tree, TreeError},
     pages::{PAGE_BYTES, PackUse, PageCounts, PageWriter, Parent},
     repository::{Object, Repository},

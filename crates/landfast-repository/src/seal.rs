@@ -15,8 +15,8 @@ use aws_lc_rs::{
 };
 
 use crate::{
-    RepositoryError,
-    key::{Key, KeyId, Keyring},
+    KeyId, RepositoryError,
+    key::{Key, Keyring},
 };
 
 const MAGIC: &[u8; 8] = b"LFBACKUP";
@@ -45,7 +45,8 @@ impl Seal {
         rand::fill(&mut salt)
             .map_err(|_| RepositoryError::Stopped("the system gives no random bytes".into()))?;
         let mut head = [0; HEAD_LEN];
-        let parts: [&[u8]; 4] = [MAGIC, &[FORMAT], &key.id().0, &salt];
+        let id = key.id();
+        let parts: [&[u8]; 4] = [MAGIC, &[FORMAT], id.as_bytes(), &salt];
         head.copy_from_slice(&parts.concat());
         Ok(Self {
             cipher: cipher(key, &salt),
@@ -132,7 +133,7 @@ impl Opener {
                 reads: FORMAT,
             });
         }
-        let needed = KeyId(head[9..17].try_into().expect("eight bytes"));
+        let needed = KeyId::of(head[9..17].try_into().expect("eight bytes"));
         let key = keys.find(needed, name)?;
         let decompressor =
             zstd::bulk::Decompressor::new().map_err(|source| RepositoryError::Local {

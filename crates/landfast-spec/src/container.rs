@@ -383,7 +383,7 @@ pub(crate) fn registry_secrets(
 }
 
 /// What a container may do that it may not by itself, as Linux calls it, without `CAP_`.
-pub(crate) const CAPABILITIES: &[&str] = &[
+pub const CAPABILITIES: &[&str] = &[
     "AUDIT_CONTROL",
     "AUDIT_READ",
     "AUDIT_WRITE",

@@ -42,7 +42,9 @@ pub use crate::{
     backup::{BackupSpec, CheckSpec, DrillSpec, OnWalLimit, RepositorySpec, VolumeSpec},
     catalogue::{CATALOGUE, ENV_TYPES, GATES_LATER, Key, Kind},
     code::Code,
-    container::{BuildSpec, ContainerSpec, ImageSource, Pull, RegistrySpec, ReserveSpec},
+    container::{
+        BuildSpec, CAPABILITIES, ContainerSpec, ImageSource, Pull, RegistrySpec, ReserveSpec,
+    },
     delivery::SecretDelivery,
     diagnostic::{Diagnostic, Severity},
     public::is_public_host,

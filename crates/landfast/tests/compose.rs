@@ -23,7 +23,7 @@ use std::{
 };
 
 use landfast_testbed::{Dockerd, DockerdOptions};
-use support::landfast;
+use support::{images, landfast};
 
 /// Answers with its name, its variable and its container's, and ends at SIGTERM.
 const APP: &str = r#"
@@ -73,6 +73,34 @@ command   = ["./app", "api"]
 port      = 4000
 env       = { GREETING = "api" }
 grace     = "1s"
+
+# Its first statement must find both stores, without another try.
+[services.asker]
+image   = "shop/client:1"
+pull    = "never"
+command = ["sh", "-c", """
+set -e
+ask() { psql "$(cat $DATABASE_URL_FILE)" -v ON_ERROR_STOP=1 -qAt "$@"; }
+[ "$(cat $DATABASE_URL_FILE)" = "$DATABASE_URL" ]
+ask -c 'CREATE TABLE IF NOT EXISTS seen (n int)' -c 'INSERT INTO seen VALUES (1)'
+echo "rows: $(ask -c 'SELECT count(*) FROM seen') work_mem: $(ask -c 'SHOW work_mem')"
+echo "cache: $(redis-cli -u "$(cat $REDIS_URL_FILE)" --no-auth-warning INCR started)"
+exec cat /hold
+"""]
+health  = { ready = "none" }
+uses    = ["main", "cache"]
+grace   = "1s"
+
+[stores.main]
+engine   = "postgres"
+version  = "15"
+memory   = "256MiB"
+settings = { work_mem = "7MB" }
+
+[stores.cache]
+engine  = "redis"
+version = "7"
+memory  = "64MiB"
 
 [routes.public]
 host    = "shop.test"
@@ -134,6 +162,7 @@ fn an_exported_app_runs_without_landfast_and_answers_through_nginx() {
     fs::create_dir_all(base.join("tmp")).unwrap();
     docker.import("debian:bookworm-slim", &base, &[]).unwrap();
     nginx_image(&docker, &folder.path("nginx"), "nginx:stable");
+    store_images(&docker, &folder.path("stores"));
     let project = folder.path("project");
     fs::create_dir_all(&project).unwrap();
     fs::copy(app.join("app"), project.join("app")).unwrap();
@@ -152,9 +181,17 @@ fn an_exported_app_runs_without_landfast_and_answers_through_nginx() {
     assert!(report.contains("`services.web.replicas`"), "{report}");
     let dotenv = fs::read_to_string(out.join(".env.example")).unwrap();
     assert!(dotenv.contains("KEY="), "{dotenv}");
-    fs::write(out.join(".env"), dotenv.replace("KEY=\n", "KEY=s3cret\n")).unwrap();
-    fs::create_dir_all(out.join("secrets")).unwrap();
-    fs::write(out.join("secrets/KEY"), "s3cret").unwrap();
+    let given = [
+        ("KEY", "s3cret"),
+        ("MAIN_PASSWORD", "ofTheDatabase1"),
+        ("CACHE_PASSWORD", "ofTheCache2"),
+    ];
+    let filled = given.iter().fold(dotenv.clone(), |text, (name, value)| {
+        assert!(text.contains(&format!("\n{name}=\n")), "{name}: {text}");
+        text.replace(&format!("\n{name}=\n"), &format!("\n{name}={value}\n"))
+    });
+    fs::write(out.join(".env"), filled).unwrap();
+    write_secrets(&out, &dotenv, &given);
 
     let compose = |arguments: &[&str]| {
         let output = Command::new("docker-compose")
@@ -242,7 +279,139 @@ fn an_exported_app_runs_without_landfast_and_answers_through_nginx() {
         ])
         .unwrap();
     assert_eq!(memory, "67108864 500000000 [ALL]");
+    stores_are_there(&docker, &compose, &given);
     compose(&["down", "--volumes", "--timeout", "1"]);
+}
+
+/// As `.env.example` says what each file holds: the value of its variable, or an address that has it within.
+fn write_secrets(out: &Path, dotenv: &str, given: &[(&str, &str)]) {
+    fs::create_dir_all(out.join("secrets")).unwrap();
+    let mut written = 0;
+    for line in dotenv.lines() {
+        let Some(line) = line.strip_prefix("#   secrets/") else {
+            continue;
+        };
+        let (name, address) = line.split_once(" (").unwrap_or((line, line));
+        let text = given.iter().fold(
+            address.trim_end_matches(')').to_owned(),
+            |text, (name, value)| text.replace(name, value),
+        );
+        fs::write(out.join("secrets").join(name), text).unwrap();
+        written += 1;
+    }
+    assert_eq!(written, 3, "{dotenv}");
+}
+
+/// They have answered before whoever uses them began, with the settings of the manifest, and keep their data.
+fn stores_are_there(docker: &Dockerd, compose: &dyn Fn(&[&str]) -> String, given: &[(&str, &str)]) {
+    let inspect = |container: &str, what: &str| {
+        let container = format!("lfexport_{container}_1");
+        docker
+            .docker(&["inspect", "--format", what, &container])
+            .unwrap()
+    };
+    let networks = |container: &str| {
+        let what = "{{range $name, $_ := .NetworkSettings.Networks}}{{$name}} {{end}}";
+        inspect(container, what)
+    };
+    assert_eq!(networks("web"), "lfexport_app");
+    assert_eq!(
+        networks("asker"),
+        "lfexport_app lfexport_store-cache lfexport_store-main"
+    );
+    assert_eq!(networks("main"), "lfexport_store-main");
+    let started = |count: u32| {
+        for _ in 0..600 {
+            let logs = compose(&["logs", "--no-color", "asker"]);
+            if logs.contains(&format!("rows: {count} work_mem: 7MB"))
+                && logs.contains(&format!("cache: {count}"))
+            {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        panic!("{}", compose(&["logs", "--no-color"]));
+    };
+    started(1);
+    for store in ["main", "cache"] {
+        assert_eq!(inspect(store, "{{.State.Health.Status}}"), "healthy");
+    }
+    assert_eq!(inspect("asker", "{{.RestartCount}}"), "0");
+    // Values are in no command line, for whoever looks at processes.
+    let (_, password) = given[2];
+    let arguments = inspect("cache", "{{.Config.Cmd}} {{.Config.Healthcheck.Test}}");
+    assert!(!arguments.contains(password), "{arguments}");
+    // Who has another password is not let in.
+    let other = ["exec", "lfexport_cache_1", "redis-cli", "PING"];
+    assert!(docker.docker(&other).unwrap().contains("NOAUTH"));
+    let other = [
+        "exec",
+        "--env",
+        "PGPASSWORD=another",
+        "lfexport_asker_1",
+        "psql",
+        "--host=main",
+        "--username=app",
+        "--dbname=app",
+        "--command=SELECT 1",
+    ];
+    let refused = docker.docker(&other).unwrap_err().to_string();
+    assert!(
+        refused.contains("password authentication failed"),
+        "{refused}"
+    );
+    // Other containers, the same volumes.
+    compose(&["down", "--timeout", "20"]);
+    compose(&["up", "--detach"]);
+    started(2);
+}
+
+/// Images that do at their start what those of the databases are known to do: variables make a user and a database in an empty folder.
+fn store_images(docker: &Dockerd, folder: &Path) {
+    const START: &str = r#"#!/bin/sh
+set -e
+if [ ! -s "$PGDATA/PG_VERSION" ]; then
+    printf '%s' "${POSTGRES_PASSWORD:?}" > /tmp/first
+    initdb --pgdata="$PGDATA" --username="$POSTGRES_USER" --pwfile=/tmp/first --auth-local=trust --auth-host=scram-sha-256 --locale=C.UTF-8
+    rm /tmp/first
+    printf 'host all all all scram-sha-256\n' >> "$PGDATA/pg_hba.conf"
+    printf "listen_addresses = '*'\n" >> "$PGDATA/postgresql.conf"
+    printf 'CREATE DATABASE "%s"\n' "$POSTGRES_DB" | postgres --single -D "$PGDATA" postgres
+fi
+exec "$@"
+"#;
+    images::databases(folder);
+    let mut files = BTreeSet::new();
+    for program in ["/bin/rm", "/bin/grep"] {
+        copy(Path::new(program), folder, &mut files);
+    }
+    open_to_all(&folder.join("tmp"));
+    let users = "root:x:0:0::/:/bin/sh\npostgres:x:999:999::/:/bin/sh\n";
+    fs::write(folder.join("etc/passwd"), users).unwrap();
+    let start = folder.join("usr/bin/docker-entrypoint.sh");
+    fs::write(&start, START).unwrap();
+    mark_executable(&start);
+    // A reader of it waits for ever, as a service does.
+    let hold = Command::new("mkfifo").arg(folder.join("hold")).status();
+    assert!(hold.unwrap().success());
+    for place in ["var/lib/postgresql/data", "var/run/postgresql"] {
+        let place = folder.join(place);
+        fs::create_dir_all(&place).unwrap();
+        std::os::unix::fs::chown(place, Some(999), Some(999)).unwrap();
+    }
+    fs::create_dir_all(folder.join("data")).unwrap();
+    let path = format!("ENV PATH={}/bin:/usr/bin:/bin", images::POSTGRES);
+    let of_postgres = [
+        path.as_str(),
+        "ENV PGDATA=/var/lib/postgresql/data",
+        "USER 999:999",
+        "ENTRYPOINT [\"docker-entrypoint.sh\"]",
+    ];
+    docker.import("postgres:15", folder, &of_postgres).unwrap();
+    docker
+        .import("redis:7", folder, &[&path, "WORKDIR /data"])
+        .unwrap();
+    docker.import("shop/client:1", folder, &[&path]).unwrap();
 }
 
 #[test]
@@ -347,6 +516,164 @@ fn the_runtime_stage_of_a_dockerfile_for_rust_builds_and_runs() {
     let (id, address) = start(&docker, "rust:1");
     wait_up(&docker, &id, &address, 3000);
     judge(&docker, &id);
+}
+
+/// Nothing is played: the toolchain of this host compiles, with a dependency of the project's own.
+#[test]
+#[ignore = "its image is large: make proof-dockerfile"]
+fn a_dockerfile_for_rust_compiles_by_a_real_toolchain_and_runs() {
+    let docker = Dockerd::start().unwrap();
+    let folder = Folder::new("toolchain");
+    // Debian's library of C depends on that of the compiler, which every program of Rust is linked to.
+    let debian = folder.path("debian");
+    fs::create_dir_all(&debian).unwrap();
+    system_folder(&debian, &[]);
+    link_to(
+        &std::env::current_exe().unwrap(),
+        &debian,
+        &mut BTreeSet::new(),
+    );
+    let path = "ENV PATH=/usr/sbin:/usr/bin:/sbin:/bin";
+    docker
+        .import("debian:bookworm-slim", &debian, &[path])
+        .unwrap();
+    toolchain_image(&docker, &folder.path("rust"), "rust:1-bookworm");
+    let project = folder.path("project");
+    for part in ["src", "words/src", "target/release"] {
+        fs::create_dir_all(project.join(part)).unwrap();
+    }
+    let main = APP.replace("fn main() {", "fn main() {\n    words::greet();");
+    for (name, text) in [
+        (
+            "Cargo.toml",
+            "[package]\nname = \"shop\"\nversion = \"0.1.0\"\nedition = \"2021\"\n\n[dependencies]\nwords = { path = \"words\" }\n",
+        ),
+        (
+            "Cargo.lock",
+            "version = 4\n\n[[package]]\nname = \"shop\"\nversion = \"0.1.0\"\ndependencies = [\n \"words\",\n]\n\n[[package]]\nname = \"words\"\nversion = \"0.1.0\"\n",
+        ),
+        ("src/main.rs", main.as_str()),
+        (
+            "words/Cargo.toml",
+            "[package]\nname = \"words\"\nversion = \"0.1.0\"\nedition = \"2021\"\n",
+        ),
+        (
+            "words/src/lib.rs",
+            "pub fn greet() { println!(\"compiled in the image\"); }\n",
+        ),
+        // Neither is sent to the daemon.
+        ("target/release/shop", "not this one"),
+        (".env", "SECRET=1"),
+        (
+            "landfast.toml",
+            "app = \"shop\"\n\n[services.web]\nartifact = \"target/release/shop\"\ncommand = [\"./shop\", \"web\"]\nport = 3456\nhealth = { ready = \"http:/ready\" }\n",
+        ),
+    ] {
+        fs::write(project.join(name), text).unwrap();
+    }
+    build(&docker, &project, "rust:built");
+    let (id, address) = start(&docker, "rust:built");
+    wait_up(&docker, &id, &address, 3456);
+    let (_, body) = ask_at(&address, 3456, "x.test", "/", "");
+    // The program cannot write beside itself.
+    assert!(
+        body.contains("who=web") && body.contains("root=false"),
+        "{body}"
+    );
+    let logs = docker.docker(&["logs", &id]).unwrap();
+    assert!(logs.contains("compiled in the image"), "{logs}");
+    let user = docker
+        .docker(&["exec", &id, "bash", "-c", "echo $UID"])
+        .unwrap();
+    assert_eq!(user, "10001");
+    let listed = docker.docker(&["exec", &id, "ls", "-a", "/app"]).unwrap();
+    assert_eq!(listed, ".\n..\nshop");
+    judge(&docker, &id);
+}
+
+/// This host's own compiler and linker, as the image of the toolchain has them.
+fn toolchain_image(docker: &Dockerd, folder: &Path, tag: &str) {
+    let said =
+        |program: &str, arguments: &[&str]| images::said(program, arguments).trim().to_owned();
+    let sysroot = PathBuf::from(said("rustc", &["--print", "sysroot"]));
+    let host = said("rustc", &["--print", "host-tuple"]);
+    fs::create_dir_all(folder).unwrap();
+    // The linker is called by its names on the path; what is behind them is linked to libraries.
+    system_folder(folder, &["/usr/bin/cc", "/usr/bin/ld", "/usr/bin/as"]);
+    let mut files = BTreeSet::new();
+    for name in ["collect2", "lto-wrapper"] {
+        let program = said("cc", &[&format!("-print-prog-name={name}")]);
+        // Which of them there are is a matter of the version.
+        if program.starts_with('/') {
+            copy(Path::new(&program), folder, &mut files);
+        }
+    }
+    for name in [
+        "crt1.o",
+        "Scrt1.o",
+        "rcrt1.o",
+        "crti.o",
+        "crtn.o",
+        "crtbegin.o",
+        "crtbeginS.o",
+        "crtbeginT.o",
+        "crtend.o",
+        "crtendS.o",
+        "libgcc.a",
+        "libgcc_eh.a",
+        "libgcc_s.so",
+        "libgcc_s.so.1",
+        "liblto_plugin.so",
+        "libc.so",
+        "libc.so.6",
+        "libc_nonshared.a",
+        "libm.so",
+        "libm.so.6",
+        "libmvec.so.1",
+        "libdl.a",
+        "libpthread.a",
+        "librt.a",
+        "libutil.a",
+        "ld-linux-x86-64.so.2",
+    ] {
+        let file = said("cc", &[&format!("-print-file-name={name}")]);
+        let file = Path::new(&file);
+        if file.is_absolute() && file.exists() {
+            let parent = fs::canonicalize(file.parent().unwrap()).unwrap();
+            let to = folder.join(parent.strip_prefix("/").unwrap());
+            fs::create_dir_all(&to).unwrap();
+            fs::copy(file, to.join(name)).unwrap();
+        }
+    }
+    let own = folder.join("usr/local");
+    for part in ["bin", "lib/rustlib"] {
+        fs::create_dir_all(own.join(part)).unwrap();
+    }
+    for program in ["cargo", "rustc"] {
+        let program = format!("bin/{program}");
+        fs::copy(sysroot.join(&program), own.join(&program)).unwrap();
+    }
+    for entry in fs::read_dir(sysroot.join("lib")).unwrap().flatten() {
+        if entry.file_type().unwrap().is_file() {
+            fs::copy(entry.path(), own.join("lib").join(entry.file_name())).unwrap();
+        }
+    }
+    let library = sysroot.join("lib/rustlib").join(host);
+    let to = own.join("lib/rustlib");
+    said(
+        "cp",
+        &["-a", &library.to_string_lossy(), &to.to_string_lossy()],
+    );
+    for program in ["bin/cargo", "bin/rustc"] {
+        link_to(&sysroot.join(program), folder, &mut files);
+    }
+    let lines = [
+        "ENV PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "ENV CARGO_HOME=/usr/local/cargo",
+    ];
+    docker.import(tag, folder, &lines).unwrap();
+    // The daemon has it now.
+    fs::remove_dir_all(folder).unwrap();
 }
 
 fn wait_up(docker: &Dockerd, id: &str, address: &str, port: u16) {
@@ -599,10 +926,17 @@ fn copy(program: &Path, folder: &Path, files: &mut BTreeSet<PathBuf>) {
     let to = folder.join(program.strip_prefix("/").unwrap());
     fs::create_dir_all(to.parent().unwrap()).unwrap();
     fs::copy(program, &to).unwrap();
+    link_to(program, folder, files);
+}
+
+/// What a program is linked to.
+fn link_to(program: &Path, folder: &Path, files: &mut BTreeSet<PathBuf>) {
     let output = Command::new("ldd").arg(program).output().unwrap();
     for word in String::from_utf8_lossy(&output.stdout).split_whitespace() {
         let library = Path::new(word);
-        if library.is_absolute() && files.insert(library.to_owned()) {
+        // A toolchain brings its own beside it.
+        let is_system = word.starts_with("/lib") || word.starts_with("/usr");
+        if is_system && files.insert(library.to_owned()) {
             let to = folder.join(word.trim_start_matches('/'));
             fs::create_dir_all(to.parent().unwrap()).unwrap();
             fs::copy(library, to).unwrap();

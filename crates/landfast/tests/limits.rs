@@ -20,7 +20,9 @@ use std::{
 use rustix::process::{Pid, Signal};
 use serde_json::Value;
 use support::{
+    disk::Disk,
     hook::Hook,
+    host::Host,
     shop::{ITEMS, NOTHING_DUE, Shop},
 };
 
@@ -239,7 +241,7 @@ fn who_overrules_a_read_only_server_again_and_again_is_not_let_in_any_more() {
         "{status}"
     );
     // Neither the death of the database, nor that of Landfast, nor a configuration that was written by half lets anybody in.
-    let said = || {
+    let said = |shop: &Shop| {
         let read = ["store", "psql", "main", "--", "-Atc", "SELECT 1"];
         let output = shop.host.run(&shop.app, &read);
         assert!(!output.status.success(), "somebody was let in");
@@ -254,7 +256,7 @@ fn who_overrules_a_read_only_server_again_and_again_is_not_let_in_any_more() {
         now.is_ok_and(|now| !now.starts_with(&format!("{pid}\n")))
     };
     shop.host.until("the database is back, and closed", || {
-        said().contains("pg_hba.conf") && is_back()
+        said(&shop).contains("pg_hba.conf") && is_back()
     });
     fs::rename(folder.join("configuration"), folder.join("lost")).unwrap();
     let access = folder.join("configuration/pg_hba.conf");
@@ -268,17 +270,70 @@ fn who_overrules_a_read_only_server_again_and_again_is_not_let_in_any_more() {
     shop.host.until("it is closed still", || {
         folder.join("stopped-writes.conf").exists() && troubles(&shop).contains("nobody is let")
     });
+    // Nor does what changes its configuration or its logins meanwhile: both are begun, and wait.
+    let before = url(&shop);
+    shop.ok(&["store", "rotate", "main", "--no-wait"]);
+    shop.host.until("the new password was tried", || {
+        let rotation = rotation(&shop);
+        rotation["phase"] == "verifying" && rotation["failure"].to_string().contains("pg_hba.conf")
+    });
+    let unmigrated = backup.replace(
+        "migrations = \"migrations\"",
+        "settings = { work_mem = \"7MB\" }",
+    );
+    shop.edit(&backup, &unmigrated);
+    shop.ok(&["deploy", "--wait", "start"]);
+    let written = folder.join("configuration/postgresql.conf");
+    shop.host.until("the setting is written", || {
+        fs::read_to_string(&written).is_ok_and(|text| text.contains("work_mem = 7MB"))
+    });
+    assert!(!fs::read_to_string(&access).unwrap().contains("host all"));
+    assert!(said(&shop).contains("pg_hba.conf"));
+    assert!(refused_at(&before).contains("pg_hba.conf"));
+
     fs::remove_file(&to).unwrap();
     fs::rename(&away, &to).unwrap();
     shop.host
         .until("the app writes again", || write(&shop).is_ok());
+    shop.host.until("the new password opens it", || {
+        rotation(&shop)["phase"] != "verifying"
+    });
+    shop.host.until("there is one password again", || {
+        rotation(&shop)["phase"] == "settled"
+    });
+    assert_ne!(url(&shop), before);
+    assert!(refused_at(&before).contains("password authentication failed"));
+    shop.host.until("the new setting holds", || {
+        shop.sql("SHOW work_mem") == "7MB"
+    });
     shop.host
         .until("nothing is wrong", || troubles(&shop) == "[]");
 }
 
+/// What people reach the database with.
+fn url(shop: &Shop) -> String {
+    let url = shop.json(&["store", "connect", "main", "--reveal"]);
+    url["url"].as_str().unwrap().to_owned()
+}
+
+fn rotation(shop: &Shop) -> Value {
+    shop.json(&["store", "show", "main"])["rotation"].clone()
+}
+
+/// What the database says to whoever comes with this.
+#[track_caller]
+fn refused_at(url: &str) -> String {
+    let said = end(session(url));
+    assert!(said.contains("FATAL"), "somebody was let in: {said}");
+    said
+}
+
 /// Backed up where writes stop, and proven.
 fn stopping(limit: &str) -> (Shop, PathBuf, String) {
-    let shop = Shop::beside_others("postgres");
+    stopping_on(Shop::beside_others("postgres"), limit)
+}
+
+fn stopping_on(shop: Shop, limit: &str) -> (Shop, PathBuf, String) {
     let to = shop.host.path("backups");
     let backup = format!(
         "migrations = \"migrations\"\n\n[stores.main.backup]\nto = \"{}\"\nship = \"1s\"\nwal_limit = \"{limit}\"\n\
@@ -353,6 +408,145 @@ fn an_app_that_moves_away_from_a_server_that_is_stopped_writes_there_and_the_old
         .until("the old store is let go of", || is("main", "deleted"));
     shop.host
         .until("nothing holds up its writes", || !told.exists());
+}
+
+/// Writes stop all the same, and what stops them lies beside the data of the database.
+#[test]
+fn a_journal_whose_disk_is_full_stops_no_stop() {
+    let hook = Hook::start();
+    let mut disks = Vec::new();
+    let host = {
+        let mut host = Host::stopped();
+        disks.push(Disk::mount(&host.path("state"), "320m"));
+        // The database and what waits for the archive have their own.
+        for name in ["stores", "b"] {
+            let elsewhere = host.path(&format!("{name}-elsewhere"));
+            // The last one made is the first one to go.
+            disks.insert(0, Disk::bind(&elsewhere, &host.path("state").join(name)));
+        }
+        host.start_server();
+        host
+    };
+    let shop = Shop::beside_others_on("postgres", host);
+    shop.edit("[deploy]\n", &hook.line());
+    let (mut shop, to, _) = stopping_on(shop, "64MiB");
+    let away = take_away(&to);
+    let ballast = disks.last().unwrap().fill(0);
+    // What the journal has room for on its own is taken, too.
+    let taken = (0..2_000).all(|n| {
+        let set = ["secret", "set", &format!("S{n}")];
+        let output = shop.host.run_with(&shop.app, &set, "x");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            output.status.success() || said.contains("no space is left"),
+            "{output:?}"
+        );
+        output.status.success()
+    });
+    assert!(!taken, "the journal is never full");
+    write_until_stopped(&shop);
+    shop.host
+        .until("it is told", || !hook.told("stopped").is_empty());
+    let status = shop.ok(&["status"]);
+    assert!(status.contains("writes are stopped since"), "{status}");
+    let log = || fs::read_to_string(shop.host.path("server.log")).unwrap();
+    assert!(log().contains("the journal took no record of backups"));
+    let since = stopped_since(&shop);
+
+    shop.host.kill_server();
+    assert!(write(&shop).is_err());
+    // Without a journal it does not start, which is said.
+    fs::remove_file(ballast).unwrap();
+    shop.host.start_server();
+    shop.host.until("it is known still", || {
+        troubles(&shop).contains("writes are stopped since")
+    });
+    // Found beside the data, for nobody had written it down.
+    assert_ne!(stopped_since(&shop), since);
+    assert!(write(&shop).unwrap_err().contains("read-only transaction"));
+    fs::remove_file(&to).unwrap();
+    fs::rename(&away, &to).unwrap();
+    shop.host
+        .until("the app writes again", || write(&shop).is_ok());
+    shop.host.until("that is told", || {
+        hook.told("well").concat().contains("writes are stopped")
+    });
+    drop(disks);
+}
+
+fn stopped_since(shop: &Shop) -> String {
+    let told = troubles(shop);
+    let (_, since) = told.split_once("writes are stopped since ").unwrap();
+    since.split(": ").next().unwrap().to_owned()
+}
+
+/// A server that takes connections and answers nobody, as where its disk hangs.
+#[test]
+fn a_database_that_cannot_be_asked_how_much_waits_is_told_of_until_it_answers() {
+    let shop = Shop::beside_others("postgres");
+    let hook = Hook::start();
+    shop.edit("[deploy]\n", &hook.line());
+    let (shop, _to, _) = stopping_on(shop, "64MiB");
+    let folder = shop.host.path("state/stores/shop/production/main");
+    let hung = Hung::all_of(&folder.join("data"));
+    shop.host
+        .until("it is told", || !hook.told("unseen").is_empty());
+    let unseen = "nobody knows how much waits for the archive";
+    let status = shop.ok(&["status"]);
+    assert!(status.contains(unseen), "{status}");
+    assert!(troubles(&shop).contains(unseen));
+    drop(hung);
+    shop.host.until("that is over", || {
+        hook.told("well").concat().contains(unseen)
+    });
+    shop.host
+        .until("nothing is wrong", || troubles(&shop) == "[]");
+    assert_eq!(hook.told("unseen").len(), 1, "{:?}", hook.told("unseen"));
+    // And it is counted again.
+    take_away(&_to);
+    write_until_stopped(&shop);
+    shop.host
+        .until("it is told", || !hook.told("stopped").is_empty());
+}
+
+/// The processes of a PostgreSQL, none of which runs; until it is dropped.
+struct Hung(Vec<Pid>);
+
+impl Hung {
+    fn all_of(data: &Path) -> Self {
+        let pid = fs::read_to_string(data.join("postmaster.pid")).unwrap();
+        let first = pid.lines().next().unwrap().parse().unwrap();
+        let mut hung = Self(Vec::new());
+        // The first, so that it begins no others.
+        hung.stop(first);
+        for entry in fs::read_dir("/proc").unwrap().flatten() {
+            let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+            let parent = stat
+                .rsplit_once(") ")
+                .and_then(|(_, rest)| rest.split(' ').nth(1));
+            if parent == Some(&first.to_string()) {
+                hung.stop(entry.file_name().to_str().unwrap().parse().unwrap());
+            }
+        }
+        hung
+    }
+
+    fn stop(&mut self, pid: i32) {
+        let pid = Pid::from_raw(pid).unwrap();
+        // One that has ended meanwhile hangs, too.
+        if rustix::process::kill_process(pid, Signal::STOP).is_ok() {
+            self.0.push(pid);
+        }
+    }
+}
+
+impl Drop for Hung {
+    fn drop(&mut self) {
+        for pid in self.0.iter().rev() {
+            // One that has ended meanwhile needs none.
+            let _ended = rustix::process::kill_process(*pid, Signal::CONT);
+        }
+    }
 }
 
 /// Nobody archives while the server of Landfast is dead, and the database gives up what it may not keep.

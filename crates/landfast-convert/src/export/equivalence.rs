@@ -189,7 +189,7 @@ pub static EQUIVALENCE: &[Rule] = &[
     partly(
         "services.*.protocol",
         "`grpc_pass`",
-        "nginx speaks HTTP/2 to gRPC servers alone",
+        "nginx speaks HTTP/2 to gRPC servers alone, and takes it from clients of routes with `tls` alone",
     ),
     not(
         "services.*.sticky",
@@ -271,10 +271,18 @@ pub static EQUIVALENCE: &[Rule] = &[
         "only where the route has `tls`",
     ),
     carried("routes.*.limits.body", "`client_max_body_size`"),
-    carried("routes.*.limits.rate", "`limit_req`"),
+    partly(
+        "routes.*.limits.rate",
+        "`limit_req`, 429",
+        "there is no `Retry-After`, and of an IPv6 client the whole address counts; a rate that is no whole number a second or a minute is rounded up",
+    ),
     carried("routes.*.limits.burst", "`burst`"),
     carried("routes.*.limits.by", "the key of `limit_req_zone`"),
-    carried("routes.*.limits.total", "`limit_req` of the whole server"),
+    partly(
+        "routes.*.limits.total",
+        "`limit_req` of the whole server, 429",
+        "there is no `Retry-After`; a rate that is no whole number a second or a minute is rounded up",
+    ),
     carried("routes.*.limits.total_burst", "`burst`"),
     carried("routes.*.allow", "`allow` and `deny`"),
     partly(
@@ -299,7 +307,10 @@ pub static EQUIVALENCE: &[Rule] = &[
         "a header",
         "only where the route has `tls`",
     ),
-    carried("routes.*.security.frame", "a header"),
+    carried(
+        "routes.*.security.frame",
+        "`X-Frame-Options` and `frame-ancestors`",
+    ),
     carried("routes.*.security.referrer", "a header"),
     carried("routes.*.security.csp", "a header"),
     carried(
@@ -318,18 +329,27 @@ pub static EQUIVALENCE: &[Rule] = &[
         "`proxy_read_timeout`",
         "it counts between any two reads",
     ),
-    carried(
+    partly(
         "routes.*.timeouts.idle",
-        "`client_body_timeout`, `send_timeout`",
+        "`client_body_timeout`, `send_timeout`, `proxy_send_timeout`",
+        "what an instance sends may be silent for `first_byte`",
     ),
-    carried("routes.*.compress", "`gzip`"),
-    carried("routes.*.files.folder", "`root`"),
+    partly(
+        "routes.*.compress",
+        "`gzip`",
+        "there is no zstd, and `Cache-Control: no-transform` is not looked at",
+    ),
+    partly(
+        "routes.*.files.folder",
+        "`root`",
+        "of files that were coded beforehand only those ending in `.gz` are found; the folder is read as it is, not as it was at a release",
+    ),
     carried("routes.*.files.missing", "`try_files`"),
     carried("routes.*.files.cache_control", "a header"),
     partly(
         "routes.*.error_pages",
         "`error_page`",
-        "there is no page for a stopped app",
+        "the pages 404, 502, 503 and 504 must all be there, and there is none for a stopped app",
     ),
     not(
         "routes.*.maintenance",
@@ -483,7 +503,13 @@ fn lessened(pattern: &str, value: &toml::Value) -> Option<Expressed> {
     let names = value.as_array().into_iter().flatten();
     let stars = names.filter(|name| name.as_str() == Some("*")).count();
     let others = value.as_array().is_some_and(|names| names.len() > stars);
+    let own = ["server", "date"];
+    let is_own = |name: &str| own.iter().any(|one| name.eq_ignore_ascii_case(one));
     match pattern {
+        "routes.*.limits.body" if is_nothing(value) => Some(Expressed::Partly {
+            what: "`client_max_body_size`",
+            missing: "one byte is let through: to nginx, none at all is no limit",
+        }),
         "routes.*.request_headers.remove" | "routes.*.response_headers.remove" if stars > 0 => {
             let missing = "`*`: nginx takes headers away by their names alone";
             Some(match (others, pattern.contains("request")) {
@@ -500,6 +526,21 @@ fn lessened(pattern: &str, value: &toml::Value) -> Option<Expressed> {
                     instead: "name each header",
                 },
             })
+        }
+        "routes.*.response_headers.remove"
+            if value.as_array().is_some_and(|names| {
+                let mut names = names.iter().filter_map(toml::Value::as_str);
+                names.any(is_own)
+            }) =>
+        {
+            Some(OWN_HEADERS)
+        }
+        "routes.*.response_headers.set" | "routes.*.response_headers.append"
+            if value
+                .as_table()
+                .is_some_and(|fields| fields.keys().any(|name| is_own(name))) =>
+        {
+            Some(OWN_HEADERS)
         }
         "routes.*.request_headers.append" => {
             let mut names = value.as_table()?.keys();
@@ -524,6 +565,20 @@ fn lessened(pattern: &str, value: &toml::Value) -> Option<Expressed> {
         }
         _ => None,
     }
+}
+
+const OWN_HEADERS: Expressed = Expressed::Partly {
+    what: "`proxy_hide_header`, `add_header`",
+    missing: "nginx says `Server: nginx` and its own `Date`, whatever an instance or a rule says",
+};
+
+/// Whether a size is zero.
+fn is_nothing(value: &toml::Value) -> bool {
+    let digits = |text: &str| {
+        let end = text.find(|c: char| !c.is_ascii_digit() && c != '.');
+        text[..end.unwrap_or(text.len())].parse() == Ok(0.0)
+    };
+    value.as_integer() == Some(0) || value.as_str().is_some_and(|text| digits(text.trim()))
 }
 
 fn join(parent: &str, name: &str) -> String {

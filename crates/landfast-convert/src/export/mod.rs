@@ -47,6 +47,7 @@ pub fn export_compose(spec: &AppSpec, options: &ExportOptions) -> Vec<ExportedFi
         options,
         files: Vec::new(),
         secrets: BTreeSet::new(),
+        addresses: BTreeMap::new(),
         variables: BTreeMap::new(),
         volumes: BTreeSet::new(),
         store_names: stores::names(spec),
@@ -108,6 +109,8 @@ pub(super) struct Export<'a> {
     pub(super) files: Vec<ExportedFile>,
     /// Files of secrets.
     pub(super) secrets: BTreeSet<String>,
+    /// What stands in files of secrets that are made of others.
+    pub(super) addresses: BTreeMap<String, String>,
     /// Variables of `.env`, and what each is.
     pub(super) variables: BTreeMap<String, String>,
     pub(super) volumes: BTreeSet<String>,
@@ -213,8 +216,11 @@ impl Export<'_> {
             value.insert("command".to_owned(), argv(process.command).into());
         }
         value.insert("init".to_owned(), true.into());
-        let mut env = self.variables_of(process, port);
-        let mounts = self.mounts(process, &mut env, &mut value);
+        let (mut env, secrets) = self.variables_of(process, port);
+        let mounts = self.mounts(process, &mut env);
+        if !secrets.is_empty() {
+            value.insert("secrets".to_owned(), secrets.into());
+        }
         if !env.is_empty() {
             value.insert("environment".to_owned(), env.into());
         }
@@ -287,7 +293,12 @@ impl Export<'_> {
         }
     }
 
-    fn variables_of(&mut self, process: &Process<'_>, port: Option<u16>) -> Map<String, Value> {
+    /// The variables of a process, and the secrets that it has as files.
+    fn variables_of(
+        &mut self,
+        process: &Process<'_>,
+        port: Option<u16>,
+    ) -> (Map<String, Value>, Vec<Value>) {
         let mut env = Map::new();
         env.extend(port.map(|port| ("PORT".to_owned(), port.to_string().into())));
         let mut files = Vec::new();
@@ -313,23 +324,30 @@ impl Export<'_> {
                             format!("/run/secrets/{name}").into(),
                         );
                         self.secrets.insert(name.clone());
-                        files.push(name.clone());
+                        files.push(name.clone().into());
                     }
                 }
             }
         }
-        for (name, text) in self.store_variables(process.uses) {
-            env.entry(name).or_insert_with(|| text.into());
+        for (name, given) in self.store_variables(process.uses) {
+            if env.contains_key(&name) {
+                continue;
+            }
+            env.insert(name.clone(), given.text.into());
+            let secret = given.secret;
+            if let Some(secret) = secret.filter(|_| process.secrets == SecretDelivery::Files) {
+                env.insert(
+                    format!("{name}_FILE"),
+                    format!("/run/secrets/{name}").into(),
+                );
+                files.push(json!({ "source": secret, "target": name }));
+                self.secrets.insert(secret);
+            }
         }
-        env
+        (env, files)
     }
 
-    fn mounts(
-        &mut self,
-        process: &Process<'_>,
-        env: &mut Map<String, Value>,
-        value: &mut Map<String, Value>,
-    ) -> Vec<Value> {
+    fn mounts(&mut self, process: &Process<'_>, env: &mut Map<String, Value>) -> Vec<Value> {
         let mut mounts = Vec::new();
         for (name, volume) in process.volumes {
             let given = process
@@ -356,14 +374,6 @@ impl Export<'_> {
         let writes = process.sandbox.read_write.iter().map(|path| (path, false));
         for (path, read_only) in reads.chain(writes) {
             mounts.push(json!({ "type": "bind", "source": literal(path), "target": literal(path), "read_only": read_only }));
-        }
-        let files = env
-            .keys()
-            .filter_map(|name| name.strip_suffix("_FILE"))
-            .filter(|name| self.secrets.contains(*name));
-        let files = files.map(Value::from).collect::<Vec<_>>();
-        if !files.is_empty() {
-            value.insert("secrets".to_owned(), files.into());
         }
         mounts
     }
@@ -422,11 +432,14 @@ impl Export<'_> {
             text.push_str(&format!("# {what}\n{name}=\n"));
         }
         if !self.secrets.is_empty() {
-            let files = self.secrets.iter().map(|name| format!("secrets/{name}"));
-            let files = files.collect::<Vec<_>>().join(", ");
-            text.push_str(&format!(
-                "# The same values as files, readable for the containers' users alone: {files}\n"
-            ));
+            text.push_str(
+                "# The same values as files, without a line's end, readable for the containers' users alone:\n",
+            );
+            for name in &self.secrets {
+                let address = self.addresses.get(name);
+                let address = address.map_or(String::new(), |address| format!(" ({address})"));
+                text.push_str(&format!("#   secrets/{name}{address}\n"));
+            }
         }
         ExportedFile {
             path: ".env.example".to_owned(),

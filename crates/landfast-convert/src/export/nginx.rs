@@ -33,7 +33,7 @@ pub(super) fn proxy(spec: &AppSpec, options: &ExportOptions) -> (Value, Vec<Expo
         if let Some(folder) = &route.files {
             mounts.push(mount(
                 join(&options.project, &folder.folder),
-                format!("{FILES}/{name}"),
+                literal(&format!("{FILES}/{name}{}", below(route))),
             ));
         }
         if let Some(folder) = &route.error_pages {
@@ -77,6 +77,11 @@ pub(super) fn proxy(spec: &AppSpec, options: &ExportOptions) -> (Value, Vec<Expo
         "restart": "unless-stopped",
     });
     (service, files)
+}
+
+/// The path of a route, as what stands before a name below it.
+fn below(route: &RouteSpec) -> &str {
+    route.path.trim_end_matches('/')
 }
 
 fn configuration(spec: &AppSpec) -> String {
@@ -126,6 +131,13 @@ http {
     # Docker's own: names of services become the addresses of their instances.
     resolver 127.0.0.11 valid=2s ipv6=off;
     client_header_timeout 10s;
+    # For hosts, origins and headers of any length.
+    server_names_hash_bucket_size 512;
+    map_hash_bucket_size 512;
+    variables_hash_max_size 8192;
+    variables_hash_bucket_size 128;
+    proxy_headers_hash_max_size 4096;
+    proxy_headers_hash_bucket_size 256;
     geo $dollar {
         default "$";
     }
@@ -135,21 +147,38 @@ http {
     }
 "#;
 
-/// What stands outside of servers: zones of limits, and headers that depend on others.
+/// What stands outside of servers: zones of limits, and what depends on others.
 fn maps(name: &str, route: &RouteSpec) -> String {
     let mut text = String::new();
     let id = name.replace('-', "_");
     if let Some(rate) = &route.limits.rate {
-        let key = match &rate.by {
-            CountBySpec::Client => Some("$binary_remote_addr".to_owned()),
-            CountBySpec::Route => Some("$server_name".to_owned()),
-            CountBySpec::Header { name } => header_variable(name),
-            CountBySpec::Cookie { name } => cookie_variable(name),
+        let by_name = |variable: Option<String>| {
+            variable.map_or_else(
+                || "    # No variable has this name in nginx, so clients are counted.\n".to_owned(),
+                // Who sends none is counted as a client.
+                |variable| {
+                    map(
+                        &variable,
+                        &format!("by_{id}"),
+                        &variable,
+                        &[("''", "$binary_remote_addr")],
+                    )
+                },
+            )
         };
-        let key = key.unwrap_or_else(|| {
-            text.push_str("    # No variable has this name in nginx, so clients are counted.\n");
-            "$binary_remote_addr".to_owned()
-        });
+        let counted = match &rate.by {
+            CountBySpec::Client | CountBySpec::Route => String::new(),
+            CountBySpec::Header { name } => by_name(header_variable(name)),
+            CountBySpec::Cookie { name } => by_name(cookie_variable(name)),
+        };
+        let key = match &rate.by {
+            CountBySpec::Route => "$server_name".to_owned(),
+            _ if counted.contains("$by_") => format!("$by_{id}"),
+            CountBySpec::Client | CountBySpec::Header { .. } | CountBySpec::Cookie { .. } => {
+                "$binary_remote_addr".to_owned()
+            }
+        };
+        text.push_str(&counted);
         text.push_str(&format!(
             "    limit_req_zone {key} zone=rate_{id}:10m rate={};\n",
             rate_of(&rate.quota)
@@ -162,95 +191,220 @@ fn maps(name: &str, route: &RouteSpec) -> String {
         ));
     }
     if let Some(cors) = &route.cors {
-        text.push_str(&cors_map(&id, cors));
+        text.push_str(&cors_maps(&id, cors));
     }
     if let Some(security) = &route.security {
-        for (header, value, upstream) in security_headers(security, route.tls.is_some()) {
-            let known = format!("{id}_{}", upstream.trim_start_matches("$upstream_http_"));
-            let other = if security.overwrite {
-                quote(&value)
-            } else {
-                "''".to_owned()
+        for header in security_headers(security, route) {
+            let value = quote(&header.value);
+            let other = match security.overwrite {
+                true => value.as_str(),
+                false => "''",
             };
-            text.push_str(&format!("    map {upstream} $security_{known} {{ # {header}\n        default {other};\n        '' {};\n    }}\n", quote(&value)));
+            let known = format!("security_{id}_{}", header.known());
+            text.push_str(&map(
+                &header.upstream(),
+                &known,
+                other,
+                &[("''", value.as_str())],
+            ));
+        }
+    }
+    for (name, value) in &route.request_headers.append {
+        if let Some(variable) = appended(route, name) {
+            let (both, value) = (quote_after(&variable, value), quote(value));
+            let known = format!("append_{id}_{}", name.replace('-', "_"));
+            text.push_str(&map(&variable, &known, &both, &[("''", value.as_str())]));
+        }
+    }
+    if let Some(files) = &route.files {
+        let prefix = below(route);
+        let known = word(&format!("~^{}/\\.well-known(/[^./][^/]*)*$", regex(prefix)));
+        let hidden = [(known.as_str(), "$uri"), ("\"~/\\.\"", NO_FILE)];
+        text.push_str(&map("$uri", &format!("file_{id}"), "$uri", &hidden));
+        let cache = quote(&files.cache_control);
+        let pages = [("~^text/html", "no-cache")];
+        text.push_str(&map(
+            "$sent_http_content_type",
+            &format!("cache_{id}"),
+            &cache,
+            &pages,
+        ));
+        if files.missing == MissingFile::Index {
+            let index = quote(&format!("{prefix}/index.html"));
+            let pages = [
+                ("\"~(/[^./|]*|\\.html?)\\|\"", index.as_str()),
+                ("\"~\\|.*text/html\"", index.as_str()),
+            ];
+            text.push_str(&map(
+                "\"$uri|$http_accept\"",
+                &format!("page_{id}"),
+                NO_FILE,
+                &pages,
+            ));
         }
     }
     text
 }
 
-fn cors_map(id: &str, cors: &CorsSpec) -> String {
-    let mut text = format!("    map $http_origin $cors_{id} {{\n        default '';\n");
-    for origin in &cors.origins {
-        if origin == "*" {
-            text = format!("    map $http_origin $cors_{id} {{\n        default '*';\n");
-            break;
-        }
-        match origin.split_once("*.") {
-            Some((scheme, domain)) => {
-                let domain = domain.replace('.', "\\.");
-                text.push_str(&format!(
-                    "        '~^{scheme}[^./]+\\.{domain}$' $http_origin;\n"
-                ));
-            }
-            None => text.push_str(&format!("        {} $http_origin;\n", quote(origin))),
-        }
+/// What no file is called: those with a dot in front are served to nobody.
+const NO_FILE: &str = "/.none";
+
+/// One map: what it goes by, the variable it makes, and its words, each as nginx reads it.
+fn map(by: &str, to: &str, default: &str, words: &[(&str, &str)]) -> String {
+    let mut text = format!("    map {by} ${to} {{\n        default {default};\n");
+    for (when, then) in words {
+        text.push_str(&format!("        {when} {then};\n"));
     }
-    text + &format!(
-        "    }}\n    map \"$request_method:$http_access_control_request_method:$cors_{id}\" $preflight_{id} {{\n        default 0;\n        '~^OPTIONS:.+:.+$' 1;\n    }}\n"
-    )
+    text + "    }\n"
 }
 
-/// Name, value, and the variable of what an instance sent.
-fn security_headers(
-    security: &SecuritySpec,
-    tls: bool,
-) -> Vec<(&'static str, String, &'static str)> {
-    let mut headers = vec![(
-        "X-Content-Type-Options",
-        "nosniff".to_owned(),
-        "$upstream_http_x_content_type_options",
-    )];
-    if tls && !security.hsts.is_zero() {
+/// Text that a regular expression takes as it is.
+fn regex(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_/~".contains(c) || !c.is_ascii();
+    text.chars().fold(String::new(), |mut known, c| {
+        if !plain(c) {
+            known.push('\\');
+        }
+        known.push(c);
+        known
+    })
+}
+
+fn is_for_all(cors: &CorsSpec) -> bool {
+    cors.origins.iter().any(|origin| origin == "*")
+}
+
+/// Whether an origin may read, whether it asks before it sends, and what it is told then.
+fn cors_maps(id: &str, cors: &CorsSpec) -> String {
+    let origins: Vec<_> = cors
+        .origins
+        .iter()
+        .map(|origin| match origin.split_once('*') {
+            // One label, as everywhere.
+            Some((before, after)) => {
+                word(&format!("~*^{}[a-z0-9-]+{}$", regex(before), regex(after)))
+            }
+            None => word(origin),
+        })
+        .collect();
+    let origins: Vec<_> = origins
+        .iter()
+        .map(|origin| (origin.as_str(), "$http_origin"))
+        .collect();
+    let may = match is_for_all(cors) {
+        true => map("$http_origin", &format!("cors_{id}"), "'*'", &[]),
+        false => map("$http_origin", &format!("cors_{id}"), "''", &origins),
+    };
+    let asks = map(
+        "\"$request_method:$http_access_control_request_method:$http_origin\"",
+        &format!("asks_{id}"),
+        "0",
+        &[("\"~^OPTIONS:[^:]+:.\"", "1")],
+    );
+    let preflight = map(
+        &format!("\"$asks_{id}:$cors_{id}\""),
+        &format!("preflight_{id}"),
+        "''",
+        &[("1:", "refused"), ("~^1:.", "allowed")],
+    );
+    let mut text = may + &asks + &preflight;
+    if cors.credentials {
+        let words = [("''", "''")];
+        text.push_str(&map(
+            &format!("$cors_{id}"),
+            &format!("credentials_{id}"),
+            "'true'",
+            &words,
+        ));
+    }
+    for (name, value) in preflight_headers(cors) {
+        let known = format!("{}_{id}", name.to_lowercase().replace('-', "_"));
+        let words = [("allowed", value.as_str())];
+        text.push_str(&map(&format!("$preflight_{id}"), &known, "''", &words));
+    }
+    text
+}
+
+/// What is said to a browser that asks before it sends.
+fn preflight_headers(cors: &CorsSpec) -> Vec<(&'static str, String)> {
+    let max_age = cors.max_age.as_secs().to_string();
+    [
+        ("Access-Control-Allow-Methods", cors.methods.join(", ")),
+        ("Access-Control-Allow-Headers", cors.headers.join(", ")),
+        ("Access-Control-Max-Age", max_age),
+    ]
+    .into_iter()
+    .filter(|(_, value)| !value.is_empty())
+    .map(|(name, value)| (name, quote(&value)))
+    .collect()
+}
+
+/// A header that an instance may say itself.
+struct SecurityHeader {
+    name: &'static str,
+    value: String,
+}
+
+impl SecurityHeader {
+    fn known(&self) -> String {
+        self.name.to_lowercase().replace('-', "_")
+    }
+
+    /// The variable of what an instance sent.
+    fn upstream(&self) -> String {
+        format!("$upstream_http_{}", self.known())
+    }
+}
+
+/// Those that the operator's own rules do not touch: these have the last word.
+fn security_headers(security: &SecuritySpec, route: &RouteSpec) -> Vec<SecurityHeader> {
+    let mut headers = vec![("X-Content-Type-Options", "nosniff".to_owned())];
+    if route.tls.is_some() && !security.hsts.is_zero() {
         let mut value = format!("max-age={}", security.hsts.as_secs());
         if security.hsts_subdomains {
             value.push_str("; includeSubDomains");
         }
-        headers.push((
-            "Strict-Transport-Security",
-            value,
-            "$upstream_http_strict_transport_security",
-        ));
+        headers.push(("Strict-Transport-Security", value));
     }
-    let frame = match security.frame.as_str() {
-        "deny" => Some("DENY"),
-        "same-origin" => Some("SAMEORIGIN"),
-        _ => None,
+    let (frame, ancestors) = match security.frame.as_str() {
+        "deny" => ("DENY", "frame-ancestors 'none'"),
+        "same-origin" => ("SAMEORIGIN", "frame-ancestors 'self'"),
+        _ => ("", ""),
     };
-    headers.extend(frame.map(|value| {
-        (
-            "X-Frame-Options",
-            value.to_owned(),
-            "$upstream_http_x_frame_options",
-        )
-    }));
-    headers.push((
-        "Referrer-Policy",
-        security.referrer.clone(),
-        "$upstream_http_referrer_policy",
-    ));
-    headers.extend(security.csp.iter().map(|value| {
-        (
-            "Content-Security-Policy",
-            value.clone(),
-            "$upstream_http_content_security_policy",
-        )
-    }));
+    let own = security.csp.as_deref().unwrap_or_default();
+    let own = own.trim().trim_end_matches(';');
+    let policy = match own {
+        "" => ancestors.to_owned(),
+        own if own.to_ascii_lowercase().contains("frame-ancestors") || ancestors.is_empty() => {
+            own.to_owned()
+        }
+        own => format!("{own}; {ancestors}"),
+    };
+    headers.extend([
+        ("X-Frame-Options", frame.to_owned()),
+        ("Referrer-Policy", security.referrer.clone()),
+        ("Content-Security-Policy", policy),
+    ]);
+    let rules = &route.response_headers;
+    let touched = |name: &str| {
+        let mut names = rules.set.keys().chain(&rules.remove);
+        names.any(|one| one.eq_ignore_ascii_case(name))
+    };
     headers
+        .into_iter()
+        .filter(|(name, value)| !value.is_empty() && !touched(name))
+        .map(|(name, value)| SecurityHeader { name, value })
+        .collect()
 }
 
 fn server(text: &mut String, spec: &AppSpec, host: &str, routes: &[(&str, &RouteSpec)], tls: bool) {
     let default = if host == "*" { " default_server" } else { "" };
-    let name = if host == "*" { "_" } else { host };
+    let name = match host.strip_prefix("*.") {
+        _ if host == "*" => "_".to_owned(),
+        // Exactly one more label.
+        Some(domain) => word(&format!("~^[^.]+\\.{}$", regex(domain))),
+        None => host.to_owned(),
+    };
     text.push_str("    server {\n");
     if tls {
         text.push_str(&format!("        listen 443 ssl http2{default};\n"));
@@ -297,12 +451,27 @@ fn location(
         match (&route.files, redirects) {
             (_, true) => {}
             (Some(files), false) => {
+                let id = name.replace('-', "_");
                 let missing = match files.missing {
                     MissingFile::Service => format!("@{name}"),
                     MissingFile::NotFound => "=404".to_owned(),
-                    MissingFile::Index => "/index.html".to_owned(),
+                    MissingFile::Index => format!("$page_{id} =404"),
                 };
-                text.push_str(&format!("            root {FILES}/{name};\n            try_files $uri $uri/index.html {missing};\n            add_header Cache-Control {} always;\n", quote(&files.cache_control)));
+                let mut lines = vec![
+                    format!("root {FILES}/{name}"),
+                    format!("disable_symlinks on from={FILES}/{name}"),
+                    "gzip_static on".to_owned(),
+                    "gzip_vary on".to_owned(),
+                    format!("try_files $file_{id} $file_{id}/index.html {missing}"),
+                ];
+                let rules = &route.response_headers;
+                let mut ruled = rules.set.keys().chain(&rules.remove);
+                if !ruled.any(|one| one.eq_ignore_ascii_case("cache-control")) {
+                    lines.push(format!("add_header Cache-Control $cache_{id} always"));
+                }
+                for line in lines {
+                    text.push_str(&format!("            {line};\n"));
+                }
             }
             (None, false) => text.push_str(&proxied),
         }
@@ -326,7 +495,11 @@ fn body(spec: &AppSpec, name: &str, route: &RouteSpec) -> String {
     let mut text = String::new();
     let id = name.replace('-', "_");
     let mut line = |words: String| text.push_str(&format!("            {words};\n"));
-    line(format!("client_max_body_size {}", route.limits.body.0));
+    // To nginx, none at all is no limit.
+    line(format!(
+        "client_max_body_size {}",
+        route.limits.body.0.max(1)
+    ));
     line(format!(
         "client_body_timeout {}",
         super::duration(route.timeouts.idle)
@@ -335,18 +508,21 @@ fn body(spec: &AppSpec, name: &str, route: &RouteSpec) -> String {
         "send_timeout {}",
         super::duration(route.timeouts.idle)
     ));
-    if let Some(rate) = &route.limits.rate {
-        line(format!(
-            "limit_req zone=rate_{id} burst={} nodelay",
-            rate.quota.burst.saturating_sub(1).max(1)
-        ));
-        line("limit_req_status 429".to_owned());
+    let quotas = [
+        ("rate", route.limits.rate.as_ref().map(|rate| &rate.quota)),
+        ("total", route.limits.total.as_ref()),
+    ];
+    for (zone, quota) in quotas {
+        if let Some(quota) = quota {
+            // The first is beside those that nginx calls a burst.
+            let burst = match quota.burst.saturating_sub(1) {
+                0 => String::new(),
+                more => format!(" burst={more} nodelay"),
+            };
+            line(format!("limit_req zone={zone}_{id}{burst}"));
+        }
     }
-    if let Some(total) = &route.limits.total {
-        line(format!(
-            "limit_req zone=total_{id} burst={} nodelay",
-            total.burst.saturating_sub(1).max(1)
-        ));
+    if quotas.iter().any(|(_, quota)| quota.is_some()) {
         line("limit_req_status 429".to_owned());
     }
     for network in &route.allow {
@@ -367,29 +543,36 @@ fn body(spec: &AppSpec, name: &str, route: &RouteSpec) -> String {
     if route.compress {
         line("gzip on".to_owned());
         line("gzip_proxied any".to_owned());
-        line("gzip_vary on".to_owned());
+        if route.files.is_none() {
+            line("gzip_vary on".to_owned());
+        }
+        line("gzip_min_length 1024".to_owned());
         line("gzip_types text/plain text/css text/javascript application/javascript application/json application/xml image/svg+xml".to_owned());
     }
     if let Some(security) = &route.security {
-        for (header, _, upstream) in security_headers(security, route.tls.is_some()) {
-            line(format!("proxy_hide_header {header}"));
-            let known = upstream.trim_start_matches("$upstream_http_");
+        for header in security_headers(security, route) {
+            let name = header.name;
+            line(format!("proxy_hide_header {name}"));
             if !security.overwrite {
-                line(format!("add_header {header} {upstream} always"));
+                line(format!("add_header {name} {} always", header.upstream()));
             }
-            line(format!("add_header {header} $security_{id}_{known} always"));
+            let known = header.known();
+            line(format!("add_header {name} $security_{id}_{known} always"));
         }
-    }
-    for words in response_headers(&route.response_headers) {
-        line(words);
     }
     if let Some(cors) = &route.cors {
-        for (header, value) in cors_headers(&id, cors) {
-            line(format!("add_header {header} {value} always"));
+        for words in cors_lines(&id, cors) {
+            line(words);
         }
-        text.push_str(&format!(
-            "            if ($preflight_{id}) {{\n                return 204;\n            }}\n"
-        ));
+        for (kind, code) in [("allowed", 204), ("refused", 403)] {
+            text.push_str(&format!(
+                "            if ($preflight_{id} = {kind}) {{\n                return {code};\n            }}\n"
+            ));
+        }
+    }
+    let mut line = |words: String| text.push_str(&format!("            {words};\n"));
+    for words in response_headers(&route.response_headers) {
+        line(words);
     }
     if !route.websocket {
         text.push_str("            if ($http_upgrade ~* websocket) {\n                return 403;\n            }\n");
@@ -409,6 +592,7 @@ fn body(spec: &AppSpec, name: &str, route: &RouteSpec) -> String {
         text.push_str(
             "            # Instances speak HTTP/2 alone; nginx does so to gRPC servers.\n",
         );
+        return text.replace("proxy_hide_header", "grpc_hide_header");
     }
     text
 }
@@ -430,32 +614,39 @@ fn response_headers(rules: &FieldRulesSpec) -> Vec<String> {
     lines
 }
 
-fn cors_headers(id: &str, cors: &CorsSpec) -> Vec<(&'static str, String)> {
-    let mut headers = vec![
-        ("Access-Control-Allow-Origin", format!("$cors_{id}")),
-        ("Vary", "Origin".to_owned()),
+/// What an instance says of it is replaced.
+fn cors_lines(id: &str, cors: &CorsSpec) -> Vec<String> {
+    let hidden = [
+        Some("Access-Control-Allow-Origin"),
+        Some("Access-Control-Allow-Credentials"),
+        (!cors.expose.is_empty()).then_some("Access-Control-Expose-Headers"),
     ];
-    headers.push((
-        "Access-Control-Allow-Methods",
-        quote(&cors.methods.join(", ")),
-    ));
-    if !cors.headers.is_empty() {
-        headers.push((
-            "Access-Control-Allow-Headers",
-            quote(&cors.headers.join(", ")),
-        ));
-    }
-    if !cors.expose.is_empty() {
-        headers.push((
-            "Access-Control-Expose-Headers",
-            quote(&cors.expose.join(", ")),
-        ));
+    let hidden = hidden.into_iter().flatten();
+    let mut lines: Vec<_> = hidden
+        .map(|name| format!("proxy_hide_header {name}"))
+        .collect();
+    let mut add = |name: &str, value: &str| lines.push(format!("add_header {name} {value} always"));
+    add("Access-Control-Allow-Origin", &format!("$cors_{id}"));
+    if !is_for_all(cors) {
+        add("Vary", "Origin");
     }
     if cors.credentials {
-        headers.push(("Access-Control-Allow-Credentials", "true".to_owned()));
+        add(
+            "Access-Control-Allow-Credentials",
+            &format!("$credentials_{id}"),
+        );
     }
-    headers.push(("Access-Control-Max-Age", cors.max_age.as_secs().to_string()));
-    headers
+    if !cors.expose.is_empty() {
+        add(
+            "Access-Control-Expose-Headers",
+            &quote(&cors.expose.join(", ")),
+        );
+    }
+    for (name, _) in preflight_headers(cors) {
+        let known = name.to_lowercase().replace('-', "_");
+        add(name, &format!("${known}_{id}"));
+    }
+    lines
 }
 
 /// How an instance is asked.
@@ -475,13 +666,12 @@ fn upstream(spec: &AppSpec, name: &str, route: &RouteSpec) -> String {
     }
     let mut headers = vec![
         ("Host".to_owned(), "$http_host".to_owned()),
-        (
-            "X-Forwarded-For".to_owned(),
-            "$proxy_add_x_forwarded_for".to_owned(),
-        ),
+        // What a client says of itself is not passed on.
+        ("X-Forwarded-For".to_owned(), "$remote_addr".to_owned()),
         ("X-Forwarded-Proto".to_owned(), "$scheme".to_owned()),
         ("X-Forwarded-Host".to_owned(), "$http_host".to_owned()),
     ];
+    headers.extend(CLAIMED.map(|name| (name.to_owned(), "\"\"".to_owned())));
     if !h2c {
         headers.push(("Upgrade".to_owned(), "$http_upgrade".to_owned()));
         headers.push(("Connection".to_owned(), "$connection_upgrade".to_owned()));
@@ -500,10 +690,10 @@ fn upstream(spec: &AppSpec, name: &str, route: &RouteSpec) -> String {
             .map(|(name, value)| (name.clone(), quote(value))),
     );
     headers.extend(rules.append.iter().filter_map(|(name, value)| {
-        let value = quote(value);
-        let value = match is_login(name) {
-            true => value,
-            false => format!("\"{}, {}", header_variable(name)?, &value[1..]),
+        let value = match appended(route, name) {
+            Some(_) => format!("$append_{id}_{}", name.replace('-', "_")),
+            None if is_login(name) => quote(value),
+            None => return None,
         };
         Some((name.clone(), value))
     }));
@@ -550,6 +740,26 @@ fn rate_of(quota: &QuotaSpec) -> String {
     }
 }
 
+/// What clients claim in other words.
+const CLAIMED: [&str; 10] = [
+    "Forwarded",
+    "X-Forwarded-Port",
+    "X-Forwarded-Prefix",
+    "X-Forwarded-Ssl",
+    "X-Forwarded-User",
+    "X-Original-Forwarded-For",
+    "X-Original-URL",
+    "X-Real-IP",
+    "X-Rewrite-URL",
+    "True-Client-IP",
+];
+
+/// The variable of the header that is added to, where it has one and reaches the instance at all.
+fn appended(route: &RouteSpec, name: &str) -> Option<String> {
+    let is_login = route.auth.is_some() && name.eq_ignore_ascii_case("authorization");
+    header_variable(name).filter(|_| !is_login)
+}
+
 /// What is taken away by its name: nginx has no way to take all headers away.
 fn removed(rules: &FieldRulesSpec) -> impl Iterator<Item = &String> {
     rules.remove.iter().filter(|name| *name != "*")
@@ -580,6 +790,11 @@ fn word(text: &str) -> String {
 
 fn escape(text: &str) -> String {
     text.replace('\\', "\\\\").replace('"', "\\\"")
+}
+
+/// What a variable holds, and text behind it.
+fn quote_after(variable: &str, text: &str) -> String {
+    format!("\"{variable}, {}", &quote(text)[1..])
 }
 
 /// Text in double quotes. nginx has no way to write a dollar but a variable that holds one.

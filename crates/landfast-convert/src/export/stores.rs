@@ -27,6 +27,18 @@ pub(super) fn names(spec: &AppSpec) -> BTreeMap<StoreName, String> {
     names.collect()
 }
 
+/// What a variable of a store holds, and the file of a secret that holds it as well.
+pub(super) struct Given {
+    pub(super) text: String,
+    pub(super) secret: Option<String>,
+}
+
+impl Given {
+    fn open(text: String) -> Self {
+        Self { text, secret: None }
+    }
+}
+
 fn prefix(name: &StoreName) -> String {
     name.as_str().to_uppercase().replace('-', "_")
 }
@@ -108,7 +120,7 @@ impl Export<'_> {
     }
 
     /// The variables of the stores a process uses.
-    pub(super) fn store_variables(&mut self, uses: &[StoreName]) -> BTreeMap<String, String> {
+    pub(super) fn store_variables(&mut self, uses: &[StoreName]) -> BTreeMap<String, Given> {
         let kind = |name: &StoreName| self.spec.stores.get(name).map(StoreSpec::kind);
         let injected = injected_variables(uses, kind);
         let mut variables = BTreeMap::new();
@@ -116,25 +128,24 @@ impl Export<'_> {
             let Some(store) = self.spec.stores.get(&name) else {
                 continue;
             };
-            if let Some(text) = self.store_part(&name, store, part) {
-                variables.insert(variable, text);
+            if let Some(given) = self.store_part(&name, store, part) {
+                variables.insert(variable, given);
             }
         }
         variables
     }
 
-    fn store_part(&mut self, name: &StoreName, store: &StoreSpec, part: Part) -> Option<String> {
+    fn store_part(&mut self, name: &StoreName, store: &StoreSpec, part: Part) -> Option<Given> {
         let pool = store.pool.as_ref();
+        let open = |text: String| Some(Given::open(text));
         match part {
             Part::PoolMax => {
-                return pool?
-                    .max
-                    .map(|max| max.to_string())
-                    .or(Some("10".to_owned()));
+                let max = pool?.max.map(|max| max.to_string());
+                return open(max.unwrap_or("10".to_owned()));
             }
-            Part::PoolMin => return Some(pool?.min.to_string()),
-            Part::PoolTimeout => return Some(pool?.timeout.as_millis().to_string()),
-            Part::PoolIdle => return Some(pool?.idle.as_millis().to_string()),
+            Part::PoolMin => return open(pool?.min.to_string()),
+            Part::PoolTimeout => return open(pool?.timeout.as_millis().to_string()),
+            Part::PoolIdle => return open(pool?.idle.as_millis().to_string()),
             Part::Url
             | Part::Endpoint
             | Part::Bucket
@@ -145,15 +156,24 @@ impl Export<'_> {
         }
         match (&store.place, part) {
             (Place::Managed { .. }, Part::Url) => {
-                let password = format!("${{{}_PASSWORD:?write it to .env}}", prefix(name));
+                let variable = format!("{}_PASSWORD", prefix(name));
                 let host = self.store_names.get(name)?;
-                Some(match store.engine {
-                    Engine::Postgres => format!("postgres://app:{password}@{host}:5432/app"),
-                    Engine::Mariadb | Engine::Mysql => {
-                        format!("mysql://app:{password}@{host}:3306/app")
-                    }
-                    Engine::Redis => format!("redis://:{password}@{host}:6379/0"),
-                    Engine::S3 => return None,
+                let address = |password: &str| {
+                    Some(match store.engine {
+                        Engine::Postgres => format!("postgres://app:{password}@{host}:5432/app"),
+                        Engine::Mariadb | Engine::Mysql => {
+                            format!("mysql://app:{password}@{host}:3306/app")
+                        }
+                        Engine::Redis => format!("redis://default:{password}@{host}:6379/0"),
+                        Engine::S3 => return None,
+                    })
+                };
+                let text = address(&format!("${{{variable}:?write it to .env}}"))?;
+                let secret = format!("store-{name}.url");
+                self.addresses.insert(secret.clone(), address(&variable)?);
+                Some(Given {
+                    text,
+                    secret: Some(secret),
                 })
             }
             (Place::External { url_secret }, Part::Url) => Some(self.required(url_secret, name)),
@@ -168,10 +188,10 @@ impl Export<'_> {
                 },
                 part,
             ) => match part {
-                Part::Endpoint => endpoint.as_deref().map(literal),
-                Part::Bucket => Some(literal(bucket)),
-                Part::Region => Some(literal(region)),
-                Part::PathStyle => Some(path_style.to_string()),
+                Part::Endpoint => open(literal(endpoint.as_deref()?)),
+                Part::Bucket => open(literal(bucket)),
+                Part::Region => open(literal(region)),
+                Part::PathStyle => open(path_style.to_string()),
                 Part::AccessKey => Some(self.required(access_key_secret, name)),
                 Part::SecretKey => Some(self.required(secret_key_secret, name)),
                 Part::Url | Part::PoolMax | Part::PoolMin | Part::PoolTimeout | Part::PoolIdle => {
@@ -182,12 +202,15 @@ impl Export<'_> {
         }
     }
 
-    fn required(&mut self, secret: &str, name: &StoreName) -> String {
+    fn required(&mut self, secret: &str, name: &StoreName) -> Given {
         self.variables.insert(
             secret.to_owned(),
             format!("the store `{name}` is reached with it"),
         );
-        format!("${{{secret}:?write it to .env}}")
+        Given {
+            text: format!("${{{secret}:?write it to .env}}"),
+            secret: Some(secret.to_owned()),
+        }
     }
 }
 

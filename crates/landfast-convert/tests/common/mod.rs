@@ -1,5 +1,7 @@
 //! The Compose files of the tests.
 
+pub mod nginx;
+
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use landfast_convert::{ComposeOptions, ConvertError, Import, Source, import_compose};

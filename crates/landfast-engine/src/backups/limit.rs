@@ -10,11 +10,11 @@ use landfast_datastore_client::Session;
 use landfast_types::{Scope, StoreName};
 use tokio::{
     sync::{mpsc, watch},
-    time::sleep,
+    time::{Instant, sleep},
 };
 
 use super::work;
-use crate::{shared::Shared, stores};
+use crate::{client::now, shared::Shared, stores};
 
 /// How often it is looked, and how long who writes all the same may do so.
 const LOOK: Duration = Duration::from_millis(500);
@@ -22,8 +22,9 @@ const LOOK: Duration = Duration::from_millis(500);
 const LOOK_MAX: Duration = Duration::from_secs(5);
 /// Bytes a second that no database is thought to write into its log.
 const FASTEST: u64 = 256 << 20;
-/// So many looks that fail in a row are told.
+/// So many looks that fail in a row are told, and looks that fail for so long: one that nobody answers takes as long as an answer may.
 const FAILED_MAX: u32 = 20;
+const FAILED_FOR: Duration = Duration::from_secs(30);
 
 /// What was seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,8 +47,9 @@ pub(super) async fn watch(
     looks: mpsc::Sender<Look>,
 ) {
     let mut session = None;
-    let (mut is_first, mut failed) = (true, 0);
+    let (mut is_first, mut failing) = (true, Failing::default());
     loop {
+        let begun = now();
         let writes = *wanted.borrow_and_update();
         let looked = look(&shared, &scope, &server, &mut session, (writes, is_first)).await;
         let wait = match &looked {
@@ -56,14 +58,14 @@ pub(super) async fn watch(
         };
         let told = match looked {
             Ok(waiting) => {
-                (is_first, failed) = (is_first && waiting.is_none(), 0);
+                (is_first, failing) = (is_first && waiting.is_none(), Failing::default());
                 Some(Ok(waiting.map(|waiting| Seen { waiting, writes })))
             }
             Err(reason) => {
                 // It may have been told, and not have heard it.
-                (is_first, failed) = (true, failed + 1);
+                is_first = true;
                 tracing::debug!(%scope, store = %server, reason, "nobody knows how much waits for the archive");
-                (failed >= FAILED_MAX).then_some(Err(reason))
+                failing.again(begun, now()).then_some(Err(reason))
             }
         };
         if let Some(told) = told
@@ -75,6 +77,22 @@ pub(super) async fn watch(
             () = sleep(wait) => {}
             changed = wanted.changed() => if changed.is_err() { return },
         }
+    }
+}
+
+/// Looks in a row that failed.
+#[derive(Debug, Default)]
+struct Failing {
+    count: u32,
+    since: Option<Instant>,
+}
+
+impl Failing {
+    /// One more, from then to now; whether it is told.
+    fn again(&mut self, begun: Instant, now: Instant) -> bool {
+        self.count += 1;
+        let since = *self.since.get_or_insert(begun);
+        self.count >= FAILED_MAX || now.duration_since(since) >= FAILED_FOR
     }
 }
 
@@ -150,6 +168,23 @@ mod tests {
         for (waiting, limit) in [(2 * GIB, 4 * GIB), (5 * GIB, 4 * GIB), (0, 64 << 20)] {
             assert_eq!(until_next(waiting, limit), LOOK);
         }
+    }
+
+    #[test]
+    fn looks_that_fail_are_told_after_so_many_or_after_so_long() {
+        let begun = now();
+        let mut failing = Failing::default();
+        for n in 1..FAILED_MAX {
+            assert!(!failing.again(begun + LOOK * (n - 1), begun + LOOK * n));
+        }
+        assert!(failing.again(begun + LOOK * 19, begun + LOOK * 20));
+
+        // Ten seconds each: the first began before it was known to fail.
+        let ten = FAILED_FOR / 3;
+        let mut hanging = Failing::default();
+        assert!(!hanging.again(begun, begun + ten));
+        assert!(!hanging.again(begun + ten, begun + ten * 2));
+        assert!(hanging.again(begun + ten * 2, begun + ten * 3));
     }
 
     #[test]

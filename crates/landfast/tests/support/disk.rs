@@ -6,7 +6,7 @@ use std::{
     process::Command,
 };
 
-/// A mounted tmpfs; gone when dropped.
+/// A mounted tmpfs, or a folder of another disk; gone when dropped.
 pub struct Disk(PathBuf);
 
 impl Disk {
@@ -21,6 +21,15 @@ impl Disk {
             &["-t", "tmpfs", "-o", &options, "landfast-test", &folder],
         );
         Self(at)
+    }
+
+    /// What is below one folder lies in another one.
+    pub fn bind(folder: &Path, at: &Path) -> Self {
+        fs::create_dir_all(folder).unwrap();
+        fs::create_dir_all(at).unwrap();
+        let (from, to) = (folder.display().to_string(), at.display().to_string());
+        run("mount", &["--bind", &from, &to]);
+        Self(at.to_owned())
     }
 
     /// Takes all room but so many bytes; gives the file that does.

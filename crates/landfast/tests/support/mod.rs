@@ -8,6 +8,7 @@ pub mod disk;
 pub mod hook;
 pub mod host;
 pub mod image;
+pub mod images;
 pub mod pebble;
 pub mod server;
 pub mod shape;

@@ -77,7 +77,11 @@ impl Shop {
 
     /// Beside others, where most of the time is waited.
     pub fn beside_others(engine: &str) -> Self {
-        let host = Host::start();
+        Self::beside_others_on(engine, Host::start())
+    }
+
+    /// The same on a host that was made in some way.
+    pub fn beside_others_on(engine: &str, host: Host) -> Self {
         let app = host.app("shop", &MANIFEST.replace("@ENGINE@", engine));
         Self {
             host,
