@@ -112,6 +112,14 @@ proof-deploys: ## 100 deploys, rollbacks and aborts at 1,000 requests/s: 0 lost,
 proof-docker-deploys: ## the same 100 on Docker, each release an image built at its deploy: 0 lost, 0 streams cut
 	$(PROOF) docker-deploys
 
+.PHONY: proof-docker-overhead
+proof-docker-overhead: setup ## 50 containers: the server grows by < 10 MB; 20 of them die: each answered within 1 s
+	$(PROOF) docker-overhead
+
+.PHONY: proof-docker-peers
+proof-docker-peers: setup ## a rolling update by us, docker-compose behind nginx, and Swarm, under the same load: lost, cut, time
+	$(PROOF) docker-peers
+
 .PHONY: proof-controls
 proof-controls: ## the same with drain confirmation off, then with the health gate off: the judge must see loss
 	$(PROOF) controls
