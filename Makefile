@@ -120,6 +120,14 @@ proof-docker-deploys: ## the same 100 on Docker, each release an image built at 
 proof-podman: setup-proof ## what Landfast asks of Docker, asked of Podman's service instead
 	LANDFAST_TEST_ENGINE=podman LANDFAST_TEST_DOCKER=1 $(CARGO) test --locked -p landfast-target-docker --test docker --test networks
 
+.PHONY: proof-docker-overhead
+proof-docker-overhead: setup ## 50 containers: the server grows by < 10 MB; 20 of them die: each answered within 1 s
+	$(PROOF) docker-overhead
+
+.PHONY: proof-docker-peers
+proof-docker-peers: setup ## a rolling update by us, docker-compose behind nginx, and Swarm, under the same load: lost, cut, time
+	$(PROOF) docker-peers
+
 .PHONY: proof-controls
 proof-controls: ## the same with drain confirmation off, then with the health gate off: the judge must see loss
 	$(PROOF) controls

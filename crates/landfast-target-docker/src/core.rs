@@ -14,7 +14,7 @@ use bollard::models::ContainerInspectResponse;
 use landfast_target::{Exit, InstanceRef, Observed, ObservedState, TargetError};
 use landfast_target_process::users::Users;
 use landfast_types::{ImageId, Timestamp};
-use tokio::sync::{OnceCell, RwLock, broadcast, watch};
+use tokio::sync::{OnceCell, RwLock, Semaphore, broadcast, watch};
 
 use crate::{
     DockerSettings, clock,
@@ -31,6 +31,10 @@ use crate::{
 const CHANGES_MAX: usize = 1_024;
 /// How long an end is held back until what the container wrote has been read.
 const DRAIN_WAIT_MAX: Duration = Duration::from_secs(3);
+/// So many threads work with the records at once.
+const READERS_MAX: usize = 4;
+/// A record that somebody holds is asked for again after this.
+const HOLD_AGAIN: Duration = Duration::from_millis(10);
 
 /// The socket of a daemon of another host, in the run folder.
 const FORWARDED: &str = "docker.sock";
@@ -40,6 +44,8 @@ pub(crate) struct Core {
     pub(crate) host: HostId,
     pub(crate) daemon: Daemon,
     pub(crate) records: Records,
+    /// Who may work with the records now.
+    readers: Semaphore,
     pub(crate) users: Option<Users>,
     /// An instance that changed; `None`: any may have.
     changes: broadcast::Sender<Option<InstanceRef>>,
@@ -71,6 +77,7 @@ impl Core {
                 settings.call_wait_max,
             ),
             records,
+            readers: Semaphore::new(READERS_MAX),
             users: settings.users.clone().map(Users::new),
             changes: broadcast::Sender::new(CHANGES_MAX),
             followed: Mutex::default(),
@@ -105,13 +112,31 @@ impl Core {
 
     /// Waits for the lock of an instance's record.
     pub(crate) async fn hold(&self, id: &InstanceRef) -> io::Result<Held> {
-        let (records, id) = (self.records.clone(), id.clone());
-        blocking(move || records.hold(&id)).await
+        loop {
+            let own = id.clone();
+            let held = self.with_records(move |records| records.try_hold(&own));
+            match held.await? {
+                Some(held) => return Ok(held),
+                None => tokio::time::sleep(HOLD_AGAIN).await,
+            }
+        }
     }
 
     pub(crate) async fn remembered(&self, id: &InstanceRef) -> io::Result<Option<Record>> {
-        let (records, id) = (self.records.clone(), id.clone());
-        blocking(move || records.read(&id)).await
+        let id = id.clone();
+        self.with_records(move |records| records.read(&id)).await
+    }
+
+    /// Short work with the records, a few at a time: a thread for each instance that is looked at would stay for as
+    /// long as there are instances, with its memory. What may wait for others, or take long, is none of it.
+    pub(crate) async fn with_records<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Records) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let permit = self.readers.acquire().await;
+        let _permit = permit.map_err(io::Error::other)?;
+        let records = self.records.clone();
+        blocking(move || work(&records)).await
     }
 
     /// What the daemon says of a container; `None` when it has none of that name.

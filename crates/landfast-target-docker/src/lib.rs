@@ -61,10 +61,10 @@ pub use crate::{
     name::{HostId, LABEL_HOST},
 };
 use crate::{
-    core::{Core, blocking},
+    core::Core,
     daemon::DaemonError,
     images::DockerImages,
-    record::{Ended, Record},
+    record::{Ended, Record, Records},
     watch::Follow,
 };
 
@@ -308,8 +308,10 @@ impl DockerTarget {
     }
 
     async fn take(&self, order: Fence, doing: &str) -> Result<(), TargetError> {
-        let records = self.core.records.clone();
-        let taken = blocking(move || records.take_generation(order)).await;
+        let taken = self
+            .core
+            .with_records(move |records| records.take_generation(order))
+            .await;
         let taken = taken.map_err(|source| TargetError::Io {
             doing: doing.to_owned(),
             source,
@@ -458,8 +460,7 @@ impl Target for DockerTarget {
 
     async fn list(&self) -> Result<Vec<Observed>, TargetError> {
         self.watch();
-        let records = self.core.records.clone();
-        let all = blocking(move || records.all()).await;
+        let all = self.core.with_records(Records::all).await;
         let all = all.map_err(|source| TargetError::Io {
             doing: "list containers".to_owned(),
             source,

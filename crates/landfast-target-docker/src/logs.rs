@@ -161,7 +161,7 @@ impl Core {
     /// Reads until the stream ends. True when something came.
     async fn read(&self, record: &Record, container: &str) -> Result<bool, DaemonError> {
         let folder = record.log_folder.clone();
-        let marks = crate::core::blocking(move || marks(&folder)).await;
+        let marks = self.with_records(move |_| marks(&folder)).await;
         let marks = marks.map_err(|error| DaemonError::Away(error.to_string()))?;
         let settings = LogSettings {
             folder: record.log_folder.clone(),

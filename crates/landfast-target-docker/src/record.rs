@@ -4,7 +4,7 @@
 //! daemon. It holds the fence of the newest order, and how the container ended, which outlives the container itself.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, TryLockError},
     io::{self, Read as _, Seek as _, Write as _},
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -128,8 +128,8 @@ impl Records {
         self.instances().join(format!("{name}.json"))
     }
 
-    /// Waits for the lock of a record, and takes it.
-    pub(crate) fn hold(&self, id: &InstanceRef) -> io::Result<Held> {
+    /// Takes the lock of a record, unless somebody has it.
+    pub(crate) fn try_hold(&self, id: &InstanceRef) -> io::Result<Option<Held>> {
         fs::create_dir_all(self.instances())?;
         let path = self.path(id);
         loop {
@@ -139,14 +139,18 @@ impl Records {
                 .read(true)
                 .write(true)
                 .open(path.with_extension("lock"))?;
-            file.lock()?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Ok(None),
+                Err(TryLockError::Error(error)) => return Err(error),
+            }
             // Whoever forgot the instance meanwhile took the file away, and with it the lock's meaning.
             let is_current = fs::metadata(path.with_extension("lock")).is_ok_and(|now| {
                 use std::os::unix::fs::MetadataExt as _;
                 file.metadata().is_ok_and(|own| own.ino() == now.ino())
             });
             if is_current {
-                return Ok(Held { file, path });
+                return Ok(Some(Held { file, path }));
             }
         }
     }
@@ -327,12 +331,21 @@ mod tests {
         }
     }
 
+    fn hold(records: &Records) -> Held {
+        loop {
+            match records.try_hold(&id()).unwrap() {
+                Some(held) => return held,
+                None => std::thread::yield_now(),
+            }
+        }
+    }
+
     #[test]
     fn keeps_what_was_ordered_and_forgets_it_whole() {
         let folder = tempfile::tempdir().unwrap();
         let records = Records::new(folder.path().join("docker"));
         assert_eq!(records.read(&id()).unwrap(), None);
-        let held = records.hold(&id()).unwrap();
+        let held = hold(&records);
         let mut record = Record::new(&id(), fence(2, 5));
         held.write(&record).unwrap();
         assert!(held.take(&mut record, fence(2, 4)).unwrap().is_err());
@@ -352,11 +365,12 @@ mod tests {
     fn who_waited_for_a_forgotten_record_holds_a_new_one() {
         let folder = tempfile::tempdir().unwrap();
         let records = Records::new(folder.path().to_owned());
-        let held = records.hold(&id()).unwrap();
+        let held = hold(&records);
         held.write(&Record::new(&id(), fence(1, 1))).unwrap();
+        assert!(records.try_hold(&id()).unwrap().is_none());
         std::thread::scope(|scope| {
             let waiting = scope.spawn(|| {
-                let held = records.hold(&id()).unwrap();
+                let held = hold(&records);
                 assert_eq!(held.read().unwrap(), None);
                 held.write(&Record::new(&id(), fence(1, 2))).unwrap();
             });

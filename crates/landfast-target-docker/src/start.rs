@@ -58,8 +58,8 @@ impl Core {
         let Content::Image(image) = spec.content else {
             return Err(StartError::NoPrograms);
         };
-        let records = self.records.clone();
-        let taken = blocking(move || records.take_generation(order)).await;
+        let taken = self.with_records(move |records| records.take_generation(order));
+        let taken = taken.await;
         taken.map_err(io_error("read the generation of orders"))??;
         let held = self.hold(&spec.id).await;
         let held = held.map_err(io_error("lock what is remembered of the instance"))?;

@@ -494,13 +494,23 @@ impl Dockerd {
     /// # Errors
     /// With what it said, when it failed.
     pub fn docker(&self, arguments: &[&str]) -> Result<String, StartError> {
+        let mut command = self.client()?;
+        command.args(arguments);
+        let said = run(command, None, &format!("docker {}", arguments.join(" ")))?;
+        Ok(said.trim().to_owned())
+    }
+
+    /// Docker's own client, which still lacks its arguments.
+    ///
+    /// # Errors
+    /// When it is not installed.
+    pub fn client(&self) -> Result<Command, StartError> {
         let mut command = Command::new(program("docker", PACKAGE, &FOLDERS)?);
         command
             .arg("--config")
             .arg(self.folder.path().join("client"));
-        command.arg("--host").arg(self.address()).args(arguments);
-        let said = run(command, None, &format!("docker {}", arguments.join(" ")))?;
-        Ok(said.trim().to_owned())
+        command.arg("--host").arg(self.address());
+        Ok(command)
     }
 
     /// Makes an image of a folder, with lines as a Dockerfile has them (`CMD`, `ENV`, `EXPOSE`, `HEALTHCHECK`, `USER`,
@@ -579,7 +589,8 @@ impl Dockerd {
         self.world.here()
     }
 
-    /// The daemon's own host, as whoever is outside of it reaches it: where containers of the host's network listen.
+    /// The daemon's own host, as whoever is outside of it reaches it: where containers of the host's network listen, and
+    /// ports that others publish.
     pub fn host(&self) -> Ipv4Addr {
         self.world.there()
     }

@@ -28,8 +28,20 @@ pub(crate) struct AppSettings {
     pub(crate) uses: String,
     /// Further tables.
     pub(crate) more: String,
-    /// It runs as containers of an image that is built at each deploy.
-    pub(crate) is_container: bool,
+    /// Further lines of `[deploy]`.
+    pub(crate) deploy: String,
+    pub(crate) content: Content,
+}
+
+/// What instances are made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Content {
+    /// Processes of a copied folder.
+    Artifact,
+    /// Containers of an image that is built at each deploy.
+    Build,
+    /// Containers of an image the daemon has.
+    Image(String),
 }
 
 impl Default for AppSettings {
@@ -49,7 +61,8 @@ impl Default for AppSettings {
             progress: "60s".into(),
             uses: "[]".into(),
             more: String::new(),
-            is_container: false,
+            deploy: String::new(),
+            content: Content::Artifact,
         }
     }
 }
@@ -98,12 +111,16 @@ impl App {
             progress,
             uses,
             more,
-            is_container,
+            deploy,
+            content,
         } = &self.settings;
-        let content = |word: &str| match is_container {
-            true => format!("build = \"bin\"\ncommand = [\"{word}\"]"),
-            false => {
+        let content = |word: &str| match content {
+            Content::Artifact => {
                 format!("artifact = \"bin/flextime\"\ncommand = [\"./flextime\", \"{word}\"]")
+            }
+            Content::Build => format!("build = \"bin\"\ncommand = [\"{word}\"]"),
+            Content::Image(image) => {
+                format!("image = \"{image}\"\npull = \"never\"\ncommand = [\"{word}\"]")
             }
         };
         let (serve, smoke) = (content("serve"), content("smoke"));
@@ -142,7 +159,7 @@ min_ready = "{min_ready}"
 healthy_deadline = "30s"
 progress_deadline = "{progress}"
 probe = {{ path = "/v2/constraints", rate = "2/s" }}
-
+{deploy}
 {more}
 [environments.{environment}]
 "#
@@ -158,9 +175,9 @@ probe = {{ path = "/v2/constraints", rate = "2/s" }}
             .get(version as usize - 1)
             .context("no such release was built")?;
         replace_file(binary, &self.binary())?;
-        match self.settings.is_container {
-            true => make_image_folder(&self.folder.join("bin")),
-            false => Ok(()),
+        match self.settings.content {
+            Content::Build => make_image_folder(&self.folder.join("bin")),
+            Content::Artifact | Content::Image(_) => Ok(()),
         }
     }
 
@@ -246,13 +263,21 @@ probe = {{ path = "/v2/constraints", rate = "2/s" }}
 
 /// Puts beside the binary what it needs to be an image by itself: the libraries it is linked with, where it looks for them.
 fn make_image_folder(folder: &Path) -> anyhow::Result<()> {
-    let binary = folder.join("flextime");
-    let output = super::command("ldd").arg(&binary).output();
+    copy_libraries(&folder.join("flextime"), &folder.join("root"))?;
+    let dockerfile =
+        "FROM scratch\nCOPY root /\nCOPY flextime /flextime\nENTRYPOINT [\"/flextime\"]\n";
+    fs::write(folder.join("Dockerfile"), dockerfile)?;
+    Ok(())
+}
+
+/// Copies the libraries a program is linked with to where it looks for them below another root.
+pub(super) fn copy_libraries(program: &Path, root: &Path) -> anyhow::Result<()> {
+    let output = super::command("ldd").arg(program).output();
     let output = output.context("failed to run ldd")?;
     let text = String::from_utf8_lossy(&output.stdout);
     let words = text.split_whitespace();
     for library in words.filter(|word| word.starts_with('/')) {
-        let copy = folder.join("root").join(&library[1..]);
+        let copy = root.join(&library[1..]);
         if let Some(parent) = copy.parent() {
             fs::create_dir_all(parent)?;
         }
@@ -260,8 +285,5 @@ fn make_image_folder(folder: &Path) -> anyhow::Result<()> {
             fs::copy(library, &copy).with_context(|| format!("failed to copy `{library}`"))?;
         }
     }
-    let dockerfile =
-        "FROM scratch\nCOPY root /\nCOPY flextime /flextime\nENTRYPOINT [\"/flextime\"]\n";
-    fs::write(folder.join("Dockerfile"), dockerfile)?;
     Ok(())
 }

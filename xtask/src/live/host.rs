@@ -1,8 +1,11 @@
 //! One host: state folder, run folder, server, proxy and instances.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
+    io::{Read as _, Write as _},
     net::TcpListener,
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     time::Duration,
@@ -204,6 +207,29 @@ impl Host {
             .output()
             .context("failed to run curl")?;
         serde_json::from_slice(&output.stdout).context("the proxy does not say how it is")
+    }
+
+    /// The instances in the proxy's own routing table that get new requests.
+    pub(crate) fn routed(&self) -> anyhow::Result<BTreeSet<String>> {
+        let mut stream = UnixStream::connect(self.run().join("proxy.sock"))?;
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        stream.write_all(b"GET /snapshot HTTP/1.1\r\nhost: proxy\r\nconnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let (_, body) = answer
+            .split_once("\r\n\r\n")
+            .context("the proxy's answer has no end of its head")?;
+        let table: Value = serde_json::from_str(body).context("the proxy's table is no JSON")?;
+        let services = table["services"].as_object().into_iter().flatten();
+        let groups = services.flat_map(|(_, service)| service["groups"].as_array());
+        let backends = groups
+            .flatten()
+            .filter_map(|group| group["backends"].as_array());
+        let serving = backends
+            .flatten()
+            .filter(|backend| backend["state"]["kind"] == "serving");
+        let ids = serving.filter_map(|backend| backend["id"].as_str()?.rsplit('/').next());
+        Ok(ids.map(str::to_owned).collect())
     }
 
     /// The processes of the proxy: its holder, and the worker that serves.

@@ -2,6 +2,7 @@
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
+    net::SocketAddr,
     os::unix::net::UnixStream,
     path::PathBuf,
     process::{Child, Stdio},
@@ -41,6 +42,17 @@ impl Default for JudgeSettings {
     }
 }
 
+/// Whom the judge asks.
+#[derive(Debug, Clone)]
+pub(crate) struct Judged {
+    pub(crate) address: SocketAddr,
+    pub(crate) host: String,
+    /// Where the app keeps its receipts.
+    pub(crate) receipts: PathBuf,
+    /// Where the judge may keep what is its own.
+    pub(crate) folder: PathBuf,
+}
+
 /// A judge that is measuring.
 #[derive(Debug)]
 pub(crate) struct Judge {
@@ -60,15 +72,28 @@ impl Judge {
         app: &App,
         settings: &JudgeSettings,
     ) -> anyhow::Result<Self> {
-        let control = host
-            .folder
-            .join(format!("judge-{}.sock", app.settings.name));
+        let judged = Judged {
+            address: SocketAddr::from(([127, 0, 0, 1], host.http)),
+            host: app.settings.host.clone(),
+            receipts: app.receipts(host),
+            folder: host.folder.clone(),
+        };
+        Self::of(build, &judged, settings)
+    }
+
+    /// Starts load on whoever answers at an address.
+    pub(crate) fn of(
+        build: &Build,
+        judged: &Judged,
+        settings: &JudgeSettings,
+    ) -> anyhow::Result<Self> {
+        let control = judged.folder.join(format!("judge-{}.sock", judged.host));
         drop(std::fs::remove_file(&control));
-        let log = std::fs::File::create(host.folder.join("judge.log"))?;
+        let log = std::fs::File::create(judged.folder.join("judge.log"))?;
         let mut judge = command(build.judge());
         judge
-            .args(["--target", &format!("127.0.0.1:{}", host.http)])
-            .args(["--host", &app.settings.host])
+            .args(["--target", &judged.address.to_string()])
+            .args(["--host", &judged.host])
             .args(["--rate", &settings.rate.to_string()])
             .args(["--websockets", &settings.websockets.to_string()])
             .args(["--events", &settings.events.to_string()])
@@ -76,7 +101,7 @@ impl Judge {
             .args(["--samples", "5000"])
             .args(&settings.arguments)
             .arg("--receipts")
-            .arg(app.receipts(host))
+            .arg(&judged.receipts)
             .arg("--control")
             .arg(&control)
             .stdin(Stdio::null())

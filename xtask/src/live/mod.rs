@@ -3,6 +3,7 @@
 //! here, also when a proof fails.
 
 mod app;
+mod docker;
 mod host;
 mod judge;
 mod process;
@@ -15,12 +16,13 @@ use std::{
 use anyhow::{Context as _, ensure};
 
 pub(crate) use self::{
-    app::{App, AppSettings},
+    app::{App, AppSettings, Content},
+    docker::{Events, flextime_image, program_folder},
     host::{Host, HostSettings, free_port},
-    judge::{Judge, JudgeSettings, Verdict},
+    judge::{Judge, JudgeSettings, Judged, Verdict},
     process::{
-        instant, is_alive, kill, now_micros, processor_nanos, proportional_kib, share, signal,
-        spawn, wait_until,
+        instant, is_alive, kill, now_micros, processor_nanos, proportional_kib, resident_kib,
+        share, signal, spawn, wait_until,
     },
 };
 

@@ -114,6 +114,17 @@ pub(crate) fn proportional_kib(pid: u32) -> u64 {
     number.and_then(|number| number.parse().ok()).unwrap_or(0)
 }
 
+/// What a process has in memory (RSS), and how much of it is its own and no file's, in KiB.
+pub(crate) fn resident_kib(pid: u32) -> (u64, u64) {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let of = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        let number = line.and_then(|line| line.split_whitespace().next());
+        number.and_then(|number| number.parse().ok()).unwrap_or(0)
+    };
+    (of("VmRSS:"), of("RssAnon:"))
+}
+
 /// The processor time the threads of a process took so far, in nanoseconds, from the scheduler's own account.
 pub(crate) fn processor_nanos(pid: u32) -> u64 {
     let tasks = fs::read_dir(format!("/proc/{pid}/task"));

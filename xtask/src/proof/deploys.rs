@@ -6,7 +6,8 @@ use anyhow::{Context as _, bail, ensure};
 use landfast_testbed::Dockerd;
 
 use crate::live::{
-    App, AppSettings, Build, Host, HostSettings, Judge, JudgeSettings, is_short, wait_until,
+    App, AppSettings, Build, Content, Host, HostSettings, Judge, JudgeSettings, is_short,
+    wait_until,
 };
 
 /// What a step of the row does.
@@ -51,7 +52,7 @@ pub(crate) fn docker_deploys(build: &Build) -> anyhow::Result<()> {
     };
     let host = Host::start(build, "docker", settings)?;
     let settings = AppSettings {
-        is_container: true,
+        content: Content::Build,
         ..AppSettings::default()
     };
     let app = App::new(&host, build, settings)?;

@@ -4,6 +4,8 @@
 mod data;
 mod deploys;
 mod descriptors;
+mod docker_overhead;
+mod docker_peers;
 mod figures;
 mod handover;
 mod jail;
@@ -45,6 +47,8 @@ const LIVE: &[(&str, Proof)] = &[
     ("controls", deploys::controls),
     ("deploys", deploys::deploys),
     ("docker-deploys", deploys::docker_deploys),
+    ("docker-overhead", docker_overhead::docker_overhead),
+    ("docker-peers", docker_peers::docker_peers),
 ];
 
 /// Those that tests and the simulator show.
