@@ -338,6 +338,12 @@ impl Core {
                     None => Err(Failure::Refused(StartError::NameTaken { name })),
                 }
             }
+            // Podman looks for its init here, Docker at the start.
+            Err(DaemonError::Refused { message, .. })
+                if self.has_init() && is_about_init(&message) =>
+            {
+                Err(Failure::NoInit)
+            }
             Err(error) if error.is_missing() => match spec.content {
                 Content::Image(image) => {
                     self.forget_image(&image);
