@@ -299,7 +299,16 @@ impl Session {
     }
 
     pub(crate) async fn prepare_heartbeat(&self) -> Result<(), BackupError> {
+        // The schema is the database's owner's, who keeps the history of migrations there.
         const MAKE: &str = "CREATE SCHEMA IF NOT EXISTS landfast; \
+            DO $$ DECLARE owner name; BEGIN \
+                SELECT pg_get_userbyid(datdba) INTO owner FROM pg_database \
+                    WHERE datname = current_database(); \
+                IF pg_has_role(owner, 'MEMBER') AND current_user::regrole = \
+                    (SELECT nspowner FROM pg_namespace WHERE nspname = 'landfast') THEN \
+                    EXECUTE format('ALTER SCHEMA landfast OWNER TO %I', owner); \
+                END IF; \
+            END $$; \
             CREATE TABLE IF NOT EXISTS landfast.heartbeat ( \
                 one boolean PRIMARY KEY DEFAULT true CHECK (one), \
                 sequence bigint NOT NULL, at_micros bigint NOT NULL) WITH (fillfactor = 10); \
