@@ -318,6 +318,9 @@ async fn blocking<T: Send + 'static>(
     done.unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
+/// Between two parts of an object: copied in one go, a pack keeps a core for some milliseconds, and whoever has to run on it waits.
+const BREATH: Duration = Duration::from_micros(200);
+
 /// What is unfinished begins with a dot; no object does.
 fn put_file(path: &Path, parts: &[Bytes]) -> io::Result<()> {
     static ATTEMPTS: AtomicU64 = AtomicU64::new(0);
@@ -329,7 +332,12 @@ fn put_file(path: &Path, parts: &[Bytes]) -> io::Result<()> {
     let unfinished = folder.join(format!(".{}.{attempt}.{NEW}", std::process::id()));
     let write = || {
         let mut file = fs::File::create(&unfinished)?;
-        parts.iter().try_for_each(|part| file.write_all(part))?;
+        for (number, part) in parts.iter().enumerate() {
+            if number > 0 {
+                std::thread::sleep(BREATH);
+            }
+            file.write_all(part)?;
+        }
         file.sync_all()?;
         fs::rename(&unfinished, path)?;
         fs::File::open(folder)?.sync_all()
