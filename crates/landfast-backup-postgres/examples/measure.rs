@@ -29,7 +29,7 @@ use std::{
 
 use landfast_backup::Target;
 use landfast_backup_postgres::{
-    Archive, BackupRequest, Programs, RestoreRequest, Server, WalArchiveConfig, WalArchiver,
+    Archive, BackupRequest, Pace, Programs, RestoreRequest, Server, WalArchiveConfig, WalArchiver,
     back_up, restore, verify, wal_get,
 };
 use landfast_repository::{Key, Keyring, Place, Repository, Storage};
@@ -121,7 +121,7 @@ async fn archive(folder: &Path, sockets: &str, port: &str) -> Done {
                     programs: programs(),
                     archive: archive.clone(),
                     is_full: *kind == "full",
-                    busy_rate: 32 << 20,
+                    pace: Pace::new(24 << 20),
                     wal_patience: Duration::from_secs(60),
                 };
                 let backup = back_up(&request, &archiver, |_| {}).await?;

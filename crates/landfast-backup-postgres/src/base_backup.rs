@@ -46,8 +46,8 @@ pub struct BackupRequest {
     /// Store every page again, so that no older object is needed. Otherwise pages that are the same as in the newest good backup
     /// are referred to; the server is read whole either way.
     pub is_full: bool,
-    /// Bytes a second that are read while the app uses its server. Otherwise it goes as fast as it can.
-    pub busy_rate: u64,
+    /// How fast it is read while the app uses its server.
+    pub pace: Pace,
     /// How long the WAL of the backup may take to reach the archive.
     pub wal_patience: Duration,
 }
@@ -93,7 +93,8 @@ pub async fn back_up(
         return Err(BackupError::Tablespace(tablespace));
     }
     let total = session.size().await?;
-    let pace = Pace::new(request.busy_rate);
+    let pace = &request.pace;
+    pace.fit(total);
     let (id, parent) = prepare(archive, request.is_full).await?;
     let parent_id = parent.as_ref().map(|(id, _)| id.clone());
     let parent = parent.map(|(_, parent)| parent);

@@ -42,6 +42,7 @@ pub use crate::{
         drill_dump, dump,
     },
     error::BackupError,
+    pace::Pace,
     prune::{Pruned, prune, remove_unfinished},
     receiver::ReceiverState,
     restore::{RestoreRequest, RestoreStep, Restored, UNFINISHED, restore},

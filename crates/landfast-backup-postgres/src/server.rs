@@ -289,13 +289,15 @@ impl Session {
         Ok(row.get::<_, i64>(0).cast_unsigned())
     }
 
-    /// How many transactions have ended since it counts, in all databases.
-    pub(crate) async fn ended_transactions(&self) -> Result<u64, BackupError> {
-        const ASK: &str =
-            "SELECT coalesce(sum(xact_commit + xact_rollback), 0)::bigint FROM pg_stat_database";
+    /// Whether somebody but Landfast has asked it something of late, and how many transactions have ended since it counts, in all databases.
+    pub(crate) async fn usage(&self) -> Result<(bool, u64), BackupError> {
+        const ASK: &str = "SELECT EXISTS (SELECT FROM pg_stat_activity
+                WHERE backend_type = 'client backend' AND application_name NOT LIKE 'landfast%'
+                    AND (state <> 'idle' OR state_change > clock_timestamp() - interval '2 s')),
+            (SELECT coalesce(sum(xact_commit + xact_rollback), 0)::bigint FROM pg_stat_database)";
         let row = self.client.query_one(ASK, &[]).await;
         let row = row.map_err(BackupError::server("ask whether it is used"))?;
-        Ok(row.get::<_, i64>(0).cast_unsigned())
+        Ok((row.get(0), row.get::<_, i64>(1).cast_unsigned()))
     }
 
     pub(crate) async fn prepare_heartbeat(&self) -> Result<(), BackupError> {

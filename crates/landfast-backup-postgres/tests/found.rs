@@ -11,13 +11,13 @@ mod common;
 use std::{
     fs,
     path::PathBuf,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     time::Duration,
 };
 
 use common::{World, ask};
 use landfast_backup::{Retention, Target};
-use landfast_backup_postgres::{WalEvent, prune, remove_unfinished, verify};
+use landfast_backup_postgres::{Pace, WalEvent, prune, remove_unfinished, verify};
 
 /// Files below a folder of the archive, in order.
 fn objects(world: &World, folder: &str) -> Vec<PathBuf> {
@@ -159,7 +159,7 @@ async fn the_password_a_killed_backup_left_goes_with_the_next_one() {
         programs: common::programs(),
         archive: world.archive.clone(),
         is_full: true,
-        busy_rate: u64::MAX,
+        pace: Pace::new(u64::MAX),
         wal_patience: common::PATIENCE,
     };
     request.server.password = Some(landfast_types::Secret::new("testbed".into()));
@@ -167,6 +167,40 @@ async fn the_password_a_killed_backup_left_goes_with_the_next_one() {
         .await
         .unwrap();
     assert!(!left.exists());
+    archiver.stop().await.unwrap();
+}
+
+/// Ends with the test.
+struct Ending(Child);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+/// At that rate it would take a day.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_nobody_uses_is_read_at_once_and_so_is_one_whose_backup_is_waited_for() {
+    let world = World::new().await;
+    let archiver = world.archiver().await;
+    let mut request = landfast_backup_postgres::BackupRequest {
+        server: world.server(),
+        programs: common::programs(),
+        archive: world.archive.clone(),
+        is_full: true,
+        pace: Pace::new(512),
+        wal_patience: common::PATIENCE,
+    };
+    landfast_backup_postgres::back_up(&request, &archiver, |_| {})
+        .await
+        .unwrap();
+    request.pace = Pace::new(512);
+    request.pace.lift();
+    landfast_backup_postgres::back_up(&request, &archiver, |_| {})
+        .await
+        .unwrap();
     archiver.stop().await.unwrap();
 }
 
@@ -181,30 +215,40 @@ async fn a_server_is_read_slowly_while_somebody_uses_it() {
         programs: common::programs(),
         archive: world.archive.clone(),
         is_full: true,
-        busy_rate: RATE,
+        pace: Pace::new(RATE),
         wal_patience: common::PATIENCE,
     };
     let statements = world.folder.path().join("statements.sql");
     fs::write(&statements, "SELECT pg_sleep(0.01);\n".repeat(60_000)).unwrap();
     let server = world.server();
-    let mut user = Command::new("psql")
-        .args([
-            "-qAt",
-            "--host",
-            &server.host,
-            "--port",
-            &server.port.to_string(),
-        ])
-        .args(["--username", &server.login, "--dbname", &server.database])
-        .arg("--file")
-        .arg(&statements)
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut user = Ending(
+        Command::new("psql")
+            .args([
+                "-qAt",
+                "--host",
+                &server.host,
+                "--port",
+                &server.port.to_string(),
+            ])
+            .args(["--username", &server.login, "--dbname", &server.database])
+            .arg("--file")
+            .arg(&statements)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap(),
+    );
+    let ended = || {
+        let ended =
+            world.sql("SELECT xact_commit FROM pg_stat_database WHERE datname = 'postgres'");
+        ended.parse::<u64>().unwrap()
+    };
+    let first = ended();
+    while ended() < first + 100 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
     let backup = landfast_backup_postgres::back_up(&request, &archiver, |_| {}).await;
-    assert!(user.try_wait().unwrap().is_none(), "it is used no longer");
-    user.kill().unwrap();
-    user.wait().unwrap();
+    assert!(user.0.try_wait().unwrap().is_none(), "it is used no longer");
+    drop(user);
     let backup = backup.unwrap();
     let least = Duration::from_millis(backup.bytes * 1_000 / RATE);
     assert!(
@@ -236,7 +280,7 @@ async fn the_packs_of_a_backup_that_never_came_to_its_end_go_and_no_others() {
         programs: common::programs(),
         archive: world.archive.clone(),
         is_full: true,
-        busy_rate: u64::MAX,
+        pace: Pace::new(u64::MAX),
         wal_patience: common::PATIENCE,
     };
     let some_put = async {

@@ -10,7 +10,7 @@ use std::{
 use anyhow::Context as _;
 use landfast_backup::{BackupId, Lsn};
 use landfast_backup_postgres::{
-    Archive, BackupRequest, Programs, Server, WalArchiveConfig, WalEvent, WalStatus,
+    Archive, BackupRequest, Pace, Programs, Server, WalArchiveConfig, WalEvent, WalStatus,
 };
 use landfast_repository::{Key, Keyring, Place, Repository, S3Place, Storage};
 use landfast_testbed::S3;
@@ -174,7 +174,7 @@ impl Order {
             programs: programs(),
             archive: archive.clone(),
             is_full,
-            busy_rate: 32 << 20,
+            pace: Pace::new(24 << 20),
             wal_patience: Duration::from_millis(self.patience_ms),
         }
     }

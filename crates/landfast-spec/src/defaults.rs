@@ -178,7 +178,7 @@ settings! {
     BACKUP_KEEP = "stores.*.backup.keep", Value::Millis(30 * DAY), "How long backups are kept.", "requirement E2";
     BACKUP_KEEP_WAL = "stores.*.backup.keep_wal", Value::Millis(7 * DAY), "How far back every moment can be gone back to.", "requirement E2";
     BACKUP_SHIP = "stores.*.backup.ship", Value::Millis(5 * SECOND), "Time between two shipments of what was written.", "decision 0028";
-    BACKUP_BUSY_RATE = "stores.*.backup.busy_rate", Value::Bytes(32 << 20), "How much of a database is read in a second while its app uses it.", "measured, decision 0028";
+    BACKUP_BUSY_RATE = "stores.*.backup.busy_rate", Value::Bytes(24 << 20), "How much of a database is read in a second while its app uses it.", "measured, decision 0028";
     BACKUP_WAL_LIMIT = "stores.*.backup.wal_limit", Value::Bytes(4 << 30), "How much of the log may wait while the repository is away.", "decision 0028";
     BACKUP_ON_WAL_LIMIT = "stores.*.backup.on_wal_limit", Value::Text("break"), "What happens when more waits.", "decision 0028";
     BACKUP_REGION = "stores.*.backup.region", Value::Text("us-east-1"), "The region of a bucket for backups.", "decision 0028";

@@ -33,7 +33,7 @@ fn a_folder_is_enough_and_everything_else_has_its_default() {
     assert_eq!(backup.incremental, None);
     assert_eq!(backup.keep, Duration::from_secs(30 * 86_400));
     assert_eq!(backup.ship, Duration::from_secs(5));
-    assert_eq!(backup.busy_rate, Bytes(32 << 20));
+    assert_eq!(backup.busy_rate, Bytes(24 << 20));
     assert_eq!(backup.wal_limit, Bytes(4 << 30));
     assert_eq!(backup.on_wal_limit, landfast_spec::OnWalLimit::Break);
     assert!(backup.drill.checks.is_empty() && backup.secrets().is_empty());

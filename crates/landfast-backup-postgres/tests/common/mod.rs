@@ -10,7 +10,7 @@ use std::{
 
 use landfast_backup::Target;
 use landfast_backup_postgres::{
-    Archive, BackupError, BackupManifest, BackupRequest, Programs, RestoreRequest, Restored,
+    Archive, BackupError, BackupManifest, BackupRequest, Pace, Programs, RestoreRequest, Restored,
     Server, WalArchiveConfig, WalArchiver, WalEvent, back_up, restore,
 };
 use landfast_repository::{Key, Keyring, Place, Repository, Storage};
@@ -106,7 +106,7 @@ impl World {
             programs: programs(),
             archive: self.archive.clone(),
             is_full,
-            busy_rate: u64::MAX,
+            pace: Pace::new(u64::MAX),
             wal_patience: PATIENCE,
         };
         back_up(&request, archiver, |_| {}).await

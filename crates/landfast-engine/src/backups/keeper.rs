@@ -262,8 +262,11 @@ impl Keeper {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            if self.running.is_none() && self.wanted.has_changed().unwrap_or(true) {
-                return;
+            if self.wanted.has_changed().unwrap_or(true) {
+                match &self.running {
+                    Some(running) => running.hurry(),
+                    None => return,
+                }
             }
             tokio::select! {
                 message = self.inbox.recv() => {

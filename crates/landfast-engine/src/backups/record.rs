@@ -407,7 +407,7 @@ pub(super) mod tests {
             keep: 720 * 60 * MINUTE,
             keep_wal: 168 * 60 * MINUTE,
             ship: MINUTE,
-            busy_rate: Bytes(32 << 20),
+            busy_rate: Bytes(24 << 20),
             wal_limit: Bytes(1 << 30),
             on_wal_limit: OnWalLimit::Break,
             drill: DrillSpec {

@@ -11,8 +11,8 @@ use std::{
 use landfast_backup::{Retention, Target, estimate_rto, plan_restore};
 use landfast_backup_postgres::{
     Archive, BackupManifest, BackupProgress, BackupRequest, DrillRequest, Finding, Loaded, OnCopy,
-    Programs, RestoreRequest, RestoreStep, Server, SqlCheck, UNFINISHED, WalArchiver, back_up,
-    drill_and, prune, restore, schema_digest, verify,
+    Pace, Programs, RestoreRequest, RestoreStep, Server, SqlCheck, UNFINISHED, WalArchiver,
+    back_up, drill_and, prune, restore, schema_digest, verify,
 };
 use landfast_datastore::{Login, Store, database_name, programs};
 use landfast_spec::BackupSpec;
@@ -54,6 +54,8 @@ pub(crate) struct Context {
     pub(crate) server: Server,
     pub(crate) programs: Programs,
     pub(crate) drill: Option<DrillRecord>,
+    /// Of a backup.
+    pub(crate) pace: Pace,
     /// The shortest time between two heartbeats that was ever wanted.
     pub(crate) ship_least: Duration,
 }
@@ -210,7 +212,7 @@ async fn backup(
         programs: context.programs.clone(),
         archive: context.archive.clone(),
         is_full,
-        busy_rate: context.spec.busy_rate.0,
+        pace: context.pace.clone(),
         wal_patience: WAL_PATIENCE,
     };
     // What one that failed, or was killed, has left.

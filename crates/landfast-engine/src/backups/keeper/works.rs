@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use landfast_backup::BackupState;
+use landfast_backup_postgres::Pace;
 use tokio::{sync::watch, task::JoinSet, time::sleep};
 
 use super::{
@@ -26,6 +27,17 @@ pub(super) enum Context {
 pub(super) struct Running {
     pub(super) work: Work,
     pub(super) progress: watch::Sender<Progress>,
+    /// Of a backup of a server.
+    pace: Option<Pace>,
+}
+
+impl Running {
+    /// Somebody waits for its end.
+    pub(super) fn hurry(&self) {
+        if let Some(pace) = &self.pace {
+            pace.lift();
+        }
+    }
 }
 
 impl Keeper {
@@ -37,9 +49,14 @@ impl Keeper {
         works: &mut JoinSet<(Result<Done, WorkError>, Found)>,
     ) -> Result<watch::Receiver<Progress>, OrderError> {
         if let Some(running) = &self.running {
+            running.hurry();
             return Err(OrderError::Busy(running.work.kind()));
         }
         let mut context = self.context(&work, &by, wanted)?;
+        let pace = match &context {
+            Context::Log(context) => Some(context.pace.clone()),
+            Context::Series(_) => None,
+        };
         let kind = work.kind();
         let before = self.book.clone();
         self.book.begin(kind, self.shared.clock.wall(), &by);
@@ -106,7 +123,11 @@ impl Keeper {
                 () = show => unreachable!("the sender lives as long as the work"),
             }
         });
-        self.running = Some(Running { work, progress });
+        self.running = Some(Running {
+            work,
+            progress,
+            pace,
+        });
         Ok(follower)
     }
 
@@ -157,6 +178,7 @@ impl Keeper {
             server: server.clone(),
             programs: programs.clone(),
             drill: self.book.drill.clone(),
+            pace: Pace::new(wanted.spec.busy_rate.0),
             ship_least: self.book.ship_least.unwrap_or(wanted.spec.ship),
         })))
     }
