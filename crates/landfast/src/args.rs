@@ -254,7 +254,7 @@ pub(crate) enum Command {
     #[command(
         after_help = "It starts the proxy and everything that should run. Killing it stops no traffic and no instance.\n\nExample:\n  landfast server\n  landfast server --state ./state --run ./run --http 127.0.0.1:8080"
     )]
-    Server(Server),
+    Server(Box<Server>),
     /// Move server and proxy of this host to another binary; traffic and instances go on
     #[command(
         after_help = "Checks the new binary against this journal, puts it in the place of the one that runs (kept as `….previous`), hands the proxy over, then the server. Goes back by itself when the new one does not come up. Run it on the host, as the user of the server.\n\nExample:\n  landfast upgrade --binary ./landfast\n  ./landfast upgrade"

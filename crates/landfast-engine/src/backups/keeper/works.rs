@@ -189,7 +189,7 @@ impl Keeper {
     }
 
     pub(super) async fn end_work(&mut self, done: Result<Done, WorkError>, found: Found) {
-        let Some(Running { work, progress }) = self.running.take() else {
+        let Some(Running { work, progress, .. }) = self.running.take() else {
             return;
         };
         if let Some(name) = work.becomes() {
