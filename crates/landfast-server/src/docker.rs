@@ -16,11 +16,12 @@ pub struct DockerPlace {
 }
 
 /// The target of containers. The daemon need not answer.
-pub(crate) fn open(settings: &ServerSettings) -> io::Result<Option<Arc<dyn Target>>> {
+pub(crate) async fn open(settings: &ServerSettings) -> io::Result<Option<Arc<dyn Target>>> {
+    let (state, secrets) = (settings.state.join("docker"), settings.run.join("secrets"));
+    landfast_target_docker::end_former_way(&secrets).await;
     let Some(place) = &settings.docker else {
         return Ok(None);
     };
-    let (state, secrets) = (settings.state.join("docker"), settings.run.join("secrets"));
     let target = DockerTarget::open(DockerSettings {
         volumes: Some(settings.state.join("volumes")),
         users: Some(settings.state.join("users.json")),

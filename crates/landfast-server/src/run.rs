@@ -222,10 +222,12 @@ pub async fn run(settings: ServerSettings) -> Result<Ended, ServerError> {
         )
     });
 
-    let containers = docker::open(&settings).map_err(|source| ServerError::Folder {
-        path: settings.state.join("docker"),
-        source,
-    })?;
+    let containers = docker::open(&settings)
+        .await
+        .map_err(|source| ServerError::Folder {
+            path: settings.state.join("docker"),
+            source,
+        })?;
     let target = Targets::new(Arc::new(target), containers);
     let target = match settings.containers_only {
         true => target.without_processes(NO_PROCESSES),

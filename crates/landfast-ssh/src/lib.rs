@@ -4,18 +4,20 @@
 //! is kept for an error, and nothing else of it is read. It never decides when to connect again: its caller does.
 
 use std::{
-    collections::VecDeque,
     io,
     path::{Path, PathBuf},
+    pin::pin,
     process::Stdio,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::{
-    io::{AsyncBufReadExt as _, BufReader},
+    io::AsyncReadExt as _,
     net::UnixStream,
-    process::{Child, Command},
+    process::{Child, ChildStderr, Command},
+    task::JoinSet,
     time::{sleep, timeout},
 };
 
@@ -25,6 +27,8 @@ const CLOSE_WAIT: Duration = Duration::from_secs(2);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Lines of ssh's own that are kept for an error.
 const LINES_KEPT: usize = 5;
+/// What these lines are looked for in: the end of all that ssh said.
+const BYTES_KEPT: usize = 4096;
 
 /// Who answers when ssh has a question: a passphrase, a new host key.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,23 +88,28 @@ impl Route {
 
     /// Ends the forward that a process which died has left, where there is one.
     pub async fn end_former(&self) {
-        let Questions::Nobody { control } = &self.questions else {
-            return;
-        };
-        if !control.exists() {
-            return;
+        if let Questions::Nobody { control } = &self.questions {
+            end_former(control).await;
         }
-        let control = format!("ControlPath={}", control.display());
-        let mut command = ssh();
-        command.args(["-o", &control, "-O", "exit", "--", &self.destination]);
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        // One that is dead has left a socket that nobody answers at; the next one replaces it.
-        drop(timeout(CLOSE_WAIT, command.status()).await);
-        drop(std::fs::remove_file(control));
     }
+}
+
+/// Ends the forward that this control socket holds, wherever it leads, where there is one.
+pub async fn end_former(control: &Path) {
+    if !control.exists() {
+        return;
+    }
+    let mut command = ssh();
+    let path = format!("ControlPath={}", control.display());
+    // A host must be named, and is not asked: the socket says which connection is meant.
+    command.args(["-o", &path, "-O", "exit", "--", "former"]);
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    // One that is dead has left a socket that nobody answers at; the next one replaces it.
+    drop(timeout(CLOSE_WAIT, command.status()).await);
+    drop(std::fs::remove_file(control));
 }
 
 #[expect(
@@ -117,8 +126,11 @@ fn ssh() -> Command {
 #[derive(Debug)]
 pub struct Forward {
     child: Child,
-    errors: tokio::io::Lines<BufReader<tokio::process::ChildStderr>>,
-    last: VecDeque<String>,
+    /// Reads what ssh says as long as it runs: it says a line for each connection it cannot forward, and once nobody has
+    /// read so many that the pipe is full, it stands still.
+    reader: JoinSet<()>,
+    /// The end of it.
+    last: Arc<Mutex<Vec<u8>>>,
 }
 
 impl Forward {
@@ -128,18 +140,24 @@ impl Forward {
     /// When there is no `ssh` to be run.
     pub fn start(route: &Route, local: &Path) -> io::Result<Self> {
         let mut command = ssh();
+        command.args(route.arguments(local));
+        Self::run(command)
+    }
+
+    fn run(mut command: Command) -> io::Result<Self> {
         let mut child = command
-            .args(route.arguments(local))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()?;
         let errors = child.stderr.take().expect("its stderr is a pipe");
-        let errors = BufReader::new(errors).lines();
+        let last = Arc::default();
+        let mut reader = JoinSet::new();
+        reader.spawn(read(errors, Arc::clone(&last)));
         Ok(Self {
             child,
-            errors,
-            last: VecDeque::new(),
+            reader,
+            last,
         })
     }
 
@@ -148,9 +166,10 @@ impl Forward {
     /// # Errors
     /// What ssh said last, when it ended before.
     pub async fn bound(&mut self, local: &Path) -> Result<UnixStream, String> {
+        let mut ended = pin!(self.ended());
         loop {
             tokio::select! {
-                why = self.ended() => return Err(why),
+                why = &mut ended => return Err(why),
                 () = sleep(LOOK_EVERY) => {}
             }
             if let Ok(stream) = UnixStream::connect(local).await {
@@ -166,17 +185,14 @@ impl Forward {
 
     /// Waits until ssh ends, and says what it said last. May be dropped while it waits.
     pub async fn ended(&mut self) -> String {
-        while let Ok(Some(line)) = self.errors.next_line().await {
-            if self.last.len() == LINES_KEPT {
-                self.last.pop_front();
-            }
-            self.last.push_back(line.trim().to_owned());
-        }
         let status = self.child.wait().await;
-        match (self.last.is_empty(), status) {
-            (false, _) => Vec::from(self.last.clone()).join("; "),
-            (true, Ok(status)) => format!("ssh ended with {status}"),
-            (true, Err(error)) => format!("ssh was lost: {error}"),
+        // A process that ssh has started, as a `ProxyCommand`, may hold the pipe a little longer.
+        drop(timeout(CLOSE_WAIT, self.reader.join_next()).await);
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        match (last_lines(&last), status) {
+            (Some(lines), _) => lines,
+            (None, Ok(status)) => format!("ssh ended with {status}"),
+            (None, Err(error)) => format!("ssh was lost: {error}"),
         }
     }
 
@@ -194,8 +210,47 @@ impl Forward {
     }
 }
 
+/// Reads to the end and keeps the last of it.
+async fn read(mut errors: ChildStderr, last: Arc<Mutex<Vec<u8>>>) {
+    let mut piece = [0; 1024];
+    while let Ok(count @ 1..) = errors.read(&mut piece).await {
+        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+        last.extend_from_slice(&piece[..count]);
+        let surplus = last.len().saturating_sub(BYTES_KEPT);
+        last.drain(..surplus);
+    }
+}
+
+fn last_lines(said: &[u8]) -> Option<String> {
+    let said = String::from_utf8_lossy(said);
+    let lines = said.lines().map(str::trim).filter(|line| !line.is_empty());
+    let mut lines: Vec<_> = lines.rev().take(LINES_KEPT).collect();
+    lines.reverse();
+    (!lines.is_empty()).then(|| lines.join("; "))
+}
+
 /// Whether a word may be the name of a host or a user: nothing that ssh takes for an option, or expands.
 pub fn is_plain(word: &str) -> bool {
     let known = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':');
     !word.is_empty() && !word.starts_with('-') && word.chars().all(known)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_ssh_says_for_long_is_read_and_its_end_is_kept() {
+        #[expect(clippy::disallowed_methods, reason = "says as much as ssh does")]
+        let mut talker = Command::new("sh");
+        let lines = "seq -f 'channel %g: open failed' 1 20000 >&2";
+        talker.args(["-c", lines]).kill_on_drop(true);
+        let mut forward = Forward::run(talker).expect("it runs");
+        // Nobody asks for what it said meanwhile.
+        let ended = timeout(Duration::from_mins(1), forward.child.wait()).await;
+        assert!(ended.is_ok(), "it stands still, as nobody reads");
+        let said = forward.ended().await;
+        assert!(said.ends_with("; channel 20000: open failed"), "{said}");
+        assert_eq!(said.split("; ").count(), LINES_KEPT);
+    }
 }

@@ -37,7 +37,7 @@ const READERS_MAX: usize = 4;
 const HOLD_AGAIN: Duration = Duration::from_millis(10);
 
 /// The socket of a daemon of another host, in the run folder.
-const FORWARDED: &str = "docker.sock";
+pub(crate) const FORWARDED: &str = "docker.sock";
 
 pub(crate) struct Core {
     pub(crate) settings: DockerSettings,

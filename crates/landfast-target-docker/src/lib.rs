@@ -59,6 +59,7 @@ pub use crate::{
     address::{DockerAddress, DockerAddressError, DockerChoice, Surroundings, choose, find},
     identity::remembered,
     name::{HostId, LABEL_HOST},
+    way::end_former as end_former_way,
 };
 use crate::{
     core::Core,

@@ -28,24 +28,30 @@ pub(crate) enum Place {
     Container(Vec<Shared>),
 }
 
-/// A folder of the host in this container.
+/// Something that is mounted in this container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Shared {
     here: PathBuf,
-    on_host: PathBuf,
+    /// Memory of this container alone has no place there, and hides what is below it.
+    on_host: Option<PathBuf>,
 }
 
 impl Place {
-    fn of(mounts: Vec<MountPoint>) -> Self {
+    /// `memory`: the folders that are memory and are told apart from the mounts.
+    fn of(mounts: Vec<MountPoint>, memory: impl IntoIterator<Item = String>) -> Self {
         let shared = mounts.into_iter().filter_map(|mount| {
-            let (here, on_host) = (mount.destination?, mount.source?);
-            // Memory of this container alone has no place on the host.
-            (!on_host.is_empty()).then(|| Shared {
-                here: here.into(),
-                on_host: on_host.into(),
+            let is_memory = mount.typ.as_deref() == Some("tmpfs");
+            let source = mount.source.filter(|source| !source.is_empty());
+            Some(Shared {
+                here: mount.destination?.into(),
+                on_host: source.filter(|_| !is_memory).map(PathBuf::from),
             })
         });
-        let mut shared: Vec<_> = shared.collect();
+        let memory = memory.into_iter().map(|here| Shared {
+            here: here.into(),
+            on_host: None,
+        });
+        let mut shared: Vec<_> = shared.chain(memory).collect();
         shared.sort_by_key(|shared| std::cmp::Reverse(shared.here.components().count()));
         Self::Container(shared)
     }
@@ -60,15 +66,17 @@ impl Place {
         };
         let found = shared.iter().find_map(|shared| {
             let below = path.strip_prefix(&shared.here).ok()?;
+            Some((shared.on_host.as_ref(), below))
+        });
+        let on_host = found.and_then(|(on_host, below)| {
             // A file is mounted under its own name, without anything below it.
             let is_whole = below.as_os_str().is_empty();
-            Some(if is_whole {
-                shared.on_host.clone()
-            } else {
-                shared.on_host.join(below)
+            on_host.map(|on_host| match is_whole {
+                true => on_host.clone(),
+                false => on_host.join(below),
             })
         });
-        found.ok_or_else(|| {
+        on_host.ok_or_else(|| {
             let path = path.display();
             Unfit(format!(
                 "`{path}` is a path of the container that this server runs in, and nothing of the host: mount it there, for example `- {path}:{path}` among its `volumes`"
@@ -101,10 +109,13 @@ impl Core {
         let Some(own) = own_container(&mounts) else {
             return Ok(Place::Host);
         };
-        // A daemon that does not know it runs in the same container, and has the same paths.
+        // A daemon that does not know it is taken to have the same paths, as one in the same container has. One of
+        // another host need not, and nothing tells the two apart: what it does not find there, it refuses itself.
         let found = self.inspect(own).await?;
         Ok(found.map_or(Place::Host, |found| {
-            let place = Place::of(found.mounts.unwrap_or_default());
+            let options = found.host_config.unwrap_or_default();
+            let memory = options.tmpfs.unwrap_or_default().into_keys();
+            let place = Place::of(found.mounts.unwrap_or_default(), memory);
             tracing::info!(
                 container = own,
                 ?place,
@@ -143,12 +154,17 @@ mod tests {
             destination: Some(at.to_owned()),
             ..Default::default()
         };
-        let place = Place::of(vec![
+        let mounts = vec![
             mount("/docker/volumes/state/_data", "/var/lib/landfast"),
             mount("/srv/shop", "/var/lib/landfast/volumes/shop"),
             mount("/srv/app.conf", "/etc/app.conf"),
-            mount("", "/tmp"),
-        ]);
+            mount("", "/var/lib/landfast/volumes/memory"),
+            MountPoint {
+                typ: Some("tmpfs".to_owned()),
+                ..mount("tmpfs", "/srv/app")
+            },
+        ];
+        let place = Place::of(mounts, ["/var/lib/landfast/tmp".to_owned()]);
         let on_host = |path: &str| {
             place
                 .on_host(Path::new(path))
@@ -168,7 +184,15 @@ mod tests {
             ok("/srv/shop/x")
         );
         assert_eq!(on_host("/etc/app.conf"), ok("/srv/app.conf"));
-        for path in ["/var/lib/landfast-other", "/tmp/x", "/srv/shop"] {
+        for path in [
+            "/var/lib/landfast-other",
+            "/srv/shop",
+            "/srv/app/x",
+            // Memory hides what the folder around it shares.
+            "/var/lib/landfast/volumes/memory",
+            "/var/lib/landfast/volumes/memory/x",
+            "/var/lib/landfast/tmp/x",
+        ] {
             let Unfit(reason) = on_host(path).unwrap_err();
             assert!(reason.contains(&format!("`- {path}:{path}`")), "{reason}");
         }

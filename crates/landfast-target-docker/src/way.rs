@@ -12,7 +12,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::{DockerAddress, daemon::DaemonError};
+use crate::{DockerAddress, core::FORWARDED, daemon::DaemonError};
 
 /// So long nobody asks again a host that could not be reached.
 const AGAIN_AFTER: Duration = Duration::from_secs(2);
@@ -37,6 +37,19 @@ enum State {
     Refused(Instant, String),
 }
 
+/// Who holds the forward that leads to this socket.
+fn control(local: &Path) -> PathBuf {
+    local.with_extension("ssh")
+}
+
+/// Ends the forward that a server which died has left beside this folder of [`DockerSettings::secrets`], whatever daemon
+/// the next one is told: who opens it is as good as root on the host it leads to.
+///
+/// [`DockerSettings::secrets`]: crate::DockerSettings::secrets
+pub async fn end_former(secrets: &Path) {
+    landfast_ssh::end_former(&control(&secrets.with_file_name(FORWARDED))).await;
+}
+
 impl Way {
     /// The way to a daemon that is not on this host's own sockets. `local`: where its socket is to be here.
     pub(crate) fn to(address: &DockerAddress, local: PathBuf) -> Option<Self> {
@@ -53,7 +66,7 @@ impl Way {
             port: *port,
             socket: socket.to_string_lossy().into_owned(),
             questions: Questions::Nobody {
-                control: local.with_extension("ssh"),
+                control: control(&local),
             },
         };
         Some(Self {

@@ -11,7 +11,7 @@
 
 mod support;
 
-use std::{fs, path::PathBuf};
+use std::{collections::BTreeSet, ffi::OsString, fs, path::PathBuf};
 
 use landfast_testbed::{Dockerd, DockerdOptions};
 use support::{host::Host, sshd::Sshd};
@@ -40,15 +40,15 @@ progress_deadline = "120s"
 "#;
 
 /// The forwards that run, by what they are told.
-fn forwards(sshd: &Sshd) -> usize {
+fn forwards(sshd: &Sshd) -> BTreeSet<OsString> {
     let name = format!("-p\0{}\0", sshd.port);
     let processes = fs::read_dir("/proc").unwrap().flatten();
-    let lines = processes.filter_map(|process| fs::read(process.path().join("cmdline")).ok());
-    let ours = lines.filter(|line| {
-        let line = String::from_utf8_lossy(line);
+    let ours = processes.filter(|process| {
+        let line = fs::read(process.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line);
         line.contains(&name) && line.contains("docker.sock:") && line.contains("-N")
     });
-    ours.count()
+    ours.map(|process| process.file_name()).collect()
 }
 
 #[test]
@@ -56,7 +56,9 @@ fn containers_run_on_a_daemon_behind_ssh_and_the_way_to_it_is_found_again() {
     let Some(docker) = Dockerd::start_or_skip(DockerdOptions::default()) else {
         return;
     };
-    let sshd = Sshd::start();
+    let Some(sshd) = Sshd::start_or_skip() else {
+        return;
+    };
     let mut host = Host::stopped();
     let socket = docker.socket();
     let address = format!(
@@ -79,23 +81,34 @@ fn containers_run_on_a_daemon_behind_ssh_and_the_way_to_it_is_found_again() {
     assert!(told.contains(&address), "{told}");
 
     // The way is cut: the next question opens it again, and traffic never went over it.
+    let before = forwards(&sshd);
     sshd.cut();
+    host.until("ssh has seen it", || forwards(&sshd).is_disjoint(&before));
     host.expect(&app, &["restart"], 0);
     assert_eq!(host.get(HOST, "/"), (200, "1".to_owned()));
-    assert_eq!(forwards(&sshd), 1);
+    host.until("one ssh runs", || forwards(&sshd).len() == 1);
 
     // A server that dies leaves its ssh; the next one puts its own in that one's place.
     host.kill_server();
     host.start_server();
     host.expect(&app, &["restart"], 0);
     assert_eq!(host.get(HOST, "/"), (200, "1".to_owned()));
-    host.until("one ssh is left", || forwards(&sshd) == 1);
+    host.until("one ssh is left", || forwards(&sshd).len() == 1);
+
+    // One that is told another daemon, here the same by its own socket, ends what leads to the former.
+    host.kill_server();
+    assert_eq!(forwards(&sshd).len(), 1, "nobody has told it to end");
+    host.arguments = vec!["--docker".into(), docker.address()];
+    host.start_server();
+    host.until("no ssh is left", || forwards(&sshd).is_empty());
     host.kill_server();
 }
 
 #[test]
 fn a_daemon_that_ssh_does_not_reach_is_named_with_what_ssh_said() {
-    let sshd = Sshd::start();
+    let Some(sshd) = Sshd::start_or_skip() else {
+        return;
+    };
     let mut host = Host::stopped();
     let port = landfast_testbed::free_port().unwrap();
     let address = format!("ssh://{}@127.0.0.1:{port}", sshd.user);

@@ -4,12 +4,15 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command},
     time::Duration,
 };
 
 use landfast_testbed::free_port;
 use tempfile::TempDir;
+
+/// A minute, for a loaded machine.
+const LOOKS: usize = 1_200;
 
 #[expect(
     clippy::disallowed_methods,
@@ -28,6 +31,24 @@ pub struct Sshd {
 }
 
 impl Sshd {
+    /// `None` where there can be none, which is said.
+    pub fn start_or_skip() -> Option<Self> {
+        let absent = ["/usr/sbin/sshd", "/usr/bin/ssh", "/usr/bin/ssh-keygen"]
+            .into_iter()
+            .find(|program| !Path::new(program).is_file());
+        if let Some(program) = absent {
+            println!("skipped: `{program}` is not there (make setup)");
+            return None;
+        }
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: sshd wants a folder that root makes");
+            return None;
+        }
+        Some(Self::start())
+    }
+
+    /// # Panics
+    /// Where there can be none, or it does not listen: with what it said.
     pub fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path();
@@ -66,21 +87,34 @@ impl Sshd {
         let child = command("/usr/sbin/sshd")
             .args(["-D", "-e", "-f"])
             .arg(path.join("sshd_config"))
-            .stderr(Stdio::null())
+            .stderr(fs::File::create(path.join("log")).unwrap())
             .spawn()
             .expect("sshd is installed");
-        for _attempt in 0..200 {
-            if std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        Self {
+        let mut sshd = Self {
             child,
             port,
             user,
             folder,
+        };
+        sshd.wait_until_it_listens();
+        sshd
+    }
+
+    fn wait_until_it_listens(&mut self) {
+        for _attempt in 0..LOOKS {
+            // Another may have taken the port meanwhile, so it is asked whether this one lives, too.
+            let listens = std::net::TcpStream::connect(("127.0.0.1", self.port)).is_ok();
+            let ended = self.child.try_wait().unwrap();
+            if listens && ended.is_none() {
+                return;
+            }
+            if ended.is_some() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(50));
         }
+        let log = fs::read_to_string(self.path_of("log")).unwrap_or_default();
+        panic!("sshd does not listen on port {}:\n{log}", self.port);
     }
 
     pub fn url(&self, socket: &Path) -> String {
