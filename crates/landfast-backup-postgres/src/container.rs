@@ -3,7 +3,13 @@
 //! Who runs containers is told what a program needs of this host, and nothing else of the host is there: no network, no folder. A program
 //! reaches a server through a socket that whoever runs it passes on, so it loses the server with whoever started it.
 
-use std::{ffi::OsString, fmt, io, os::fd::OwnedFd, path::PathBuf, pin::Pin};
+use std::{
+    ffi::OsString,
+    fmt, io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    pin::Pin,
+};
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -16,6 +22,16 @@ pub trait Containers: Send + Sync + fmt::Debug + 'static {
         &self,
         program: ContainedProgram,
     ) -> Pin<Box<dyn Future<Output = io::Result<ContainedRun>> + Send + '_>>;
+
+    /// Ends what works for nobody any more, a Landfast that died having started it, and waits until nothing that was started here
+    /// writes to a folder. No process of theirs need be seen by this host.
+    ///
+    /// # Errors
+    /// Where it cannot be said, or not be done.
+    fn clear<'a>(
+        &'a self,
+        folder: &'a Path,
+    ) -> Pin<Box<dyn Future<Output = io::Result<()>> + Send + 'a>>;
 }
 
 /// A program of the image, and what it is given of this host, each path under its own name.

@@ -130,6 +130,8 @@ impl Receiver {
                     let bytes = self.spool_bytes()?;
                     if bytes > self.spool_bytes_max {
                         running.signal(Signal::TERM);
+                        // Told at once: where a daemon hangs it is not seen to end.
+                        self.state.send_replace(ReceiverState::Full { bytes });
                         running.wait().await.map_err(BackupError::io("wait for", &program.path))?;
                         return Ok(ReceiverState::Full { bytes });
                     }

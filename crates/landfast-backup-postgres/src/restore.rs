@@ -323,6 +323,11 @@ async fn files(
     on_progress: impl FnMut(RestoreProgress),
 ) -> Result<(), BackupError> {
     let data = &request.data;
+    // A server in a container outlives whoever started it, and holds the folder that is emptied here.
+    if let Some(containers) = &request.programs.containers {
+        let cleared = containers.clear(data).await;
+        cleared.map_err(BackupError::io("make sure that nobody works in", data))?;
+    }
     unused(data).await?;
     make_empty(data)?;
     let mark = data.join(UNFINISHED);

@@ -488,6 +488,14 @@ impl Target for DockerTarget {
         Ok(listed)
     }
 
+    async fn open(&self) -> Result<Vec<InstanceRef>, TargetError> {
+        let open = self.core.with_records(Records::open).await;
+        open.map_err(|source| TargetError::Io {
+            doing: "list containers".to_owned(),
+            source,
+        })
+    }
+
     async fn observe(&self, id: &InstanceRef) -> Result<Option<Observed>, TargetError> {
         self.watch();
         self.core.observe(id).await

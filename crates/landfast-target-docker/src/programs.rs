@@ -212,24 +212,32 @@ enum Passwd {
 }
 
 async fn passwd_of(core: &Core, container: &str) -> Result<Passwd, DaemonError> {
-    let client = core.daemon.client().await?;
-    let options = DownloadFromContainerOptionsBuilder::default()
-        .path("/etc/passwd")
-        .build();
-    let mut stream = client.download_from_container(container, Some(options));
-    let mut bytes = Vec::new();
-    while let Some(piece) = stream.next().await {
-        let piece = match piece.map_err(DaemonError::from) {
-            Ok(piece) => piece,
-            Err(error) if error.is_missing() => return Ok(Passwd::Missing),
-            Err(error) => return Err(error),
-        };
-        if bytes.len() + piece.len() > PASSWD_BYTES_MAX {
-            return Ok(Passwd::Strange);
+    // The whole of it in one wait: locks are held meanwhile.
+    let read = core.daemon.call(|client| {
+        let options = DownloadFromContainerOptionsBuilder::default()
+            .path("/etc/passwd")
+            .build();
+        let mut stream = client.download_from_container(container, Some(options));
+        async move {
+            let mut bytes = Vec::new();
+            while let Some(piece) = stream.next().await {
+                let piece = piece?;
+                if bytes.len() + piece.len() > PASSWD_BYTES_MAX {
+                    return Ok(None);
+                }
+                bytes.extend_from_slice(&piece);
+            }
+            Ok(Some(bytes))
         }
-        bytes.extend_from_slice(&piece);
+    });
+    match read.await {
+        Ok(bytes) => {
+            let text = bytes.as_deref().and_then(passwd_in);
+            Ok(text.map_or(Passwd::Strange, Passwd::Text))
+        }
+        Err(error) if error.is_missing() => Ok(Passwd::Missing),
+        Err(error) => Err(error),
     }
-    Ok(passwd_in(&bytes).map_or(Passwd::Strange, Passwd::Text))
 }
 
 /// A link leads somewhere else, and has no text.

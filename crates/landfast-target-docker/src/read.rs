@@ -12,7 +12,7 @@ use bollard::{
     query_parameters::{AttachContainerOptions, AttachContainerOptionsBuilder},
 };
 use futures_util::{Stream, StreamExt as _};
-use landfast_target::ExecOutput;
+use landfast_target::{ExecOutput, Exit};
 use tokio::sync::mpsc;
 
 use crate::{core::Core, daemon::DaemonError};
@@ -61,7 +61,7 @@ fn options() -> AttachContainerOptions {
 }
 
 impl Reading {
-    /// Passes it on until it ends, or nobody reads.
+    /// Passes it on until it ends, or nobody reads. What ends by an error is said to be lost.
     pub(crate) async fn drive(mut self) {
         loop {
             let piece = tokio::select! {
@@ -75,7 +75,9 @@ impl Reading {
                 Some(Ok(LogOutput::Console { .. } | LogOutput::StdIn { .. })) => continue,
                 Some(Err(error)) => {
                     tracing::debug!(%error, "what a container writes is lost from here on");
-                    return;
+                    // Nobody reads any more where it is not taken.
+                    let lost = ExecOutput::Exited(Exit::Unknown);
+                    return self.sender.send(lost).await.unwrap_or_default();
                 }
                 None => return,
             };

@@ -160,19 +160,40 @@ impl Records {
         read(&self.path(id))
     }
 
-    /// Every record that can be read, in order of id.
-    pub(crate) fn all(&self) -> io::Result<Vec<Record>> {
+    /// The instances that are not known to have ended; an error where one cannot be read.
+    pub(crate) fn open(&self) -> io::Result<Vec<InstanceRef>> {
+        let mut open = Vec::new();
+        for path in self.paths()? {
+            let record = read(&path)?.filter(|record| record.ended.is_none());
+            open.extend(record.map(|record| record.id));
+        }
+        open.sort();
+        Ok(open)
+    }
+
+    fn paths(&self) -> io::Result<Vec<PathBuf>> {
         let entries = match fs::read_dir(self.instances()) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(error),
         };
-        let mut all = Vec::new();
+        let mut paths = Vec::new();
         for entry in entries {
             let path = entry?.path();
-            if path.extension().is_none_or(|extension| extension != "json") {
-                continue;
+            if path
+                .extension()
+                .is_some_and(|extension| extension == "json")
+            {
+                paths.push(path);
             }
+        }
+        Ok(paths)
+    }
+
+    /// Every record that can be read, in order of id.
+    pub(crate) fn all(&self) -> io::Result<Vec<Record>> {
+        let mut all = Vec::new();
+        for path in self.paths()? {
             match read(&path) {
                 Ok(record) => all.extend(record),
                 Err(error) => {
@@ -390,5 +411,22 @@ mod tests {
         assert!(records.take_generation(fence(3, 0)).unwrap().is_ok());
         assert!(records.take_generation(fence(2, 9)).unwrap().is_err());
         assert!(records.take_generation(fence(3, 9)).unwrap().is_ok());
+    }
+
+    #[test]
+    fn what_may_run_is_told_whole_or_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let records = Records::new(folder.path().to_owned());
+        assert!(records.open().unwrap().is_empty());
+        let held = records.try_hold(&id()).unwrap().unwrap();
+        let mut record = Record::new(&id(), fence(1, 1));
+        held.write(&record).unwrap();
+        assert_eq!(records.open().unwrap(), [id()]);
+        let (exit, at) = (Exit::Unknown, Timestamp::EPOCH);
+        record.ended = Some(Ended { exit, at });
+        held.write(&record).unwrap();
+        assert!(records.open().unwrap().is_empty());
+        fs::write(records.instances().join("x.json"), "{").unwrap();
+        assert!(records.all().unwrap().len() == 1 && records.open().is_err());
     }
 }

@@ -372,7 +372,8 @@ pub trait Target: Send + Sync + 'static {
 
     /// Starts an instance of an image as [`Target::start`] does, and gives what it writes as it comes. Nothing of it is kept, and it waits
     /// where nobody reads. The channel ends with the instance, or when it is lost out of sight: [`Target::wait`] alone says how it ended.
-    /// An id is started once, ever: one that was before is refused.
+    /// Where the loss is seen, [`ExecOutput::Exited`] with [`Exit::Unknown`] comes last; otherwise an instance that still runs, or ended
+    /// later than its channel, tells of it. An id is started once, ever: one that was before is refused.
     ///
     /// # Errors
     /// [`StartError::NoPrograms`] where that is not possible.
@@ -434,6 +435,16 @@ pub trait Target: Send + Sync + 'static {
     /// calls this first and adopts what it finds. One that cannot be read just now must not hide the others, so it
     /// is left out: only [`Target::observe`] says that an instance is not here.
     async fn list(&self) -> Result<Vec<Observed>, TargetError>;
+
+    /// Everything that may run here, whoever started it: that it ended is not written down. Unlike [`Target::list`] it leaves nothing out.
+    ///
+    /// # Errors
+    /// Where one of them cannot be read.
+    async fn open(&self) -> Result<Vec<InstanceRef>, TargetError> {
+        let listed = self.list().await?.into_iter();
+        let open = listed.filter(|observed| observed.state == ObservedState::Running);
+        Ok(open.map(|observed| observed.id).collect())
+    }
 
     /// What is known of one instance; `None` only when it is certain that it is not here.
     ///

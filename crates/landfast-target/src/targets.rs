@@ -168,6 +168,15 @@ impl Target for Targets {
         Ok(all)
     }
 
+    async fn open(&self) -> Result<Vec<InstanceRef>, TargetError> {
+        let mut all = Vec::new();
+        for target in self.all() {
+            all.extend(target.open().await?);
+        }
+        all.sort();
+        Ok(all)
+    }
+
     async fn observe(&self, id: &InstanceRef) -> Result<Option<Observed>, TargetError> {
         for target in self.all() {
             if let Some(observed) = target.observe(id).await? {

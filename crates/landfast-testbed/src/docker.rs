@@ -708,6 +708,15 @@ impl Registry {
     /// # Errors
     /// When it does not come up, or is not installed.
     pub fn start(dockerd: &Dockerd, asks_login: bool) -> Result<Self, StartError> {
+        let login = (Self::LOGIN.0, Self::HASHED);
+        Self::start_for(dockerd, asks_login.then_some(login))
+    }
+
+    /// The same for a login of one's own: a user, and what `htpasswd -B` makes of the password.
+    ///
+    /// # Errors
+    /// When it does not come up, or is not installed.
+    pub fn start_for(dockerd: &Dockerd, login: Option<(&str, &str)>) -> Result<Self, StartError> {
         let folder = Folder::new("registry", None)?;
         let port = crate::free_port()?;
         let mut this = Self {
@@ -715,16 +724,15 @@ impl Registry {
             address: format!("{}:{port}", dockerd.gateway()),
             folder,
         };
-        this.configure(asks_login)
-            .map_err(|source| StartError::Io {
-                what: "write the configuration of a registry".into(),
-                source,
-            })?;
+        this.configure(login).map_err(|source| StartError::Io {
+            what: "write the configuration of a registry".into(),
+            source,
+        })?;
         this.boot()?;
         Ok(this)
     }
 
-    fn configure(&self, asks_login: bool) -> std::io::Result<()> {
+    fn configure(&self, login: Option<(&str, &str)>) -> std::io::Result<()> {
         let folder = self.folder.path();
         let mut file = File::create(folder.join("config.yml"))?;
         writeln!(
@@ -733,10 +741,9 @@ impl Registry {
             folder.join("data").display(),
             self.address
         )?;
-        if asks_login {
-            let (user, _) = Self::LOGIN;
+        if let Some((user, hashed)) = login {
             let logins = folder.join("logins");
-            fs::write(&logins, format!("{user}:{}\n", Self::HASHED))?;
+            fs::write(&logins, format!("{user}:{hashed}\n"))?;
             writeln!(
                 file,
                 "auth:\n  htpasswd:\n    realm: testbed\n    path: {}",

@@ -471,11 +471,36 @@ fn base(folder: &Path) {
     }
 }
 
-/// Whether a process of this host has a text among its arguments.
+/// Whether a process that this one has started, or one of those, has a text among its arguments.
 fn is_argument(text: &str) -> bool {
     let processes = fs::read_dir("/proc").unwrap().flatten();
-    let mut words = processes.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
-    words.any(|words| String::from_utf8_lossy(&words).contains(text))
+    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let has = |pid: &u32| {
+        let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&words).contains(text)
+    };
+    let mut pids = pids.filter(has);
+    pids.any(is_ours)
+}
+
+fn is_ours(pid: u32) -> bool {
+    let own = std::process::id();
+    let parent = |pid: &u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name of a program may hold anything, a bracket too.
+        let (_, fields) = stat.rsplit_once(')')?;
+        fields.split_whitespace().nth(1)?.parse().ok()
+    };
+    std::iter::successors(Some(pid), parent).any(|pid| pid == own)
+}
+
+/// Raised when it goes, by a panic too.
+struct Raised<'a>(&'a std::sync::atomic::AtomicBool);
+
+impl Drop for Raised<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
 }
 
 #[test]
@@ -485,7 +510,7 @@ fn a_secret_of_a_build_is_used_and_stays_nowhere() {
         bridge: true,
         ..DockerdOptions::default()
     };
-    let with = "build = { context = \"image\", secrets = [\"TOKEN\"] }";
+    let with = "build = { context = \"image\", secrets = [\"SHOP_BUILD_TOKEN\"] }";
     let manifest = manifest("", "").replace("build = \"image\"", with);
     let Some(world) = World::on(options, Host::stopped(), &manifest) else {
         return;
@@ -497,14 +522,14 @@ fn a_secret_of_a_build_is_used_and_stays_nowhere() {
         .unwrap();
     // The step fails without it, and leaves a trace of having had it.
     let dockerfile = "FROM base:1\nCOPY app /app\n\
-        RUN --mount=type=secret,id=TOKEN read -r token < /run/secrets/TOKEN; sleep 1; \
+        RUN --mount=type=secret,id=SHOP_BUILD_TOKEN read -r token < /run/secrets/SHOP_BUILD_TOKEN; sleep 1; \
         [ ${#token} -gt 0 ] && echo ${#token} > /length\n\
-        RUN [ ! -e /run/secrets/TOKEN ]\n\
+        RUN [ ! -e /run/secrets/SHOP_BUILD_TOKEN ]\n\
         HEALTHCHECK NONE\nENTRYPOINT [\"/app\"]\n";
     fs::write(world.app.join("image/Dockerfile"), dockerfile).unwrap();
     let set = world.host.run_with(
         &world.app,
-        &["secret", "set", "TOKEN"],
+        &["secret", "set", "SHOP_BUILD_TOKEN"],
         &format!("{SECRET}\n"),
     );
     assert!(
@@ -519,13 +544,14 @@ fn a_secret_of_a_build_is_used_and_stays_nowhere() {
             let mut seen = (false, false);
             while !over() {
                 seen.0 |= is_argument(SECRET);
-                seen.1 |= is_argument("id=TOKEN,env=");
+                seen.1 |= is_argument("id=SHOP_BUILD_TOKEN,env=");
                 std::thread::sleep(Duration::from_millis(20));
             }
             seen
         });
+        let ends = Raised(&is_over);
         let said = world.run(&["deploy", "--wait", "promotion", "--verbose"]);
-        is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+        drop(ends);
         let text = [said.stdout, said.stderr].concat();
         let text = String::from_utf8_lossy(&text).into_owned();
         assert!(said.status.success(), "{text}");
@@ -615,8 +641,10 @@ fn a_registry_is_asked_with_what_a_credential_helper_knows() {
     let Some(world) = World::on(DockerdOptions::default(), host, "") else {
         return;
     };
-    let registry = Registry::start(&world.docker, true).unwrap();
-    let (user, password) = Registry::LOGIN;
+    // One that no other test has among its arguments, and what `htpasswd -B` makes of it.
+    let (user, password) = ("testbed", "docker-helper-4711-secret");
+    let hashed = "$2y$05$abcdefghijklmnopqrstuuiYxIxtT6o6LoZ3P1zcso8PWAttmRjrW";
+    let registry = Registry::start_for(&world.docker, Some((user, hashed))).unwrap();
     let address = registry.address();
     let logins = |known: &Value| fs::write(helpers.join("logins"), known.to_string()).unwrap();
     logins(&serde_json::json!({ address: [user, password] }));

@@ -580,9 +580,13 @@ fn a_store_is_backed_up_proven_and_restored_by_the_programs_of_its_image() {
     world.host.start_server();
     until_ready(&world, "main");
     psql(&world, "main", "INSERT INTO t (x) VALUES (77777)");
+    let now =
+        "SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS')";
+    let written = psql(&world, "main", now);
     world.host.until("it is archived again", || {
         let shown = shown(&world);
-        is_well(&shown) && !shown["restorable_to"].is_null()
+        let to = shown["restorable_to"].as_str().unwrap_or_default();
+        is_well(&shown) && to.trim_end_matches('Z') > written.as_str()
     });
 
     // To the newest moment, as another store, which is a container too and takes the place of the first.

@@ -9,7 +9,8 @@ use std::{
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use landfast_datastore::{
@@ -19,8 +20,8 @@ use landfast_target::{
     Bind, ContainerNetwork, ContainerOptions, ContainerUser, Content, Elsewhere, Exit, ImageError,
     Images, InstanceRef, InstanceSpec, NetworkJoin, PinnedImage, ProgramEnd, Resources, Sandbox,
 };
-use landfast_types::{Bytes, ImageId, InstanceId, ReleaseId, Scope, Secret};
-use tokio::time::timeout;
+use landfast_types::{Bytes, Fence, ImageId, InstanceId, ReleaseId, Scope, Secret};
+use tokio::time::{sleep, timeout};
 
 use super::host;
 use crate::{actions::chain, platform::registry_login, shared::Shared};
@@ -32,19 +33,36 @@ const SHARED_MEMORY_MIN: Bytes = Bytes(64 << 20);
 /// Where programs find secrets.
 const SECRETS: &str = "/run/secrets";
 const PASSWD: &str = "passwd";
+/// How long a run that was given up may take to be gone.
+const UNUSED_MAX: Duration = Duration::from_secs(20);
+/// And one that was killed.
+const END_MAX: Duration = Duration::from_secs(60);
+const LOOK: Duration = Duration::from_millis(20);
 
 /// What was found in images, and the runs of their programs that are under way.
 #[derive(Debug, Default)]
 pub(super) struct Containers {
     found: Mutex<BTreeMap<(ImageId, String), Arc<Found>>>,
-    running: Mutex<BTreeSet<InstanceRef>>,
+    /// Each with the folders it writes to.
+    running: Mutex<BTreeMap<InstanceRef, Vec<PathBuf>>>,
 }
 
 impl Containers {
     /// Runs that are under way, which are no strays.
     pub(super) fn running(&self) -> BTreeSet<InstanceRef> {
-        let running = self.running.lock();
-        running.unwrap_or_else(PoisonError::into_inner).clone()
+        self.lock().keys().cloned().collect()
+    }
+
+    /// Whether one of them writes to a folder.
+    fn writes_to(&self, folder: &Path) -> bool {
+        self.lock()
+            .values()
+            .flatten()
+            .any(|writes| writes == folder)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<InstanceRef, Vec<PathBuf>>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -383,7 +401,8 @@ impl<'a> Run<'a> {
         };
         let log_folder = shared.folders.logs(&id.scope, &id.instance);
         let spec = self.spec(store, id.clone(), image, &log_folder)?;
-        let under_way = UnderWay::begin(shared, store, id.clone());
+        let folders = self.folders.iter().map(|path| path.to_path_buf());
+        let under_way = UnderWay::begin(shared, store, id.clone(), folders.collect());
         let started = shared.target.start(host::fence(shared, store), &spec).await;
         started.map_err(|error| chain(&error))?;
         let exit = self.wait(shared, &id).await;
@@ -480,11 +499,14 @@ pub(super) struct UnderWay {
 }
 
 impl UnderWay {
-    pub(super) fn begin(shared: &Arc<Shared>, store: &Store, id: InstanceRef) -> Self {
-        let running = shared.stores.containers.running.lock();
-        let mut running = running.unwrap_or_else(PoisonError::into_inner);
-        running.insert(id.clone());
-        drop(running);
+    pub(super) fn begin(
+        shared: &Arc<Shared>,
+        store: &Store,
+        id: InstanceRef,
+        writes: Vec<PathBuf>,
+    ) -> Self {
+        let running = &shared.stores.containers;
+        running.lock().insert(id.clone(), writes);
         Self {
             shared: Arc::clone(shared),
             store: store.clone(),
@@ -518,10 +540,7 @@ impl Drop for UnderWay {
 async fn end(shared: &Shared, store: &Store, id: &InstanceRef) {
     let ended = async {
         let fence = host::fence(shared, store);
-        let stopped = shared
-            .target
-            .stop(fence, id, std::time::Duration::ZERO)
-            .await;
+        let stopped = shared.target.stop(fence, id, Duration::ZERO).await;
         stopped.map_err(|error| chain(&error))?;
         let forgotten = shared.target.forget(id).await;
         forgotten.map_err(|error| chain(&error))
@@ -529,7 +548,77 @@ async fn end(shared: &Shared, store: &Store, id: &InstanceRef) {
     if let Err(reason) = ended.await {
         tracing::warn!(instance = %id.instance, reason, "a program of an image is still kept");
     }
-    let running = shared.stores.containers.running.lock();
-    let mut running = running.unwrap_or_else(PoisonError::into_inner);
-    running.remove(id);
+    shared.stores.containers.lock().remove(id);
+}
+
+/// Waits until no run of ours writes to a folder, and ends those of an environment that are nobody's: a server that died has started
+/// them, or they could not be ended. What is sorted out here is not waited for by the minute, as strays are.
+pub(super) async fn clear(
+    shared: &Arc<Shared>,
+    store: &Store,
+    folder: &Path,
+) -> Result<(), String> {
+    let containers = &shared.stores.containers;
+    let unused = async {
+        while containers.writes_to(folder) {
+            sleep(LOOK).await;
+        }
+    };
+    let waited = timeout(UNUSED_MAX, unused).await;
+    waited.map_err(|_| "a program of an image still writes there; try again".to_owned())?;
+    let open = shared.target.open().await;
+    let open = open.map_err(|error| format!("what runs cannot be listed: {}", chain(&error)))?;
+    // Read after them: a run is taken down before it is started.
+    let running = containers.running();
+    let left = open.into_iter();
+    let left = left.filter(|id| id.scope == store.scope && is_run(id) && !running.contains(id));
+    for id in left {
+        let instance = &id.instance;
+        tracing::info!(scope = %id.scope, %instance, "ending what a server that died has left");
+        let fence = Fence {
+            generation: shared.generation,
+            revision: u64::MAX,
+        };
+        let stopped = timeout(END_MAX, shared.target.stop(fence, &id, Duration::ZERO)).await;
+        let still = |why: String| {
+            format!("`{instance}`, which was left here, may still work there: {why}; try again")
+        };
+        match stopped {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => return Err(still(chain(&error))),
+            Err(_) => return Err(still("it does not end".to_owned())),
+        }
+        if let Err(error) = shared.target.forget(&id).await {
+            tracing::debug!(scope = %id.scope, %instance, error = chain(&error), "still kept");
+        }
+    }
+    Ok(())
+}
+
+/// Whether an instance is a run, and no server of a store, no job and no service.
+fn is_run(id: &InstanceRef) -> bool {
+    let mut parts = id.instance.as_str().rsplit('.');
+    let number = parts.next().and_then(|number| number.parse::<u64>().ok());
+    number.is_some_and(|number| number >= RUNS_FROM) && parts.next() == Some("r0")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_is_told_from_whatever_else_has_a_number() {
+        let is = |name: &str, release, number| {
+            is_run(&InstanceRef {
+                scope: Scope {
+                    app: "shop".parse().unwrap(),
+                    environment: "production".parse().unwrap(),
+                },
+                instance: InstanceId::new(name, ReleaseId(release), number),
+            })
+        };
+        assert!(is("main", 0, RUNS_FROM) && is("main", 0, RUNS_FROM << 10));
+        assert!(!is("main", 0, 3) && !is("main", 0, RUNS_FROM - 1));
+        assert!(!is("api", 2, RUNS_FROM));
+    }
 }

@@ -88,7 +88,8 @@ fn managed(programs: Found, room: Option<Room>) -> Found {
             folder,
         } = &room;
         let measured = format!(
-            "{free} of {total} are free where its data lies (`{}`)",
+            "{}, and {free} of {total} are free where its data lies (`{}`)",
+            programs.1,
             folder.display()
         );
         let advice = "make room there or give that folder a larger disk: a database whose disk is full refuses every change";

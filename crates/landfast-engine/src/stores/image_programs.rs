@@ -12,7 +12,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -21,15 +21,15 @@ use landfast_backup_postgres::{ContainedProgram, ContainedRun, Containers, End};
 use landfast_datastore::{Store, StoreImage};
 use landfast_target::{
     Bind, ContainerOptions, ContainerUser, Content, ExecOutput, Exit, InstanceRef, InstanceSpec,
-    Resources, Sandbox,
+    ObservedState, Resources, Sandbox,
 };
-use landfast_types::{Bytes, ImageId, InstanceId, ReleaseId, Secret};
+use landfast_types::{Bytes, ImageId, InstanceId, ReleaseId, Secret, Timestamp};
 use tokio::{
     io::AsyncWriteExt as _,
     net::{UnixListener, UnixStream, unix::pipe},
     sync::{mpsc, oneshot},
     task::JoinSet,
-    time::sleep,
+    time::{sleep, timeout},
 };
 
 use super::{
@@ -45,6 +45,17 @@ const IN_ORDER: i32 = 2;
 const ORDER_MAX: Duration = Duration::from_secs(15 * 60);
 /// How long the output of one that was ended may take to come.
 const LAST_WORDS_MAX: Duration = Duration::from_secs(5);
+/// How long an orderly end may take before its server is taken from a client.
+const HEARD_MAX: Duration = Duration::from_secs(10);
+/// How long a daemon may take to tell of an end whose output is there.
+const END_TOLD_MAX: Duration = Duration::from_secs(15);
+/// How much later than its output a program may end: both are seen by others.
+const END_LATER_MAX: Duration = Duration::from_secs(2);
+/// How long what starts a program may have its number.
+const SHOWN_MAX: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(50);
+const LOST: &str =
+    "its output was lost on the way: Docker was restarted, or broke the connection; try again";
 /// A daemon that does not answer is asked again after this.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// Of parallel queries.
@@ -119,7 +130,8 @@ impl ImagePrograms {
             instance,
         };
         let spec = self.spec(&program, (id.clone(), image), doorway.as_ref());
-        let under_way = UnderWay::begin(&self.shared, &store, id.clone());
+        let writes = program.writes.clone();
+        let under_way = UnderWay::begin(&self.shared, &store, id.clone(), writes);
         let fence = host::fence(&self.shared, &store);
         let started = self.shared.target.start_read(fence, &spec).await;
         let (observed, output) = started.map_err(|error| io::Error::other(chain(&error)))?;
@@ -133,16 +145,21 @@ impl ImagePrograms {
             id,
         };
         self.shared.stores.spawn(async move {
-            let exit = driver.drive(output, (stdout, stderr), ends).await;
+            let exit = driver
+                .drive(output, (stdout, stderr), (ends, doorway))
+                .await;
             // Whoever waited for it may be gone.
             told.send(exit).unwrap_or_default();
             under_way.finish().await;
-            drop(doorway);
         });
+        let pid = match observed.pid {
+            Some(pid) if is_shown(pid, &program.path).await => Some(pid),
+            Some(_) | None => None,
+        };
         Ok(ContainedRun {
             stdout: read_stdout.into_nonblocking_fd()?,
             stderr: read_stderr.into_nonblocking_fd()?,
-            pid: observed.pid.filter(|pid| is_shown(*pid, &program.path)),
+            pid,
             ended,
             end,
         })
@@ -205,6 +222,16 @@ impl Containers for ImagePrograms {
     ) -> Pin<Box<dyn Future<Output = io::Result<ContainedRun>> + Send + '_>> {
         Box::pin(self.begin(program))
     }
+
+    fn clear<'a>(
+        &'a self,
+        folder: &'a Path,
+    ) -> Pin<Box<dyn Future<Output = io::Result<()>> + Send + 'a>> {
+        Box::pin(async move {
+            let cleared = container::clear(&self.shared, &self.store, folder).await;
+            cleared.map_err(io::Error::other)
+        })
+    }
 }
 
 /// What its server runs, or is to run before it ever did.
@@ -214,10 +241,23 @@ fn image_of(store: &Store) -> Option<&StoreImage> {
     runs.or(store.wanted.image.as_ref())
 }
 
-/// Whether a number of the daemon's is that of this program here: whoever has other process ids would look at somebody else.
-fn is_shown(pid: u32, program: &Path) -> bool {
+/// Whether a number of the daemon's is that of this program here: whoever has other process ids would look at somebody else. What starts
+/// it has its number for a moment.
+async fn is_shown(pid: u32, program: &Path) -> bool {
+    let shown = async {
+        loop {
+            match fs::read(format!("/proc/{pid}/cmdline")) {
+                Ok(words) if is_among(&words, program) => return true,
+                Ok(_) => sleep(LOOK).await,
+                Err(_) => return false,
+            }
+        }
+    };
+    timeout(SHOWN_MAX, shown).await.unwrap_or(false)
+}
+
+fn is_among(words: &[u8], program: &Path) -> bool {
     use std::os::unix::ffi::OsStrExt as _;
-    let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let mut words = words.split(|byte| *byte == 0);
     words.any(|word| word == program.as_os_str().as_bytes())
 }
@@ -230,39 +270,89 @@ struct Driver {
 }
 
 impl Driver {
-    /// Until it has ended: passes on what it writes, and ends it when that is wanted, or nobody holds it any more.
+    /// Until it has ended: passes on what it writes, and ends it when that is wanted, or nobody holds it any more. Whoever loses what it
+    /// writes is told so at once, and whatever it does then is for nobody.
     async fn drive(
         &self,
         output: mpsc::Receiver<ExecOutput>,
         pipes: (pipe::Sender, pipe::Sender),
-        ends: mpsc::UnboundedReceiver<End>,
+        (ends, doorway): (mpsc::UnboundedReceiver<End>, Option<Doorway>),
     ) -> Result<bool, String> {
+        let is_ordered = AtomicBool::new(false);
         let ended = async {
-            pass_on(output, pipes).await;
-            self.shared.target.wait(&self.id).await
+            let is_whole = pass_on(output, pipes).await;
+            let at = self.shared.clock.wall();
+            let is_had = is_whole && self.ended_with_its_output(at).await;
+            // Whoever ordered its end asks for that alone.
+            match is_had || is_ordered.load(Ordering::Relaxed) {
+                true => {
+                    let exit = self.shared.target.wait(&self.id).await;
+                    exit.map_err(|error| chain(&error))
+                }
+                false => Err(LOST.to_owned()),
+            }
         };
         // What it said last comes with its end, unless it was lost.
         let stopped = async {
-            self.ended_by(ends).await;
+            self.ended_by(ends, doorway, &is_ordered).await;
             sleep(LAST_WORDS_MAX).await;
         };
         let exit = tokio::select! {
             exit = ended => exit,
-            () = stopped => self.shared.target.wait(&self.id).await,
+            () = stopped => {
+                let exit = self.shared.target.wait(&self.id).await;
+                exit.map_err(|error| chain(&error))
+            }
         };
-        match exit.map_err(|error| chain(&error))? {
+        match exit? {
             Exit::Code { code } => Ok(code == 0),
             Exit::Signal { .. } | Exit::OutOfMemory { .. } => Ok(false),
             exit @ (Exit::NotStarted { .. } | Exit::Unknown) => Err(exit.to_string()),
         }
     }
 
-    async fn ended_by(&self, mut ends: mpsc::UnboundedReceiver<End>) {
-        if ends.recv().await == Some(End::InOrder) {
+    /// Whether its end is why there is no more output, which ended at this time. A daemon that is restarted ends it too, and the program
+    /// goes on; a daemon that was not tells of the end a moment after the last of the output.
+    async fn ended_with_its_output(&self, at: Timestamp) -> bool {
+        // One that is away has just lost it.
+        let target = &self.shared.target;
+        if target.observe(&self.id).await.is_err() {
+            return false;
+        }
+        drop(timeout(END_TOLD_MAX, target.wait(&self.id)).await);
+        match target.observe(&self.id).await {
+            Ok(Some(observed)) => match observed.state {
+                ObservedState::Exited { at: ended, .. } => ended <= at + END_LATER_MAX,
+                ObservedState::Running => false,
+            },
+            // Nobody will know how it ended, which `wait` says.
+            Ok(None) => true,
+            Err(_) => false,
+        }
+    }
+
+    /// Ends it when that is ordered. One that is to end at once, or whose daemon is not heard to end it, loses its server: it would
+    /// fill the disk for nobody.
+    async fn ended_by(
+        &self,
+        mut ends: mpsc::UnboundedReceiver<End>,
+        doorway: Option<Doorway>,
+        is_ordered: &AtomicBool,
+    ) {
+        let order = ends.recv().await;
+        is_ordered.store(true, Ordering::Relaxed);
+        if order == Some(End::InOrder) {
+            let unheard = async {
+                sleep(HEARD_MAX).await;
+                drop(doorway);
+                at_once(&mut ends).await;
+            };
             tokio::select! {
                 () = self.stop(ORDER_MAX) => return,
-                () = at_once(&mut ends) => {}
+                () = unheard => {}
             }
+        } else {
+            drop(doorway);
         }
         self.stop(Duration::ZERO).await;
     }
@@ -280,17 +370,17 @@ async fn at_once(ends: &mut mpsc::UnboundedReceiver<End>) {
     while ends.recv().await == Some(End::InOrder) {}
 }
 
-/// Until there is no more. What nobody reads any more is let go.
+/// Until there is no more; `false` where the rest was lost. What nobody reads any more is let go.
 async fn pass_on(
     mut output: mpsc::Receiver<ExecOutput>,
     (stdout, stderr): (pipe::Sender, pipe::Sender),
-) {
+) -> bool {
     let (mut stdout, mut stderr) = (Some(stdout), Some(stderr));
     while let Some(piece) = output.recv().await {
         let (to, bytes) = match &piece {
             ExecOutput::Stdout(bytes) => (&mut stdout, bytes),
             ExecOutput::Stderr(bytes) => (&mut stderr, bytes),
-            ExecOutput::Exited(_) => continue,
+            ExecOutput::Exited(_) => return false,
         };
         if let Some(pipe) = to
             && pipe.write_all(bytes).await.is_err()
@@ -298,6 +388,7 @@ async fn pass_on(
             *to = None;
         }
     }
+    true
 }
 
 /// A socket of ours that leads to that of a server, as long as we live.
@@ -365,5 +456,47 @@ async fn pass(listener: UnixListener, to: PathBuf) {
                 tracing::debug!(%error, "a connection to a server was lost");
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt as _;
+
+    use super::*;
+
+    async fn passed(pieces: Vec<ExecOutput>) -> (bool, String) {
+        let (sender, receiver) = mpsc::channel(pieces.len());
+        for piece in pieces {
+            sender.try_send(piece).unwrap();
+        }
+        drop(sender);
+        let ((stdout, mut read), (stderr, _said)) = (pipe::pipe().unwrap(), pipe::pipe().unwrap());
+        let is_whole = pass_on(receiver, (stdout, stderr)).await;
+        let mut text = String::new();
+        read.read_to_string(&mut text).await.unwrap();
+        (is_whole, text)
+    }
+
+    #[tokio::test]
+    async fn an_output_whose_rest_is_lost_is_not_whole() {
+        let piece = || ExecOutput::Stdout(b"half".to_vec());
+        assert_eq!(passed(vec![piece()]).await, (true, "half".to_owned()));
+        let lost = ExecOutput::Exited(Exit::Unknown);
+        assert_eq!(
+            passed(vec![piece(), lost]).await,
+            (false, "half".to_owned())
+        );
+    }
+
+    #[test]
+    fn what_starts_a_program_is_not_taken_for_it() {
+        let program = Path::new("/usr/bin/pg_dump");
+        assert!(is_among(b"/usr/bin/pg_dump\0--format=c\0", program));
+        assert!(is_among(
+            b"/sbin/docker-init\0--\0/usr/bin/pg_dump\0",
+            program
+        ));
+        assert!(!is_among(b"runc\0init\0", program) && !is_among(b"", program));
     }
 }
