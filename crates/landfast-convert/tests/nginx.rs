@@ -98,7 +98,7 @@ fn what_nginx_has_no_word_for_is_named() {
         "{gap:?}"
     );
     let plain = equivalence(
-        "[routes.a]\nlimits = { by = \"header:X-Key\" }\n[routes.a.request_headers]\nremove = [\"Cookie\"]\n",
+        "[routes.a]\nlimits = { by = \"route\" }\n[routes.a.request_headers]\nremove = [\"Cookie\"]\n",
     );
     for gap in plain {
         assert!(matches!(gap.expressed, Expressed::As { .. }), "{gap:?}");
@@ -119,7 +119,7 @@ port  = 3002
 
 [routes.open]
 host    = "shop.test"
-path    = "/a;}{\"x"
+path    = "/a}{\"x"
 service = "web"
 
 [routes.closed]
@@ -144,7 +144,7 @@ set = { Authorization = "Bearer inner" }
         }
     });
     let login = "Authorization: Basic YTpwYXNz";
-    let answer = world.get("shop.test", "/a;%7D%7B%22x/y", &[login]);
+    let answer = world.get("shop.test", "/a%7D%7B%22x/y", &[login]);
     assert_eq!(answer.status, 200);
     assert_eq!(answer.asked("authorization"), ["Basic YTpwYXNz"]);
     let answer = world.get("shop.test", "/closed", &[]);
@@ -614,6 +614,31 @@ fn files_are_found_below_their_path_and_hidden_ones_are_not() {
         );
         assert_eq!(answer.header("cache-control"), [""; 0]);
     }
+    // Files are read; what is sent is the service's.
+    for path in ["/", "/a.js", "/about"] {
+        let answer = world.ask("POST", "site.test", path, &[], "x");
+        assert!(
+            answer.text().starts_with(&format!("POST {path} ")),
+            "{answer:?}"
+        );
+    }
+    for (host, path) in [("below.test", "/assets/a.js"), ("app.test", "/app/")] {
+        let answer = world.ask("POST", host, path, &[], "x");
+        assert!([404, 405].contains(&answer.status), "{answer:?}");
+    }
+    // The relative links of a folder's page need the slash.
+    for (host, path) in [
+        ("site.test", "/about"),
+        ("below.test", "/assets/about"),
+        ("app.test", "/app/about"),
+    ] {
+        let sent = get(host, &format!("{path}?a=%20b"));
+        assert_eq!(sent.status, 308, "{sent:?}");
+        assert_eq!(
+            sent.header("location"),
+            [format!("http://{host}{path}/?a=%20b")]
+        );
+    }
     for path in ["/assets/more", "/assets/.env", "/assets/more.html"] {
         is(&get("below.test", path), 404, "our own page");
     }
@@ -736,6 +761,7 @@ fn who_is_silent_or_away_is_not_waited_for() {
     }
     let manifest = routes(&[
         ("slow", "timeouts = { first_byte = \"300ms\" }"),
+        ("calm", ""),
         ("idle", "timeouts = { idle = \"300ms\" }"),
         ("away", "service = \"dead\"\nerror_pages = \"errors\""),
     ]);
@@ -749,7 +775,8 @@ fn who_is_silent_or_away_is_not_waited_for() {
         }
     });
     assert_eq!(world.get("slow.test", "/", &["X-Wait: ever"]).status, 504);
-    assert_eq!(world.get("slow.test", "/", &[]).status, 200);
+    // Of another route: on a busy machine even a prompt answer may take longer than that limit.
+    assert_eq!(world.get("calm.test", "/", &[]).status, 200);
     let away = world.get("away.test", "/", &[]);
     assert_eq!((away.status, away.text().as_str()), (502, "page 502"));
     // Of a body of ten bytes one comes: the exchange ends, whatever is said of it.
@@ -795,6 +822,155 @@ fn a_host_with_a_certificate_is_served_over_tls_and_plain_requests_are_sent_ther
     assert_eq!(world.get_tls("second.test", "/", "second").status, 200);
     assert_eq!(world.get("second.test", "/", &[]).status, 200);
     assert_eq!(world.get("plain.test", "/", &[]).status, 200);
+    // No other host is answered by the first.
+    for host in ["plain.test", "other.test"] {
+        let (answer, said) = world.tls(host, "/", "first");
+        assert!(
+            answer.is_empty() && said.contains("unrecognized name"),
+            "{said}"
+        );
+    }
+}
+
+#[test]
+fn a_path_that_applications_read_otherwise_does_not_pass_a_guard() {
+    if !is_here() {
+        return;
+    }
+    let world = World::start(
+        "ambiguous",
+        &routes(&[
+            ("rest", "host = \"a.test\""),
+            (
+                "admin",
+                "host = \"a.test\"\npath = \"/admin\"\nallow = [\"192.0.2.0/24\"]",
+            ),
+            ("alone", ""),
+        ]),
+    );
+    for path in [
+        "/admin;v=1",
+        "/x/..;/admin",
+        "/x%3b/../admin",
+        "/%2561dmin",
+        "/x\\..\\admin",
+        "/x%5c..%5Cadmin",
+        "/admin/../x",
+        "/admin/%2e%2E/x",
+        "/admin/..%2fx",
+        "/admin/..",
+        "/./admin",
+    ] {
+        assert_eq!(world.get("a.test", path, &[]).status, 400, "{path}");
+    }
+    for path in ["/admin", "/admin/x", "//admin", "/%61dmin", "/admin?a=;"] {
+        assert_eq!(world.get("a.test", path, &[]).status, 403, "{path}");
+    }
+    for path in ["/", "/100%25", "/a.b/..c", "/caf%C3%A9", "/x?y=../;%2561"] {
+        let answer = world.get("a.test", path, &[]);
+        assert!(
+            answer.text().starts_with(&format!("GET {path} ")),
+            "{answer:?}"
+        );
+    }
+    // There is no other place it could be meant for.
+    assert_eq!(world.get("alone.test", "/admin;v=1", &[]).status, 200);
+}
+
+#[test]
+fn requests_have_names_and_preflights_and_error_pages_go_by_the_rules() {
+    if !is_here() {
+        return;
+    }
+    let cors = "cors = { origins = [\"https://x.example\"] }";
+    let away = "service = \"dead\"\nerror_pages = \"errors\"\nsecurity = { frame = \"deny\" }\nresponse_headers = { set = { X-Own = \"1\" } }";
+    let manifest = routes(&[
+        (
+            "near",
+            &format!("{cors}\nallow = [\"127.0.0.0/8\", \"2001:db8::/32\"]"),
+        ),
+        ("far", &format!("{cors}\nallow = [\"192.0.2.0/24\"]")),
+        ("away", &format!("{cors}\n{away}")),
+    ]);
+    let world = World::prepared("rules", &manifest, |place| {
+        for code in [404, 502, 503, 504] {
+            fs::write(place.join(format!("errors/away/{code}.html")), "page").unwrap();
+        }
+    });
+    let origin = "Origin: https://x.example";
+    let ask = |host: &str| {
+        let lines = [origin, "Access-Control-Request-Method: PUT"];
+        world.ask("OPTIONS", host, "/", &lines, "")
+    };
+    assert_eq!(ask("near.test").status, 204);
+    assert_eq!(ask("far.test").status, 403);
+    assert_eq!(
+        ask("far.test").header("access-control-allow-methods"),
+        [""; 0]
+    );
+    let page = world.get("away.test", "/", &[origin]);
+    assert_eq!((page.status, page.text().as_str()), (502, "page"));
+    for (name, value) in [
+        ("access-control-allow-origin", "https://x.example"),
+        ("x-frame-options", "DENY"),
+        ("x-own", "1"),
+    ] {
+        assert_eq!(page.header(name), [value], "{name}");
+    }
+    assert_eq!(page.header("x-request-id").len(), 1);
+    let named = |line: &str| {
+        let lines = [line, "X-Send: X-Request-Id: another"];
+        let answer = world.get("near.test", "/", &lines);
+        let asked = answer.asked("x-request-id");
+        assert_eq!(answer.header("x-request-id"), asked);
+        asked.concat()
+    };
+    assert_eq!(named("X-Request-Id: mine-1"), "mine-1");
+    let own = named("X-Request-Id: two words");
+    assert!(own.len() == 32 && own != named("X-Other: 1"), "{own}");
+}
+
+#[test]
+fn what_routes_append_is_told_apart() {
+    if !is_here() {
+        return;
+    }
+    let world = World::start(
+        "append",
+        &routes(&[
+            ("a", "request_headers = { append = { B-C = \"1\" } }"),
+            ("a-b", "request_headers = { append = { C = \"2\" } }"),
+        ]),
+    );
+    let answer = world.get("a.test", "/", &["B-C: x"]);
+    assert_eq!(answer.asked("b-c"), ["x, 1"]);
+    let answer = world.get("a-b.test", "/", &["C: y"]);
+    assert_eq!(answer.asked("c"), ["y, 2"]);
+}
+
+#[test]
+fn values_of_a_manifest_change_no_shape() {
+    let text = |value: &str, protocol: &str| {
+        let manifest = routes(&[(
+            "all",
+            &format!("response_headers = {{ set = {{ X-Note = \"{value}\" }} }}"),
+        )])
+        .replacen("port  = 3002", &format!("port  = 3002\n{protocol}"), 1);
+        configuration(&exported(&spec(&manifest))).to_owned()
+    };
+    let plain = text("note", "");
+    let telling = text("return 308 proxy_hide_header", "");
+    assert_eq!(
+        telling.replace("return 308 proxy_hide_header", "note"),
+        plain
+    );
+    let h2c = "protocol = \"h2c\"\nhealth = { ready = \"tcp\" }";
+    let telling = text("proxy_hide_header", h2c);
+    assert!(
+        telling.contains("x-note \"proxy_hide_header\"")
+            && telling.contains("grpc_hide_header x-note"),
+        "{telling}"
+    );
 }
 
 /// Debian's packages are for its own interpreter, which need not be the first in PATH.
@@ -885,6 +1061,7 @@ fn calls_of_grpc_go_through_over_tls() {
         .unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     let error = String::from_utf8_lossy(&output.stderr);
-    let wanted = "b'HELLO' ['x-first'] yes\n[b'0', b'1', b'2', b'3', b'4']\nUNIMPLEMENTED\n";
+    let wanted =
+        "b'HELLO' ['x-first', 'x-request-id'] yes\n[b'0', b'1', b'2', b'3', b'4']\nUNIMPLEMENTED\n";
     assert_eq!(said, wanted, "{error}");
 }

@@ -15,6 +15,7 @@ use std::{
     io::Write as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    time::Duration,
 };
 
 use rustix::process::{Pid, Signal};
@@ -489,14 +490,16 @@ fn a_database_that_cannot_be_asked_how_much_waits_is_told_of_until_it_answers() 
     let (shop, _to, _) = stopping_on(shop, "64MiB");
     let folder = shop.host.path("state/stores/shop/production/main");
     let hung = Hung::all_of(&folder.join("data"));
+    // It is asked in vain for half a minute before anybody is told.
+    let patience = Duration::from_secs(180);
     shop.host
-        .until("it is told", || !hook.told("unseen").is_empty());
+        .until_within(patience, "it is told", || !hook.told("unseen").is_empty());
     let unseen = "nobody knows how much waits for the archive";
     let status = shop.ok(&["status"]);
     assert!(status.contains(unseen), "{status}");
     assert!(troubles(&shop).contains(unseen));
     drop(hung);
-    shop.host.until("that is over", || {
+    shop.host.until_within(patience, "that is over", || {
         hook.told("well").concat().contains(unseen)
     });
     shop.host

@@ -252,7 +252,11 @@ pub static EQUIVALENCE: &[Rule] = &[
         "a timer with pg_dump, and a restore of it now and then",
     ),
     carried("routes.*.host", "`server_name`"),
-    carried("routes.*.path", "`location`"),
+    partly(
+        "routes.*.path",
+        "`location`",
+        "on a host with paths nginx answers 400 to every path with `;`, `\\`, `.` or `..` as a segment, or what is encoded twice; Landfast only where such a path leads to another route",
+    ),
     carried("routes.*.service", "`proxy_pass`"),
     carried(
         "routes.*.websocket",
@@ -274,17 +278,21 @@ pub static EQUIVALENCE: &[Rule] = &[
     partly(
         "routes.*.limits.rate",
         "`limit_req`, 429",
-        "there is no `Retry-After`, and of an IPv6 client the whole address counts; a rate that is no whole number a second or a minute is rounded up",
+        "there is no `Retry-After`, preflights and refused WebSockets are not counted, and of an IPv6 client the whole address counts; a rate that is no whole number a second or a minute is rounded up",
     ),
     carried("routes.*.limits.burst", "`burst`"),
-    carried("routes.*.limits.by", "the key of `limit_req_zone`"),
+    partly(
+        "routes.*.limits.by",
+        "the key of `limit_req_zone`",
+        SEEN_ADDRESS,
+    ),
     partly(
         "routes.*.limits.total",
         "`limit_req` of the whole server, 429",
-        "there is no `Retry-After`; a rate that is no whole number a second or a minute is rounded up",
+        "there is no `Retry-After`; preflights and refused WebSockets are not counted; a rate that is no whole number a second or a minute is rounded up",
     ),
     carried("routes.*.limits.total_burst", "`burst`"),
-    carried("routes.*.allow", "`allow` and `deny`"),
+    partly("routes.*.allow", "`allow` and `deny`", SEEN_ADDRESS),
     partly(
         "routes.*.auth.users",
         "`auth_basic_user_file`; `Authorization` is not passed on",
@@ -554,6 +562,11 @@ fn lessened(pattern: &str, value: &toml::Value) -> Option<Expressed> {
         }
         "routes.*.limits.by" => {
             let text = value.as_str()?;
+            if text.trim() == "route" {
+                return Some(Expressed::As {
+                    what: "the key of `limit_req_zone`",
+                });
+            }
             let variable = match text.split_once(':')? {
                 ("header", name) => nginx::header_variable(name.trim()),
                 (_, name) => nginx::cookie_variable(name.trim()),
@@ -566,6 +579,9 @@ fn lessened(pattern: &str, value: &toml::Value) -> Option<Expressed> {
         _ => None,
     }
 }
+
+/// Of who is told apart by address.
+const SEEN_ADDRESS: &str = "clients are told apart by the address that nginx's container sees: behind a balancer or Docker's own proxy (IPv6, rootless) that is the gateway's, the same for all; name it in `set_real_ip_from` of nginx.conf";
 
 const OWN_HEADERS: Expressed = Expressed::Partly {
     what: "`proxy_hide_header`, `add_header`",

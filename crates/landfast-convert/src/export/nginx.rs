@@ -101,9 +101,16 @@ fn configuration(spec: &AppSpec) -> String {
             "    server {\n        listen 80 default_server;\n        return 404;\n    }\n",
         );
     }
+    let has_tls =
+        |routes: &[(&str, &RouteSpec)]| routes.iter().any(|(_, route)| route.tls.is_some());
+    let any_has_tls = hosts.values().any(|routes| has_tls(routes));
+    if any_has_tls && !hosts.get("*").is_some_and(|routes| has_tls(routes)) {
+        // Without one the first host would answer for all others.
+        text.push_str("    server {\n        listen 443 ssl http2 default_server;\n        ssl_reject_handshake on;\n        return 404;\n    }\n");
+    }
     for (host, routes) in &hosts {
         server(&mut text, spec, host, routes, false);
-        if routes.iter().any(|(_, route)| route.tls.is_some()) {
+        if has_tls(routes) {
             server(&mut text, spec, host, routes, true);
         }
     }
@@ -138,12 +145,30 @@ http {
     variables_hash_bucket_size 128;
     proxy_headers_hash_max_size 4096;
     proxy_headers_hash_bucket_size 256;
+    # Clients of a balancer, or of Docker's own proxy (IPv6, rootless), all have its address; name it, and it is believed:
+    # set_real_ip_from 172.16.0.0/12;
+    # real_ip_header X-Forwarded-For;
     geo $dollar {
         default "$";
     }
     map $http_upgrade $connection_upgrade {
         default upgrade;
         '' '';
+    }
+    # A client may name its request, as one word.
+    map $http_x_request_id $named {
+        default $request_id;
+        "~^[A-Za-z0-9_.:/+=@-]{1,128}$" $http_x_request_id;
+    }
+    # What applications read in other ways than nginx does: encoded twice, `;`, `\`, and dots that nginx resolves.
+    map $request_uri $ambiguous {
+        default 0;
+        "~*^[^?]*(%25[0-9a-f]{2}|%3b|%5c|;|\\\\|#)" 1;
+        "~*^[^?]*(/|%2f)(\\.|%2e){1,2}(/|%2f|\\?|$)" 1;
+    }
+    map $request_uri $asked_path {
+        default "";
+        "~^(?<before_query>[^?]*)" $before_query;
     }
 "#;
 
@@ -191,7 +216,16 @@ fn maps(name: &str, route: &RouteSpec) -> String {
         ));
     }
     if let Some(cors) = &route.cors {
-        text.push_str(&cors_maps(&id, cors));
+        if !route.allow.is_empty() {
+            // Preflights are answered before nginx looks at `allow`.
+            let networks: BTreeSet<_> = route.allow.iter().collect();
+            text.push_str(&format!("    geo $allowed_{id} {{\n"));
+            for network in networks {
+                text.push_str(&format!("        {network} 1;\n"));
+            }
+            text.push_str("    }\n");
+        }
+        text.push_str(&cors_maps(&id, cors, !route.allow.is_empty()));
     }
     if let Some(security) = &route.security {
         for header in security_headers(security, route) {
@@ -209,18 +243,31 @@ fn maps(name: &str, route: &RouteSpec) -> String {
             ));
         }
     }
-    for (name, value) in &route.request_headers.append {
+    for (number, (name, value)) in route.request_headers.append.iter().enumerate() {
         if let Some(variable) = appended(route, name) {
             let (both, value) = (quote_after(&variable, value), quote(value));
-            let known = format!("append_{id}_{}", name.replace('-', "_"));
+            let known = format!("append_{number}_{id}");
             text.push_str(&map(&variable, &known, &both, &[("''", value.as_str())]));
         }
     }
     if let Some(files) = &route.files {
         let prefix = below(route);
-        let known = word(&format!("~^{}/\\.well-known(/[^./][^/]*)*$", regex(prefix)));
-        let hidden = [(known.as_str(), "$uri"), ("\"~/\\.\"", NO_FILE)];
-        text.push_str(&map("$uri", &format!("file_{id}"), "$uri", &hidden));
+        let known = word(&format!(
+            "~^(GET|HEAD):{}/\\.well-known(/[^./][^/]*)*$",
+            regex(prefix)
+        ));
+        let words = [
+            (known.as_str(), "$uri"),
+            ("\"~/\\.\"", NO_FILE),
+            ("~^(GET|HEAD):", "$uri"),
+        ];
+        // Whatever else is asked is the service's, or not there.
+        let by = "\"$request_method:$uri\"";
+        text.push_str(&map(by, &format!("file_{id}"), NO_FILE, &words));
+        // The page of a folder that is asked for with its slash; without it there is a redirect.
+        let words = [("~/$", &*format!("${{file_{id}}}index.html"))];
+        let file = format!("$file_{id}");
+        text.push_str(&map(&file, &format!("folder_{id}"), NO_FILE, &words));
         let cache = quote(&files.cache_control);
         let pages = [("~^text/html", "no-cache")];
         text.push_str(&map(
@@ -232,11 +279,14 @@ fn maps(name: &str, route: &RouteSpec) -> String {
         if files.missing == MissingFile::Index {
             let index = quote(&format!("{prefix}/index.html"));
             let pages = [
-                ("\"~(/[^./|]*|\\.html?)\\|\"", index.as_str()),
-                ("\"~\\|.*text/html\"", index.as_str()),
+                (
+                    "\"~^(GET|HEAD):[^|]*(/[^./|]*|\\.html?)\\|\"",
+                    index.as_str(),
+                ),
+                ("\"~^(GET|HEAD):.*\\|.*text/html\"", index.as_str()),
             ];
             text.push_str(&map(
-                "\"$uri|$http_accept\"",
+                "\"$request_method:$uri|$http_accept\"",
                 &format!("page_{id}"),
                 NO_FILE,
                 &pages,
@@ -275,7 +325,7 @@ fn is_for_all(cors: &CorsSpec) -> bool {
 }
 
 /// Whether an origin may read, whether it asks before it sends, and what it is told then.
-fn cors_maps(id: &str, cors: &CorsSpec) -> String {
+fn cors_maps(id: &str, cors: &CorsSpec, asks_who: bool) -> String {
     let origins: Vec<_> = cors
         .origins
         .iter()
@@ -302,10 +352,13 @@ fn cors_maps(id: &str, cors: &CorsSpec) -> String {
         &[("\"~^OPTIONS:[^:]+:.\"", "1")],
     );
     let preflight = map(
-        &format!("\"$asks_{id}:$cors_{id}\""),
+        &match asks_who {
+            true => format!("\"$allowed_{id}$asks_{id}:$cors_{id}\""),
+            false => format!("\"1$asks_{id}:$cors_{id}\""),
+        },
         &format!("preflight_{id}"),
         "''",
-        &[("1:", "refused"), ("~^1:.", "allowed")],
+        &[("11:", "refused"), ("~^11:.", "allowed")],
     );
     let mut text = may + &asks + &preflight;
     if cors.credentials {
@@ -416,6 +469,10 @@ fn server(text: &mut String, spec: &AppSpec, host: &str, routes: &[(&str, &Route
         text.push_str(&format!("        listen 80{default};\n"));
     }
     text.push_str(&format!("        server_name {name};\n"));
+    // One place alone has no other that a path could be meant for.
+    if routes.iter().any(|(_, route)| route.path != "/") {
+        text.push_str("        if ($ambiguous) {\n            return 400;\n        }\n");
+    }
     for (name, route) in routes {
         location(text, spec, name, route, tls, routes);
     }
@@ -434,10 +491,10 @@ fn location(
     routes: &[(&str, &RouteSpec)],
 ) {
     let has_tls = routes.iter().any(|(_, route)| route.tls.is_some());
-    let body = if route.https_only && has_tls && !tls {
-        "            return 308 https://$host$request_uri;\n".to_owned()
-    } else {
-        body(spec, name, route)
+    let redirects = route.https_only && has_tls && !tls;
+    let body = match redirects {
+        true => "            return 308 https://$host$request_uri;\n".to_owned(),
+        false => body(spec, name, route),
     };
     let proxied = upstream(spec, name, route);
     let places = match route.path.as_str() {
@@ -445,33 +502,30 @@ fn location(
         // A prefix ends at a segment.
         path => vec![format!("= {}", word(path)), word(&format!("{path}/"))],
     };
-    let redirects = body.contains("return 308");
+    let id = name.replace('-', "_");
+    let write = |lines: &[String]| -> String {
+        let lines = lines.iter().map(|line| format!("            {line};\n"));
+        lines.collect()
+    };
+    let root = write(&[
+        format!("root {FILES}/{name}"),
+        format!("disable_symlinks on from={FILES}/{name}"),
+    ]);
+    let mut lines = vec!["gzip_static on".to_owned(), "gzip_vary on".to_owned()];
+    let rules = &route.response_headers;
+    let mut ruled = rules.set.keys().chain(&rules.remove);
+    if !ruled.any(|one| one.eq_ignore_ascii_case("cache-control")) {
+        lines.push(format!("add_header Cache-Control $cache_{id} always"));
+    }
+    let as_file = root.clone() + &write(&lines);
     for place in places {
         text.push_str(&format!("        location {place} {{\n{body}"));
         match (&route.files, redirects) {
             (_, true) => {}
-            (Some(files), false) => {
-                let id = name.replace('-', "_");
-                let missing = match files.missing {
-                    MissingFile::Service => format!("@{name}"),
-                    MissingFile::NotFound => "=404".to_owned(),
-                    MissingFile::Index => format!("$page_{id} =404"),
-                };
-                let mut lines = vec![
-                    format!("root {FILES}/{name}"),
-                    format!("disable_symlinks on from={FILES}/{name}"),
-                    "gzip_static on".to_owned(),
-                    "gzip_vary on".to_owned(),
-                    format!("try_files $file_{id} $file_{id}/index.html {missing}"),
-                ];
-                let rules = &route.response_headers;
-                let mut ruled = rules.set.keys().chain(&rules.remove);
-                if !ruled.any(|one| one.eq_ignore_ascii_case("cache-control")) {
-                    lines.push(format!("add_header Cache-Control $cache_{id} always"));
-                }
-                for line in lines {
-                    text.push_str(&format!("            {line};\n"));
-                }
+            (Some(_), false) => {
+                text.push_str(&as_file);
+                let line = format!("try_files $file_{id} $folder_{id} @{name}");
+                text.push_str(&write(&[line]));
             }
             (None, false) => text.push_str(&proxied),
         }
@@ -480,15 +534,91 @@ fn location(
     if redirects {
         return;
     }
-    if route.files.is_some() {
+    if let Some(files) = &route.files {
+        // Here, where logins and limits have been asked: what a redirect tells is not for everybody.
+        let to_folder = format!(
+            "            if (-f $document_root$file_{id}/index.html) {{\n                return 308 $scheme://$http_host$asked_path/$is_args$args;\n            }}\n"
+        );
+        let rest = match files.missing {
+            MissingFile::Service => root + &to_folder + &proxied,
+            MissingFile::NotFound => {
+                as_file + &to_folder + &write(&[format!("try_files {NO_FILE} =404")])
+            }
+            MissingFile::Index => {
+                as_file + &to_folder + &write(&[format!("try_files $page_{id} =404")])
+            }
+        };
         text.push_str(&format!(
-            "        location @{name} {{\n{body}{proxied}        }}\n"
+            "        location @{name} {{\n{body}{rest}        }}\n"
         ));
     }
     if route.error_pages.is_some() {
-        text.push_str(&format!("        location /__errors/{name}/ {{\n            internal;\n            alias {ERRORS}/{name}/;\n        }}\n"));
+        let headers = write(&answered(spec, name, route).added);
+        text.push_str(&format!("        location /__errors/{name}/ {{\n            internal;\n            alias {ERRORS}/{name}/;\n{headers}        }}\n"));
     }
 }
+
+/// What is done to the headers of an answer.
+struct Answered {
+    /// What an instance says of them is not passed on.
+    hidden: Vec<String>,
+    added: Vec<String>,
+}
+
+fn answered(spec: &AppSpec, name: &str, route: &RouteSpec) -> Answered {
+    let id = name.replace('-', "_");
+    let hide = match is_sealed(spec, route) {
+        true => "grpc_hide_header",
+        false => "proxy_hide_header",
+    };
+    let mut hidden = vec![REQUEST_ID.to_owned()];
+    let mut added = vec![format!("add_header {REQUEST_ID} $named always")];
+    if let Some(security) = &route.security {
+        for header in security_headers(security, route) {
+            let name = header.name;
+            hidden.push(name.to_owned());
+            if !security.overwrite {
+                added.push(format!("add_header {name} {} always", header.upstream()));
+            }
+            let known = header.known();
+            added.push(format!("add_header {name} $security_{id}_{known} always"));
+        }
+    }
+    if let Some(cors) = &route.cors {
+        let replaced = [
+            Some("Access-Control-Allow-Origin"),
+            Some("Access-Control-Allow-Credentials"),
+            (!cors.expose.is_empty()).then_some("Access-Control-Expose-Headers"),
+        ];
+        hidden.extend(replaced.into_iter().flatten().map(str::to_owned));
+        added.extend(cors_lines(&id, cors));
+    }
+    let rules = &route.response_headers;
+    let add = |(name, value): (&String, &String)| {
+        format!("add_header {} {} always", word(name), quote(value))
+    };
+    hidden.extend(
+        rules
+            .set
+            .keys()
+            .chain(removed(rules))
+            .map(|name| word(name)),
+    );
+    added.extend(rules.set.iter().chain(&rules.append).map(add));
+    let hidden = hidden.into_iter().map(|name| format!("{hide} {name}"));
+    Answered {
+        hidden: hidden.collect(),
+        added,
+    }
+}
+
+/// Whether instances speak HTTP/2 alone; nginx does so to gRPC servers.
+fn is_sealed(spec: &AppSpec, route: &RouteSpec) -> bool {
+    let service = spec.services.get(&route.service);
+    service.is_some_and(|service| service.protocol == Protocol::H2c)
+}
+
+const REQUEST_ID: &str = "X-Request-Id";
 
 /// What is decided before an instance is asked.
 fn body(spec: &AppSpec, name: &str, route: &RouteSpec) -> String {
@@ -549,30 +679,16 @@ fn body(spec: &AppSpec, name: &str, route: &RouteSpec) -> String {
         line("gzip_min_length 1024".to_owned());
         line("gzip_types text/plain text/css text/javascript application/javascript application/json application/xml image/svg+xml".to_owned());
     }
-    if let Some(security) = &route.security {
-        for header in security_headers(security, route) {
-            let name = header.name;
-            line(format!("proxy_hide_header {name}"));
-            if !security.overwrite {
-                line(format!("add_header {name} {} always", header.upstream()));
-            }
-            let known = header.known();
-            line(format!("add_header {name} $security_{id}_{known} always"));
-        }
+    let answered = answered(spec, name, route);
+    for words in answered.hidden.into_iter().chain(answered.added) {
+        line(words);
     }
-    if let Some(cors) = &route.cors {
-        for words in cors_lines(&id, cors) {
-            line(words);
-        }
+    if route.cors.is_some() {
         for (kind, code) in [("allowed", 204), ("refused", 403)] {
             text.push_str(&format!(
                 "            if ($preflight_{id} = {kind}) {{\n                return {code};\n            }}\n"
             ));
         }
-    }
-    let mut line = |words: String| text.push_str(&format!("            {words};\n"));
-    for words in response_headers(&route.response_headers) {
-        line(words);
     }
     if !route.websocket {
         text.push_str("            if ($http_upgrade ~* websocket) {\n                return 403;\n            }\n");
@@ -584,47 +700,12 @@ fn body(spec: &AppSpec, name: &str, route: &RouteSpec) -> String {
             ));
         }
     }
-    let sealed = spec
-        .services
-        .get(&route.service)
-        .is_some_and(|service| service.protocol == Protocol::H2c);
-    if sealed {
-        text.push_str(
-            "            # Instances speak HTTP/2 alone; nginx does so to gRPC servers.\n",
-        );
-        return text.replace("proxy_hide_header", "grpc_hide_header");
-    }
     text
 }
 
-fn response_headers(rules: &FieldRulesSpec) -> Vec<String> {
-    let mut lines = Vec::new();
-    for (name, value) in &rules.set {
-        let name = word(name);
-        lines.push(format!("proxy_hide_header {name}"));
-        lines.push(format!("add_header {name} {} always", quote(value)));
-    }
-    lines.extend(
-        rules
-            .append
-            .iter()
-            .map(|(name, value)| format!("add_header {} {} always", word(name), quote(value))),
-    );
-    lines.extend(removed(rules).map(|name| format!("proxy_hide_header {}", word(name))));
-    lines
-}
-
-/// What an instance says of it is replaced.
+/// What is said to other origins, in the place of what an instance says of it.
 fn cors_lines(id: &str, cors: &CorsSpec) -> Vec<String> {
-    let hidden = [
-        Some("Access-Control-Allow-Origin"),
-        Some("Access-Control-Allow-Credentials"),
-        (!cors.expose.is_empty()).then_some("Access-Control-Expose-Headers"),
-    ];
-    let hidden = hidden.into_iter().flatten();
-    let mut lines: Vec<_> = hidden
-        .map(|name| format!("proxy_hide_header {name}"))
-        .collect();
+    let mut lines = Vec::new();
     let mut add = |name: &str, value: &str| lines.push(format!("add_header {name} {value} always"));
     add("Access-Control-Allow-Origin", &format!("$cors_{id}"));
     if !is_for_all(cors) {
@@ -653,7 +734,7 @@ fn cors_lines(id: &str, cors: &CorsSpec) -> Vec<String> {
 fn upstream(spec: &AppSpec, name: &str, route: &RouteSpec) -> String {
     let service = spec.services.get(&route.service);
     let port = service.and_then(|service| service.port).unwrap_or(80);
-    let h2c = service.is_some_and(|service| service.protocol == Protocol::H2c);
+    let h2c = is_sealed(spec, route);
     let id = name.replace('-', "_");
     let kind = if h2c { "grpc" } else { "proxy" };
     let mut lines = vec![format!("set $to_{id} {}:{port}", route.service)];
@@ -671,6 +752,15 @@ fn upstream(spec: &AppSpec, name: &str, route: &RouteSpec) -> String {
         ("X-Forwarded-Proto".to_owned(), "$scheme".to_owned()),
         ("X-Forwarded-Host".to_owned(), "$http_host".to_owned()),
     ];
+    let ruled = &route.request_headers;
+    let mut ruled = ruled
+        .set
+        .keys()
+        .chain(ruled.append.keys())
+        .chain(&ruled.remove);
+    if !ruled.any(|name| name.eq_ignore_ascii_case(REQUEST_ID)) {
+        headers.push((REQUEST_ID.to_owned(), "$named".to_owned()));
+    }
     headers.extend(CLAIMED.map(|name| (name.to_owned(), "\"\"".to_owned())));
     if !h2c {
         headers.push(("Upgrade".to_owned(), "$http_upgrade".to_owned()));
@@ -689,14 +779,20 @@ fn upstream(spec: &AppSpec, name: &str, route: &RouteSpec) -> String {
             .iter()
             .map(|(name, value)| (name.clone(), quote(value))),
     );
-    headers.extend(rules.append.iter().filter_map(|(name, value)| {
-        let value = match appended(route, name) {
-            Some(_) => format!("$append_{id}_{}", name.replace('-', "_")),
-            None if is_login(name) => quote(value),
-            None => return None,
-        };
-        Some((name.clone(), value))
-    }));
+    headers.extend(
+        rules
+            .append
+            .iter()
+            .enumerate()
+            .filter_map(|(number, (name, value))| {
+                let value = match appended(route, name) {
+                    Some(_) => format!("$append_{number}_{id}"),
+                    None if is_login(name) => quote(value),
+                    None => return None,
+                };
+                Some((name.clone(), value))
+            }),
+    );
     headers.extend(removed(rules).map(|name| (name.clone(), "\"\"".to_owned())));
     lines.extend(
         headers

@@ -66,7 +66,8 @@ impl Export<'_> {
                 format!("postgres:{version}"),
                 "/var/lib/postgresql/data",
                 json!({ "POSTGRES_USER": "app", "POSTGRES_DB": "app", "POSTGRES_PASSWORD": password }),
-                json!(["CMD-SHELL", "pg_isready -U app -d app"]),
+                // By TCP: while the image makes its data, a server answers on the socket alone.
+                json!(["CMD-SHELL", "pg_isready -h 127.0.0.1 -U app -d app"]),
             ),
             Engine::Mariadb => (
                 format!("mariadb:{version}"),
@@ -106,7 +107,8 @@ impl Export<'_> {
         value.insert("shm_size".to_owned(), "256m".into());
         value.insert(
             "healthcheck".to_owned(),
-            json!({ "test": test, "interval": "2s", "timeout": "5s", "retries": 15 }),
+            // A first start makes the data, which takes minutes on a slow disk.
+            json!({ "test": test, "interval": "2s", "timeout": "5s", "retries": 15, "start_period": "300s" }),
         );
         value.insert("restart".to_owned(), "unless-stopped".into());
         value.insert("stop_grace_period".to_owned(), "60s".into());
@@ -225,13 +227,13 @@ fn command(engine: Engine, settings: &BTreeMap<String, String>) -> Vec<String> {
             }
         }
         Engine::Redis => {
-            // The password is the server's own variable, so that it is in no argument of Compose's.
-            let mut line =
-                "exec redis-server --appendonly yes --requirepass \"$$REDIS_PASSWORD\"".to_owned();
+            // The server reads its password as its configuration: in an argument all of the host would see it.
+            let mut line = "exec redis-server - --appendonly yes".to_owned();
             for (key, value) in settings {
                 let value = value.replace('\'', "'\\''");
                 line.push_str(&format!(" --{key} '{}'", literal(&value)));
             }
+            line.push_str(" <<END\nrequirepass \"$$REDIS_PASSWORD\"\nEND\n");
             argv.extend(["sh".to_owned(), "-c".to_owned(), line]);
         }
         Engine::Mariadb | Engine::Mysql | Engine::S3 => {

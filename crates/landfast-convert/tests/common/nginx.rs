@@ -252,6 +252,13 @@ impl World {
 
     /// Over TLS; the certificate must be the route's own.
     pub fn get_tls(&self, host: &str, path: &str, route: &str) -> Answer {
+        let (answer, said) = self.tls(host, path, route);
+        assert!(!answer.is_empty(), "{said}");
+        Answer::of(answer)
+    }
+
+    /// What is answered over TLS, and what is said of the connection.
+    pub fn tls(&self, host: &str, path: &str, route: &str) -> (Vec<u8>, String) {
         let mut child = Command::new("openssl")
             .args(["s_client", "-quiet", "-verify_return_error", "-connect"])
             .arg(format!("127.0.0.1:{}", self.https))
@@ -263,14 +270,12 @@ impl World {
             .spawn()
             .unwrap();
         let mut stdin = child.stdin.take().unwrap();
-        stdin
-            .write_all(request("GET", host, path, &[], "").as_bytes())
-            .unwrap();
+        // Who was refused before sees nobody there.
+        drop(stdin.write_all(request("GET", host, path, &[], "").as_bytes()));
         let output = child.wait_with_output().unwrap();
         drop(stdin);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(!output.stdout.is_empty(), "{said}");
-        Answer::of(output.stdout)
+        (output.stdout, said)
     }
 }
 

@@ -334,8 +334,13 @@ impl Host {
     }
 
     #[track_caller]
-    pub fn until(&self, what: &str, mut holds: impl FnMut() -> bool) {
-        for _ in 0..(PATIENCE.as_millis() / STEP.as_millis()) {
+    pub fn until(&self, what: &str, holds: impl FnMut() -> bool) {
+        self.until_within(PATIENCE, what, holds);
+    }
+
+    /// For what takes its time on an idle machine, too.
+    pub fn until_within(&self, patience: Duration, what: &str, mut holds: impl FnMut() -> bool) {
+        for _ in 0..(patience.as_millis() / STEP.as_millis()) {
             if holds() {
                 return;
             }
