@@ -32,7 +32,7 @@ const HOST: &str = "shop.example";
 const IMAGE: &str = "landfast:test";
 /// Debian's client brings its own BuildKit; others need a plugin.
 const DOCKER: &str = "/usr/bin/docker";
-/// Three minutes, for a loaded machine.
+/// Three minutes at least, for a loaded machine.
 const LOOKS: usize = 3_600;
 const STEP: Duration = Duration::from_millis(50);
 
