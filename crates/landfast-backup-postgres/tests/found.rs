@@ -170,6 +170,18 @@ async fn the_password_a_killed_backup_left_goes_with_the_next_one() {
     archiver.stop().await.unwrap();
 }
 
+/// Who migrates keeps his history beside the heartbeat, whichever of the two comes first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_schema_of_the_heartbeat_is_the_database_owners() {
+    let world = World::new().await;
+    world.sql("CREATE ROLE shop");
+    world.sql("ALTER DATABASE postgres OWNER TO shop");
+    let archiver = world.archiver().await;
+    let owner = "SELECT nspowner::regrole FROM pg_namespace WHERE nspname = 'landfast'";
+    assert_eq!(world.sql(owner), "shop");
+    archiver.stop().await.unwrap();
+}
+
 /// Ends with the test.
 struct Ending(Child);
 
