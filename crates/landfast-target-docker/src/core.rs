@@ -22,6 +22,7 @@ use crate::{
     exits::{self, Life},
     images::Image,
     name::{self, HostId},
+    oom,
     options::Lacks,
     place::Place,
     record::{Ended, Held, Record, Records, Started},
@@ -33,6 +34,12 @@ const CHANGES_MAX: usize = 1_024;
 const DRAIN_WAIT_MAX: Duration = Duration::from_secs(3);
 /// So many threads work with the records at once.
 const READERS_MAX: usize = 4;
+/// How often a container is looked at again that is between two states.
+const STATE_LOOKS: u32 = 100;
+/// How often, and after how long, a daemon is asked again that may not have heard yet why a container was killed. Its
+/// replacement waits as long.
+const MEMORY_LOOKS: u32 = 2;
+const LOOK: Duration = Duration::from_millis(40);
 /// A record that somebody holds is asked for again after this.
 const HOLD_AGAIN: Duration = Duration::from_millis(10);
 
@@ -140,21 +147,64 @@ impl Core {
     }
 
     /// What the daemon says of a container; `None` when it has none of that name.
+    ///
+    /// That a container's memory ran out comes to the daemon beside its end, after it, or never ([`oom`]). What has just
+    /// been killed under a limit is asked of the kernel too, and looked at again: what is taken down of its end is not
+    /// changed later.
     pub(crate) async fn inspect(
         &self,
         container: &str,
-    ) -> Result<Option<ContainerInspectResponse>, DaemonError> {
-        let asked = self.daemon.call(|client| {
-            let container = container.to_owned();
-            async move { client.inspect_container(&container, None).await }
-        });
-        match asked.await {
-            Ok(found) => Ok(Some(found)),
-            Err(error) if error.is_missing() => {
-                self.daemon.is_the_same().await?;
-                Ok(None)
+    ) -> Result<Option<Box<ContainerInspectResponse>>, DaemonError> {
+        let mut looks = 0;
+        loop {
+            let found = self.inspect_once(container).await?;
+            let Some(mut found) = found else {
+                return Ok(None);
+            };
+            if !exits::may_turn_out_of_memory(&found, clock::now()) {
+                return Ok(Some(found));
             }
-            Err(error) => Err(error),
+            let id = found.id.clone().unwrap_or_default();
+            let ran_out = blocking(move || oom::ran_out(&id)).await;
+            if ran_out.unwrap_or(false)
+                && let Some(state) = &mut found.state
+            {
+                state.oom_killed = Some(true);
+                return Ok(Some(found));
+            }
+            if looks == MEMORY_LOOKS {
+                return Ok(Some(found));
+            }
+            looks += 1;
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    async fn inspect_once(
+        &self,
+        container: &str,
+    ) -> Result<Option<Box<ContainerInspectResponse>>, DaemonError> {
+        let mut looks = 0;
+        loop {
+            let asked = self.daemon.call(|client| {
+                let container = container.to_owned();
+                async move {
+                    let found = client.inspect_container(&container, None).await;
+                    found.map(Box::new)
+                }
+            });
+            match asked.await {
+                Ok(found) => return Ok(Some(found)),
+                Err(error) if error.is_missing() => {
+                    self.daemon.is_the_same().await?;
+                    return Ok(None);
+                }
+                Err(error) if error.is_between_states() && looks < STATE_LOOKS => {
+                    looks += 1;
+                    tokio::time::sleep(LOOK).await;
+                }
+                Err(error) => return Err(error),
+            }
         }
     }
 
@@ -162,7 +212,7 @@ impl Core {
     pub(crate) async fn find_by_name(
         &self,
         id: &InstanceRef,
-    ) -> Result<Option<ContainerInspectResponse>, DaemonError> {
+    ) -> Result<Option<Box<ContainerInspectResponse>>, DaemonError> {
         let found = self.inspect(&name::container(&self.host, id)).await?;
         Ok(found.filter(|found| {
             let config = found.config.as_ref();
@@ -205,7 +255,7 @@ impl Core {
     async fn reconcile(
         &self,
         record: Record,
-        found: Option<ContainerInspectResponse>,
+        found: Option<Box<ContainerInspectResponse>>,
     ) -> io::Result<Option<Observed>> {
         let state = found.as_ref().and_then(|found| found.state.as_ref());
         let life = state.map(|state| exits::life(state, record.memory_max));
@@ -219,7 +269,7 @@ impl Core {
             (Some(Life::Runs { pid, since }), started) => {
                 let record = match started {
                     Some(_) => Some(record),
-                    None => self.begin(&record.id, found.as_ref(), since).await?,
+                    None => self.begin(&record.id, found.as_deref(), since).await?,
                 };
                 let observed = record.as_ref().and_then(|record| record.observed(pid));
                 let asks = record.is_some_and(|record| record.asks_health);
@@ -233,7 +283,7 @@ impl Core {
             }
             (Some(Life::Ended { exit, at, since }), started) => {
                 if started.is_none() {
-                    self.begin(&record.id, found.as_ref(), since).await?;
+                    self.begin(&record.id, found.as_deref(), since).await?;
                 }
                 let record = self.end(&record.id, exit, at, since).await?;
                 Ok(record.and_then(|record| record.observed(None)))

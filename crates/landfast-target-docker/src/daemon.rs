@@ -74,6 +74,12 @@ pub(crate) enum DaemonError {
 }
 
 impl DaemonError {
+    /// Whether it said a state that Docker has not: Podman knows `stopped` and `initialized`, which pass.
+    pub(crate) fn is_between_states(&self) -> bool {
+        matches!(self, Self::Refused { message, .. }
+            if ["`stopped`", "`initialized`"].iter().any(|state| message.contains(&format!("unknown variant {state}"))))
+    }
+
     pub(crate) fn is_missing(&self) -> bool {
         matches!(self, Self::Refused { status: 404, .. })
     }
@@ -117,6 +123,13 @@ impl From<Error> for DaemonError {
             return Self::Refused {
                 status: 500,
                 message: error,
+            };
+        }
+        // It answered, so it is not away.
+        if let Error::JsonDataError { message, .. } = &error {
+            return Self::Refused {
+                status: 500,
+                message: format!("its answer is not understood: {message}"),
             };
         }
         // Its own words end where the reason begins.
@@ -216,7 +229,9 @@ impl Daemon {
         let mut again = true;
         loop {
             let client = self.client().await?;
-            let answer = match tokio::time::timeout(wait_max, ask(client)).await {
+            // Every container has tasks that ask; none of them keeps the room of a request while it waits.
+            let asked = Box::pin(ask(client));
+            let answer = match tokio::time::timeout(wait_max, asked).await {
                 Ok(answer) => answer.map_err(DaemonError::from),
                 Err(_) => Err(DaemonError::Silent(wait_max)),
             };

@@ -51,15 +51,19 @@ pub fn remembered(state: &Path) -> io::Result<Option<DockerAddress>> {
 
 /// What tells a daemon from every other; `None` where it says nothing of the kind.
 pub(crate) fn of(version: &SystemVersion, info: &SystemInfo) -> Option<String> {
-    let mut parts = version.components.iter().flatten();
     let data = info.docker_root_dir.as_deref()?;
-    match parts.any(|part| part.name.contains("Podman")) {
+    match is_podman(version) {
         true => Some(format!("podman:{data}")),
         false => {
             let id = info.id.as_deref().filter(|id| !id.is_empty())?;
             Some(format!("{id}:{data}"))
         }
     }
+}
+
+pub(crate) fn is_podman(version: &SystemVersion) -> bool {
+    let mut parts = version.components.iter().flatten();
+    parts.any(|part| part.name.contains("Podman"))
 }
 
 /// Takes down which daemon answers, or says in what way it is the wrong one.

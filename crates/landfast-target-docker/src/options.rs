@@ -52,6 +52,7 @@ pub(crate) struct Found<'a> {
     pub(crate) has_init: bool,
     /// What it writes is read as it comes, and not kept.
     pub(crate) is_read: bool,
+    pub(crate) lacks: Lacks,
 }
 
 /// What cannot be made of what is asked for, in a sentence.
@@ -293,7 +294,7 @@ fn host_config(
         init: found.has_init.then_some(true),
         readonly_rootfs: Some(!options.writable_root),
         shm_size: options.shared_memory.map(|size| signed(size.0)),
-        tmpfs: Some(tmpfs(spec, user)),
+        tmpfs: Some(tmpfs(spec, user, found.lacks.is_podman)),
         mounts: Some(mounts(spec, found)?),
         cap_drop: Some(vec!["ALL".to_owned()]),
         cap_add: (!options.capabilities.is_empty()).then(|| options.capabilities.clone()),
@@ -338,12 +339,12 @@ fn signed(number: u64) -> i64 {
 }
 
 /// Memory that whoever it runs as may write to, also where the image has a folder of root's there.
-fn tmpfs(spec: &InstanceSpec, user: Option<&str>) -> HashMap<String, String> {
+fn tmpfs(spec: &InstanceSpec, user: Option<&str>, is_podman: bool) -> HashMap<String, String> {
     let mut options = "rw,nosuid,nodev,mode=1777".to_owned();
     let (user, group) = user.map_or(("", ""), |user| {
         user.split_once(':').unwrap_or((user, user))
     });
-    if user.parse::<u32>().is_ok() && group.parse::<u32>().is_ok() {
+    if !is_podman && user.parse::<u32>().is_ok() && group.parse::<u32>().is_ok() {
         options.push_str(&format!(",uid={user},gid={group}"));
     }
     let own = std::iter::once(PathBuf::from("/tmp"));
@@ -475,6 +476,9 @@ pub(crate) struct Lacks {
     pub(crate) users: bool,
     /// The folder of secrets is not in memory.
     pub(crate) memory_for_secrets: bool,
+    /// It is Podman. A file system in memory has no owner of its own there: where the image has a folder, its mode holds.
+    /// Networks are kept apart only where that is asked for, and those that lead nowhere do not lead to the host either.
+    pub(crate) is_podman: bool,
 }
 
 #[cfg(test)]
@@ -534,6 +538,7 @@ mod tests {
                 place: &Place::Host,
                 has_init: true,
                 is_read: false,
+                lacks: Lacks::default(),
             },
         )
     }

@@ -111,6 +111,8 @@ impl<'a> Look<'a> {
             let body = ContainerCreateBody {
                 image: Some(id.to_string()),
                 entrypoint: Some(vec!["/".to_owned()]),
+                // Podman looks up the image's user already here, and may not know it.
+                user: Some("0".to_owned()),
                 labels: Some(name::own_label(&core.host)),
                 network_disabled: Some(true),
                 ..Default::default()

@@ -139,6 +139,7 @@ impl Core {
                 place: &place,
                 has_init: self.has_init(),
                 is_read: reader.is_some(),
+                lacks,
             },
         );
         let plan = plan.map_err(|Unfit(reason)| {
@@ -241,7 +242,7 @@ impl Core {
         image: &Arc<Image>,
         plan: &Plan,
         own_user: u32,
-    ) -> Result<ContainerInspectResponse, Failure> {
+    ) -> Result<Box<ContainerInspectResponse>, Failure> {
         let mut ids = Ids::new();
         for join in &spec.container.networks {
             let made = self.make_network(&spec.id.scope, &join.network).await;
@@ -379,7 +380,7 @@ impl Core {
         spec: &InstanceSpec,
         held: &Held,
         mut record: Record,
-        found: ContainerInspectResponse,
+        found: Box<ContainerInspectResponse>,
     ) -> Result<Observed, StartError> {
         let state = found.state.clone().unwrap_or_default();
         let (since, pid) = match exits::life(&state, record.memory_max) {

@@ -31,8 +31,17 @@ const PING_EVERY: Duration = Duration::from_secs(5);
 /// A daemon that is away is asked again after this, and this at most.
 const ASK_AGAIN: Duration = Duration::from_millis(200);
 const ASK_AGAIN_MAX: Duration = Duration::from_secs(2);
-/// What concerns whoever waits or watches.
-const EVENTS: [&str; 6] = ["die", "destroy", "oom", "start", "health_status", "rename"];
+/// What concerns whoever waits or watches. Podman says `die` too, and is asked for `died`.
+const EVENTS: [&str; 8] = [
+    "die",
+    "died",
+    "destroy",
+    "remove",
+    "oom",
+    "start",
+    "health_status",
+    "rename",
+];
 
 /// An instance whose output is to be read, and where it is told that all of it was.
 pub(crate) struct Follow {

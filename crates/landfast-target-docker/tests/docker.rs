@@ -1,7 +1,5 @@
 //! Containers of a real daemon: the suite of every target, what they are held to, and what they write.
 
-#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
-
 mod common;
 
 use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
@@ -106,7 +104,7 @@ async fn what_the_manifest_loosens_is_loose() {
             &[
                 "status=Uid",
                 "status=CapEff",
-                "write=/file",
+                "write=/etc/file",
                 "write=/cache/x",
                 "write=/srv/data/x",
             ],
@@ -116,7 +114,7 @@ async fn what_the_manifest_loosens_is_loose() {
     let expected = [
         "Uid 0 0 0 0",
         "CapEff 0000000000000001",
-        "write=/file ok",
+        "write=/etc/file ok",
         "write=/cache/x ok",
         "write=/srv/data/x ok",
     ];
@@ -192,9 +190,16 @@ async fn limits_hold_and_running_out_of_memory_is_said() {
         ..world.spec(1, &["hog=256", "exit=0"])
     };
     target.start(fence(1), &hog).await.unwrap();
-    assert_eq!(
-        target.wait(&hog.id).await.unwrap(),
-        Exit::OutOfMemory { limit }
+    let exit = target.wait(&hog.id).await.unwrap();
+    // Where the kernel's log is not to be read, the daemon's word is all there is, and it may lose it.
+    let killed = Exit::Signal {
+        signal: 9,
+        core_dumped: false,
+    };
+    let may_be_lost = fs::File::open("/dev/kmsg").is_err();
+    assert!(
+        exit == Exit::OutOfMemory { limit } || may_be_lost && exit == killed,
+        "{exit:?}"
     );
     let few = InstanceSpec {
         resources: Resources {
@@ -261,6 +266,10 @@ async fn the_check_of_an_image_is_asked_where_it_is_wanted() {
     let Some(mut world) = World::new() else {
         return;
     };
+    if !world.dockerd.runs_checks() {
+        println!("skipped: Podman runs an image's checks by timers of systemd, which is not here");
+        return;
+    }
     let check = "--interval=1s --retries=1 CMD [\"/app\", \"read=/tmp/well\", \"out=looked\", \"run=/app,exit=1\", \"exit=";
     world.image = world.import("checked:1", &[&format!("HEALTHCHECK {check}0\"]")]);
     let target = world.target();
@@ -357,27 +366,22 @@ async fn a_command_that_nobody_reads_is_ended() {
     let Some(world) = World::new() else { return };
     let target = world.target();
     world.start(&target, 1, &["serve"]).await;
-    let words = ["/app", "out=begun", "serve"].map(str::to_owned).to_vec();
+    let words = ["/app", "out=begun-unread", "serve"];
+    let words = words.map(str::to_owned).to_vec();
     let mut output = target.exec(&id(1), words, Vec::new()).await.unwrap();
     let first = output.recv().await;
-    assert_eq!(first, Some(ExecOutput::Stdout(b"begun\n".to_vec())));
-    let running = || {
-        world
-            .dockerd
-            .docker(&["top", &container(&world), "-o", "pid,args"])
-            .unwrap()
+    assert_eq!(first, Some(ExecOutput::Stdout(b"begun-unread\n".to_vec())));
+    // The host sees what runs in containers.
+    let is_running = || {
+        let all = fs::read_dir("/proc").unwrap().flatten();
+        all.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok())
+            .any(|words| words.starts_with(b"/app\0out=begun-unread\0"))
     };
-    assert!(running().contains("out=begun"));
+    assert!(is_running());
     drop(output);
-    until("the command is ended", || !running().contains("out=begun")).await;
-    assert!(running().contains("/app serve"), "the instance is not");
-}
-
-fn container(world: &World) -> String {
-    world
-        .dockerd
-        .docker(&["ps", "--quiet", "--no-trunc"])
-        .unwrap()
+    until("the command is ended", || !is_running()).await;
+    let instance = target.observe(&id(1)).await.unwrap().unwrap();
+    assert_eq!(instance.state, ObservedState::Running);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -31,16 +31,23 @@ const REQUIRED: &str = "LANDFAST_TEST_DOCKER";
 /// Where Podman keeps what runs, in the mounts of its daemon alone.
 const RUN_ROOT: &str = "/mnt";
 
+/// Where Podman's server of names keeps what it serves, wherever the rest is.
+const NAMES: &str = "/run/containers/networks";
+
 /// Podman lets every container have more processes than the kernel has, which needs a right that not every root has. This
 /// leaves the limit as it is, and goes on as the runtime that is meant.
 const RUNTIME: &str = r#"#!/bin/sh
 next=""
 for word in "$@"; do
-    if [ "$next" = bundle ]; then
-        sed -i -E 's/,?\{"type":"RLIMIT_NPROC"[^}]*\}//; s/"rlimits":\[,/"rlimits":[/' "$word/config.json"
+    file=""
+    case "$next" in
+        --bundle) file="$word/config.json" ;;
+        --process) file="$word" ;;
+    esac
+    if [ -n "$file" ]; then
+        sed -i -E 's/,?\{"type":"RLIMIT_NPROC"[^}]*\}//; s/"rlimits":\[,/"rlimits":[/' "$file"
     fi
-    next=""
-    [ "$word" != --bundle ] || next=bundle
+    next="$word"
 done
 exec runc "$@"
 "#;
@@ -455,6 +462,15 @@ impl Dockerd {
             source,
         })?;
         self.within("mount", &["--bind", &exec.to_string_lossy(), RUN_ROOT])?;
+        // Its server of names is one for each of these.
+        let names = folder.join("names");
+        for path in [names.as_path(), Path::new(NAMES)] {
+            fs::create_dir_all(path).map_err(|source| StartError::Io {
+                what: "make the folder of a server of names".into(),
+                source,
+            })?;
+        }
+        self.within("mount", &["--bind", &names.to_string_lossy(), NAMES])?;
         let runtime = folder.join("runtime");
         fs::write(&runtime, RUNTIME)
             .and_then(|()| fs::set_permissions(&runtime, fs::Permissions::from_mode(0o755)))
@@ -463,8 +479,10 @@ impl Dockerd {
                 source,
             })?;
         let mut command = self.enter()?;
+        // A server of tests has none of our environment.
         command
-            .env("CONTAINERS_CONF", file)
+            .arg(program("env", "coreutils", &FOLDERS)?)
+            .arg(format!("CONTAINERS_CONF={}", file.display()))
             .arg(program("podman", "podman", &FOLDERS)?)
             .arg("--runtime")
             .arg(runtime)
@@ -519,6 +537,9 @@ impl Dockerd {
     /// # Errors
     /// With what the daemon said.
     pub fn import(&self, name: &str, content: &Path, lines: &[&str]) -> Result<String, StartError> {
+        if self.options.engine == Engine::Podman {
+            return self.build(name, content, lines);
+        }
         let archive = self.folder.path().join("import.tar");
         let mut tar = Command::new(program("tar", "tar", &FOLDERS)?);
         tar.arg("--create")
@@ -531,8 +552,25 @@ impl Dockerd {
         let archive = archive.to_string_lossy().into_owned();
         let changes: Vec<_> = lines.iter().flat_map(|line| ["--change", line]).collect();
         let said = self.docker(&[&["import"], &changes[..], &[&archive, name]].concat())?;
-        // Podman says it twice.
-        Ok(said.rsplit(": ").next().unwrap_or_default().to_owned())
+        Ok(said)
+    }
+
+    /// The same for Podman, whose `import` knows no `HEALTHCHECK`.
+    fn build(&self, name: &str, content: &Path, lines: &[&str]) -> Result<String, StartError> {
+        let file = self.folder.path().join("import.dockerfile");
+        let text = format!("FROM scratch\nCOPY . /\n{}\n", lines.join("\n"));
+        fs::write(&file, text).map_err(|source| StartError::Io {
+            what: "write a Dockerfile".into(),
+            source,
+        })?;
+        let (file, content) = (file.to_string_lossy(), content.to_string_lossy());
+        let mut client = self.client()?;
+        client.env("DOCKER_BUILDKIT", "0");
+        client.args(["build", "--quiet", "--file", &file, "--tag", name, &content]);
+        let said = run(client, None, "docker build")?;
+        // Podman leaves the kind of digest out.
+        let id = said.trim().trim_start_matches("sha256:");
+        Ok(format!("sha256:{id}"))
     }
 
     /// Ends the daemon in an orderly way.
@@ -567,6 +605,11 @@ impl Dockerd {
         if let Some(pid) = pid {
             kill_process(pid, signal).ok();
         }
+    }
+
+    /// Whether it runs the checks of images: Podman leaves that to systemd.
+    pub fn runs_checks(&self) -> bool {
+        self.options.engine == Engine::Docker || Path::new("/run/systemd/system").is_dir()
     }
 
     /// Where it listens.
@@ -623,6 +666,11 @@ impl Drop for Dockerd {
         }
         // The daemon first, so that it does not take note of what is ended.
         self.server = None;
+        let names = self.folder.path().join("names/aardvark-dns/aardvark.pid");
+        let pid = fs::read_to_string(names).ok();
+        if let Some(pid) = pid.and_then(|pid| Pid::from_raw(pid.trim().parse().ok()?)) {
+            kill_process(pid, Signal::KILL).ok();
+        }
         end_group(&self.world.control_group());
         kill_whoever_names(self.folder.path());
         self.holder.end(Signal::KILL);

@@ -37,6 +37,8 @@ const HTTPS_PORTS: (u16, u16) = (443, 8443);
 /// A health check does not wait longer for an answer.
 const CHECK_MAX: Duration = Duration::from_secs(5);
 
+/// A thread that works with files ends once it has had nothing to do for this long: each keeps memory of its own.
+const FILE_THREAD_IDLE_MAX: Duration = Duration::from_secs(1);
 /// What still runs in the background when the server ends is not waited for any longer.
 const RUNTIME_END_MAX: Duration = Duration::from_secs(2);
 
@@ -415,6 +417,7 @@ fn run_server(
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
+        .thread_keep_alive(FILE_THREAD_IDLE_MAX)
         .build();
     let runtime = runtime.context("failed to start the runtime")?;
     let ended = runtime.block_on(landfast_server::run(settings));

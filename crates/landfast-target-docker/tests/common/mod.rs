@@ -7,6 +7,7 @@ use std::{
     collections::BTreeMap,
     fs,
     net::SocketAddr,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -190,6 +191,8 @@ fn content(folder: &Path) -> PathBuf {
     for name in ["etc", "tmp", "run", "volumes"] {
         fs::create_dir(content.join(name)).unwrap();
     }
+    // As images have it: Podman gives memory at `/tmp` the mode that is there.
+    fs::set_permissions(content.join("tmp"), fs::Permissions::from_mode(0o1777)).unwrap();
     fs::write(
         content.join("etc/passwd"),
         "root:x:0:0::/:/\nweb:x:4711:4711::/:/\n",
