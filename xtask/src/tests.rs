@@ -2,8 +2,7 @@
 //! and most of ours wait for servers and clocks. What a program printed is shown whole once it has ended.
 //!
 //! A test with real servers that fails beside the others is run once more alone, when all the rest is done (decision 0034).
-//! If it passes then it is told as unsteady, with what it said at first, and fails nothing. Tests of a library or a
-//! program, which have no servers, get no second try.
+//! If it passes then it is told as unsteady, with what it said at first, and fails nothing.
 
 use std::{
     collections::VecDeque,
@@ -29,6 +28,25 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 const THREADS: usize = 4;
 /// When more tests than this fail, it is not the machine: none is tried again.
 const UNSTEADY_MAX: usize = 3;
+/// The packages whose integration tests start real servers and processes and wait for them. No other gets a second try:
+/// what fails without them fails by its code or its seed.
+const WITH_SERVERS: [&str; 13] = [
+    "flextime",
+    "landfast",
+    "landfast-backup-files",
+    "landfast-backup-postgres",
+    "landfast-datastore-client",
+    "landfast-faults",
+    "landfast-migrator",
+    "landfast-proxy",
+    "landfast-repository",
+    "landfast-shim",
+    "landfast-target-docker",
+    "landfast-target-process",
+    "pms",
+];
+/// How a program of tests ends that has told which of them failed.
+const TOLD: i32 = 101;
 
 /// One program of tests.
 struct Program {
@@ -36,15 +54,23 @@ struct Program {
     path: PathBuf,
     /// Tests look for their files in the folder of their package.
     folder: PathBuf,
-    /// Whether it may start servers and wait for them: what Cargo calls an integration test.
-    is_integration: bool,
+    has_servers: bool,
+}
+
+/// How a program has ended.
+#[derive(Default)]
+struct Ended {
+    said: String,
+    code: Option<i32>,
+    /// Why it did not pass.
+    why: Option<String>,
 }
 
 /// A program that did not pass.
 struct Failure {
     program: Program,
     why: String,
-    /// The tests that failed, as far as it told them.
+    /// The tests that failed. None where it ended in another way, or did not tell all.
     tests: Vec<String>,
 }
 
@@ -85,14 +111,17 @@ pub(crate) fn run(arguments: &[String]) -> anyhow::Result<()> {
                     let outcome = run_program(&program, threads, None);
                     // One at a time prints, so that no two reports are mixed.
                     let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
-                    let (said, why) = match outcome {
-                        Ok((said, why)) => (said, why),
-                        Err(error) => (String::new(), Some(format!("{error:#}"))),
-                    };
-                    println!("     Running {}\n{said}", program.name);
-                    if let Some(why) = why {
+                    let ended = outcome.unwrap_or_else(|error| Ended {
+                        why: Some(format!("{error:#}")),
+                        ..Ended::default()
+                    });
+                    println!("     Running {}\n{}", program.name, ended.said);
+                    if let Some(why) = ended.why {
+                        let is_told = ended.code == Some(TOLD);
                         failed.push(Failure {
-                            tests: failures(&said),
+                            tests: failures(&ended.said)
+                                .filter(|_| is_told)
+                                .unwrap_or_default(),
                             program,
                             why,
                         });
@@ -110,7 +139,7 @@ pub(crate) fn run(arguments: &[String]) -> anyhow::Result<()> {
     let (mut lasting, mut unsteady) = (Vec::new(), Vec::new());
     for failure in failed {
         let name = &failure.program.name;
-        if tries_again && passes_alone(&failure)? {
+        if tries_again && passes_alone(&failure) {
             let tests = failure.tests.iter();
             unsteady.extend(tests.map(|test| format!("{name}: {test}")));
         } else {
@@ -141,32 +170,35 @@ pub(crate) fn run(arguments: &[String]) -> anyhow::Result<()> {
 }
 
 /// Runs each test that failed once more, alone. False where the program did not tell which, or may have no second try.
-fn passes_alone(failure: &Failure) -> anyhow::Result<bool> {
+fn passes_alone(failure: &Failure) -> bool {
     let program = &failure.program;
-    if !program.is_integration || failure.tests.is_empty() {
-        return Ok(false);
-    }
-    for test in &failure.tests {
+    let passes = |test: &String| {
         println!("     Running {} again, alone: {test}", program.name);
-        let (said, why) = run_program(program, 1, Some(test))?;
-        println!("{said}");
-        // A name that selects nothing passes, too.
-        if why.is_some() || !said.contains("test result: ok. 1 passed") {
-            return Ok(false);
+        match run_program(program, 1, Some(test)) {
+            Ok(ended) => {
+                println!("{}", ended.said);
+                // A name that selects nothing passes, too.
+                ended.why.is_none() && ended.said.contains("test result: ok. 1 passed")
+            }
+            Err(error) => {
+                println!("{error:#}");
+                false
+            }
         }
-    }
-    Ok(true)
+    };
+    program.has_servers && !failure.tests.is_empty() && failure.tests.iter().all(passes)
 }
 
-/// The names of the tests that failed: what libtest lists last.
-fn failures(said: &str) -> Vec<String> {
-    let Some((_, list)) = said.rsplit_once("\nfailures:\n") else {
-        return Vec::new();
-    };
-    list.lines()
-        .map_while(|line| line.strip_prefix("    "))
-        .map(|name| name.trim().to_owned())
-        .collect()
+/// The names of the tests that failed: what libtest lists last. `None` where they are not as many as it counts, because
+/// something else wrote in between.
+fn failures(said: &str) -> Option<Vec<String>> {
+    let (_, list) = said.rsplit_once("\nfailures:\n")?;
+    let names = list.lines().map_while(|line| line.strip_prefix("    "));
+    let names: Vec<_> = names.map(|name| name.trim().to_owned()).collect();
+    let (_, result) = list.rsplit_once("test result: FAILED. ")?;
+    let mut counts = result.split("; ");
+    let failed = counts.find_map(|count| count.strip_suffix(" failed"))?;
+    (failed.parse() == Ok(names.len())).then_some(names)
 }
 
 fn cargo() -> std::process::Command {
@@ -203,19 +235,15 @@ fn build() -> anyhow::Result<Vec<Program>> {
             name: format!("{package} {kind} {target}"),
             path: path.into(),
             folder: folder.to_owned(),
-            is_integration: kind == "test",
+            has_servers: kind == "test" && WITH_SERVERS.contains(&&*package),
         });
     }
     ensure!(!programs.is_empty(), "there are no tests");
     Ok(programs)
 }
 
-/// What a program said, and why it did not pass. With `only`, of one of its tests.
-fn run_program(
-    program: &Program,
-    threads: usize,
-    only: Option<&str>,
-) -> anyhow::Result<(String, Option<String>)> {
+/// Runs a program, or with `only` one of its tests.
+fn run_program(program: &Program, threads: usize, only: Option<&str>) -> anyhow::Result<Ended> {
     let mut output = tempfile::tempfile()?;
     let only = only.map(|test| [test, "--exact"]);
     let mut child = command(&program.path)
@@ -250,7 +278,11 @@ fn run_program(
             PROGRAM_MAX.as_secs()
         )),
     };
-    Ok((String::from_utf8_lossy(&bytes).into_owned(), why))
+    Ok(Ended {
+        said: String::from_utf8_lossy(&bytes).into_owned(),
+        code: status.and_then(|status| status.code()),
+        why,
+    })
 }
 
 #[cfg(test)]
@@ -259,10 +291,15 @@ mod reading {
 
     #[test]
     fn reads_which_tests_failed() {
-        let said = "running 3 tests\ntest a ... ok\n\nfailures:\n\n---- b::c stdout ----\n    left: 1\n\n\nfailures:\n    b::c\n    d\n\ntest result: FAILED. 1 passed; 2 failed\n";
-        assert_eq!(failures(said), ["b::c", "d"]);
-        assert!(failures("running 1 test\ntest a ... ok\n").is_empty());
-        // It died before it listed any.
-        assert!(failures("running 1 test\nSIGSEGV").is_empty());
+        let said = |list: &str| {
+            format!(
+                "running 3 tests\ntest a ... ok\n\nfailures:\n\n---- b::c stdout ----\n    left: 1\n\n\nfailures:\n{list}\ntest result: FAILED. 1 passed; 2 failed; 0 ignored; finished in 0.10s\n"
+            )
+        };
+        let names = ["b::c", "d"].map(str::to_owned).to_vec();
+        assert_eq!(failures(&said("    b::c\n    d\n")), Some(names));
+        // Another process wrote in between, so that a name is not seen.
+        assert_eq!(failures(&said("    b::c\nLOG: ends\n    d\n")), None);
+        assert_eq!(failures("running 1 test\ntest a ... ok\n"), None);
     }
 }

@@ -17,7 +17,7 @@ use landfast_types::{ImageId, Timestamp};
 use tokio::sync::{OnceCell, RwLock, Semaphore, broadcast, watch};
 
 use crate::{
-    DockerSettings, clock,
+    DockerAddress, DockerSettings, clock,
     daemon::{Daemon, DaemonError},
     exits::{self, Life},
     images::Image,
@@ -36,10 +36,11 @@ const DRAIN_WAIT_MAX: Duration = Duration::from_secs(3);
 const READERS_MAX: usize = 4;
 /// How often a container is looked at again that is between two states.
 const STATE_LOOKS: u32 = 100;
-/// How often, and after how long, a daemon is asked again that may not have heard yet why a container was killed. Its
-/// replacement waits as long.
+/// How often one is looked at again that was killed a moment ago, and the daemon may not have heard yet why.
 const MEMORY_LOOKS: u32 = 2;
 const LOOK: Duration = Duration::from_millis(40);
+/// Later than this there is nothing more to hear.
+const JUST_NOW: Duration = Duration::from_secs(1);
 /// A record that somebody holds is asked for again after this.
 const HOLD_AGAIN: Duration = Duration::from_millis(10);
 
@@ -147,40 +148,7 @@ impl Core {
     }
 
     /// What the daemon says of a container; `None` when it has none of that name.
-    ///
-    /// That a container's memory ran out comes to the daemon beside its end, after it, or never ([`oom`]). What has just
-    /// been killed under a limit is asked of the kernel too, and looked at again: what is taken down of its end is not
-    /// changed later.
     pub(crate) async fn inspect(
-        &self,
-        container: &str,
-    ) -> Result<Option<Box<ContainerInspectResponse>>, DaemonError> {
-        let mut looks = 0;
-        loop {
-            let found = self.inspect_once(container).await?;
-            let Some(mut found) = found else {
-                return Ok(None);
-            };
-            if !exits::may_turn_out_of_memory(&found, clock::now()) {
-                return Ok(Some(found));
-            }
-            let id = found.id.clone().unwrap_or_default();
-            let ran_out = blocking(move || oom::ran_out(&id)).await;
-            if ran_out.unwrap_or(false)
-                && let Some(state) = &mut found.state
-            {
-                state.oom_killed = Some(true);
-                return Ok(Some(found));
-            }
-            if looks == MEMORY_LOOKS {
-                return Ok(Some(found));
-            }
-            looks += 1;
-            tokio::time::sleep(LOOK).await;
-        }
-    }
-
-    async fn inspect_once(
         &self,
         container: &str,
     ) -> Result<Option<Box<ContainerInspectResponse>>, DaemonError> {
@@ -208,12 +176,57 @@ impl Core {
         }
     }
 
+    /// The same for whoever takes down how a container ended, which is not changed later: of one that was killed under a
+    /// limit the kernel is asked whether memory was the reason ([`oom`]). Where its log is not to be read, the daemon is
+    /// looked at again, which may hear of it after the end.
+    pub(crate) async fn inspect_with_reason(
+        &self,
+        container: &str,
+    ) -> Result<Option<Box<ContainerInspectResponse>>, DaemonError> {
+        let mut looks = 0;
+        loop {
+            let Some(mut found) = self.inspect(container).await? else {
+                return Ok(None);
+            };
+            let now = clock::now();
+            let Some(ended) = exits::killed_under_a_limit(&found) else {
+                return Ok(Some(found));
+            };
+            match (
+                self.ran_out(&found, now.since(ended)).await,
+                &mut found.state,
+            ) {
+                (Ok(true), Some(state)) => {
+                    state.oom_killed = Some(true);
+                    return Ok(Some(found));
+                }
+                (Ok(_), _) => return Ok(Some(found)),
+                (Err(error), _) => tracing::debug!(%error, "the kernel's log is not asked"),
+            }
+            if looks == MEMORY_LOOKS || now.since(ended) > JUST_NOW {
+                return Ok(Some(found));
+            }
+            looks += 1;
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Whether the kernel says that a container was killed for its memory, so long ago.
+    async fn ran_out(&self, found: &ContainerInspectResponse, ago: Duration) -> io::Result<bool> {
+        if !matches!(self.settings.address, DockerAddress::Unix(_)) {
+            return Err(io::Error::other("the daemon is of another host"));
+        }
+        let id = found.id.clone().unwrap_or_default();
+        self.with_records(move |_| oom::ran_out(&id, ago)).await
+    }
+
     /// The container of an instance whose record does not say that one began.
     pub(crate) async fn find_by_name(
         &self,
         id: &InstanceRef,
     ) -> Result<Option<Box<ContainerInspectResponse>>, DaemonError> {
-        let found = self.inspect(&name::container(&self.host, id)).await?;
+        let container = name::container(&self.host, id);
+        let found = self.inspect_with_reason(&container).await?;
         Ok(found.filter(|found| {
             let config = found.config.as_ref();
             let labels = config.and_then(|config| config.labels.as_ref());
@@ -244,7 +257,7 @@ impl Core {
             return Ok(record.observed(None));
         }
         let found = match &record.started {
-            Some(started) => self.inspect(&started.container).await,
+            Some(started) => self.inspect_with_reason(&started.container).await,
             None => self.find_by_name(id).await,
         };
         let found = found.map_err(DaemonError::into_io)?;

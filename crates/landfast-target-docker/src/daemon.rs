@@ -64,6 +64,9 @@ pub(crate) enum DaemonError {
     /// It understood, and said no.
     #[error("{message}")]
     Refused { status: u16, message: String },
+    /// It answered what we do not understand.
+    #[error("its answer is not understood: {0}")]
+    Unclear(String),
     #[error("it did not answer within {0:?}")]
     Silent(Duration),
     /// It speaks no version that we do.
@@ -74,10 +77,9 @@ pub(crate) enum DaemonError {
 }
 
 impl DaemonError {
-    /// Whether it said a state that Docker has not: Podman knows `stopped` and `initialized`, which pass.
+    /// Whether it said a state that Docker has not: of Podman, `stopped` is who has ended and was not cleaned up after yet.
     pub(crate) fn is_between_states(&self) -> bool {
-        matches!(self, Self::Refused { message, .. }
-            if ["`stopped`", "`initialized`"].iter().any(|state| message.contains(&format!("unknown variant {state}"))))
+        matches!(self, Self::Unclear(message) if message.contains("unknown variant `stopped`"))
     }
 
     pub(crate) fn is_missing(&self) -> bool {
@@ -92,7 +94,7 @@ impl DaemonError {
     pub(crate) fn is_uncertain(&self) -> bool {
         match self {
             Self::Refused { .. } | Self::Version(_) => false,
-            Self::Silent(_) | Self::Away(_) => true,
+            Self::Unclear(_) | Self::Silent(_) | Self::Away(_) => true,
         }
     }
 
@@ -101,6 +103,7 @@ impl DaemonError {
             Self::Silent(_) => io::ErrorKind::TimedOut,
             Self::Away(_) => io::ErrorKind::NotConnected,
             Self::Version(_) => io::ErrorKind::Unsupported,
+            Self::Unclear(_) => io::ErrorKind::InvalidData,
             Self::Refused { .. } => io::ErrorKind::Other,
         };
         io::Error::new(kind, self.to_string())
@@ -125,12 +128,8 @@ impl From<Error> for DaemonError {
                 message: error,
             };
         }
-        // It answered, so it is not away.
-        if let Error::JsonDataError { message, .. } = &error {
-            return Self::Refused {
-                status: 500,
-                message: format!("its answer is not understood: {message}"),
-            };
+        if let Error::JsonDataError { message, .. } = error {
+            return Self::Unclear(message);
         }
         // Its own words end where the reason begins.
         let mut text = error.to_string();
@@ -161,6 +160,7 @@ pub(crate) struct Daemon {
     call_wait_max: Duration,
     client: Mutex<Option<Docker>>,
     version: Arc<AtomicU32>,
+    is_podman: AtomicBool,
     outage: Mutex<Option<Outage>>,
     /// When it did not answer last.
     silent_at: Mutex<Option<Instant>>,
@@ -192,6 +192,7 @@ impl Daemon {
             call_wait_max,
             client: Mutex::new(None),
             version: Arc::default(),
+            is_podman: AtomicBool::new(false),
             outage: Mutex::new(None),
         }
     }
@@ -229,7 +230,7 @@ impl Daemon {
         let mut again = true;
         loop {
             let client = self.client().await?;
-            // Every container has tasks that ask; none of them keeps the room of a request while it waits.
+            // Every container has tasks that ask now and then; they have room for a request only while it is under way.
             let asked = Box::pin(ask(client));
             let answer = match tokio::time::timeout(wait_max, asked).await {
                 Ok(answer) => answer.map_err(DaemonError::from),
@@ -330,19 +331,26 @@ impl Daemon {
         Ok(made)
     }
 
+    /// Whether the one that answered last is Podman.
+    pub(crate) fn is_podman(&self) -> bool {
+        self.is_podman.load(Ordering::Relaxed)
+    }
+
     async fn negotiate(&self, client: &Docker) -> Result<(), DaemonError> {
         let asked = tokio::time::timeout(self.call_wait_max, client.version()).await;
         let told = asked.map_err(|_| DaemonError::Silent(self.call_wait_max))??;
         let newest = told.api_version.as_deref().and_then(Version::parse);
         let oldest = told.min_api_version.as_deref().and_then(Version::parse);
         let agreed = agree(newest, oldest, told.version.as_deref())?;
+        let is_podman = identity::is_podman(&told);
+        self.is_podman.store(is_podman, Ordering::Relaxed);
         self.version.store(agreed.pack(), Ordering::Relaxed);
         Ok(())
     }
 
     fn note<T>(&self, answer: &Result<T, DaemonError>) {
         match answer {
-            Ok(_) | Err(DaemonError::Refused { .. }) => {
+            Ok(_) | Err(DaemonError::Refused { .. } | DaemonError::Unclear(_)) => {
                 *lock(&self.outage) = None;
                 *lock(&self.silent_at) = None;
             }
@@ -352,7 +360,8 @@ impl Daemon {
 
     /// Takes down that it is away: the first to see it says since when.
     pub(crate) fn note_error(&self, error: &DaemonError) {
-        if matches!(error, DaemonError::Refused { .. }) {
+        // Whoever answers is not away.
+        if matches!(error, DaemonError::Refused { .. } | DaemonError::Unclear(_)) {
             return;
         }
         // What answers next may be another one.

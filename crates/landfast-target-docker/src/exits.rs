@@ -1,7 +1,5 @@
 //! What a daemon says of a container, in the words of a target. Pure.
 
-use std::time::Duration;
-
 use bollard::models::{
     ContainerInspectResponse, ContainerState, ContainerStateStatusEnum, Health, HealthStatusEnum,
     HealthcheckResult,
@@ -14,8 +12,6 @@ const SIGKILL: i64 = 9;
 const SIGNAL_BASE: i64 = 128;
 const SIGNAL_LAST: i64 = 64;
 const HEALTH_OUTPUT_MAX: usize = 300;
-/// What ended longer ago has been said all there is; a daemon's clock may go so far from ours.
-const JUST_NOW: Duration = Duration::from_secs(10);
 
 /// Whether a container runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,18 +78,15 @@ fn exit(state: &ContainerState, limit: Option<Bytes>) -> Exit {
     exit_of_code(code)
 }
 
-/// Whether the daemon may yet say that memory was the reason: it was killed a moment ago, under a limit.
-pub(crate) fn may_turn_out_of_memory(found: &ContainerInspectResponse, now: Timestamp) -> bool {
-    let Some(state) = &found.state else {
-        return false;
-    };
+/// When a container was killed that has a limit of its memory and of which the daemon does not say why.
+pub(crate) fn killed_under_a_limit(found: &ContainerInspectResponse) -> Option<Timestamp> {
+    let state = found.state.as_ref()?;
     let limit = found.host_config.as_ref().and_then(|host| host.memory);
-    let ended = state.finished_at.as_deref().and_then(instant);
-    state.exit_code == Some(SIGNAL_BASE + SIGKILL)
+    let is_killed = state.exit_code == Some(SIGNAL_BASE + SIGKILL)
         && state.oom_killed != Some(true)
         && limit.is_some_and(|limit| limit > 0)
-        && matches!(life(state, None), Life::Ended { .. })
-        && ended.is_some_and(|at| now.max(at).since(now.min(at)) < JUST_NOW)
+        && matches!(life(state, None), Life::Ended { .. });
+    instant(state.finished_at.as_deref()?).filter(|_| is_killed)
 }
 
 /// How a process ended, by the code a daemon has of it.
@@ -188,30 +181,27 @@ mod tests {
     }
 
     #[test]
-    fn only_what_was_just_killed_under_a_limit_may_turn_out_of_memory() {
-        let found = |status, code, oom_killed, memory| ContainerInspectResponse {
-            state: Some(state(status, code, oom_killed)),
-            host_config: Some(HostConfig {
-                memory: Some(memory),
+    fn only_what_was_killed_under_a_limit_may_have_run_out_of_memory() {
+        let killed = |status, code, oom_killed, memory| {
+            killed_under_a_limit(&ContainerInspectResponse {
+                state: Some(state(status, code, oom_killed)),
+                host_config: Some(HostConfig {
+                    memory: Some(memory),
+                    ..Default::default()
+                }),
                 ..Default::default()
-            }),
-            ..Default::default()
+            })
         };
         let exited = ContainerStateStatusEnum::EXITED;
-        let killed = found(exited, 137, false, 64 << 20);
-        let at = instant("2026-11-22T06:24:38Z").unwrap();
-        assert!(may_turn_out_of_memory(&killed, at + Duration::from_secs(1)));
-        // A clock that goes behind the daemon's.
-        let behind = instant("2026-11-22T06:24:36Z").unwrap();
-        assert!(may_turn_out_of_memory(&killed, behind));
-        assert!(!may_turn_out_of_memory(&killed, at + JUST_NOW));
+        let at = instant("2026-11-22T06:24:38Z");
+        assert_eq!(killed(exited, 137, false, 64 << 20), at);
         for other in [
-            found(exited, 137, true, 64 << 20),
-            found(exited, 143, false, 64 << 20),
-            found(exited, 137, false, 0),
-            found(ContainerStateStatusEnum::RUNNING, 137, false, 64 << 20),
+            killed(exited, 137, true, 64 << 20),
+            killed(exited, 143, false, 64 << 20),
+            killed(exited, 137, false, 0),
+            killed(ContainerStateStatusEnum::RUNNING, 137, false, 64 << 20),
         ] {
-            assert!(!may_turn_out_of_memory(&other, at), "{other:?}");
+            assert_eq!(other, None);
         }
     }
 

@@ -592,8 +592,8 @@ impl Core {
         }
         let asked = self
             .daemon
-            .call(|client| async move { tokio::try_join!(client.info(), client.version()) });
-        let Ok((info, version)) = asked.await else {
+            .call(|client| async move { client.info().await });
+        let Ok(info) = asked.await else {
             return self.lacks_here();
         };
         let security = info.security_options.unwrap_or_default();
@@ -605,7 +605,6 @@ impl Core {
             users: security
                 .iter()
                 .any(|option| maps_some.iter().any(|known| option.starts_with(known))),
-            is_podman: identity::is_podman(&version),
             ..self.lacks_here()
         };
         *self.lacks.lock().unwrap_or_else(PoisonError::into_inner) = Some(found);

@@ -86,13 +86,10 @@ impl Core {
                 ),
             });
         }
-        let is_podman = self.lacks().await.is_podman;
-        let apart = HashMap::from([("isolate".to_owned(), "true".to_owned())]);
         let request = NetworkCreateRequest {
             name: name.clone(),
             driver: Some("bridge".to_owned()),
-            internal: Some(!is_podman && matches!(network, ContainerNetwork::Store(_))),
-            options: is_podman.then_some(apart),
+            internal: Some(matches!(network, ContainerNetwork::Store(_))),
             attachable: Some(false),
             enable_ipv6: Some(false),
             labels: Some(name::network_labels(&self.host, scope)),

@@ -52,7 +52,8 @@ pub(crate) struct Found<'a> {
     pub(crate) has_init: bool,
     /// What it writes is read as it comes, and not kept.
     pub(crate) is_read: bool,
-    pub(crate) lacks: Lacks,
+    /// Memory at a path has no owner of its own there: where the image has a folder, its mode holds.
+    pub(crate) is_podman: bool,
 }
 
 /// What cannot be made of what is asked for, in a sentence.
@@ -294,7 +295,7 @@ fn host_config(
         init: found.has_init.then_some(true),
         readonly_rootfs: Some(!options.writable_root),
         shm_size: options.shared_memory.map(|size| signed(size.0)),
-        tmpfs: Some(tmpfs(spec, user, found.lacks.is_podman)),
+        tmpfs: Some(tmpfs(spec, user, found.is_podman)),
         mounts: Some(mounts(spec, found)?),
         cap_drop: Some(vec!["ALL".to_owned()]),
         cap_add: (!options.capabilities.is_empty()).then(|| options.capabilities.clone()),
@@ -476,9 +477,6 @@ pub(crate) struct Lacks {
     pub(crate) users: bool,
     /// The folder of secrets is not in memory.
     pub(crate) memory_for_secrets: bool,
-    /// It is Podman. A file system in memory has no owner of its own there: where the image has a folder, its mode holds.
-    /// Networks are kept apart only where that is asked for, and those that lead nowhere do not lead to the host either.
-    pub(crate) is_podman: bool,
 }
 
 #[cfg(test)]
@@ -538,7 +536,7 @@ mod tests {
                 place: &Place::Host,
                 has_init: true,
                 is_read: false,
-                lacks: Lacks::default(),
+                is_podman: false,
             },
         )
     }

@@ -139,7 +139,7 @@ impl Core {
                 place: &place,
                 has_init: self.has_init(),
                 is_read: reader.is_some(),
-                lacks,
+                is_podman: self.daemon.is_podman(),
             },
         );
         let plan = plan.map_err(|Unfit(reason)| {
@@ -204,7 +204,8 @@ impl Core {
             .started
             .as_ref()
             .map(|started| started.container.clone());
-        let found = self.inspect(&container.unwrap_or_default()).await;
+        let container = container.unwrap_or_default();
+        let found = self.inspect_with_reason(&container).await;
         let found = found.map_err(self.daemon_error("observe"))?;
         let state = found.as_ref().and_then(|found| found.state.as_ref());
         match state.map(|state| exits::life(state, record.memory_max)) {
@@ -304,13 +305,14 @@ impl Core {
                     Failure::Refused(StartError::CommandMissing { command })
                 }
                 DaemonError::Refused { .. }
+                | DaemonError::Unclear(_)
                 | DaemonError::Silent(_)
                 | DaemonError::Version(_)
                 | DaemonError::Away(_) => self.failure(spec, error),
             });
         }
         let found = self
-            .inspect(&container)
+            .inspect_with_reason(&container)
             .await
             .map_err(|error| self.failure(spec, error))?;
         found.ok_or_else(|| {
@@ -567,6 +569,7 @@ impl Core {
                 spec.id.instance
             )),
             other @ (DaemonError::Refused { .. }
+            | DaemonError::Unclear(_)
             | DaemonError::Silent(_)
             | DaemonError::Version(_)
             | DaemonError::Away(_)) => self.daemon_error("start a container on")(other),

@@ -100,6 +100,9 @@ pub(crate) async fn watch(core: Arc<Core>, mut follow: mpsc::UnboundedReceiver<F
         match listened {
             Ok(()) => pause = ASK_AGAIN,
             Err(error) => {
+                if matches!(error, DaemonError::Unclear(_)) && pause == ASK_AGAIN {
+                    tracing::warn!(daemon = %core.settings.address, %error, "Docker's events cannot be read; all containers are looked at instead");
+                }
                 let since = core.daemon.outage();
                 core.daemon.note_error(&error);
                 if since.is_none() && core.daemon.outage().is_some() {

@@ -366,16 +366,17 @@ async fn a_command_that_nobody_reads_is_ended() {
     let Some(world) = World::new() else { return };
     let target = world.target();
     world.start(&target, 1, &["serve"]).await;
-    let words = ["/app", "out=begun-unread", "serve"];
-    let words = words.map(str::to_owned).to_vec();
+    let word = format!("out=unread-{}", std::process::id());
+    let words = vec!["/app".to_owned(), word.clone(), "serve".to_owned()];
     let mut output = target.exec(&id(1), words, Vec::new()).await.unwrap();
     let first = output.recv().await;
-    assert_eq!(first, Some(ExecOutput::Stdout(b"begun-unread\n".to_vec())));
+    let line = format!("{}\n", word.trim_start_matches("out="));
+    assert_eq!(first, Some(ExecOutput::Stdout(line.into_bytes())));
     // The host sees what runs in containers.
     let is_running = || {
         let all = fs::read_dir("/proc").unwrap().flatten();
         all.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok())
-            .any(|words| words.starts_with(b"/app\0out=begun-unread\0"))
+            .any(|words| words.starts_with(format!("/app\0{word}\0").as_bytes()))
     };
     assert!(is_running());
     drop(output);

@@ -84,7 +84,15 @@ async fn only_what_uses_a_store_reaches_it_and_no_app_another() {
     // Another daemon of this host takes no rule of this one away.
     let another = landfast_testbed::Dockerd::start().expect("there is room for two");
     // The proxy is a process of the host, and reaches each at its own address.
-    for address in &addresses {
+    // This host is another one than the daemon's in a test, and Podman's networks that lead nowhere let its own host in
+    // alone.
+    let is_let_in = |spec: &&InstanceSpec| {
+        let is_environments =
+            |join: &NetworkJoin| matches!(join.network, ContainerNetwork::Environment);
+        !world.dockerd.is_podman() || spec.container.networks.iter().any(is_environments)
+    };
+    let asked = specs.iter().zip(&addresses);
+    for (_, address) in asked.filter(|(spec, _)| is_let_in(spec)) {
         assert!(!answer(*address).await.is_empty(), "{address}");
     }
     let [main, other, api, web, blog_main, blog_api] =

@@ -497,6 +497,8 @@ impl Dockerd {
 
     /// Whoever comes from the host is seen as from the daemon's own.
     fn masquerade(&self) -> Result<(), StartError> {
+        // It lets others through only once a network leads outside.
+        self.within("sysctl", &["--write", "net.ipv4.ip_forward=1"])?;
         let here = self.world.here().to_string();
         let rule = ["POSTROUTING", "--source", &here, "--jump", "MASQUERADE"];
         let asked = |order: &str| {
@@ -607,9 +609,14 @@ impl Dockerd {
         }
     }
 
+    /// Whether it is Podman's service.
+    pub fn is_podman(&self) -> bool {
+        self.options.engine == Engine::Podman
+    }
+
     /// Whether it runs the checks of images: Podman leaves that to systemd.
     pub fn runs_checks(&self) -> bool {
-        self.options.engine == Engine::Docker || Path::new("/run/systemd/system").is_dir()
+        !self.is_podman() || Path::new("/run/systemd/system").is_dir()
     }
 
     /// Where it listens.
@@ -668,8 +675,12 @@ impl Drop for Dockerd {
         self.server = None;
         let names = self.folder.path().join("names/aardvark-dns/aardvark.pid");
         let pid = fs::read_to_string(names).ok();
-        if let Some(pid) = pid.and_then(|pid| Pid::from_raw(pid.trim().parse().ok()?)) {
-            kill_process(pid, Signal::KILL).ok();
+        if let Some(pid) = pid.and_then(|pid| pid.trim().parse().ok()) {
+            // It ends by itself with the last container, and its number may be another's.
+            let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            if let Some(pid) = Pid::from_raw(pid).filter(|_| name.starts_with("aardvark")) {
+                kill_process(pid, Signal::KILL).ok();
+            }
         }
         end_group(&self.world.control_group());
         kill_whoever_names(self.folder.path());

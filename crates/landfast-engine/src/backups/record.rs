@@ -264,21 +264,24 @@ impl Book {
         }
     }
 
-    /// What the clock asks for: the most thorough of what has come due.
+    /// What the clock asks for: the most thorough of what has come due. A check that came due before the newest backup
+    /// ended has let that one pass, and goes before the next: where a backup takes as long as the time between two of
+    /// them, nothing would ever be proven.
     pub(crate) fn due(&self, now: Timestamp) -> Option<Kind> {
-        let is_due = |kind: &Kind| {
-            let kept = self.kept.get(kind);
-            kept.is_some_and(|kept| kept.line.next_after(kept.since).is_some_and(|at| at <= now))
+        const BACKUPS: [Kind; 2] = [Kind::Full, Kind::Incremental];
+        const CHECKS: [Kind; 3] = [Kind::FullDrill, Kind::LightDrill, Kind::Verify];
+        let due_at = |kind: &Kind| {
+            let kept = self.kept.get(kind)?;
+            let at = kept.line.next_after(kept.since)?;
+            (at <= now).then_some(at)
         };
+        let backups = BACKUPS.iter().filter_map(|kind| self.ended.get(kind));
+        let backed_up = backups.map(|ended| ended.at).max();
+        let has_waited = |kind: &Kind| due_at(kind).is_some_and(|at| Some(at) <= backed_up);
+        let waited = CHECKS.into_iter().find(has_waited);
         // A backup is drilled when it is there.
-        let order = [
-            Kind::Full,
-            Kind::Incremental,
-            Kind::FullDrill,
-            Kind::LightDrill,
-            Kind::Verify,
-        ];
-        order.into_iter().find(is_due)
+        let mut all = BACKUPS.into_iter().chain(CHECKS);
+        waited.or_else(|| all.find(|kind| due_at(kind).is_some()))
     }
 
     /// Notes that work begins. A full one of its sort keeps the lesser one, too.
@@ -442,6 +445,38 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn what_is_backed_up_without_a_pause_is_proven_too() {
+        let mut book = Book::default();
+        book.fit(&spec(), at(1));
+        let mut now = 60;
+        let mut done = Vec::new();
+        for _ in 0..8 {
+            let kind = book.due(at(now)).unwrap();
+            book.begin(kind, at(now), "schedule");
+            // As long as the time between two of them.
+            now += match kind {
+                Kind::Full | Kind::Incremental => 60,
+                Kind::FullDrill | Kind::LightDrill | Kind::Verify | Kind::Prune | Kind::Restore => {
+                    5
+                }
+            };
+            book.end(at(now), None);
+            done.push(kind);
+        }
+        let expected = [
+            Kind::Incremental,
+            Kind::LightDrill,
+            Kind::Incremental,
+            Kind::LightDrill,
+            Kind::Full,
+            Kind::LightDrill,
+            Kind::Incremental,
+            Kind::FullDrill,
+        ];
+        assert_eq!(done, expected);
+    }
+
+    #[test]
     fn a_verification_has_its_own_time_and_a_full_drill_keeps_it() {
         let mut spec = spec();
         spec.verify = Some(CronLine::new("50 * * * * UTC").unwrap());
@@ -528,10 +563,15 @@ pub(super) mod tests {
         assert_eq!(book.due(at(299)), Some(Kind::FullDrill));
         assert!(!book.kept.contains_key(&Kind::Incremental));
         assert_eq!(book.due(at(300)), Some(Kind::Full));
+        // A drill that was due before the backup ended goes first, by whichever clock.
         book.begin(Kind::Full, at(1_000_000), "schedule");
         book.end(at(1_000_001), None);
         book.fit(&other, at(301));
-        assert_eq!(book.due(at(24 * 60 + 301)), Some(Kind::Full));
+        for expected in [Kind::FullDrill, Kind::Full] {
+            let now = at(24 * 60 + 301);
+            assert_eq!(book.due(now), Some(expected));
+            book.begin(expected, now, "schedule");
+        }
     }
 
     #[test]
