@@ -62,7 +62,7 @@ audit: ## cargo-deny: bans, licences and sources of every dependency
 
 .PHONY: clean-run
 clean-run: ## what CI does: .ci/run in a fresh clone of the last commit, cold, timed
-	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT \
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && chmod 755 "$$folder" \
 	&& git clone --quiet . "$$folder/landfast" && cd "$$folder/landfast" \
 	&& begun=$$(date +%s) && ./.ci/run && echo "clean-run: passed in $$(( $$(date +%s) - begun )) s"
 
