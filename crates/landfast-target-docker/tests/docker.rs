@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, fs, io::Write as _, path::PathBuf, time::Duration};
 
 use landfast_target::{
     ContainerOptions, ContainerUser, ExecOutput, Exit, HealthSource, ImageHealth, InstanceSpec,
@@ -210,6 +210,42 @@ async fn limits_hold_and_running_out_of_memory_is_said() {
     };
     let lines = world.lines(&target, &few).await;
     assert!(lines[0].starts_with("stopped by"), "{lines:?}");
+}
+
+/// A daemon loses that memory ran out when its host is busy, which cannot be had at will: here it hears of a kill alone, and
+/// the kernel's log of its reason.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_daemon_was_not_told_the_kernel_knows() {
+    let Some(world) = World::new() else { return };
+    let Ok(mut log) = fs::File::options().write(true).open("/dev/kmsg") else {
+        println!("skipped: the kernel's log is not to be written here");
+        return;
+    };
+    let target = world.target();
+    let limit = Bytes(48 << 20);
+    let killed = Exit::Signal {
+        signal: 9,
+        core_dumped: false,
+    };
+    let ran_out = Exit::OutOfMemory { limit };
+    for (number, is_logged, expected) in [(1, false, killed), (2, true, ran_out)] {
+        let spec = InstanceSpec {
+            resources: Resources {
+                memory: Some(limit),
+                ..Default::default()
+            },
+            ..world.spec(number, &["serve"])
+        };
+        target.start(fence(1), &spec).await.unwrap();
+        let all = ["ps", "--quiet", "--no-trunc"];
+        let container = world.dockerd.docker(&all).unwrap();
+        if is_logged {
+            let line = format!("landfast-test: oom_memcg=/docker/{container},task=app\n");
+            log.write_all(line.as_bytes()).unwrap();
+        }
+        world.dockerd.docker(&["kill", &container]).unwrap();
+        assert_eq!(target.wait(&spec.id).await.unwrap(), expected);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
